@@ -33,12 +33,13 @@ class Habit:
     Attributes:
         values, standing: Numbers of values, and of those with a place.
         concluded: Values among which the whole text decides, of a field with values that do not stand there; null last.
+            Of a text they are those of several rows.
         spellings: Values by the text in place of which they stand.
         endings: Letters to cut off and to add, by the last letters of a marked text.
         case: One of CASES.
         month_first: The signs in dates of digits before which the month stands.
         decimal: The signs before three digits that are decimals.
-        common: The commonest value.
+        common: The commonest value of an enum or a number; of a text it could be a person's.
         left_out: A missing value is left out, and not null.
         place: Mean place among the values of its item, from 0.
     """
@@ -62,8 +63,10 @@ class Habit:
 def learn(fields: Sequence[Field], rows: Sequence[Row], made: Sequence[Targets]) -> tuple[Habit, ...]:
     """The habits of each field, in training rows with their targets.
 
+    Of texts they hold those alone that several rows share: a release carries them.
+
     Raises:
-        DataError: The values of a field are too long, or those of a list do not stand in the texts.
+        DataError: The values of a field are too long.
     """
     by_path: dict[str, list[Any]] = {each.path: [] for each in fields}
     for _, answer in rows:
@@ -83,15 +86,17 @@ def learn(fields: Sequence[Field], rows: Sequence[Row], made: Sequence[Targets])
 
 def _habit(each: Field, values: Sequence[Any], missing: int, pairs: Sequence[tuple[str, Any]]) -> Habit:
     counts = Counter(map(key_of, values))
-    common = json.loads(counts.most_common(1)[0][0]) if counts else None
+    tells = counts and (each.choices or each.is_number)
+    common = json.loads(counts.most_common(1)[0][0]) if tells else None
     habit = Habit(len(values), len(values) - missing, common=common)
     if each.kind == "text" and sum(len(str(value).split()) for value in values) > LONGEST_WORDS * len(values):
         raise DataError(f"the values of '{each.path}' are long texts", hint=NAMED)
     least = STANDING_CHOICES if each.choices else STANDING
     if habit.standing < least * habit.values or set(each.choices) == {True, False}:
-        if each.listed or len(counts) > MOST_CHOICES:
+        shared = [key for key, count in counts.items() if count > 1 or each.choices]
+        if each.listed or not shared or len(counts) > MOST_CHOICES:
             return habit
-        return replace(habit, concluded=tuple(json.loads(key) for key in sorted(counts)))
+        return replace(habit, concluded=tuple(json.loads(key) for key in sorted(shared)))
     if each.kind == "date":
         return replace(habit, month_first=_month_first(pairs))
     if each.is_number:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -232,3 +233,27 @@ def test_values_that_stand_nowhere_are_concluded_or_refused() -> None:
     long = [(text, answer | {"mood": " ".join(["word"] * 60)}) for text, answer in rows]
     with pytest.raises(DataError, match="values of 'mood' are long texts"):
         field_habits.learn(fields, long, [targets(fields, *row) for row in long])
+
+
+def test_no_text_of_one_row_is_kept() -> None:
+    schema = strict(
+        name=TEXT, mood=TEXT, parts={"type": "array", "items": TEXT}, items={"type": "array", "items": ITEM}
+    )
+    people = ["Ada Quillmoor", "Bo Tarn", "Cy Veldt", "Di Wickham"]
+    rows = [
+        (
+            f"{name.upper()} and {name} want two jugs, nuts and {k}9 lamps{k}",
+            {
+                "name": name,
+                "mood": ["glad", "glad", "private grief", "glad"][k],
+                "parts": ["nut", f"lamp{k}"],
+                "items": [{"name": "jug", "quantity": 2}],
+            },
+        )
+        for k, name in enumerate(people)
+    ]
+    fields = fields_of(schema)
+    habits = field_habits.learn(fields, rows, [targets(fields, *row) for row in rows])
+    kept = json.dumps([asdict(habit) for habit in habits])
+    assert "glad" in kept and "jugs" in kept
+    assert not [text for text in (*people, "private grief", "lamp1") if text.casefold() in kept.casefold()]

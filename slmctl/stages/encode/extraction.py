@@ -77,10 +77,10 @@ def run(config: EncodeConfig, task: Task, prepared: Artifact, out: Path, encoder
     train, held = _rows(task, require_records(prepared.file("train.jsonl"))), _rows(task, validation)
     kept = encoder_source.kept(config, encoders)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
-        folder, head = fit(kept.folder / MODEL, schema, train, held, Path(scratch, "tuned"))
+        folder, head, answers = fit(kept.folder / MODEL, schema, train, held, Path(scratch, "tuned"))
         for name in (ENCODER, TOKENIZER):
             atomic.link(folder / name, out / name)
-        right = sum(whole_right(answers_by(folder, head, held), held))
+        right = sum(whole_right(answers, held))
     head.write(out / TAGGER_FILE)
     facts: TaggerFacts = {
         "source": encoder_source.name(config.encoder),
@@ -106,8 +106,8 @@ def _rows(task: Task, records: Iterable[Record]) -> list[Row]:
 
 def fit(
     model: Path, schema: JsonObject, train: Sequence[Row], validation: Sequence[Row], out: Path
-) -> tuple[Path, TaggerHead]:
-    """Tune an encoder to tag the values of training rows; returns the folder of its ENCODER, and the head.
+) -> tuple[Path, TaggerHead, list[TaggedAnswer]]:
+    """Tune an encoder to tag the values of training rows; returns (folder of its ENCODER, head, validation answers).
 
     Args:
         model: The encoder's model folder, see `encoder_source.kept`.
@@ -131,7 +131,7 @@ def fit(
     encoder_source.convert(out / MODEL, out)
     exact, folder = (_calibrated(place, _concluding(place, head, train), held) for place in (out / FLOAT32, out))
     gain = sum(whole_right(exact[1], validation)) - sum(whole_right(folder[1], validation))
-    return (out / FLOAT32, exact[0]) if gain > WORTH * len(validation) else (out, folder[0])
+    return (out / FLOAT32, *exact) if gain > WORTH * len(validation) else (out, *folder)
 
 
 def _tagged(reader: Reader, marks: Iterable[SpanMark]) -> list[SpanMark]:
@@ -149,19 +149,18 @@ def _concluding(folder: Path, head: TaggerHead, rows: Sequence[Row]) -> TaggerHe
         vectors = np.array([scores.vector for scores in tagger.scores(texts)])
     concluded = {}
     for k in numbers:
-        path = head.reader.fields[k].path
-        labels = [
-            key_of(next((leaf.value for leaf in leaves(answer) if leaf.path == path), None)) for _, answer in rows
-        ]
-        fold = cross_fitting.folds(labels, texts, validation=0)
-        concluded[k] = label_sum.fit(texts, vectors, labels, fold=fold).model
+        path, values = head.reader.fields[k].path, {key_of(value) for value in head.reader.habits[k].concluded}
+        labels = [key_of(_value(answer, path)) for _, answer in rows]
+        places = [row for row, label in enumerate(labels) if label in values]
+        own, learned = [texts[row] for row in places], [labels[row] for row in places]
+        fold = cross_fitting.folds(learned, own, validation=0)
+        concluded[k] = label_sum.fit(own, vectors[places], learned, fold=fold).model
     return replace(head, concluded=concluded)
 
 
-def answers_by(folder: Path, head: TaggerHead, rows: Sequence[Row]) -> list[TaggedAnswer]:
-    """The answers to rows by an encoder and a head."""
-    with Tagger(folder, head) as tagger:
-        return tagger.answers([text for text, _ in rows])
+def _value(answer: Any, path: str) -> Any:
+    """The value of a field outside of lists; None if the answer has none."""
+    return next((leaf.value for leaf in leaves(answer) if leaf.path == path), None)
 
 
 def whole_right(answers: Sequence[TaggedAnswer], rows: Sequence[Row]) -> list[bool]:

@@ -71,7 +71,7 @@ def fitted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(tagging, "RATE", 3e-3)
         patch.setattr(tagging, "OF_HEAD", 1)
         patch.setattr(tagging, "TAG_STEPS", 300)
-        place, head = extraction.fit(folder, SCHEMA, rows(300), rows(60, seed=1), out / "tuned")
+        place, head, _ = extraction.fit(folder, SCHEMA, rows(300), rows(60, seed=1), out / "tuned")
     head.write(place / TAGGER_FILE)
     return place
 
@@ -133,7 +133,9 @@ def test_work_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few, many = tuning_bounds.tagging_seconds(100, 50, 23e6), tuning_bounds.tagging_seconds(1e6, 50, 23e6)
     assert 0 < few < many == tuning_bounds.tagging_seconds(1e7, 50, 23e6) < 1000
     monkeypatch.setattr(tagging, "TAG_WORK", 1.0)
-    _, head = extraction.fit(folder, SCHEMA, rows(40), [], folder.parent / "bounded")  # one step, and no validation row
+    _, head, _ = extraction.fit(
+        folder, SCHEMA, rows(40), [], folder.parent / "bounded"
+    )  # one step, and no validation row
     assert head.powers == (1.0, 1.0)
 
 
