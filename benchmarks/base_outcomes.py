@@ -35,7 +35,11 @@ class Outcome:
 def read() -> list[Outcome]:
     """The outcomes that were recorded, in the order of the table."""
     path = result.FOLDER / "bases.json"
-    return [Outcome(**entry) for entry in json.loads(path.read_bytes())["bases"]] if path.exists() else []
+    return (
+        [Outcome(**entry) for entry in json.loads(path.read_bytes())["bases"]]
+        if path.exists()
+        else []
+    )
 
 
 def record(outcome: Outcome, order: Sequence[str]) -> None:
@@ -54,7 +58,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
     """The outcomes as a Markdown table."""
     lines = ["| base | architecture | whole chain | training | remarks |", "|---|---|---|---|---|"]
     lines += [
-        f"| {o.base} | {o.architecture} | {o.verdict} | {o.training} | {o.sentence or '; '.join(o.remarks)} |"
+        f"| {o.base} | {o.architecture} | {o.verdict} | {o.training} | "
+        f"{o.sentence or '; '.join(o.remarks)} |"
         for o in outcomes
     ]
     return "\n".join(lines)

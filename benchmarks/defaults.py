@@ -1,13 +1,15 @@
-"""What finetune's defaults are chosen by: one setting changed at a time, on validation rows of two data sets.
+"""What finetune's defaults are chosen by: one setting changed at a time, on validation rows of two
+data sets.
 
     python -m benchmarks.defaults DATA BASE [--written] [--folder FOLDER]
 
-DATA is the folder that holds `banking77/` and `snips/`; BASE is what `base:` takes. Of each, 200 rows validate and
-600 train, drawn by a hash of their text, so that a run takes a minute or two: a label to choose, and a JSON object to
-write. The figure is the best validation loss of the run, per answer token, without smoothing. No test row is used.
+DATA is the folder that holds `banking77/` and `snips/`; BASE is what `base:` takes. Of each, 200
+rows validate and 600 train, drawn by a hash of their text, so that a run takes a minute or two: a
+label to choose, and a JSON object to write. The figure is the best validation loss of the run, per
+answer token, without smoothing. No test row is used.
 
-With `--written`, four recipes learn to write SNIPS as JSON from 1,000 rows, of which a tenth validates and near
-duplicates are left out, and their Q8_0 files answer the test rows once.
+With `--written`, four recipes learn to write SNIPS as JSON from 1,000 rows, of which a tenth
+validates and near duplicates are left out, and their Q8_0 files answer the test rows once.
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ finetune: {{epochs: 3, learning_rate: 4e-4}}
 """
 TASKS = {
     "banking77": "{kind: classify, labels: from-data, system: Name the intent.}",
-    "snips": "{kind: extract, schema: snips.schema.json, system: Write the intent and its slots as JSON.}",
+    "snips": "{kind: extract, schema: snips.schema.json, system: Write the intent and its slots as "
+    "JSON.}",
 }
 
 
@@ -91,19 +94,34 @@ def main() -> None:
             manifest = json.loads(program.slmctl(project, "finetune", "--json", sets=sets))
             metrics = manifest["metrics"]
             found.setdefault(name, {})[variant] = {
-                "validation_loss": metrics["validation_loss"], "best_step": metrics["best_step"],
-                "steps": metrics["steps"], "overfitted": metrics["overfitted"], "seconds": manifest["seconds"],
-            }  # fmt: skip
+                "validation_loss": metrics["validation_loss"],
+                "best_step": metrics["best_step"],
+                "steps": metrics["steps"],
+                "overfitted": metrics["overfitted"],
+                "seconds": manifest["seconds"],
+            }
             sys.stderr.write(f"{name}, {variant}: {found[name][variant]}\n")
     rows = [
-        result.single(f"{name}, {variant}: validation loss", of["validation_loss"], DEFAULT,
-                      runs[DEFAULT]["validation_loss"])
-        for name, runs in found.items() for variant, of in runs.items() if variant != DEFAULT
-    ]  # fmt: skip
+        result.single(
+            f"{name}, {variant}: validation loss",
+            of["validation_loss"],
+            DEFAULT,
+            runs[DEFAULT]["validation_loss"],
+        )
+        for name, runs in found.items()
+        for variant, of in runs.items()
+        if variant != DEFAULT
+    ]
     result.write(
-        "defaults", "python -m benchmarks.defaults DATA BASE", rows, ("torch", "transformers", "trl", "peft"),
-        base=options.base, train=TRAIN, validation=VALIDATION, runs=found,
-    )  # fmt: skip
+        "defaults",
+        "python -m benchmarks.defaults DATA BASE",
+        rows,
+        ("torch", "transformers", "trl", "peft"),
+        base=options.base,
+        train=TRAIN,
+        validation=VALIDATION,
+        runs=found,
+    )
 
 
 def written(options: argparse.Namespace) -> None:
@@ -121,19 +139,29 @@ def written(options: argparse.Namespace) -> None:
         entry = json.loads((report / "report.json").read_bytes())["models"]["Q8_0"]
         answers = [row["answers"][-1] for row in program.read_jsonl(report / "rows.jsonl")[1:]]
         found[recipe] = {
-            **entry["metrics"], "interval": entry["interval"], "n": entry["n"], "seconds": training["seconds"],
-            "validation_loss": training["metrics"]["validation_loss"], "steps": training["metrics"]["steps"],
-            "right": "".join(str(int(score == 1.0)) for *_, score in answers),  # of each test row, as a whole
-        }  # fmt: skip
+            **entry["metrics"],
+            "interval": entry["interval"],
+            "n": entry["n"],
+            "seconds": training["seconds"],
+            "validation_loss": training["metrics"]["validation_loss"],
+            "steps": training["metrics"]["steps"],
+            # of each test row, as a whole
+            "right": "".join(str(int(score == 1.0)) for *_, score in answers),
+        }
     told = [
         result.single(f"{recipe}: {metric}", of[metric], BEFORE, found[BEFORE][metric])
-        for recipe, of in found.items() if recipe != BEFORE
+        for recipe, of in found.items()
+        if recipe != BEFORE
         for metric in ("exact_match", "field_f1", "validation_loss")
-    ]  # fmt: skip
+    ]
     result.write(
-        "defaults-written", "python -m benchmarks.defaults DATA BASE --written", told,
-        ("torch", "transformers", "trl", "peft", "llama-cpp-python"), base=options.base, recipes=found,
-    )  # fmt: skip
+        "defaults-written",
+        "python -m benchmarks.defaults DATA BASE --written",
+        told,
+        ("torch", "transformers", "trl", "peft", "llama-cpp-python"),
+        base=options.base,
+        recipes=found,
+    )
 
 
 def make(folder: Path, name: str, task: str, options: argparse.Namespace) -> Path:
@@ -155,7 +183,8 @@ def write_project(folder: Path, parts: Mapping[str, Sequence[dict[str, Any]]], c
 
 def rows_of(data: Path, name: str, part: str = "train") -> list[dict[str, Any]]:
     """The rows of a data set, each text once, in the order of a hash of their texts."""
-    found = {one["text"]: one for one in reversed(list(_read(data, name, part)))}  # the first one of each text stays
+    # the first one of each text stays
+    found = {one["text"]: one for one in reversed(list(_read(data, name, part)))}
     return sorted(found.values(), key=lambda one: hashlib.sha256(one["text"].encode()).hexdigest())
 
 
@@ -166,7 +195,10 @@ def _read(data: Path, name: str, part: str) -> Iterator[dict[str, Any]]:
         yield from ({"text": text, "answer": category} for text, category in pairs)
         return
     for one in program.read_jsonl(data / name / f"{part}.jsonl"):
-        yield {"text": one["utterance"], "answer": json.dumps({"intent": one["intent"], "slots": one["slots"]})}
+        yield {
+            "text": one["utterance"],
+            "answer": json.dumps({"intent": one["intent"], "slots": one["slots"]}),
+        }
 
 
 if __name__ == "__main__":

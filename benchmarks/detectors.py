@@ -1,11 +1,13 @@
-"""The rules of `slmctl.sensitive`: recall, precision, false alarms and speed; phone numbers beside libphonenumber.
+"""The rules of `slmctl.sensitive`: recall, precision, false alarms and speed; phone numbers beside
+libphonenumber.
 
     python -m benchmarks.detectors DATA
 
-DATA holds public data sets as `../shared/data/` does. All else that is searched is seeded: lines with phone numbers of
-12 countries (`benchmarks.phone_lines`), prompts of invented people with a value of each kind
-(`tests/support/disguises.py`), and the same values in every encoding of its tables. A value counts as found where
-findings cover its place; an alarm is false where it covers no value.
+DATA holds public data sets as `../shared/data/` does. All else that is searched is seeded: lines
+with phone numbers of 12 countries (`benchmarks.phone_lines`), prompts of invented people with a
+value of each kind (`tests/support/disguises.py`), and the same values in every encoding of its
+tables. A value counts as found where findings cover its place; an alarm is false where it covers no
+value.
 """
 
 from __future__ import annotations
@@ -39,17 +41,28 @@ def main() -> None:
         result.single(f"{PHONES}: {name}", value, LIBRARY, library[name])
         for name, value in of_phones(lambda text: find(text, ["phone"])).items()
     ]
-    rows += [result.single(name, value, "all", 1) for name, value in of_kinds(disguises.prompts(PROMPTS, seed=7))]
+    rows += [
+        result.single(name, value, "all", 1)
+        for name, value in of_kinds(disguises.prompts(PROMPTS, seed=7))
+    ]
     everyday, hidden = of_encodings(disguises.EVERYDAY), of_encodings(disguises.HIDDEN)
     whole = sum(set(shares.values()) == {1.0} for shares in everyday.values())
     rows.append(result.single("everyday encodings that hide no value", whole, "all", len(everyday)))
     sentences = list(ordinary(data))
     alarms, usual = timed(sentences)
-    rows.append(result.single("ordinary sentences with a false alarm", alarms, "all", len(sentences)))
+    rows.append(
+        result.single("ordinary sentences with a false alarm", alarms, "all", len(sentences))
+    )
     _, slow = timed([SLOW])
-    rows.append(result.single("a text that makes patterns go back: us/KB", slow, "ordinary sentences", usual))
+    rows.append(
+        result.single(
+            "a text that makes patterns go back: us/KB", slow, "ordinary sentences", usual
+        )
+    )
     encodings = {"everyday encodings": everyday, "hidden encodings": hidden}
-    result.write("detectors", "python -m benchmarks.detectors DATA", rows, ("phonenumbers",), **encodings)
+    result.write(
+        "detectors", "python -m benchmarks.detectors DATA", rows, ("phonenumbers",), **encodings
+    )
 
 
 def spans(text: str) -> list[Span]:
@@ -57,21 +70,30 @@ def spans(text: str) -> list[Span]:
 
 
 def timed(texts: Sequence[str]) -> tuple[int, float]:
-    """The texts in which something is found, and the microseconds of the processor for each kilobyte."""
+    """The texts in which something is found, and the microseconds
+    of the processor for each kilobyte.
+    """
     begun = time.process_time()
     count = sum(bool(find(text)) for text in texts)
     return count, 1e9 * (time.process_time() - begun) / sum(map(len, texts))
 
 
 def of_phones(search: Callable[[str], Any]) -> dict[str, float]:
-    """Recall of numbers and precision of findings over the lines; a search gives objects with `start` and `end`."""
+    """Recall of numbers and precision of findings over the lines; a search
+    gives objects with `start` and `end`.
+    """
     hits = numbers = right = findings = 0
     for line in phone_lines.lines():
         spans = {(match.start, match.end) for match in search(line.text)}
         numbers += len(line.spans)
-        hits += sum(any(start <= first + 1 and end >= last for start, end in spans) for first, last in line.spans)
+        hits += sum(
+            any(start <= first + 1 and end >= last for start, end in spans)
+            for first, last in line.spans
+        )
         findings += len(spans)
-        right += sum(any(start < last and end > first for first, last in line.spans) for start, end in spans)
+        right += sum(
+            any(start < last and end > first for first, last in line.spans) for start, end in spans
+        )
     return {"recall": hits / numbers, "precision": right / max(1, findings)}
 
 
@@ -90,7 +112,9 @@ def libphonenumber() -> dict[str, float]:
 
 
 def of_kinds(prompts: list[tuple[str, str, str]]) -> Iterator[tuple[str, float]]:
-    """Recall by kind over prompts with a value; precision of each kind's findings over them and lines of decoys."""
+    """Recall by kind over prompts with a value; precision of each kind's
+    findings over them and lines of decoys.
+    """
     values, hits, right, findings = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     for kind, text, value in prompts:
         start = text.index("{value}")
@@ -120,7 +144,9 @@ def of_encodings(encodings: dict[str, Callable[[str], str]]) -> dict[str, dict[s
         hits, values = Counter[str](), Counter[str]()
         for (kind, text, value), key in zip(prompts, keys, strict=True):
             values[kind] += 1
-            hits[kind] += bool(find(text.replace("{value}", encode(key if kind == "secret" else value))))
+            hits[kind] += bool(
+                find(text.replace("{value}", encode(key if kind == "secret" else value)))
+            )
         table[name] = {kind: round(hits[kind] / values[kind], 3) for kind in KINDS}
     return table
 

@@ -1,12 +1,15 @@
-"""The sentence encoder in this process beside the engine of before and torch: speed, memory, bytes, accuracy.
+"""The sentence encoder in this process beside the engine of before and torch: speed, memory, bytes,
+accuracy.
 
-    python -m benchmarks.encoder_engine DATA DEMO [--rows 1000] [--repeat 3] [--only NAME...] [--tuned]
+    python -m benchmarks.encoder_engine DATA DEMO [--rows 1000] [--repeat 3] [--only NAME...]
+    [--tuned]
 
-DATA and DEMO are those of `sharper`. Speed is rows of Banking77's test set a CPU-second on one thread, in batches and
-one text at a time; each engine has a process of its own, and they take turns. The engine of before is llama.cpp with a
-GGUF file in float16, made and run by the code of a commit, whose converter must be there (`slmctl doctor --fix`).
-Accuracy is that of encoder and words on whole test sets, by int8 and by float32 weights: frozen, the head of each
-learned on its own vectors, and with `--tuned` by what `encode` tunes, which takes minutes a set. Predictions are kept.
+DATA and DEMO are those of `sharper`. Speed is rows of Banking77's test set a CPU-second on one
+thread, in batches and one text at a time; each engine has a process of its own, and they take
+turns. The engine of before is llama.cpp with a GGUF file in float16, made and run by the code of a
+commit, whose converter must be there (`slmctl doctor --fix`). Accuracy is that of encoder and words
+on whole test sets, by int8 and by float32 weights: frozen, the head of each learned on its own
+vectors, and with `--tuned` by what `encode` tunes, which takes minutes a set. Predictions are kept.
 """
 
 from __future__ import annotations
@@ -46,11 +49,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--before", default=BEFORE)
-    parser.add_argument("--only", nargs="*", default=["Banking77", "CLINC150", "SNIPS", sharper.DEMO])
+    parser.add_argument(
+        "--only", nargs="*", default=["Banking77", "CLINC150", "SNIPS", sharper.DEMO]
+    )
     parser.add_argument("--tuned", action="store_true")
     options = parser.parse_args()
     written, kept = result.FOLDER / f"{NAME}.json", result.FOLDER / f"{NAME}.npz"
-    before = [result.Row(**row) for row in json.loads(written.read_bytes())["rows"]] if written.exists() else []
+    before = (
+        [result.Row(**row) for row in json.loads(written.read_bytes())["rows"]]
+        if written.exists()
+        else []
+    )
     tables = dict(np.load(kept, allow_pickle=False)) if kept.exists() else {}
     with tempfile.TemporaryDirectory() as scratch:
         encoder = encoder_source.kept(EncodeConfig(), Path(scratch)).folder
@@ -61,7 +70,9 @@ def main() -> None:
     new = {row.metric for row in rows}
     rows = [row for row in before if row.metric not in new] + rows
     command = "python -m benchmarks.encoder_engine DATA DEMO --tuned"
-    result.write(NAME, command, rows, ("onnxruntime", "onnx", "torch", "transformers", "llama-cpp-python"))
+    result.write(
+        NAME, command, rows, ("onnxruntime", "onnx", "torch", "transformers", "llama-cpp-python")
+    )
     np.savez_compressed(kept, allow_pickle=False, **tables)
 
 
@@ -70,33 +81,57 @@ def speeds(encoder: Path, scratch: Path, options: Any) -> Iterator[result.Row]:
     checkout, texts = scratch / "before", scratch / "texts.json"
     rows = program.banking77(options.data)[2][: options.rows]
     texts.write_text(json.dumps([text for text, _ in rows]), encoding="utf-8")
-    subprocess.run(["git", "worktree", "add", "--detach", checkout, options.before], check=True, capture_output=True)
+    subprocess.run(
+        ["git", "worktree", "add", "--detach", checkout, options.before],
+        check=True,
+        capture_output=True,
+    )
     try:
         gguf = made_before(checkout, encoder / encoder_source.MODEL, scratch)
-        files = {OURS: encoder, FLOAT32: encoder / FLOAT32, LLAMA: gguf, TORCH: encoder / encoder_source.MODEL}
+        files = {
+            OURS: encoder,
+            FLOAT32: encoder / FLOAT32,
+            LLAMA: gguf,
+            TORCH: encoder / encoder_source.MODEL,
+        }
         measures: dict[str, list[dict[str, float]]] = {name: [] for name in files}
         for _ in range(options.repeat):
             for name, file in files.items():
                 own = Path(__file__).parents[1]
-                measures[name].append(in_process(name, file, texts, checkout if name == LLAMA else own))
+                measures[name].append(
+                    in_process(name, file, texts, checkout if name == LLAMA else own)
+                )
     finally:
         subprocess.run(["git", "worktree", "remove", "--force", checkout], check=True)
     for metric in measures[OURS][0]:
         ours = [each[metric] for each in measures[OURS]]
         for peer in (LLAMA, FLOAT32, TORCH):
             goal = SPEED if peer == LLAMA and "rows" in metric else ""
-            yield result.compared(metric, ours, [each[metric] for each in measures[peer]], peer=peer, goal=goal)
-    sizes = {name: file.stat().st_size / 1e6 for name, file in
-             ((OURS, encoder / ENCODER), (LLAMA, gguf), (FLOAT32, encoder / FLOAT32 / ENCODER))}  # fmt: skip
+            yield result.compared(
+                metric, ours, [each[metric] for each in measures[peer]], peer=peer, goal=goal
+            )
+    sizes = {
+        name: file.stat().st_size / 1e6
+        for name, file in (
+            (OURS, encoder / ENCODER),
+            (LLAMA, gguf),
+            (FLOAT32, encoder / FLOAT32 / ENCODER),
+        )
+    }
     for peer in (LLAMA, FLOAT32):
         yield result.single("file, MB", sizes[OURS], peer, sizes[peer])
 
 
 def made_before(checkout: Path, model: Path, scratch: Path) -> Path:
     """The GGUF file that the code of before makes of an encoder."""
-    code = "import sys; from pathlib import Path; from slmctl.model_files import gguf_converter as made; " \
-           "made.convert(Path(sys.argv[1]), Path(sys.argv[2]), dtype='f16', metadata={})"  # fmt: skip
-    subprocess.run([sys.executable, "-c", code, model, scratch / "before.gguf"], cwd=checkout, check=True)
+    code = (
+        "import sys; from pathlib import Path; from slmctl.model_files import gguf_converter as "
+        "made; "
+        "made.convert(Path(sys.argv[1]), Path(sys.argv[2]), dtype='f16', metadata={})"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, model, scratch / "before.gguf"], cwd=checkout, check=True
+    )
     return scratch / "before.gguf"
 
 
@@ -109,9 +144,13 @@ def in_process(name: str, file: Path, texts: Path, checkout: Path) -> dict[str, 
     return figures
 
 
-def accuracies(name: str, count: int, encoder: Path, options: Any, tables: dict[str, Any]) -> Iterator[result.Row]:
+def accuracies(
+    name: str, count: int, encoder: Path, options: Any, tables: dict[str, Any]
+) -> Iterator[result.Row]:
     """The share of test rows that is right by int8 beside float32 weights."""
-    train, validation, test = (list(split) for split in sharper.readers(options.data, options.demo)[name]())
+    train, validation, test = (
+        list(split) for split in sharper.readers(options.data, options.demo)[name]()
+    )
     if count:
         train = [train[k] for k in sharper.few(train, count, 0)]
         validation = [validation[k] for k in sharper.few(validation, max(1, count // 5), 0)]
@@ -120,21 +159,36 @@ def accuracies(name: str, count: int, encoder: Path, options: Any, tables: dict[
     fold = cross_fitting.folds(labels, texts, validation=len(validation))
     records = [[record(*pair) for pair in split] for split in (train, validation)]
     rows = LearnedRows(*records, np.arange(len(labels)), fold)
-    title = f"{name}, {f'{count} rows a label' if count else f'all {len(train)} rows'}, {len(test)} test rows"
+    title = (
+        f"{name}, {f'{count} rows a label' if count else f'all {len(train)} rows'}, "
+        f"{len(test)} test rows"
+    )
     fits = {}
     for kind, folder in ((OURS, encoder), (FLOAT32, encoder / FLOAT32)):
         vectors = encode.Vectors(vectors_of(folder, texts), named(folder, labels))
         fits[kind] = encode.Fitted.on(rows, vectors), vectors
-    shares = {kind: share(fitted, encoder if kind == OURS else encoder / FLOAT32, test, f"{title} {kind}", tables)
-              for kind, (fitted, _) in fits.items()}  # fmt: skip
+    shares = {
+        kind: share(
+            fitted, encoder if kind == OURS else encoder / FLOAT32, test, f"{title} {kind}", tables
+        )
+        for kind, (fitted, _) in fits.items()
+    }
     yield difference(f"{title}: accuracy, frozen", shares)
     if options.tuned:
         with tempfile.TemporaryDirectory() as scratch:
             frozen, vectors = fits[OURS]
             out = Path(scratch, "tuned")
             _, tuned = encode.tuned_sum(encoder / encoder_source.MODEL, rows, vectors, frozen, out)
-            shares = {kind: share(tuned, out if kind == OURS else out / FLOAT32, test, f"{title} tuned {kind}", tables)
-                      for kind in (OURS, FLOAT32)}  # fmt: skip
+            shares = {
+                kind: share(
+                    tuned,
+                    out if kind == OURS else out / FLOAT32,
+                    test,
+                    f"{title} tuned {kind}",
+                    tables,
+                )
+                for kind in (OURS, FLOAT32)
+            }
         yield difference(f"{title}: accuracy, tuned", shares)
 
 
@@ -142,11 +196,21 @@ def difference(metric: str, shares: dict[str, float]) -> result.Row:
     """A row with both shares, of which the difference has the goal."""
     ours, theirs = shares[OURS], shares[FLOAT32]
     met = result.meets(round(ours - theirs, 6), LOSS)
-    return result.Row(metric, round(ours, 4), FLOAT32, round(theirs, 4), round(ours / theirs, 4),
-                      (round(ours - theirs, 5), round(ours - theirs, 5)), f"difference {LOSS}", met)  # fmt: skip
+    return result.Row(
+        metric,
+        round(ours, 4),
+        FLOAT32,
+        round(theirs, 4),
+        round(ours / theirs, 4),
+        (round(ours - theirs, 5), round(ours - theirs, 5)),
+        f"difference {LOSS}",
+        met,
+    )
 
 
-def share(fitted: encode.Fitted, folder: Path, test: Pairs, key: str, tables: dict[str, Any]) -> float:
+def share(
+    fitted: encode.Fitted, folder: Path, test: Pairs, key: str, tables: dict[str, Any]
+) -> float:
     asked, references = zip(*test, strict=True)
     summed, _ = fitted.model.scored(asked, vectors_of(folder, asked))
     answers = np.array(fitted.model.labels)[summed.argmax(axis=1)]

@@ -1,4 +1,5 @@
-"""One engine of `encoder_engine` in a process of its own; imports nothing that another version of slmctl lacks.
+"""One engine of `encoder_engine` in a process of its own; imports nothing that another version of
+slmctl lacks.
 
 python benchmarks/encoder_process.py ENGINE FILE TEXTS.json
 """
@@ -26,13 +27,17 @@ def timed(name: str, file: str, texts: Sequence[str]) -> dict[str, float]:
     return {
         "start, s": start,
         "rows/CPU-s in batches": rate(lambda: encode_texts(texts), len(texts)),
-        "rows/CPU-s one by one": rate(lambda: [encode_texts([text]) for text in texts[:ALONE]], ALONE),
+        "rows/CPU-s one by one": rate(
+            lambda: [encode_texts([text]) for text in texts[:ALONE]], ALONE
+        ),
         "peak memory, MB": peak_bytes() / 1e6,
     }
 
 
 def peak_bytes() -> int:
-    """The largest memory that this process has held; what `getrusage` says begins with the parent's."""
+    """The largest memory that this process has held; what
+    `getrusage` says begins with the parent's.
+    """
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
     return 1024 * int(peak[1]) if peak else 0
 
@@ -71,7 +76,9 @@ def by_torch(folder: Path) -> Encode:
         ordered = sorted(texts, key=len)
         with torch.inference_mode():
             for k in range(0, len(ordered), 16):
-                batch = tokenizer(ordered[k : k + 16], padding=True, truncation=True, return_tensors="pt")
+                batch = tokenizer(
+                    ordered[k : k + 16], padding=True, truncation=True, return_tensors="pt"
+                )
                 states = model(**batch).last_hidden_state
                 (states * batch["attention_mask"][..., None]).sum(1)
 

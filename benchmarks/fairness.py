@@ -1,13 +1,17 @@
-"""How long one key's short questions take while another key floods, beside two clients that ask one thing at a time.
+"""How long one key's short questions take while another key floods, beside two clients that ask one
+thing at a time.
 
-    python -m benchmarks.fairness FOLDER RECORDS [--documents] [--type TYPE] [--repeat N] [--questions N] [--note TEXT]
+    python -m benchmarks.fairness FOLDER RECORDS [--documents] [--type TYPE] [--repeat N]
+    [--questions N] [--note TEXT]
 
-FOLDER and RECORDS are those of `benchmarks.serve`. The flood are 24 clients of one key, with short texts or with long
-ones, of a key without a limit or with `--concurrency 4`. Each pair of phases is measured one after the other on the
-same server, so the ratio is of the same minutes; the figure of a phase is the median of the other key's questions.
+FOLDER and RECORDS are those of `benchmarks.serve`. The flood are 24 clients of one key, with short
+texts or with long ones, of a key without a limit or with `--concurrency 4`. Each pair of phases is
+measured one after the other on the same server, so the ratio is of the same minutes; the figure of
+a phase is the median of the other key's questions.
 
-With --documents FOLDER is of a task that reads windows, and RECORDS are its documents: the flood sends them as files,
-or several as one long text, and the other key asks one text of a single line, or sends a file too.
+With --documents FOLDER is of a task that reads windows, and RECORDS are its documents: the flood
+sends them as files, or several as one long text, and the other key asks one text of a single line,
+or sends a file too.
 """
 
 from __future__ import annotations
@@ -35,9 +39,15 @@ KINDS = {"a key without a limit": "flood", f"a key with --concurrency {LIMIT}": 
 
 
 async def quiet_ms(
-    quiet: httpx.AsyncClient, other: httpx.AsyncClient, clients: int, shorts: Sequence[Asked], others: Sequence[Asked]
+    quiet: httpx.AsyncClient,
+    other: httpx.AsyncClient,
+    clients: int,
+    shorts: Sequence[Asked],
+    others: Sequence[Asked],
 ) -> float:
-    """The median of the quiet key's questions in milliseconds, while so many clients of the other key ask on."""
+    """The median of the quiet key's questions in milliseconds, while so
+    many clients of the other key ask on.
+    """
     turns = itertools.cycle(others)
 
     async def ask_on() -> None:
@@ -79,15 +89,28 @@ async def main() -> None:
     parser.add_argument("--type", default="Q8_0")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--questions", type=int, default=15, help="of each phase")
-    parser.add_argument("--documents", action="store_true", help="floods of files and of long texts, read in windows")
+    parser.add_argument(
+        "--documents",
+        action="store_true",
+        help="floods of files and of long texts, read in windows",
+    )
     parser.add_argument("--note", default="")
     options = parser.parse_args()
-    task, texts = Task.read(options.folder), [record.input for record in read_records(options.records)]
+    task, texts = (
+        Task.read(options.folder),
+        [record.input for record in read_records(options.records)],
+    )
     own, others = texts[: options.questions], texts[options.questions :][:200]
     joined = [" ".join(others[k : k + JOINED]) for k in range(len(others))]
     if options.documents:
-        quiet = {"short question": [line(task, text) for text in own], "file": [file(task, text) for text in own]}
-        floods = {"files": [file(task, text) for text in others], "long texts": [whole(task, text) for text in joined]}
+        quiet = {
+            "short question": [line(task, text) for text in own],
+            "file": [file(task, text) for text in own],
+        }
+        floods = {
+            "files": [file(task, text) for text in others],
+            "long texts": [whole(task, text) for text in joined],
+        }
     else:
         quiet = {"short question": [Asked(classify(task, text)) for text in own]}
         floods = {
@@ -96,15 +119,25 @@ async def main() -> None:
         }
     packages = ("llama-cpp-python", "starlette", "uvicorn", "httptools")
     name = "fairness-documents" if options.documents else "fairness"
-    command = f"python -m benchmarks.fairness FOLDER RECORDS --type {options.type}" + " --documents" * options.documents
+    command = (
+        f"python -m benchmarks.fairness FOLDER RECORDS --type {options.type}"
+        + " --documents" * options.documents
+    )
     more = ("--set=serve.documents=true",) if options.documents else ()
     rows = []
     async with AsyncExitStack() as stack:
         keys = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "keys.json"
         limits = {"quiet": None, "flood": None, "limited": LIMIT}
-        secrets = {name: api_keys.add(keys, name, concurrency=limit) for name, limit in limits.items()}
-        url, _ = stack.enter_context(server("slmctl", options.folder, options.type, "--keys", str(keys), *more))
-        clients = {name: await stack.enter_async_context(asking(url, secret)) for name, secret in secrets.items()}
+        secrets = {
+            name: api_keys.add(keys, name, concurrency=limit) for name, limit in limits.items()
+        }
+        url, _ = stack.enter_context(
+            server("slmctl", options.folder, options.type, "--keys", str(keys), *more)
+        )
+        clients = {
+            name: await stack.enter_async_context(asking(url, secret))
+            for name, secret in secrets.items()
+        }
         for asks, flood in itertools.product(quiet.values(), floods.values()):
             await quiet_ms(clients["quiet"], clients["flood"], 1, asks[:2], flood)  # warm
         pairs = itertools.product(quiet.items(), floods.items(), KINDS.items())
@@ -114,7 +147,9 @@ async def main() -> None:
                 for found, count in ((alone, 1), (flooded, FLOOD)):
                     found.append(await quiet_ms(clients["quiet"], clients[key], count, asks, flood))
             metric = f"flood of {what} by {words}: ms for another key's {question}"
-            rows.append(result.compared(metric, flooded, alone, peer="two clients", goal="<= 1.2", digits=1))
+            rows.append(
+                result.compared(metric, flooded, alone, peer="two clients", goal="<= 1.2", digits=1)
+            )
             result.write(name, command, rows, packages, note=options.note)
 
 

@@ -1,8 +1,10 @@
-"""Adapters over one base beside merged files of their own: memory, rows a second, and the accuracy of each.
+"""Adapters over one base beside merged files of their own: memory, rows a second, and the accuracy
+of each.
 
-Every adapter is a training of the same rows with another seed, through the program itself: its file and the merged one
-are written, checked and measured by `slmctl run`. Then one engine holds the base's file with all adapters, and as many
-engines hold a merged file each. Both answer the same rows, asked of all models in turn.
+Every adapter is a training of the same rows with another seed, through the program itself: its file
+and the merged one are written, checked and measured by `slmctl run`. Then one engine holds the
+base's file with all adapters, and as many engines hold a merged file each. Both answer the same
+rows, asked of all models in turn.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from slmctl.task.engine_requests import engine_request
 from slmctl.task.records import Record, read_records
 
 TYPE = "Q8_0"
-SEQUENCES, CONTEXT = 4, 512  # of every engine, so that one engine is not held against ten times its keys and values
+# of every engine, so that one engine is not held against ten times its keys and values
+SEQUENCES, CONTEXT = 4, 512
 TINY = "{epochs: 14, learning_rate: 4e-3, batch_size: 8, lora: {rank: 16, alpha: 32}}"
 CONFIG = """\
 project: adapters
@@ -47,7 +50,9 @@ evaluate: {models: [gguf, lora]}
 
 @dataclass(frozen=True)
 class Setup:
-    """The base and the rows that the adapters are trained on, and the section finetune; tiny ones by default."""
+    """The base and the rows that the adapters are trained on, and the
+    section finetune; tiny ones by default.
+    """
 
     base: str = ""
     rows: Path | None = None
@@ -58,7 +63,9 @@ class Setup:
 
 @dataclass(frozen=True)
 class Made:
-    """One adapter: the artifact with its file and the merged one, the base's file, and what a report says of both."""
+    """One adapter: the artifact with its file and the merged one, the
+    base's file, and what a report says of both.
+    """
 
     gguf: Artifact
     base: Path
@@ -78,7 +85,10 @@ def measure(setup: Setup, count: int, rows: int, repetitions: int) -> None:
         records = read_records(data.with_name("test.jsonl"))
         plan = [(k % count, records[k % len(records)]) for k in range(rows)]
         task = Task.read(data.parent)
-        sizes = {"base": made[0].base.stat().st_size, "adapter": made[0].gguf.metrics["lora"]["size"]}
+        sizes = {
+            "base": made[0].base.stat().st_size,
+            "adapter": made[0].gguf.metrics["lora"]["size"],
+        }
         shared: list[dict[str, Any]] = []
         apart: list[dict[str, Any]] = []
         for _ in range(repetitions):
@@ -88,17 +98,23 @@ def measure(setup: Setup, count: int, rows: int, repetitions: int) -> None:
     peer = f"{count} merged files"
     of = f"{count} adapters on one base"
     figures = [
-        result.compared(f"{of}: memory, MB", *both("pss_mb", shared, apart), peer=peer, goal="<= 0.6"),
+        result.compared(
+            f"{of}: memory, MB", *both("pss_mb", shared, apart), peer=peer, goal="<= 0.6"
+        ),
         result.compared(f"{of}: rows/s", *both("rows_per_s", shared, apart), peer=peer),
         result.compared(f"{of}: seconds to load", *both("load_s", shared, apart), peer=peer),
         result.compared(
-            f"{of}: mean accuracy, {TYPE}", [sum(each.lora_right for each in made) / count],
-            [sum(each.merged_right for each in made) / count], peer=f"merged {TYPE}", goal=">= 0.99",
+            f"{of}: mean accuracy, {TYPE}",
+            [sum(each.lora_right for each in made) / count],
+            [sum(each.merged_right for each in made) / count],
+            peer=f"merged {TYPE}",
+            goal=">= 0.99",
         ),
-    ]  # fmt: skip
+    ]
     result.write(
         "fleet-adapters",
-        f"python -m benchmarks.fleet adapters{name and f' {name} --data CSV'} --adapters {count} --rows {rows}",
+        f"python -m benchmarks.fleet adapters{name and f' {name} --data CSV'} --adapters {count} "
+        f"--rows {rows}",
         figures,
         ["torch", "llama-cpp-python"],
         base=name or "0.1M random weights",
@@ -118,9 +134,12 @@ def both(key: str, *runs: Sequence[dict[str, Any]]) -> list[list[float]]:
 def accuracy(made: Made) -> dict[str, Any]:
     """Both files of an adapter on the same held-out rows, paired."""
     return {
-        "merged": made.merged_right, "lora": made.lora_right, "rows": made.rows,
-        "only_merged_right": made.only_merged, "only_lora_right": made.only_lora,
-    }  # fmt: skip
+        "merged": made.merged_right,
+        "lora": made.lora_right,
+        "rows": made.rows,
+        "only_merged_right": made.only_merged,
+        "only_lora_right": made.only_lora,
+    }
 
 
 def project(place: Path, setup: Setup) -> Path:
@@ -132,11 +151,16 @@ def project(place: Path, setup: Setup) -> Path:
     if not setup.base:
         tiny.build_base(folder / "base")
     rows = setup.rows or tiny.write_csv(folder / "tickets.csv", tiny.rows(400))
-    base = str(Path(setup.base).resolve()) if Path(setup.base).exists() and setup.base else setup.base
+    base = (
+        str(Path(setup.base).resolve()) if Path(setup.base).exists() and setup.base else setup.base
+    )
     values = {
-        "BASE": base or "./base", "ROWS": str(rows.resolve()), "INPUT": setup.input, "OUTPUT": setup.output,
+        "BASE": base or "./base",
+        "ROWS": str(rows.resolve()),
+        "INPUT": setup.input,
+        "OUTPUT": setup.output,
         "TRAINING": setup.training,
-    }  # fmt: skip
+    }
     text = re.sub("|".join(values), lambda found: values[found[0]], CONFIG)
     (folder / "slmctl.yaml").write_text(text, encoding="utf-8")
     return folder
@@ -147,17 +171,27 @@ def train(folder: Path, seed: int) -> Made:
     from support import tiny
 
     sets = ("--set", f"finetune.seed={seed}")
-    report = artifact.load(Path(tiny.ok(tiny.slmctl(folder, "run", "--until", "evaluate", *sets, timeout=7200))))
+    report = artifact.load(
+        Path(tiny.ok(tiny.slmctl(folder, "run", "--until", "evaluate", *sets, timeout=7200)))
+    )
     made = {entry.digest: entry for entry in map(artifact.load, folder.glob("runs/gguf/[!.]*"))}
     models = report.metrics["models"]
     gguf = next(each for each in made.values() if models[TYPE]["sha256"] in sha256s(each))
     base = made[gguf.metrics["lora"]["bases"][TYPE]["artifact"]]
     pair = report.metrics["pairs"][f"{TYPE}|lora-{TYPE}"]
-    sys.stderr.write(f"adapter {seed}: {models[TYPE]['right']} and {models[f'lora-{TYPE}']['right']} rows right\n")
+    sys.stderr.write(
+        f"adapter {seed}: {models[TYPE]['right']} and {models[f'lora-{TYPE}']['right']} rows "
+        "right\n"
+    )
     return Made(
-        gguf, base.file(gguf_file(base).path), models[TYPE]["metrics"]["accuracy"],
-        models[f"lora-{TYPE}"]["metrics"]["accuracy"], pair["only_first"], pair["only_second"], pair["n"],
-    )  # fmt: skip
+        gguf,
+        base.file(gguf_file(base).path),
+        models[TYPE]["metrics"]["accuracy"],
+        models[f"lora-{TYPE}"]["metrics"]["accuracy"],
+        pair["only_first"],
+        pair["only_second"],
+        pair["n"],
+    )
 
 
 def sha256s(made: Artifact) -> set[str]:
@@ -177,7 +211,10 @@ def merged_files(made: Sequence[Made]) -> Iterator[list[tuple[Engine, str]]]:
     """An engine for each merged file, whose weights keep their type as the base's do."""
     with ExitStack() as stack:
         paths = [each.gguf.file(gguf_file(each.gguf, TYPE).path) for each in made]
-        engines = [stack.enter_context(Engine(path, sequences=SEQUENCES, context=CONTEXT)) for path in paths]
+        engines = [
+            stack.enter_context(Engine(path, sequences=SEQUENCES, context=CONTEXT))
+            for path in paths
+        ]
         yield [(engine, "") for engine in engines]
 
 
@@ -191,16 +228,24 @@ def run(task: Task, plan: Sequence[tuple[int, Record]], count: int, opening: Any
             engine, adapter = models[place]
             prompt = asked(task, record)
             shares.setdefault(engine, []).append(
-                engine_request(task, prompt.text, prefix=prompt.prefix, max_tokens=32, adapter=adapter)
+                engine_request(
+                    task, prompt.text, prefix=prompt.prefix, max_tokens=32, adapter=adapter
+                )
             )
         begun = time.monotonic()
         with ThreadPoolExecutor(len(shares)) as pool:
             answers = list(pool.map(lambda engine: list(engine.ask_all(shares[engine])), shares))
         seconds = time.monotonic() - begun
-        assert all(isinstance(answer, Answer) for some in answers for _, answer in some), "a row has no answer"
-        memory = sum(program.pss_bytes(engine._child.pid) for engine in shares if engine._child) / 1e6
+        assert all(isinstance(answer, Answer) for some in answers for _, answer in some), (
+            "a row has no answer"
+        )
+        memory = (
+            sum(program.pss_bytes(engine._child.pid) for engine in shares if engine._child) / 1e6
+        )
     sys.stderr.write(f"{len(shares)} engines: {memory:.0f} MB, {len(plan) / seconds:.1f} rows/s\n")
     return {
-        "engines": len(shares), "load_s": round(load_s, 2), "pss_mb": round(memory, 1),
+        "engines": len(shares),
+        "load_s": round(load_s, 2),
+        "pss_mb": round(memory, 1),
         "rows_per_s": round(len(plan) / seconds, 2),
-    }  # fmt: skip
+    }

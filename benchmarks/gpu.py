@@ -1,12 +1,13 @@
-"""slmctl's training on a GPU beside unsloth's recipe and TRL's `SFTTrainer`: same data and LoRA, three times each.
+"""slmctl's training on a GPU beside unsloth's recipe and TRL's `SFTTrainer`: same data and LoRA,
+three times each.
 
     python -m benchmarks.gpu PROJECT...
 
-Each PROJECT is a folder in which `slmctl run --until prepare` has run. `unsloth` is the recipe of its own notebooks
-(`FastLanguageModel`, its checkpointing, AdamW of 8 bits) with packing, `trl` is TRL with bfloat16 and packing;
-slmctl runs with each of its backends that is installed. A peer packs records into rows of `max_length` tokens, so
-its steps hold more of them: tokens a second are those of the records, without padding, over the steps that are
-timed. Run it where `make test-gpu` runs.
+Each PROJECT is a folder in which `slmctl run --until prepare` has run. `unsloth` is the recipe of
+its own notebooks (`FastLanguageModel`, its checkpointing, AdamW of 8 bits) with packing, `trl` is
+TRL with bfloat16 and packing; slmctl runs with each of its backends that is installed. A peer packs
+records into rows of `max_length` tokens, so its steps hold more of them: tokens a second are those
+of the records, without padding, over the steps that are timed. Run it where `make test-gpu` runs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from typing import Any
 from benchmarks import result
 
 SIDES = ("slmctl", "slmctl-unsloth", "unsloth", "trl")
-STEPS, WARM = 60, 20  # of each side; so many of them before the clock starts, in which kernels are compiled
+# of each side; so many of them before the clock starts, in which kernels are compiled
+STEPS, WARM = 60, 20
 BATCH, RATE = 16, 2e-4
 REPEAT = 3
 
@@ -32,7 +34,9 @@ REPEAT = 3
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("projects", nargs="+", type=Path)
-    parser.add_argument("--one", choices=SIDES, help="run one side once, and print what was measured")
+    parser.add_argument(
+        "--one", choices=SIDES, help="run one side once, and print what was measured"
+    )
     parser.add_argument("--batch", type=int, default=BATCH, help="records a step")
     parser.add_argument("--repeat", type=int, default=REPEAT)
     options = parser.parse_args()
@@ -53,23 +57,53 @@ def main() -> None:
             key=lambda side: sum(run["tokens_per_s"] for run in runs[side]),
         )
         for peer in (side for side in sides if not side.startswith("slmctl")):
-            for key, unit, digits in (("tokens_per_s", "tokens/s", 0), ("gpu_gb", "peak GPU memory, GB", 3)):
+            for key, unit, digits in (
+                ("tokens_per_s", "tokens/s", 0),
+                ("gpu_gb", "peak GPU memory, GB", 3),
+            ):
                 mine, other = ([run[key] for run in runs[side]] for side in (ours, peer))
-                rows.append(result.compared(f"{project.name} ({ours}): {unit}", mine, other, peer=peer, digits=digits))
-    packages = ("torch", "transformers", "trl", "peft", *(["unsloth"] if "unsloth" in sides else []))
-    path = result.write("gpu", "python -m benchmarks.gpu PROJECT...", rows, packages, gpu=gpu, runs=raw)
+                rows.append(
+                    result.compared(
+                        f"{project.name} ({ours}): {unit}", mine, other, peer=peer, digits=digits
+                    )
+                )
+    packages = (
+        "torch",
+        "transformers",
+        "trl",
+        "peft",
+        *(["unsloth"] if "unsloth" in sides else []),
+    )
+    path = result.write(
+        "gpu", "python -m benchmarks.gpu PROJECT...", rows, packages, gpu=gpu, runs=raw
+    )
     sys.stdout.write(result.table("gpu") + f"\n\n{path}\n")
 
 
 def measured(side: str, project: Path, batch: int) -> dict[str, Any]:
     """One side in a process of its own."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
-    command = [sys.executable, "-m", "benchmarks.gpu", "--one", side, "--batch", str(batch), str(project)]
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TQDM_DISABLE": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu",
+        "--one",
+        side,
+        "--batch",
+        str(batch),
+        str(project),
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.exit(done.stderr)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    sys.stderr.write(f"{project.name} {side}: {found['tokens_per_s']:.0f} tokens/s, {found['gpu_gb']:.2f} GB\n")
+    sys.stderr.write(
+        f"{project.name} {side}: {found['tokens_per_s']:.0f} tokens/s, {found['gpu_gb']:.2f} GB\n"
+    )
     return found
 
 
@@ -96,10 +130,17 @@ def one(side: str, project: Path, batch: int) -> dict[str, Any]:
     assert not isinstance(base, list)
     assert not isinstance(prepared, list)
     recipe = settings.finetune.model_copy(
-        update={"batch_size": batch, "learning_rate": RATE, "max_steps": STEPS, "validate_every": STEPS}
+        update={
+            "batch_size": batch,
+            "learning_rate": RATE,
+            "max_steps": STEPS,
+            "validate_every": STEPS,
+        }
     )
     tokenizer: Any = hf_folder.load_tokenizer(base.path)
-    rows, _ = encoding.encode(read_records(prepared.file("train.jsonl")), Task.read(prepared.path), tokenizer, recipe)
+    rows, _ = encoding.encode(
+        read_records(prepared.file("train.jsonl")), Task.read(prepared.path), tokenizer, recipe
+    )
     with backend.stdout_to_stderr():
         make = _ours if side.startswith("slmctl") else _unsloth if side == "unsloth" else _trl
         trainer, tokens = make(recipe, base.path, tokenizer, rows, project / "runs" / ".bench")
@@ -131,7 +172,9 @@ def _timed(trainer: Any) -> float:
     return times[1] - times[0]
 
 
-def _ours(recipe: Any, folder: Path, tokenizer: Any, rows: list[Any], bench: Path) -> tuple[Any, Any]:
+def _ours(
+    recipe: Any, folder: Path, tokenizer: Any, rows: list[Any], bench: Path
+) -> tuple[Any, Any]:
     """slmctl's trainer as `finetune` sets it up."""
     from slmctl.stages.finetune import device_plan, finetune
 
@@ -141,7 +184,9 @@ def _ours(recipe: Any, folder: Path, tokenizer: Any, rows: list[Any], bench: Pat
     library = "unsloth" if "unsloth" in sys.modules else "transformers"
     model, packs, _ = finetune._load_model(recipe, folder, library, plan)
     held = rows[:1]  # the validation at the end is not timed
-    trainer = finetune.make_trainer(recipe, model, tokenizer, rows, held, bench, packs=packs, plan=plan)
+    trainer = finetune.make_trainer(
+        recipe, model, tokenizer, rows, held, bench, packs=packs, plan=plan
+    )
     trainer.checkpoints = None
 
     def timed(trainer: Any) -> float:
@@ -150,7 +195,9 @@ def _ours(recipe: Any, folder: Path, tokenizer: Any, rows: list[Any], bench: Pat
     return trainer, timed
 
 
-def _sft(rows: list[Any], recipe: Any, bench: Path, *, packing: bool, **options: Any) -> tuple[Any, Any, Any]:
+def _sft(
+    rows: list[Any], recipe: Any, bench: Path, *, packing: bool, **options: Any
+) -> tuple[Any, Any, Any]:
     """TRL's settings and data, and a function that counts the tokens of the timed steps."""
     from datasets import Dataset
     from trl import SFTConfig
@@ -167,11 +214,23 @@ def _sft(rows: list[Any], recipe: Any, bench: Path, *, packing: bool, **options:
         ]
     )
     arguments = SFTConfig(
-        output_dir=str(bench), max_steps=STEPS, learning_rate=RATE, per_device_train_batch_size=2,
-        gradient_accumulation_steps=4, lr_scheduler_type="linear", warmup_steps=5, weight_decay=0.001, seed=3407,
-        bf16=True, packing=packing, max_length=recipe.max_length, completion_only_loss=True, save_strategy="no",
-        report_to="none", **options,
-    )  # fmt: skip
+        output_dir=str(bench),
+        max_steps=STEPS,
+        learning_rate=RATE,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        lr_scheduler_type="linear",
+        warmup_steps=5,
+        weight_decay=0.001,
+        seed=3407,
+        bf16=True,
+        packing=packing,
+        max_length=recipe.max_length,
+        completion_only_loss=True,
+        save_strategy="no",
+        report_to="none",
+        **options,
+    )
 
     def timed(trainer: Any) -> float:
         dataset = trainer.train_dataset
@@ -181,26 +240,43 @@ def _sft(rows: list[Any], recipe: Any, bench: Path, *, packing: bool, **options:
     return arguments, data, timed
 
 
-def _unsloth(recipe: Any, folder: Path, tokenizer: Any, rows: list[Any], bench: Path) -> tuple[Any, Any]:
-    """The recipe of unsloth's notebooks: batches of 2, 4 of them a step, AdamW of 8 bits, and packing."""
+def _unsloth(
+    recipe: Any, folder: Path, tokenizer: Any, rows: list[Any], bench: Path
+) -> tuple[Any, Any]:
+    """The recipe of unsloth's notebooks: batches of 2, 4 of them a
+    step, AdamW of 8 bits, and packing.
+    """
     from trl import SFTTrainer
     from unsloth import FastLanguageModel
 
     from slmctl.stages.finetune.finetune import LINEAR_MODULES
 
     model, own = FastLanguageModel.from_pretrained(
-        model_name=str(folder), max_seq_length=recipe.max_length, load_in_4bit=False, local_files_only=True
+        model_name=str(folder),
+        max_seq_length=recipe.max_length,
+        load_in_4bit=False,
+        local_files_only=True,
     )
     model = FastLanguageModel.get_peft_model(
-        model, r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, lora_dropout=0, bias="none",
-        target_modules=list(LINEAR_MODULES), use_gradient_checkpointing="unsloth", random_state=3407,
-    )  # fmt: skip
+        model,
+        r=recipe.lora.rank,
+        lora_alpha=recipe.lora.alpha,
+        lora_dropout=0,
+        bias="none",
+        target_modules=list(LINEAR_MODULES),
+        use_gradient_checkpointing="unsloth",
+        random_state=3407,
+    )
     arguments, data, timed = _sft(rows, recipe, bench, packing=True, optim="adamw_8bit")
     return SFTTrainer(model=model, args=arguments, train_dataset=data, processing_class=own), timed
 
 
-def _trl(recipe: Any, folder: Path, tokenizer: Any, rows: list[Any], bench: Path) -> tuple[Any, Any]:
-    """TRL alone; it packs where flash attention is installed, since otherwise its records would see each other."""
+def _trl(
+    recipe: Any, folder: Path, tokenizer: Any, rows: list[Any], bench: Path
+) -> tuple[Any, Any]:
+    """TRL alone; it packs where flash attention is installed, since
+    otherwise its records would see each other.
+    """
     import torch
     from peft import get_peft_model
     from trl import SFTTrainer
@@ -213,7 +289,9 @@ def _trl(recipe: Any, folder: Path, tokenizer: Any, rows: list[Any], bench: Path
     plain = hf_folder.load_model(folder, dtype=torch.bfloat16, attn_implementation=attention)
     model = get_peft_model(plain, lora_targets.lora_config(recipe, plain))
     arguments, data, timed = _sft(rows, recipe, bench, packing=flash)
-    return SFTTrainer(model=model, args=arguments, train_dataset=data, processing_class=tokenizer), timed
+    return SFTTrainer(
+        model=model, args=arguments, train_dataset=data, processing_class=tokenizer
+    ), timed
 
 
 if __name__ == "__main__":

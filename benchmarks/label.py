@@ -1,15 +1,17 @@
-"""Labels of a teacher on Banking77: whether the bound holds, what a plan foretells, what leaves, what a student wins.
+"""Labels of a teacher on Banking77: whether the bound holds, what a plan foretells, what leaves,
+what a student wins.
 
     python -m benchmarks.label bound DATA [--labelled FOLDER] [--quick]
     python -m benchmarks.label plan DATA [--quick]
     python -m benchmarks.label private [--rows 1000]
     python -m benchmarks.label students DATA --base BASE [--quick]
 
-DATA is a folder with `train.csv` and `test.csv` (columns text, category). `bound` draws 300 gold rows 100 times from
-recorded answers: of teacher B, whose labels are the true ones with 12 % seeded errors of the nearest label, and with
---labelled of the artifact that `slmctl label` left for all training rows. `plan` asks teacher B behind an endpoint of
-this process. `students` trains three models with BASE: on 300 rows that people labelled, on these and the accepted
-labels of a release (trained with BASE on the half of the training rows that no student gets, unless `--release` names
+DATA is a folder with `train.csv` and `test.csv` (columns text, category). `bound` draws 300 gold
+rows 100 times from recorded answers: of teacher B, whose labels are the true ones with 12 % seeded
+errors of the nearest label, and with --labelled of the artifact that `slmctl label` left for all
+training rows. `plan` asks teacher B behind an endpoint of this process. `students` trains three
+models with BASE: on 300 rows that people labelled, on these and the accepted labels of a release
+(trained with BASE on the half of the training rows that no student gets, unless `--release` names
 one), and on all of them; the test rows are scored once.
 """
 
@@ -60,7 +62,12 @@ def main() -> None:
     commands.add_parser("private").add_argument("--rows", type=int, default=1000)
     label_students.add_arguments(commands.add_parser("students"))
     options = parser.parse_args()
-    measures = {"bound": bounds, "plan": plans, "private": private, "students": label_students.learn}
+    measures = {
+        "bound": bounds,
+        "plan": plans,
+        "private": private,
+        "students": label_students.learn,
+    }
     rows = measures[options.command](options)
     flags = [flag for flag in ("few", "quick") if getattr(options, flag, False)]
     command = " --".join([f"python -m benchmarks.label {options.command} ...", *flags])
@@ -81,7 +88,9 @@ def bounds(options: argparse.Namespace) -> list[result.Row]:
 
 
 def teacher_b(pairs: Pairs) -> list[LabelledRow]:
-    """The true labels with seeded errors: the label whose texts are most like those of the right one."""
+    """The true labels with seeded errors: the label whose texts are
+    most like those of the right one.
+    """
     nearest = nearest_labels(pairs)
     choose, rows = random.Random(1), []
     for k, (text, label) in enumerate(pairs):
@@ -108,22 +117,41 @@ def recorded(folder: Path, truth: dict[str, str]) -> list[LabelledRow]:
     for name in ("accepted", "review"):
         for fields in program.read_jsonl(folder / f"{name}.jsonl"):
             if fields["input"] in truth:
-                votes = [Vote(0, vote["answer"], vote["valid"], vote.get("confidence")) for vote in fields["votes"]]
-                row = LabelRow(fields["id"], fields["input"], fields["input"], "", len(rows), truth[fields["input"]])
+                votes = [
+                    Vote(0, vote["answer"], vote["valid"], vote.get("confidence"))
+                    for vote in fields["votes"]
+                ]
+                row = LabelRow(
+                    fields["id"],
+                    fields["input"],
+                    fields["input"],
+                    "",
+                    len(rows),
+                    truth[fields["input"]],
+                )
                 rows.append(LabelledRow(row, votes, fields["output"]))
     return rows
 
 
 def held(name: str, every: list[LabelledRow]) -> list[result.Row]:
     """The share of draws of gold rows whose accepted labels are wrong in at most MAX_ERROR."""
-    config = LabelConfig.model_validate({"task": {"kind": "classify"}, "max_error": MAX_ERROR, "votes": 1})
+    config = LabelConfig.model_validate(
+        {"task": {"kind": "classify"}, "max_error": MAX_ERROR, "votes": 1}
+    )
     pool = [with_gold(entry, is_pool=True) for entry in every[:GOLD]]
     chances = acceptance.linear_chances(every[GOLD:], pool)  # the same whichever rows are gold
     fine, kept, errors = 0, [], []
     for seed in range(SEEDS):
         drawn = set(random.Random(seed).sample(range(len(every)), GOLD))
-        gold = [with_gold(every[k], is_pool=fits_score(f"{seed}/{every[k].row.id}")) for k in sorted(drawn)]
-        rows = [LabelledRow(entry.row, entry.votes, entry.answer) for k, entry in enumerate(every) if k not in drawn]
+        gold = [
+            with_gold(every[k], is_pool=fits_score(f"{seed}/{every[k].row.id}"))
+            for k in sorted(drawn)
+        ]
+        rows = [
+            LabelledRow(entry.row, entry.votes, entry.answer)
+            for k, entry in enumerate(every)
+            if k not in drawn
+        ]
         acceptance.accept(config, rows, gold, chances)
         accepted = [entry for entry in rows if entry.accepted]
         wrong = sum(entry.answer != entry.row.gold for entry in accepted) / max(len(accepted), 1)
@@ -134,12 +162,21 @@ def held(name: str, every: list[LabelledRow]) -> list[result.Row]:
     median = float(np.median(kept))
     print(f"{name}: {percent(median)} accepted in the median, {percent(of_all)} of all wrong")  # noqa: T201
     return [
-        single(f"{name}: draws of 300 gold rows whose accepted labels are wrong in at most 5 %", fine / SEEDS,
-               "promised", 0.95, HELD),
-        single(f"{name}: share of wrong labels among the accepted, median", float(np.median(errors)), "of all labels",
-               of_all),
+        single(
+            f"{name}: draws of 300 gold rows whose accepted labels are wrong in at most 5 %",
+            fine / SEEDS,
+            "promised",
+            0.95,
+            HELD,
+        ),
+        single(
+            f"{name}: share of wrong labels among the accepted, median",
+            float(np.median(errors)),
+            "of all labels",
+            of_all,
+        ),
         single(f"{name}: share of labels accepted, median", median, "of all labels", 1.0),
-    ]  # fmt: skip
+    ]
 
 
 def with_gold(entry: LabelledRow, *, is_pool: bool) -> LabelledRow:
@@ -159,7 +196,9 @@ def teacher_at_an_endpoint(pairs: Pairs) -> Iterator[endpoint.Fake]:
     def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
         text = said.get(body["messages"][-1]["content"], "none")
         prompt = sum(len(turn["content"]) for turn in body["messages"]) // 4
-        return endpoint.says(text, usage={"prompt_tokens": prompt, "completion_tokens": max(1, len(text) // 4)})
+        return endpoint.says(
+            text, usage={"prompt_tokens": prompt, "completion_tokens": max(1, len(text) // 4)}
+        )
 
     with endpoint.serving(manners) as fake:
         yield fake
@@ -172,7 +211,8 @@ def project(folder: Path, url: str, gold: Pairs, texts: Sequence[str], more: str
         HEAD.format(name="banking77", base="none", labels="from-data")
         + "label:\n  sources: [{path: new.jsonl, input: text}]\n"
         "  gold: {path: gold.csv, input: text, output: category}\n  votes: 1\n"
-        f"  teachers: [{{url: {url}, model: large, prices: {{input: 1.0, output: 4.0}}, concurrency: 32}}]\n{more}",
+        f"  teachers: [{{url: {url}, model: large, prices: {{input: 1.0, output: 4.0}}, "
+        f"concurrency: 32}}]\n{more}",
         encoding="utf-8",
     )
     return folder
@@ -186,7 +226,9 @@ def plans(options: argparse.Namespace) -> list[result.Row]:
     for seed in range(2 if options.quick else 5):
         folder = Path(f"label-plan-{int(time.time())}-{seed}")
         with teacher_at_an_endpoint(pairs) as fake:
-            texts = random.Random(seed).sample([text for text, _ in pairs[GOLD:]], len(pairs) - GOLD)
+            texts = random.Random(seed).sample(
+                [text for text, _ in pairs[GOLD:]], len(pairs) - GOLD
+            )
             project(folder, fake.url, pairs[:GOLD], texts)
             planned.append(json.loads(slmctl(folder, "label", "--plan", "--json"))["cost"])
             made = json.loads(slmctl(folder, "label", "--json"))
@@ -194,7 +236,13 @@ def plans(options: argparse.Namespace) -> list[result.Row]:
     off = [abs(plan - bill) / bill for plan, bill in zip(planned, paid, strict=True)]
     return [
         result.compared("cost: planned from 20 rows, and billed", planned, paid, peer="the bill"),
-        single("largest distance of a plan from its bill, a share of it", max(off), "allowed", 0.1, NEAR),
+        single(
+            "largest distance of a plan from its bill, a share of it",
+            max(off),
+            "allowed",
+            0.1,
+            NEAR,
+        ),
     ]
 
 
@@ -202,7 +250,9 @@ def private(options: argparse.Namespace) -> list[result.Row]:
     ways = [*(disguises.MUTATIONS | disguises.MORE).values()]
     cases = disguises.prompts(options.rows, seed=5)
     texts = [
-        "\n".join(turn["content"] for turn in ways[k % len(ways)](text, value) if turn["role"] == "user")
+        "\n".join(
+            turn["content"] for turn in ways[k % len(ways)](text, value) if turn["role"] == "user"
+        )
         for k, (_, text, value) in enumerate(cases)
     ]
     folder = Path(f"label-private-{int(time.time())}")

@@ -1,7 +1,7 @@
 """Students of a teacher's labels: what accepted labels win.
 
-The teacher is a release on this machine that is trained on rows that no student gets, with the same base as the
-students. Everything is a project below `--folder`, so a run that is stopped goes on.
+The teacher is a release on this machine that is trained on rows that no student gets, with the same
+base as the students. Everything is a project below `--folder`, so a run that is stopped goes on.
 """
 
 from __future__ import annotations
@@ -70,10 +70,14 @@ class Data:
     test: list[tuple[str, str]]
 
     def with_gold_first(self, draw: int) -> Data:
-        """The same with another part of the students' rows before the others: it is the gold one."""
+        """The same with another part of the students' rows
+        before the others: it is the gold one.
+        """
         start = draw * GOLD
         gold = self.mine[start : start + GOLD]
-        return dataclasses.replace(self, mine=[*gold, *self.mine[:start], *self.mine[start + GOLD :]])
+        return dataclasses.replace(
+            self, mine=[*gold, *self.mine[:start], *self.mine[start + GOLD :]]
+        )
 
     @property
     def labels(self) -> str:
@@ -84,16 +88,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `students`."""
     parser.add_argument("data", type=Path)
     parser.add_argument("--base", required=True, help="base of teacher and students")
-    parser.add_argument("--release", type=Path, help="a teacher that was trained on other rows; made when left out")
+    parser.add_argument(
+        "--release", type=Path, help="a teacher that was trained on other rows; made when left out"
+    )
     parser.add_argument("--folder", type=Path, default=Path("build/label-students"))
     help = f"which {GOLD} rows are gold: some draws allow no bound, see `bound`"
     parser.add_argument("--draw", type=int, default=0, help=help)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK}")
-    parser.add_argument("--few", action="store_true", help=f"the student on {GOLD} rows alone, without a teacher")
+    parser.add_argument(
+        "--few", action="store_true", help=f"the student on {GOLD} rows alone, without a teacher"
+    )
 
 
 def read(folder: Path, form: Form) -> Data:
-    """A data set, shuffled once: CSV (text, category), or CLINC150's JSON without its out-of-scope questions."""
+    """A data set, shuffled once: CSV (text, category), or CLINC150's
+    JSON without its out-of-scope questions.
+    """
     if (folder / "data_full.json").is_file():
         parts = json.loads((folder / "data_full.json").read_text(encoding="utf-8"))
         train, test = ([(text, label) for text, label in parts[name]] for name in ("train", "test"))
@@ -107,10 +117,12 @@ def read(folder: Path, form: Form) -> Data:
 
 
 def learn(options: argparse.Namespace) -> list[result.Row]:
-    """Accuracy on the test rows of students on 300 rows, on these and accepted labels, and on all rows.
+    """Accuracy on the test rows of students on 300 rows, on these and accepted labels, and on all
+    rows.
 
     Raises:
-        SystemExit: The gold rows of this draw give no bound, so there is nothing to learn from the teacher.
+        SystemExit: The gold rows of this draw give no bound, so there is nothing to learn from the
+            teacher.
     """
     form = QUICK if options.quick else FULL
     data, folder = read(options.data, form), options.folder.resolve()
@@ -128,20 +140,32 @@ def learn(options: argparse.Namespace) -> list[result.Row]:
         if label:
             slmctl(place, "label")
             if not accepted(place):
-                sys.exit(f"draw {options.draw} of the gold rows gives no bound; --draw {options.draw + 1} is the next")
+                sys.exit(
+                    f"draw {options.draw} of the gold rows gives no bound; --draw "
+                    f"{options.draw + 1} is the next"
+                )
             names[kind] = f"{GOLD} rows and {len(accepted(place))} accepted labels"
         students[kind] = measured(place)
     rows = [
-        single(f"{names[kind]}: accuracy on the test rows ({students[kind].between})", students[kind].accuracy,
-               f"{peer}, same rows", value)
+        single(
+            f"{names[kind]}: accuracy on the test rows ({students[kind].between})",
+            students[kind].accuracy,
+            f"{peer}, same rows",
+            value,
+        )
         for kind in sorted(kinds)
         for peer, value in students[kind].baselines.items()
-    ]  # fmt: skip
+    ]
     if options.few:
         return rows
     few, more, most = (students[kind].accuracy for kind in ("300", "accepted", "all"))
     won = (more - few) / (most - few)
-    return [*rows, single(f"share of the distance from {GOLD} rows to all that is won", won, "all rows", 1.0, WON)]
+    return [
+        *rows,
+        single(
+            f"share of the distance from {GOLD} rows to all that is won", won, "all rows", 1.0, WON
+        ),
+    ]
 
 
 def accepted(place: Path) -> list[str]:
@@ -151,7 +175,9 @@ def accepted(place: Path) -> list[str]:
 
 
 def teacher(data: Data, place: Path, base: str) -> Path:
-    """A release that is trained on the rows that no student gets; a twentieth of them tests it, and no test row."""
+    """A release that is trained on the rows that no student gets; a
+    twentieth of them tests it, and no test row.
+    """
     cut = len(data.others) // 20
     write_csv(place / "own_test.csv", data.others[:cut])
     made = project(place, data, data.others[cut:], base, "", test="own_test.csv")
@@ -169,9 +195,13 @@ def taught_by(release: Path) -> str:
 
 
 def recipe(rows: int) -> dict[str, float]:
-    """The section `finetune` that `auto` stands for with so many rows and a base of 135 million weights."""
+    """The section `finetune` that `auto` stands for with so many rows
+    and a base of 135 million weights.
+    """
     return (
-        FinetuneConfig().resolved(rows, 135_000_000, structured=False).model_dump(include={"epochs", "learning_rate"})
+        FinetuneConfig()
+        .resolved(rows, 135_000_000, structured=False)
+        .model_dump(include={"epochs", "learning_rate"})
     )
 
 
@@ -191,7 +221,9 @@ def project(place: Path, data: Data, gold: Pairs, base: str, label: str, *, test
 
 @dataclass(frozen=True)
 class Student:
-    """Accuracy on the test rows of a student's file, its interval at 95 %, and that of the baselines on its rows."""
+    """Accuracy on the test rows of a student's file, its interval at 95 %,
+    and that of the baselines on its rows.
+    """
 
     accuracy: float
     between: str
@@ -202,7 +234,11 @@ def measured(place: Path) -> Student:
     """Train a student and score the test rows once."""
     made = json.loads(slmctl(place, "run", "--until", "evaluate", "--json"))["metrics"]
     model = made["models"]["Q8_0"]
-    baselines = {peer: made["baselines"][name]["metrics"]["accuracy"] for name, peer in PEERS.items()}
-    student = Student(model["metrics"]["accuracy"], " to ".join(map(percent, model["interval"])), baselines)
+    baselines = {
+        peer: made["baselines"][name]["metrics"]["accuracy"] for name, peer in PEERS.items()
+    }
+    student = Student(
+        model["metrics"]["accuracy"], " to ".join(map(percent, model["interval"])), baselines
+    )
     print(f"{place.parent.name} {place.name}: {student}")  # noqa: T201
     return student

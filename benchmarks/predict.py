@@ -1,13 +1,15 @@
-"""Classifying rows one by one and together: slmctl beside plain loops, on the same weights and rows, alternating.
+"""Classifying rows one by one and together: slmctl beside plain loops, on the same weights and
+rows, alternating.
 
     python -m benchmarks.predict PROJECT [--rows N] [--repeat N] [--type TYPE] [--hf-rows N]
 
-PROJECT is a folder in which `slmctl run --until quantize` has run, for a task of kind `classify`. The
-peers are what a user writes first: a loop over `llama_cpp.Llama` that completes each prompt, and a
-loop over `generate`, both without an end to what they may say but the end of the turn. Each side runs
-in a process of its own and is timed after a warm-up; loading is left out. The rows are the first N of
-the test split in the order that their ids decide. Where PROJECT has an encoder and `slmctl calibrate` has run, a first
-look by the encoder is one more side, and its figures are all that is written.
+PROJECT is a folder in which `slmctl run --until quantize` has run, for a task of kind `classify`.
+The peers are what a user writes first: a loop over `llama_cpp.Llama` that completes each prompt,
+and a loop over `generate`, both without an end to what they may say but the end of the turn. Each
+side runs in a process of its own and is timed after a warm-up; loading is left out. The rows are
+the first N of the test split in the order that their ids decide. Where PROJECT has an encoder and
+`slmctl calibrate` has run, a first look by the encoder is one more side, and its figures are all
+that is written.
 """
 
 from __future__ import annotations
@@ -39,36 +41,48 @@ def main() -> None:
     parser = program.parser(__doc__)
     parser.add_argument("project", type=Path)
     parser.add_argument("--rows", type=int, default=400)
-    parser.add_argument("--hf-rows", type=int, default=100, help="of the HF model and its loop; 0: neither")
+    parser.add_argument(
+        "--hf-rows", type=int, default=100, help="of the HF model and its loop; 0: neither"
+    )
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--type", default="Q8_0")
-    parser.add_argument("--one", choices=SIDES, help="run one side once, and print what was measured")
+    parser.add_argument(
+        "--one", choices=SIDES, help="run one side once, and print what was measured"
+    )
     options = parser.parse_args()
     if options.one:
         sys.stdout.write(json.dumps(one(options)) + "\n")
         return
     looks_first = config.load(options.project / config.FILENAME).encode is not None
     sides = [
-        side for side in SIDES
+        side
+        for side in SIDES
         if (options.hf_rows or side.startswith("gguf")) and (looks_first or side != "gguf-first")
-    ]  # fmt: skip
+    ]
 
     def run(side: str) -> dict[str, Any]:
         rows = options.hf_rows if side.startswith("hf") else options.rows
         words = str(options.project), "--one", side, "--rows", str(rows), "--type", options.type
-        return program.measured("predict", *words, env=program.SPIN if side.endswith(OURS) else None)
+        return program.measured(
+            "predict", *words, env=program.SPIN if side.endswith(OURS) else None
+        )
 
     runs = program.alternating(sides, options.repeat, run)
     packages = ("torch", "transformers", "llama-cpp-python", "llguidance")
     table = [row for row in rows_of(runs) if not looks_first or "first look" in row.metric]
     raw = {
-        side: [{key: run[key] for key in ("rows_per_s", "accuracy")} for run in found] for side, found in runs.items()
+        side: [{key: run[key] for key in ("rows_per_s", "accuracy")} for run in found]
+        for side, found in runs.items()
     }
     result.write(
-        f"predict-{options.type.lower()}{'-first-look' * looks_first}", "python -m benchmarks.predict PROJECT",
-        table, packages,
-        type=options.type, rows_measured={"gguf": options.rows, "hf": options.hf_rows}, runs=raw,
-    )  # fmt: skip
+        f"predict-{options.type.lower()}{'-first-look' * looks_first}",
+        "python -m benchmarks.predict PROJECT",
+        table,
+        packages,
+        type=options.type,
+        rows_measured={"gguf": options.rows, "hf": options.hf_rows},
+        runs=raw,
+    )
 
 
 def rows_of(runs: dict[str, list[dict[str, Any]]]) -> list[result.Row]:
@@ -80,14 +94,27 @@ def rows_of(runs: dict[str, list[dict[str, Any]]]) -> list[result.Row]:
     table = []
     for kind, ours, peer, words, goal in (
         ("GGUF", "gguf-slmctl", "gguf-llama", "a loop over llama_cpp.Llama", ">= 5"),
-        ("GGUF after a first look", "gguf-first", "gguf-llama", "a loop over llama_cpp.Llama", ">= 10"),
+        (
+            "GGUF after a first look",
+            "gguf-first",
+            "gguf-llama",
+            "a loop over llama_cpp.Llama",
+            ">= 10",
+        ),
         ("GGUF after a first look", "gguf-first", "gguf-slmctl", "without it", ""),
         ("GGUF, one at a time", "gguf-alone", "gguf-llama", "a loop over llama_cpp.Llama", ""),
         ("HF adapter", "hf-slmctl", "hf-generate", "a loop over generate", ">= 20"),
     ):
         if ours in runs:
-            table.append(result.compared(f"{kind}: rows/s", rate(ours), rate(peer), peer=words, goal=goal, digits=2))
-    for kind, ours, peer in (("GGUF", "gguf-slmctl", "gguf-llama"), ("HF adapter", "hf-slmctl", "hf-generate")):
+            table.append(
+                result.compared(
+                    f"{kind}: rows/s", rate(ours), rate(peer), peer=words, goal=goal, digits=2
+                )
+            )
+    for kind, ours, peer in (
+        ("GGUF", "gguf-slmctl", "gguf-llama"),
+        ("HF adapter", "hf-slmctl", "hf-generate"),
+    ):
         if ours not in runs:
             continue
         mine, theirs = runs[ours][0], runs[peer][0]
@@ -97,10 +124,17 @@ def rows_of(runs: dict[str, list[dict[str, Any]]]) -> list[result.Row]:
         words = f"{kind}: same answers, of those where the loop said a label"
         said = len(valid) / len(pairs)
         table.append(result.single(words, same, "labels that the loop said", said, ">= 0.99"))
-        accuracy = [statistics.median(run["accuracy"] for run in runs[side]) for side in (ours, peer)]
+        accuracy = [
+            statistics.median(run["accuracy"] for run in runs[side]) for side in (ours, peer)
+        ]
         table.append(
             result.compared(
-                f"{kind}: accuracy", accuracy[:1], [max(accuracy[1], 1e-9)], peer="the loop", goal=">= 1", digits=4
+                f"{kind}: accuracy",
+                accuracy[:1],
+                [max(accuracy[1], 1e-9)],
+                peer="the loop",
+                goal=">= 1",
+                digits=4,
             )
         )
     return table
@@ -112,7 +146,9 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
     project = Project(root=root, config=config.load(root / config.FILENAME))
     prepared = project.artifact("prepared")
     task = Task.read(prepared.path)
-    records = sorted(read_records(prepared.file("test.jsonl")), key=lambda record: record.id)[: options.rows]
+    records = sorted(read_records(prepared.file("test.jsonl")), key=lambda record: record.id)[
+        : options.rows
+    ]
     sides: dict[str, Callable[[], Iterator[Callable[[list[Record]], list[str]]]]] = {
         "gguf-slmctl": lambda: ours(project, task, "gguf", options.type),
         "gguf-first": lambda: ours(project, task, "gguf", options.type, first=True),
@@ -128,13 +164,21 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
         seconds = time.perf_counter() - begun
     right = sum(text == record.answer for text, record in zip(answers, records, strict=True))
     return {
-        "rows_per_s": len(records) / seconds, "accuracy": right / len(records), "answers": answers,
+        "rows_per_s": len(records) / seconds,
+        "accuracy": right / len(records),
+        "answers": answers,
         "labels": list(task.labels),
-    }  # fmt: skip
+    }
 
 
 def ours(
-    project: Project, task: Task, kind: str, type_name: str | None, *, alone: bool = False, first: bool = False
+    project: Project,
+    task: Task,
+    kind: str,
+    type_name: str | None,
+    *,
+    alone: bool = False,
+    first: bool = False,
 ) -> Iterator[Callable[[list[Record]], list[str]]]:
     """What `slmctl predict` does."""
     from slmctl import models
@@ -143,7 +187,9 @@ def ours(
 
     model = project.artifact(kind)
     base = predictions.base_of(project, model) if kind == "adapter" else None
-    opened = models.of(model, type=type_name, base=base, sum=predictions.sum_of(project) if first else None)
+    opened = models.of(
+        model, type=type_name, base=base, sum=predictions.sum_of(project) if first else None
+    )
     if first:
         opened = model_lookup.looking_first(project.root, opened)
     with opened.open(task) as answerer:
@@ -163,8 +209,12 @@ def ours(
         yield answer
 
 
-def llama(project: Project, task: Task, type_name: str) -> Iterator[Callable[[list[Record]], list[str]]]:
-    """A plain loop over `llama_cpp.Llama`, which keeps what two questions in a row have in common."""
+def llama(
+    project: Project, task: Task, type_name: str
+) -> Iterator[Callable[[list[Record]], list[str]]]:
+    """A plain loop over `llama_cpp.Llama`, which keeps what two
+    questions in a row have in common.
+    """
     from llama_cpp import Llama
 
     from slmctl.hardware import usable_cores
@@ -177,8 +227,12 @@ def llama(project: Project, task: Task, type_name: str) -> Iterator[Callable[[li
     def answer(records: list[Record]) -> list[str]:
         texts = []
         for record in records:
-            tokens = peer.tokenize(task.prompt(task.messages(record.input)).encode(), add_bos=False, special=True)
-            said: Any = peer.create_completion(tokens, max_tokens=MAX_TOKENS, temperature=0.0, stop=[task.end])
+            tokens = peer.tokenize(
+                task.prompt(task.messages(record.input)).encode(), add_bos=False, special=True
+            )
+            said: Any = peer.create_completion(
+                tokens, max_tokens=MAX_TOKENS, temperature=0.0, stop=[task.end]
+            )
             texts.append(said["choices"][0]["text"].strip())
         return texts
 
@@ -201,10 +255,18 @@ def generate(project: Project, task: Task) -> Iterator[Callable[[list[Record]], 
     def answer(records: list[Record]) -> list[str]:
         texts = []
         for record in records:
-            inputs = tokenizer(task.prompt(task.messages(record.input)), add_special_tokens=False, return_tensors="pt")
+            inputs = tokenizer(
+                task.prompt(task.messages(record.input)),
+                add_special_tokens=False,
+                return_tensors="pt",
+            )
             with torch.inference_mode():
                 said = model.generate(
-                    **inputs, max_new_tokens=MAX_TOKENS, do_sample=False, eos_token_id=ends, pad_token_id=ends[0]
+                    **inputs,
+                    max_new_tokens=MAX_TOKENS,
+                    do_sample=False,
+                    eos_token_id=ends,
+                    pad_token_id=ends[0],
                 )
             new = said[0, inputs["input_ids"].shape[1] :]
             texts.append(tokenizer.decode(new, skip_special_tokens=True).strip())

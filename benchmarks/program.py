@@ -25,7 +25,9 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def slmctl(folder: Path, *args: str, sets: Sequence[str] = ()) -> str:
-    """Run the program on a project; returns its stdout. Its stderr is shown as it comes, and its failure ends this."""
+    """Run the program on a project; returns its stdout. Its stderr is shown
+    as it comes, and its failure ends this.
+    """
     settings = [part for value in sets for part in ("--set", value)]
     command = [sys.executable, "-m", "slmctl", "-C", str(folder), *args, *settings]
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
@@ -35,11 +37,15 @@ def slmctl(folder: Path, *args: str, sets: Sequence[str] = ()) -> str:
 
 
 def measured(module: str, *args: str, env: dict[str, str] | None = None) -> dict[str, Any]:
-    """Run `python -m benchmarks.MODULE` for one side alone; returns the JSON object in its last line."""
+    """Run `python -m benchmarks.MODULE` for one side alone; returns
+    the JSON object in its last line.
+    """
     kept = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
     command = [sys.executable, "-m", f"benchmarks.{module}", *args]
-    done = subprocess.run(command, env=kept | quiet | (env or {}), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=kept | quiet | (env or {}), capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         sys.exit(done.stderr)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -49,12 +55,16 @@ def measured(module: str, *args: str, env: dict[str, str] | None = None) -> dict
 def alternating(
     sides: Sequence[str], repeat: int, run: Callable[[str], dict[str, Any]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """The runs of each side, taken by turns, so that what else the machine does meets all of them."""
+    """The runs of each side, taken by turns, so that what else
+    the machine does meets all of them.
+    """
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(repeat):
         for side, found in runs.items():
             found.append(run(side))
-            figures = {name: value for name, value in found[-1].items() if isinstance(value, int | float)}
+            figures = {
+                name: value for name, value in found[-1].items() if isinstance(value, int | float)
+            }
             sys.stderr.write(f"{side}: {json.dumps(figures)}\n")
     return runs
 
@@ -85,7 +95,9 @@ def banking77(data: Path) -> tuple[Pairs, Pairs, Pairs]:
 def clinc150(data: Path) -> tuple[Pairs, Pairs, Pairs]:
     """Rows of the 150 intents that train, validate and test."""
     splits = json.loads((data / "clinc150/data_full.json").read_text(encoding="utf-8"))
-    train, validation, test = ([(text, label) for text, label in splits[name]] for name in ("train", "val", "test"))
+    train, validation, test = (
+        [(text, label) for text, label in splits[name]] for name in ("train", "val", "test")
+    )
     return train, validation, test
 
 
@@ -98,7 +110,9 @@ def write_csv(path: Path, rows: Pairs) -> None:
 
 def write_jsonl(path: Path, rows: Sequence[Any]) -> None:
     """Write values as JSON, one a line."""
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

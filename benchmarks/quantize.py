@@ -1,11 +1,12 @@
-"""slmctl's way from an adapter to four GGUF files beside the usual one, alternating, three times each.
+"""slmctl's way from an adapter to four GGUF files beside the usual one, alternating, three times
+each.
 
     python -m benchmarks.quantize BASE ADAPTER [PREPARED] [--repeat N]
 
 All three are artifacts of a project (`runs/base/...`). The peer is PEFT's `merge_and_unload` with
-`save_pretrained`, llama.cpp's `convert_hf_to_gguf.py`, and one process with `llama_model_quantize` a type.
-Both end with the same four types. What slmctl does beyond that (the importance matrix, and each file held
-against the merged model) is measured in rows of its own, where PREPARED is given.
+`save_pretrained`, llama.cpp's `convert_hf_to_gguf.py`, and one process with `llama_model_quantize`
+a type. Both end with the same four types. What slmctl does beyond that (the importance matrix, and
+each file held against the merged model) is measured in rows of its own, where PREPARED is given.
 """
 
 from __future__ import annotations
@@ -51,9 +52,14 @@ def main() -> None:
         theirs.append(chain(PEERS, options))
     name = json.loads((options.base / "base.json").read_bytes())["name"]
     result.write(
-        "quantize", "python -m benchmarks.quantize BASE ADAPTER PREPARED", rows_of(name, ours, theirs),
-        ("torch", "transformers", "peft", "llama-cpp-python"), types=TYPES, ours=ours, theirs=theirs,
-    )  # fmt: skip
+        "quantize",
+        "python -m benchmarks.quantize BASE ADAPTER PREPARED",
+        rows_of(name, ours, theirs),
+        ("torch", "transformers", "peft", "llama-cpp-python"),
+        types=TYPES,
+        ours=ours,
+        theirs=theirs,
+    )
 
 
 def rows_of(name: str, ours: list[Figures], theirs: list[Figures]) -> list[result.Row]:
@@ -68,34 +74,59 @@ def rows_of(name: str, ours: list[Figures], theirs: list[Figures]) -> list[resul
     peer = "peft, convert_hf_to_gguf, llama_model_quantize"
     rows = [
         result.compared(
-            f"{name}: adapter to four files, s", total(ours, OURS), total(theirs, PEERS), peer=peer, goal="<= 0.9",
+            f"{name}: adapter to four files, s",
+            total(ours, OURS),
+            total(theirs, PEERS),
+            peer=peer,
+            goal="<= 0.9",
             digits=1,
         ),
         result.compared(
-            f"{name}: highest peak memory, GB", peak(ours, OURS), peak(theirs, PEERS), peer=peer, goal="<= 1"
+            f"{name}: highest peak memory, GB",
+            peak(ours, OURS),
+            peak(theirs, PEERS),
+            peer=peer,
+            goal="<= 1",
         ),
         result.compared(
-            f"{name}: merge, peak memory, GB", peak(ours, OURS[:1]), peak(theirs, PEERS[:1]), peer="peft",
+            f"{name}: merge, peak memory, GB",
+            peak(ours, OURS[:1]),
+            peak(theirs, PEERS[:1]),
+            peer="peft",
             goal="<= 0.5",
         ),
-        result.compared(f"{name}: merge, s", total(ours, OURS[:1]), total(theirs, PEERS[:1]), peer="peft", digits=1),
         result.compared(
-            f"{name}: convert and quantize, s", total(ours, OURS[1:]), total(theirs, PEERS[1:]),
-            peer="convert_hf_to_gguf, llama_model_quantize", digits=1,
+            f"{name}: merge, s",
+            total(ours, OURS[:1]),
+            total(theirs, PEERS[:1]),
+            peer="peft",
+            digits=1,
         ),
-    ]  # fmt: skip
+        result.compared(
+            f"{name}: convert and quantize, s",
+            total(ours, OURS[1:]),
+            total(theirs, PEERS[1:]),
+            peer="convert_hf_to_gguf, llama_model_quantize",
+            digits=1,
+        ),
+    ]
     if "stage" in ours[0]:
         checked = ("merge", "stage")
         rows += [
             result.compared(
-                f"{name}: with importance and every check, s", total(ours, checked), total(theirs, PEERS),
-                peer=f"{peer}, unchecked", digits=1,
+                f"{name}: with importance and every check, s",
+                total(ours, checked),
+                total(theirs, PEERS),
+                peer=f"{peer}, unchecked",
+                digits=1,
             ),
             result.compared(
-                f"{name}: peak memory with every check, GB", peak(ours, checked), peak(theirs, PEERS),
+                f"{name}: peak memory with every check, GB",
+                peak(ours, checked),
+                peak(theirs, PEERS),
                 peer=f"{peer}, unchecked",
             ),
-        ]  # fmt: skip
+        ]
     return rows
 
 
@@ -105,19 +136,41 @@ def chain(steps: Sequence[str], options: argparse.Namespace) -> Figures:
     with tempfile.TemporaryDirectory() as place:
         for step in steps:
             found[step] = measured(step, options, Path(place))
-            sys.stderr.write(f"{step}: {found[step]['seconds']:.1f} s, {found[step]['rss_gb']:.2f} GB\n")
+            sys.stderr.write(
+                f"{step}: {found[step]['seconds']:.1f} s, {found[step]['rss_gb']:.2f} GB\n"
+            )
     return found
 
 
 def measured(step: str, options: argparse.Namespace, out: Path) -> dict[str, float]:
     """Seconds of a step, and the highest peak among its process and what that started."""
-    inputs = [str(path) for path in (options.base, options.adapter, options.prepared) if path is not None]
-    command = [sys.executable, "-m", "benchmarks.quantize", *inputs, "--step", step, "--out", str(out)]
+    inputs = [
+        str(path) for path in (options.base, options.adapter, options.prepared) if path is not None
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.quantize",
+        *inputs,
+        "--step",
+        step,
+        "--out",
+        str(out),
+    ]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"} | program.SPIN
     if step == "peer-convert":  # the script as its users run it
         script = gguf_converter.require() / gguf_converter.SCRIPT
-        command = [sys.executable, "-c", MEASURED, str(script), str(out / "peer"), "--outtype", "f16", "--outfile",
-                   str(out / "peer.gguf")]  # fmt: skip
+        command = [
+            sys.executable,
+            "-c",
+            MEASURED,
+            str(script),
+            str(out / "peer"),
+            "--outtype",
+            "f16",
+            "--outfile",
+            str(out / "peer.gguf"),
+        ]
     begun = time.perf_counter()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - begun
@@ -149,7 +202,10 @@ def merge(options: argparse.Namespace) -> None:
     from slmctl.stages.merge import merge
 
     (options.out / "merged").mkdir()
-    base, adapter = artifact.foreign(options.base, "base"), artifact.foreign(options.adapter, "adapter")
+    base, adapter = (
+        artifact.foreign(options.base, "base"),
+        artifact.foreign(options.adapter, "adapter"),
+    )
     merge.run(MergeConfig(), base=base, adapter=adapter, out=options.out / "merged")
 
 
@@ -162,7 +218,10 @@ def files(options: argparse.Namespace) -> None:
 
     config, out = QuantizeConfig(project="bench", types=list(TYPES)), options.out / "files"
     (out / "scratch").mkdir(parents=True)
-    merged, base = artifact.foreign(options.out / "merged", "merged"), Base.read(options.out / "merged")
+    merged, base = (
+        artifact.foreign(options.out / "merged", "merged"),
+        Base.read(options.out / "merged"),
+    )
     lossless = gguf_files.convert(config, merged, base, out / "scratch")
     gguf_files.write(lossless, gguf_files.plan(config, base, out, weighted=False))
 
@@ -177,8 +236,9 @@ def stage(options: argparse.Namespace) -> None:
     out.mkdir()
     shutil.copyfile(options.prepared / "task.json", options.out / "merged" / "task.json")
     merged, prepared = (
-        artifact.foreign(options.out / "merged", "merged"), artifact.foreign(options.prepared, "prepared")
-    )  # fmt: skip
+        artifact.foreign(options.out / "merged", "merged"),
+        artifact.foreign(options.prepared, "prepared"),
+    )
     quantize.run(config, merged=merged, prepared=prepared, out=out)
 
 
@@ -187,7 +247,9 @@ def peer_merge(options: argparse.Namespace) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(options.base), options.adapter)
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(options.base), options.adapter
+    )
     model.merge_and_unload().save_pretrained(options.out / "peer")
     AutoTokenizer.from_pretrained(options.base).save_pretrained(options.out / "peer")
 
@@ -204,9 +266,12 @@ def peer_quantize(options: argparse.Namespace, type_name: str) -> None:
 
 
 STEPS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "merge": merge, "files": files, "stage": stage, "peer-merge": peer_merge,
+    "merge": merge,
+    "files": files,
+    "stage": stage,
+    "peer-merge": peer_merge,
     **{f"peer-{name}": functools.partial(peer_quantize, type_name=name) for name in TYPES},
-}  # fmt: skip
+}
 OURS = ("merge", "files")
 PEERS = ("peer-merge", "peer-convert", *(f"peer-{name}" for name in TYPES))
 

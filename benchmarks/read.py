@@ -1,12 +1,14 @@
-"""An encoder that tags words beside the language model that writes JSON: order mails, contracts, and SNIPS.
+"""An encoder that tags words beside the language model that writes JSON: order mails, contracts,
+and SNIPS.
 
     python -m benchmarks.read BASE ENCODER [--snips FOLDER] [--only NAME...] [--folder FOLDER]
 
-BASE and ENCODER are what `base` and `encode.encoder` take; the base counts tokens alone, nothing is trained on it. Each
-data set becomes a project, whose stage `encode` learns as a user's does; the test rows are scored once. Of SNIPS 1,000
-rows are learned or validate, as in `defaults --written`; its FOLDER holds `snips/`, see `README.md`. The figures of the
-language model are those of its own results, on the same test rows but for near duplicates. Predictions are kept
-(`read.jsonl`), and data sets that are not run keep their figures.
+BASE and ENCODER are what `base` and `encode.encoder` take; the base counts tokens alone, nothing is
+trained on it. Each data set becomes a project, whose stage `encode` learns as a user's does; the
+test rows are scored once. Of SNIPS 1,000 rows are learned or validate, as in `defaults --written`;
+its FOLDER holds `snips/`, see `README.md`. The figures of the language model are those of its own
+results, on the same test rows but for near duplicates. Predictions are kept (`read.jsonl`), and
+data sets that are not run keep their figures.
 """
 
 from __future__ import annotations
@@ -60,7 +62,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("read"))
     options = parser.parse_args()
     written, kept = result.FOLDER / "read.json", result.FOLDER / "read.jsonl"
-    before = [result.Row(**row) for row in json.loads(written.read_bytes())["rows"]] if written.exists() else []
+    before = (
+        [result.Row(**row) for row in json.loads(written.read_bytes())["rows"]]
+        if written.exists()
+        else []
+    )
     lines = program.read_jsonl(kept) if kept.exists() else []
     rows = [row for row in before if row.metric.split(":")[0] not in options.only]
     lines = [line for line in lines if line["set"] not in options.only]
@@ -79,7 +85,9 @@ def from_template(name: str, options: argparse.Namespace, folder: Path) -> Path:
     folder.mkdir(parents=True)
     text = (TEMPLATES / name / "slmctl.yaml").read_text(encoding="utf-8")
     lines = [
-        line for line in text.partition("\ngates:")[0].splitlines() if not line.startswith(("  sha256:", "encode:"))
+        line
+        for line in text.partition("\ngates:")[0].splitlines()
+        if not line.startswith(("  sha256:", "encode:"))
     ]
     kept = [f"base: {options.base}" if line.startswith("base:") else line for line in lines]
     kept = ["pull: {rehearse: false}" if line == "pull:" else line for line in kept]
@@ -104,7 +112,9 @@ def contracts(options: argparse.Namespace, folder: Path) -> Path:
 
 def snips(options: argparse.Namespace, folder: Path) -> Path:
     folder.mkdir(parents=True)
-    rows, held = (list(defaults.rows_of(options.snips, "snips", part)) for part in ("train", "test"))
+    rows, held = (
+        list(defaults.rows_of(options.snips, "snips", part)) for part in ("train", "test")
+    )
     program.write_jsonl(folder / "rows.jsonl", rows[:LEARNED])
     program.write_jsonl(folder / "held.jsonl", held)
     answers = [json.loads(row["answer"]) for row in rows[:LEARNED]]
@@ -112,19 +122,26 @@ def snips(options: argparse.Namespace, folder: Path) -> Path:
     texts = {"type": "array", "items": {"type": "string"}}
     slots = {"type": "object", "properties": dict.fromkeys(names, texts)}
     intents = sorted({answer["intent"] for answer in answers})
-    schema = {"type": "object", "required": ["intent", "slots"],
-              "properties": {"intent": {"enum": intents}, "slots": slots}}  # fmt: skip
+    schema = {
+        "type": "object",
+        "required": ["intent", "slots"],
+        "properties": {"intent": {"enum": intents}, "slots": slots},
+    }
     (folder / "schema.json").write_text(json.dumps(schema), encoding="utf-8")
     (folder / "slmctl.yaml").write_text(CONFIG.format(base=options.base), encoding="utf-8")
     return folder
 
 
 MADE: dict[str, Callable[[argparse.Namespace, Path], Path]] = {
-    "field-extraction": orders, "contract-terms": contracts, "SNIPS": snips,
-}  # fmt: skip
+    "field-extraction": orders,
+    "contract-terms": contracts,
+    "SNIPS": snips,
+}
 
 
-def measured(name: str, folder: Path, encoder: str) -> tuple[list[result.Row], list[dict[str, Any]]]:
+def measured(
+    name: str, folder: Path, encoder: str
+) -> tuple[list[result.Row], list[dict[str, Any]]]:
     """Returns (the rows of one data set, its predictions)."""
     with (folder / "slmctl.yaml").open("a", encoding="utf-8") as stream:
         stream.write(f"encode: {{encoder: {encoder}}}\n")
@@ -138,7 +155,9 @@ def measured(name: str, folder: Path, encoder: str) -> tuple[list[result.Row], l
         begun = time.monotonic()
         answers = tagger.answers([record.input for record in records])
         seconds = time.monotonic() - begun
-    pairs = [(reference, each.read.answer) for reference, each in zip(references, answers, strict=True)]
+    pairs = [
+        (reference, each.read.answer) for reference, each in zip(references, answers, strict=True)
+    ]
     right = [answer_metrics.equal(*pair) for pair in pairs]
     low, high = wilson(sum(right), len(right))
     file, metric = PEERS[name]
@@ -149,8 +168,12 @@ def measured(name: str, folder: Path, encoder: str) -> tuple[list[result.Row], l
         result.single(f"{title}: whole answers right", sum(right) / len(right), peer, exact),
         result.single(f"{title}: 95 % interval of whole answers right", high, "low", low),
         result.single(f"{title}: field F1", micro(pairs), "mean over fields", macro(pairs)),
-        result.single(f"{title}: mean confidence", sure, "whole answers right", sum(right) / len(right)),
-        result.single(f"{title}: seconds to learn {rows_of(prepared)} rows", made.manifest.seconds, "", 0),
+        result.single(
+            f"{title}: mean confidence", sure, "whole answers right", sum(right) / len(right)
+        ),
+        result.single(
+            f"{title}: seconds to learn {rows_of(prepared)} rows", made.manifest.seconds, "", 0
+        ),
         result.single(f"{title}: rows/s", len(records) / seconds, "", 0),
     ]
     if name == "contract-terms":
@@ -159,7 +182,13 @@ def measured(name: str, folder: Path, encoder: str) -> tuple[list[result.Row], l
     else:
         asked = []
     lines = [
-        {"set": name, "id": record.id, "right": reference, "answer": each.read.answer, "confidence": each.confidence}
+        {
+            "set": name,
+            "id": record.id,
+            "right": reference,
+            "answer": each.read.answer,
+            "confidence": each.confidence,
+        }
         for record, reference, each in zip(records, references, answers, strict=True)
     ]
     return rows, lines + asked
@@ -184,7 +213,12 @@ def others(folder: Path, task: Task) -> tuple[list[result.Row], list[dict[str, A
     rows = [
         result.single(f"{title}: whole answers right", right / len(pairs), "low", low),
         result.single(f"{title}: field F1", micro(pairs), "mean over fields", macro(pairs)),
-        result.single(f"{title}: characters/s", sum(len(row["text"]) for row in read) / seconds, "pages", pages),
+        result.single(
+            f"{title}: characters/s",
+            sum(len(row["text"]) for row in read) / seconds,
+            "pages",
+            pages,
+        ),
     ]
     lines = [
         {"set": "contract-terms", "id": row["file"], "right": reference, "answer": each.read.answer}
@@ -198,7 +232,9 @@ def terms_of(row: dict[str, Any], task: Task) -> dict[str, Any]:
     assert task.schema is not None
     terms: dict[str, Any] = {name: row[name] or None for name in task.schema["properties"]}
     terms["annual_fee"] = float(row["annual_fee"]) if row["annual_fee"] else None
-    terms["deliverables"] = [part.strip() for part in row["deliverables"].split(";") if part.strip()]
+    terms["deliverables"] = [
+        part.strip() for part in row["deliverables"].split(";") if part.strip()
+    ]
     return terms
 
 

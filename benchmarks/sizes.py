@@ -1,11 +1,13 @@
-"""Memory and time of every stage for Llamas of 0.1 to 7 billion random weights, each stage beside its own estimate.
+"""Memory and time of every stage for Llamas of 0.1 to 7 billion random weights, each stage beside
+its own estimate.
 
     python -m benchmarks.sizes 1B 3B 7B [--keep FOLDER]
 
-The weights are random and in bfloat16, and are written shard by shard. A stage runs in a process of its own; its peak
-is the highest sum of anonymous memory over it and its children, 20 times a second. Pages of mapped files are left out:
-the kernel drops them when memory runs short. But llama.cpp reads the whole GGUF for every token, so where it answers
-the file counts. A 7B needs 60 GB of free disk.
+The weights are random and in bfloat16, and are written shard by shard. A stage runs in a process of
+its own; its peak is the highest sum of anonymous memory over it and its children, 20 times a
+second. Pages of mapped files are left out: the kernel drops them when memory runs short. But
+llama.cpp reads the whole GGUF for every token, so where it answers the file counts. A 7B needs 60
+GB of free disk.
 """
 
 from __future__ import annotations
@@ -24,25 +26,64 @@ from typing import Any
 from benchmarks import program, result
 
 STAGES = ("finetune", "merge", "quantize", "predict", "predict-gguf")
-INPUTS = {"finetune": ("base", "prepared"), "merge": ("base", "adapter"), "quantize": ("merged", "prepared"),
-          "predict": ("merged", "prepared"), "predict-gguf": ("gguf", "prepared")}  # fmt: skip
-LEAVES = dict(zip(STAGES, ("adapter", "merged", "gguf", "predictions", "predictions-gguf"), strict=True))
+INPUTS = {
+    "finetune": ("base", "prepared"),
+    "merge": ("base", "adapter"),
+    "quantize": ("merged", "prepared"),
+    "predict": ("merged", "prepared"),
+    "predict-gguf": ("gguf", "prepared"),
+}
+LEAVES = dict(
+    zip(STAGES, ("adapter", "merged", "gguf", "predictions", "predictions-gguf"), strict=True)
+)
 TYPES = ("Q8_0", "Q4_K_M")
 RECORDS = 160  # of which the stages take what they need
 ANSWERED = 8  # rows of predict
 STEPS = 3
 SHAPES: dict[str, dict[str, Any]] = {
-    "0.1B": {"hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 2048, "num_attention_heads": 12,
-             "num_key_value_heads": 4, "vocab_size": 32000},
-    "0.3B": {"hidden_size": 1024, "num_hidden_layers": 20, "intermediate_size": 3072, "num_attention_heads": 16,
-             "num_key_value_heads": 8, "vocab_size": 32000},
-    "1B": {"hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192, "num_attention_heads": 32,
-           "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True},
-    "3B": {"hidden_size": 3072, "num_hidden_layers": 28, "intermediate_size": 8192, "num_attention_heads": 24,
-           "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True},
-    "7B": {"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 12288, "num_attention_heads": 32,
-           "num_key_value_heads": 8, "vocab_size": 64000},
-}  # fmt: skip
+    "0.1B": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "intermediate_size": 2048,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "vocab_size": 32000,
+    },
+    "0.3B": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 20,
+        "intermediate_size": 3072,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "vocab_size": 32000,
+    },
+    "1B": {
+        "hidden_size": 2048,
+        "num_hidden_layers": 16,
+        "intermediate_size": 8192,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": True,
+    },
+    "3B": {
+        "hidden_size": 3072,
+        "num_hidden_layers": 28,
+        "intermediate_size": 8192,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": True,
+    },
+    "7B": {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "intermediate_size": 12288,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 64000,
+    },
+}
 CONFIG = """\
 project: sizes
 version: "1.0"
@@ -57,14 +98,20 @@ def main() -> None:
     parser.add_argument("sizes", nargs="*", choices=[*SHAPES, []], help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--keep", type=Path, help="folder to work in and to keep")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the section of the stage")
-    parser.add_argument("--one", choices=STAGES, help="run one stage in the folder, and print what it found")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the section of the stage"
+    )
+    parser.add_argument(
+        "--one", choices=STAGES, help="run one stage in the folder, and print what it found"
+    )
     options = parser.parse_args()
     if options.one:
         sys.stdout.write(json.dumps(run(options.one, options.keep, options.set)) + "\n")
         return
     kept = result.FOLDER / "sizes.json"  # what was measured on another day stays
-    measured: dict[str, dict[str, Any]] = json.loads(kept.read_bytes())["measured"] if kept.exists() else {}
+    measured: dict[str, dict[str, Any]] = (
+        json.loads(kept.read_bytes())["measured"] if kept.exists() else {}
+    )
     for name in options.sizes:
         title = " ".join((name, *options.set))
         with tempfile.TemporaryDirectory() as scratch:
@@ -75,19 +122,30 @@ def main() -> None:
                 measured.setdefault(title, {})[stage] = stage_in_child(stage, folder, options.set)
     rows = [
         result.compared(
-            f"{name} {stage}: peak, GB", [found["peak_gb"]], [found["estimate_gb"]], peer="its estimate",
-            goal="<= 1.15" if found["estimate_gb"] else "", digits=2,
+            f"{name} {stage}: peak, GB",
+            [found["peak_gb"]],
+            [found["estimate_gb"]],
+            peer="its estimate",
+            goal="<= 1.15" if found["estimate_gb"] else "",
+            digits=2,
         )
-        for name, stages in measured.items() for stage, found in stages.items() if found.get("estimate_gb")
-    ]  # fmt: skip
+        for name, stages in measured.items()
+        for stage, found in stages.items()
+        if found.get("estimate_gb")
+    ]
     result.write(
-        "sizes", "python -m benchmarks.sizes 1B 3B 7B", rows,
-        ("torch", "transformers", "peft", "llama-cpp-python"), measured=measured,
-    )  # fmt: skip
+        "sizes",
+        "python -m benchmarks.sizes 1B 3B 7B",
+        rows,
+        ("torch", "transformers", "peft", "llama-cpp-python"),
+        measured=measured,
+    )
 
 
 def write_model(folder: Path, shape: dict[str, Any]) -> None:
-    """A base and a prepared data set: tokenizer and records of the tests' tiny project, weights of the given shape."""
+    """A base and a prepared data set: tokenizer and records of the tests'
+    tiny project, weights of the given shape.
+    """
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from support import tiny
 
@@ -97,7 +155,9 @@ def write_model(folder: Path, shape: dict[str, Any]) -> None:
     desk.mkdir(parents=True)
     tiny.build_base(desk / "base")
     (desk / "slmctl.yaml").write_text(CONFIG, encoding="utf-8")
-    tiny.write_csv(desk / "tickets.csv", [(" ".join([text] * 6), label) for text, label in tiny.rows(RECORDS)])
+    tiny.write_csv(
+        desk / "tickets.csv", [(" ".join([text] * 6), label) for text, label in tiny.rows(RECORDS)]
+    )
     tiny.ok(tiny.slmctl(desk, "run", "--until", "prepare"))
     for kind in ("base", "prepared"):
         shutil.copytree(next((desk / "runs" / kind).iterdir()), folder / kind)
@@ -105,14 +165,19 @@ def write_model(folder: Path, shape: dict[str, Any]) -> None:
         path.unlink()
     write_weights(folder / "base", shape)
     test = folder / "prepared" / "test.jsonl"
-    test.write_text("".join(test.read_text(encoding="utf-8").splitlines(keepends=True)[:ANSWERED]), encoding="utf-8")
+    test.write_text(
+        "".join(test.read_text(encoding="utf-8").splitlines(keepends=True)[:ANSWERED]),
+        encoding="utf-8",
+    )
     base = Base.read(folder / "base")
     count = sum(path.stat().st_size for path in (folder / "base").glob("*.safetensors")) // 2
     Base(**{**base.__dict__, "parameters": count}).write(folder / "base")
 
 
 def write_weights(folder: Path, shape: dict[str, Any]) -> None:
-    """Random weights as the class initialises them, one layer a shard, so that a layer is held at a time."""
+    """Random weights as the class initialises them, one layer a
+    shard, so that a layer is held at a time.
+    """
     import torch
     from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
@@ -120,9 +185,12 @@ def write_weights(folder: Path, shape: dict[str, Any]) -> None:
 
     tokens = AutoConfig.from_pretrained(folder)
     config = LlamaConfig(
-        **shape, bos_token_id=tokens.bos_token_id, eos_token_id=tokens.eos_token_id, dtype="bfloat16",
+        **shape,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        dtype="bfloat16",
         max_position_embeddings=4096,
-    )  # fmt: skip
+    )
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)
     with torch.device("meta"):
@@ -138,15 +206,30 @@ def write_weights(folder: Path, shape: dict[str, Any]) -> None:
         for name in names:
             shape_of = described[name].shape
             draw = torch.empty(shape_of, dtype=torch.bfloat16)
-            tensors[name] = draw.normal_(0, 0.02, generator=random) if len(shape_of) > 1 else draw.fill_(1)
+            tensors[name] = (
+                draw.normal_(0, 0.02, generator=random) if len(shape_of) > 1 else draw.fill_(1)
+            )
         hf_folder.save(tensors, folder / file)
-    index = {"metadata": {}, "weight_map": {name: file for file, names in shards.items() for name in names}}
+    index = {
+        "metadata": {},
+        "weight_map": {name: file for file, names in shards.items() for name in names},
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 def stage_in_child(stage: str, folder: Path, settings: list[str]) -> dict[str, Any]:
     """Run a stage in a process of its own, and watch its memory."""
-    command = [sys.executable, "-m", "benchmarks.sizes", "--one", stage, "--keep", str(folder), "--set", *settings]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.sizes",
+        "--one",
+        stage,
+        "--keep",
+        str(folder),
+        "--set",
+        *settings,
+    ]
     begun, peak = time.monotonic(), 0
     with tempfile.TemporaryFile("w+", encoding="utf-8") as out:
         child = subprocess.Popen(command, stdout=out)
@@ -203,7 +286,7 @@ def run(stage: str, folder: Path, settings: list[str]) -> dict[str, Any]:
         "finetune": {"max_steps": STEPS, "learning_rate": 4e-4, "matmul_dtype": "bfloat16"},
         "quantize": {"project": "sizes", "version": "1.0", "types": list(TYPES)},
         "predict-gguf": {"type": TYPES[0]},
-    }.get(stage, {})  # fmt: skip
+    }.get(stage, {})
     asked |= dict(pair.split("=", 1) for pair in settings)
     config = getattr(sections, f"{name.capitalize()}Config").model_validate(asked)
     sources = {kind: artifact.foreign(folder / kind, kind) for kind in INPUTS[stage]}
@@ -215,7 +298,9 @@ def run(stage: str, folder: Path, settings: list[str]) -> dict[str, Any]:
     more: dict[str, Any] = {"keep": folder / "keep"} if name == "finetune" else {}
     if name == "quantize":
         more = {"must_end": False}  # random weights end no answer
-    found = importlib.import_module(f"slmctl.stages.{name}.{name}").run(config, out=out, **sources, **more)
+    found = importlib.import_module(f"slmctl.stages.{name}.{name}").run(
+        config, out=out, **sources, **more
+    )
     shutil.copyfile(folder / "prepared" / "task.json", out / "task.json")
     kept = ("tokens_per_s", "rows_per_s", "lossless", "files", "memory_estimate", "memory_peak")
     mapped = {}
@@ -223,7 +308,11 @@ def run(stage: str, folder: Path, settings: list[str]) -> dict[str, Any]:
         (file,) = (folder / "gguf").glob(f"*-{TYPES[0]}.gguf")
         copied = memory.AMX in hardware.cpu_flags()  # then the pages of the file are not read again
         mapped = {"mapped_bytes": 0 if copied else file.stat().st_size}
-    return {"estimate_gb": round(max(estimates), 2), **mapped, **{key: found[key] for key in kept if key in found}}
+    return {
+        "estimate_gb": round(max(estimates), 2),
+        **mapped,
+        **{key: found[key] for key in kept if key in found},
+    }
 
 
 if __name__ == "__main__":

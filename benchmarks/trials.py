@@ -1,11 +1,13 @@
-"""Trials of training, each alone: what validation rows gain by it over a training that learns labels as any text.
+"""Trials of training, each alone: what validation rows gain by it over a training that learns
+labels as any text.
 
     python -m benchmarks.trials DATA BASE [--set banking77] [--folder FOLDER] [--neighbours]
 
-DATA is the folder that holds `banking77/` and `clinc150/`, or, for rows of the demo, a project that has prepared them;
-BASE is what `base:` takes. Each seed draws training rows of its own, the same for every trial; the rows that are scored
-are the same for all, and others choose what a class head needs. No test row is used. A run that is stopped goes on.
-With `--neighbours` rows of any length share a step, beside rows of like length, which pad less.
+DATA is the folder that holds `banking77/` and `clinc150/`, or, for rows of the demo, a project that
+has prepared them; BASE is what `base:` takes. Each seed draws training rows of its own, the same
+for every trial; the rows that are scored are the same for all, and others choose what a class head
+needs. No test row is used. A run that is stopped goes on. With `--neighbours` rows of any length
+share a step, beside rows of like length, which pad less.
 """
 
 from __future__ import annotations
@@ -50,8 +52,10 @@ from slmctl.task.records import Record, read_records
 
 CHOOSING, SCORED, SEEDS = 150, 800, (0, 1, 2)
 SETS = {  # with their training rows, and passes over them: those of the demo are what `auto` takes
-    "banking77": (program.banking77, 400, 4), "clinc150": (program.clinc150, 600, 4), "demo": (sharper.demo, 300, 8),
-}  # fmt: skip
+    "banking77": (program.banking77, 400, 4),
+    "clinc150": (program.clinc150, 600, 4),
+    "demo": (sharper.demo, 300, 8),
+}
 CONTROL, LABELS = "today's recipe", "loss over the labels"  # the control learns labels as any text
 NEIGHBOURS = "loss over the labels, neighbours of a step at random"
 MEAN, HEAD, BOTH = "mean of the last third of steps", "class head", "class head and label, added"
@@ -91,24 +95,45 @@ def main() -> None:
     for variant, (seed, each) in itertools.product(variants, zip(SEEDS, found, strict=True)):
         each |= measured(seed, variant, [*train, *validation], options)
     rows, seeds = compared(found, variants[0])
-    name = "trials" + "-neighbours" * options.neighbours + f"-{options.set}" * (options.set != "banking77")
-    command = f"python -m benchmarks.trials DATA BASE --set {options.set}" + " --neighbours" * options.neighbours
+    name = (
+        "trials"
+        + "-neighbours" * options.neighbours
+        + f"-{options.set}" * (options.set != "banking77")
+    )
+    command = (
+        f"python -m benchmarks.trials DATA BASE --set {options.set}"
+        + " --neighbours" * options.neighbours
+    )
     result.write(
-        name, command, rows,
+        name,
+        command,
+        rows,
         ("torch", "transformers", "trl", "peft"),
-        base=options.base, train=count, epochs=passes, choosing=CHOOSING, scored=SCORED, share=SHARE, seeds=seeds,
-    )  # fmt: skip
+        base=options.base,
+        train=count,
+        epochs=passes,
+        choosing=CHOOSING,
+        scored=SCORED,
+        share=SHARE,
+        seeds=seeds,
+    )
 
 
 def measured(
     seed: int, variant: str, rows: list[tuple[str, str]], options: argparse.Namespace
 ) -> dict[str, list[bool]]:
-    """Which of the scored rows are right after a training of a seed, for each trial that it serves."""
+    """Which of the scored rows are right after a training of a
+    seed, for each trial that it serves.
+    """
     labels, held = sorted({label for _, label in rows}), CHOOSING + SCORED
     random.Random(0).shuffle(rows)
     learned = rows[held:]
     random.Random(seed).shuffle(learned)
-    parts = {"train": learned[: SETS[options.set][1]], "choosing": rows[:CHOOSING], "scored": rows[CHOOSING:held]}
+    parts = {
+        "train": learned[: SETS[options.set][1]],
+        "choosing": rows[:CHOOSING],
+        "scored": rows[CHOOSING:held],
+    }
     place = (options.folder / f"seed-{seed}").resolve()
     kept = place / f"{variant}.json"
     if not kept.exists():
@@ -116,7 +141,9 @@ def measured(
         made = trial(place, variant, seed, SETS[options.set][2])
         kept.write_text(json.dumps(made), encoding="utf-8")
     found: dict[str, list[bool]] = json.loads(kept.read_text(encoding="utf-8"))
-    sys.stderr.write(f"seed {seed}: { {kind: sum(each) / SCORED for kind, each in found.items()} }\n")
+    sys.stderr.write(
+        f"seed {seed}: { {kind: sum(each) / SCORED for kind, each in found.items()} }\n"
+    )
     return found
 
 
@@ -128,33 +155,47 @@ def project(place: Path, base: str, labels: Sequence[str], parts: Mapping[str, P
     program.slmctl(place, "run", "--until", "prepare")
 
 
-def compared(found: Sequence[dict[str, list[bool]]], peer: str) -> tuple[list[result.Row], dict[str, Any]]:
-    """A row for each trial beside the peer; and for each its accuracy by seed, its gain, and the errors of that.
+def compared(
+    found: Sequence[dict[str, list[bool]]], peer: str
+) -> tuple[list[result.Row], dict[str, Any]]:
+    """A row for each trial beside the peer; and for each its accuracy by seed, its gain, and the
+    errors of that.
 
-    The error is the larger one of that over seeds and that over rows, each of differences between pairs.
+    The error is the larger one of that over seeds and that over rows, each of differences between
+    pairs.
     """
     rows, seeds = [], {}
     for variant in found[0]:
         there = [each for each in found if variant in each]
-        ours, control = (np.array([each[kind] for each in there], np.float64) for kind in (variant, peer))
+        ours, control = (
+            np.array([each[kind] for each in there], np.float64) for kind in (variant, peer)
+        )
         gains = (ours - control).mean(axis=1)  # (seeds,)
         of_seeds = statistics.stdev(gains) / math.sqrt(len(gains))
         of_rows = float((ours - control).mean(axis=0).std(ddof=1) / math.sqrt(ours.shape[1]))
         gain, error = float(gains.mean()), max(of_seeds, of_rows)
         accuracy, other = ours.mean(axis=1), control.mean(axis=1)
         seeds[variant] = {
-            "accuracy": [round(float(value), 4) for value in accuracy], "gain": round(gain, 5),
-            "error_over_seeds": round(of_seeds, 5), "error_over_rows": round(of_rows, 5),
+            "accuracy": [round(float(value), 4) for value in accuracy],
+            "gain": round(gain, 5),
+            "error_over_seeds": round(of_seeds, 5),
+            "error_over_rows": round(of_rows, 5),
             "error_of_mean": round(statistics.stdev(accuracy) / math.sqrt(len(accuracy)), 5),
             "kept": gain > ERRORS * error,
-        }  # fmt: skip
+        }
         ratios = accuracy / other
         spread = (round(float(ratios.min()), 3), round(float(ratios.max()), 3))
         told = f"{variant}: accuracy" + (
-            f" ({100 * gain:+.1f} points, standard error {100 * error:.1f})" if variant != peer else ""
+            f" ({100 * gain:+.1f} points, standard error {100 * error:.1f})"
+            if variant != peer
+            else ""
         )
         means = (round(float(values.mean()), 4) for values in (accuracy, other, ratios))
-        rows.append(result.Row(told, next(means), peer, next(means), round(next(means), 3), spread, "", None))
+        rows.append(
+            result.Row(
+                told, next(means), peer, next(means), round(next(means), 3), spread, "", None
+            )
+        )
     return rows, seeds
 
 
@@ -162,12 +203,20 @@ def compared(found: Sequence[dict[str, list[bool]]], peer: str) -> tuple[list[re
 
 
 def trial(place: Path, variant: str, seed: int, passes: int) -> dict[str, list[bool]]:
-    """Train, and say which scored rows are right; of the control also by the trials that need no other training."""
-    base, prepared = (artifact.load(next((place / "runs" / kind).glob("[!.]*"))) for kind in ("base", "prepared"))
+    """Train, and say which scored rows are right; of the control also by
+    the trials that need no other training.
+    """
+    base, prepared = (
+        artifact.load(next((place / "runs" / kind).glob("[!.]*"))) for kind in ("base", "prepared")
+    )
     config = FinetuneConfig(  # one validation before and one at the end
-        epochs=passes, learning_rate=HIGH_RATE, batch_size=16, seed=seed, validate_every=10**6,
+        epochs=passes,
+        learning_rate=HIGH_RATE,
+        batch_size=16,
+        seed=seed,
+        validate_every=10**6,
         backend="transformers",
-    )  # fmt: skip
+    )
     tokenizer = hf_folder.load_tokenizer(base.path)
     inputs = finetune._read_inputs(config, base, prepared, tokenizer)
     LengthGroupedSampler.WINDOW = 1 if variant == NEIGHBOURS else WINDOW
@@ -185,14 +234,27 @@ def trial(place: Path, variant: str, seed: int, passes: int) -> dict[str, list[b
 
 
 def taught(
-    config: FinetuneConfig, model: Any, tokenizer: Any, inputs: finetune.TrainingInputs, keep: Path, *, packs: bool
+    config: FinetuneConfig,
+    model: Any,
+    tokenizer: Any,
+    inputs: finetune.TrainingInputs,
+    keep: Path,
+    *,
+    packs: bool,
 ) -> tuple[AnswerTrainer, MeanWeights]:
     """Train as the stage does."""
     shutil.rmtree(keep, ignore_errors=True)
     trainer = finetune.make_trainer(
-        config, model, tokenizer, inputs.train, inputs.validation, keep, packs=packs, plan=inputs.plan,
+        config,
+        model,
+        tokenizer,
+        inputs.train,
+        inputs.validation,
+        keep,
+        packs=packs,
+        plan=inputs.plan,
         labels=inputs.labels,
-    )  # fmt: skip
+    )
     mean = MeanWeights(trainer)
     trainer.add_callback(mean)
     torch.manual_seed(config.seed)
@@ -244,12 +306,19 @@ class Scored:
 
 
 class Scorer(HfAnswerer):
-    """The answers of a model, with the probability of every label, and the states that it answers by."""
+    """The answers of a model, with the probability of every label,
+    and the states that it answers by.
+    """
 
     def __init__(self, base: Path, adapter: Path, prepared: Artifact) -> None:
         self.task, self.prepared = Task.read(prepared.path), prepared
         super().__init__(
-            base, adapter=adapter, labels=self.task.labels, end=self.task.end, max_tokens=32, matmul_dtype="bfloat16"
+            base,
+            adapter=adapter,
+            labels=self.task.labels,
+            end=self.task.end,
+            max_tokens=32,
+            matmul_dtype="bfloat16",
         )
         self._states: list[torch.Tensor] = []
         self._last = torch.zeros(0)
@@ -270,7 +339,11 @@ class Scorer(HfAnswerer):
     def scored(self, split: str) -> Scored:
         self._states.clear()
         records = read_records(self.prepared.file(f"{split}.jsonl"))
-        found = list(OpenModel(self, self.task, 32).answer([prompts.asked(self.task, record) for record in records]))
+        found = list(
+            OpenModel(self, self.task, 32).answer(
+                [prompts.asked(self.task, record) for record in records]
+            )
+        )
         by_row = dict(found)
         states = np.empty((len(records), len(self._states[0][0])), np.float32)
         states[[row for row, _ in found]] = torch.cat(self._states).numpy()
@@ -290,12 +363,19 @@ def scored_by(trainer: AnswerTrainer, base: Artifact, prepared: Artifact, out: P
 
 def right(scorer: Scorer) -> list[bool]:
     scored = scorer.scored("calibration")
-    return [answer == record.answer for answer, record in zip(scored.answers, scored.records, strict=True)]
+    return [
+        answer == record.answer
+        for answer, record in zip(scored.answers, scored.records, strict=True)
+    ]
 
 
 def class_head(scorer: Scorer) -> dict[str, list[bool]]:
-    """Logistic regression on the states, alone and added to the labels' probabilities, with a weight that is chosen."""
-    train, choosing, asked = (scorer.scored(split) for split in ("train", "validation", "calibration"))
+    """Logistic regression on the states, alone and added to the labels'
+    probabilities, with a weight that is chosen.
+    """
+    train, choosing, asked = (
+        scorer.scored(split) for split in ("train", "validation", "calibration")
+    )
     middle, scale = train.states.mean(axis=0), train.states.std(axis=0) + 1e-6
     vectors = [(each.states - middle) / scale for each in (train, choosing, asked)]
     told = [[record.answer for record in each.records] for each in (train, choosing, asked)]

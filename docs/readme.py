@@ -1,4 +1,6 @@
-"""Fill the marked parts of the documentation: `python docs/readme.py`; with `--check` it only compares."""
+"""Fill the marked parts of the documentation: `python
+docs/readme.py`; with `--check` it only compares.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,32 @@ from slmctl.pipeline import LEAVES  # noqa: E402
 from slmctl.pipeline.graph import stage_class  # noqa: E402
 
 MOST_USED = (
-    "project", "version", "base", "task.kind", "task.labels", "task.schema", "task.system", "prepare.sources[].path",
-    "prepare.sources[].input", "prepare.sources[].output", "prepare.clean", "prepare.splits.test", "finetune.epochs",
-    "finetune.learning_rate", "finetune.max_length", "quantize.types", "gates[].metric", "gates[].model",
-    "gates[].min", "publish.to",
-)  # fmt: skip
-FILES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md")
+    "project",
+    "version",
+    "base",
+    "task.kind",
+    "task.labels",
+    "task.schema",
+    "task.system",
+    "prepare.sources[].path",
+    "prepare.sources[].input",
+    "prepare.sources[].output",
+    "prepare.clean",
+    "prepare.splits.test",
+    "finetune.epochs",
+    "finetune.learning_rate",
+    "finetune.max_length",
+    "quantize.types",
+    "gates[].metric",
+    "gates[].model",
+    "gates[].min",
+    "publish.to",
+)
+FILES = (
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "benchmarks" / "README.md",
+)
 
 
 def stages() -> str:
@@ -31,7 +53,9 @@ def stages() -> str:
     lines = ["| stage | takes | leaves | what it does |", "|---|---|---|---|"]
     for name, leaves in LEAVES.items():
         stage = stage_class(name)
-        takes = ", ".join(role.name for role in stage.takes if not role.optional) or "a model source"
+        takes = (
+            ", ".join(role.name for role in stage.takes if not role.optional) or "a model source"
+        )
         takes += " + sources" if stage.name == "prepare" else ""
         takes = "sources + teachers" if stage.name == "label" else takes
         about = cli.commands[stage.name].get_short_help_str(200)
@@ -44,7 +68,9 @@ def keys() -> str:
     rows = {name: (default, about) for name, default, about in config.reference()}
     tables: dict[str, list[str]] = {"Most used": list(MOST_USED), "The file": []}
     for name in rows:
-        section = name.partition(".")[0].removesuffix("[]") if "." in name or "[]" in name else "The file"
+        section = (
+            name.partition(".")[0].removesuffix("[]") if "." in name or "[]" in name else "The file"
+        )
         if name not in MOST_USED:
             tables.setdefault(section, []).append(name)
     parts = []
@@ -62,10 +88,14 @@ def _row(name: str, default: str, about: str) -> str:
 
 def help_text() -> str:
     """`slmctl --help`, as it is printed."""
-    context = cli.make_context("slmctl", [], resilient_parsing=True, max_content_width=100, terminal_width=100)
+    context = cli.make_context(
+        "slmctl", [], resilient_parsing=True, max_content_width=100, terminal_width=100
+    )
     with context:
         text = cli.get_help(context)
-    return "\n".join(["    $ slmctl --help", *(f"    {line}".rstrip() for line in text.splitlines())])
+    return "\n".join(
+        ["    $ slmctl --help", *(f"    {line}".rstrip() for line in text.splitlines())]
+    )
 
 
 def measured(name: str) -> str:
@@ -73,7 +103,10 @@ def measured(name: str) -> str:
     found = json.loads((result.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     machine, versions = found["machine"], found["versions"]
     known = ", ".join(f"{package} {version}" for package, version in versions.items())
-    where = f"{machine['cores']} cores of {machine['processor']} ({', '.join(machine['flags'])}); {known}"
+    where = (
+        f"{machine['cores']} cores of {machine['processor']} ({', '.join(machine['flags'])}); "
+        f"{known}"
+    )
     return f"{result.table(name)}\n\n{where}."
 
 
@@ -90,10 +123,17 @@ def filled(text: str) -> str:
         ("bases", lambda: base_outcomes.table(base_outcomes.read())),
     ):
         block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
-        text = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.DOTALL)
+        text = re.sub(
+            f"<!-- {name} -->.*?<!-- /{name} -->",
+            lambda _, block=block: block,
+            text,
+            flags=re.DOTALL,
+        )
     return re.sub(
         r"<!-- measured (\S+) -->.*?<!-- /measured \1 -->",
-        lambda found: f"<!-- measured {found[1]} -->\n{measured(found[1])}\n<!-- /measured {found[1]} -->",
+        lambda found: (
+            f"<!-- measured {found[1]} -->\n{measured(found[1])}\n<!-- /measured {found[1]} -->"
+        ),
         text,
         flags=re.DOTALL,
     )

@@ -1,6 +1,8 @@
-"""Ask for the right model of one `slmctl serve`: a classify release names it first, then that one answers.
+"""Ask for the right model of one `slmctl serve`: a classify release names it first, then that one
+answers.
 
-The labels of the first release are names of the server's other models, and `none` for a text that is for none of them.
+The labels of the first release are names of the server's other models, and `none` for a text that
+is for none of them.
 
     python choose_model.py --first which "where is my parcel?"
 """
@@ -19,14 +21,18 @@ SURE = 0.8  # least confidence in a name
 def ask(url: str, model: str, text: str) -> tuple[str, float | None]:
     """The answer of a model, and its confidence."""
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": text}]}).encode()
-    request = urllib.request.Request(f"{url}/chat/completions", body, {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{url}/chat/completions", body, {"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=60) as response:
         answer: dict[str, Any] = json.load(response)
     return answer["choices"][0]["message"]["content"], answer["slmctl"].get("confidence")
 
 
 def choose(url: str, first: str, text: str, *, sure: float = SURE) -> tuple[str, str | None]:
-    """The name of the model that a text is for, and its answer; `none` and None where no name is sure."""
+    """The name of the model that a text is for, and its answer;
+    `none` and None where no name is sure.
+    """
     name, confidence = ask(url, first, text)
     if name == "none" or (confidence is not None and confidence < sure):
         return "none", None

@@ -38,7 +38,9 @@ class AskError(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer and what the server says of it: how sure the model is, which one answered and why."""
+    """An answer and what the server says of it: how sure the
+    model is, which one answered and why.
+    """
 
     text: str
     confidence: float | None
@@ -65,7 +67,9 @@ class Client:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"'{url}' is no http address")  # urllib would open file:// too
         self.url, self.timeout_s = url.rstrip("/").removesuffix("/v1"), timeout_s
-        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self._headers = {"Content-Type": "application/json"} | (
+            {"Authorization": f"Bearer {key}"} if key else {}
+        )
 
     def ask(self, text: str, *, sensitive: bool = False, **options: Any) -> Answer:
         """The answer to one text; a sensitive one is never handed on to a general model.
@@ -102,8 +106,12 @@ class Client:
                     yield from (choice["delta"].get("content", "") for choice in chunk["choices"])
         raise AskError("the answer broke off")
 
-    def ask_all(self, texts: Iterable[str], *, together: int = 8, **options: Any) -> Iterator[Answer | AskError]:
-        """The answers to many texts, in order, `together` at a time; one that fails does not end the others."""
+    def ask_all(
+        self, texts: Iterable[str], *, together: int = 8, **options: Any
+    ) -> Iterator[Answer | AskError]:
+        """The answers to many texts, in order, `together` at a time;
+        one that fails does not end the others.
+        """
 
         def one(text: str) -> Answer | AskError:
             try:
@@ -148,17 +156,27 @@ def _message(error: urllib.error.HTTPError) -> str:
 
 def main() -> int:
     """Answer the lines of standard input; 1 if any has no answer."""
-    parser = argparse.ArgumentParser(description="Answer one text a line; JSON lines come out, in the same order.")
+    parser = argparse.ArgumentParser(
+        description="Answer one text a line; JSON lines come out, in the same order."
+    )
     parser.add_argument("--url", default="http://127.0.0.1:8080", help="where slmctl serve is")
-    parser.add_argument("--key-env", metavar="NAME", help="environment variable that holds the API key")
-    parser.add_argument("--together", type=int, default=8, help="texts that are asked at the same time")
-    parser.add_argument("--sensitive", action="store_true", help="keep all of them from any general model")
+    parser.add_argument(
+        "--key-env", metavar="NAME", help="environment variable that holds the API key"
+    )
+    parser.add_argument(
+        "--together", type=int, default=8, help="texts that are asked at the same time"
+    )
+    parser.add_argument(
+        "--sensitive", action="store_true", help="keep all of them from any general model"
+    )
     given = parser.parse_args()
     client = Client(given.url, os.environ[given.key_env] if given.key_env else None)
     texts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
     failed = 0
     for text, found in zip(
-        texts, client.ask_all(texts, together=given.together, sensitive=given.sensitive), strict=True
+        texts,
+        client.ask_all(texts, together=given.together, sensitive=given.sensitive),
+        strict=True,
     ):
         failed += isinstance(found, AskError)
         said = {"error": str(found)} if isinstance(found, AskError) else dataclasses.asdict(found)

@@ -2,7 +2,8 @@
 
 __version__ = "0.1.0"
 
-TYPE_CHECKING = False  # type checkers take it for typing's, which would take longer to import than this module
+# type checkers take it for typing's, which would take longer to import than this module
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from slmctl.stages.predict.answerer import Answerer as Answerer
     from slmctl.stages.predict.answerer import TextAnswer as TextAnswer

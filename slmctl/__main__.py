@@ -1,4 +1,6 @@
-"""`slmctl` and `python -m slmctl`: the command line, which Ctrl-C ends with 130 from its first import on."""
+"""`slmctl` and `python -m slmctl`: the command line, which Ctrl-C
+ends with 130 from its first import on.
+"""
 
 import os
 import sys

@@ -1,7 +1,8 @@
-"""Child processes: a clean environment, limits, requests and answers as lines, and the reason why one ended.
+"""Child processes: a clean environment, limits, requests and answers as lines, and the reason why
+one ended.
 
-A child does work that may hang, grow or crash: native code, untrusted files and texts. It is a module of this program;
-the parent starts it here, and it limits itself with `bound`.
+A child does work that may hang, grow or crash: native code, untrusted files and texts. It is a
+module of this program; the parent starts it here, and it limits itself with `bound`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class DiedError(Exception):
 
     @property
     def words(self) -> str:
-        """The last line of stderr that contains `error`, else the last line; at most 300 characters."""
+        """The last line of stderr that contains `error`, else the
+        last line; at most 300 characters.
+        """
         lines = [line.strip() for line in self.log.splitlines() if line.strip()]
         errors = [line for line in lines if "error" in line.lower()] or lines
         return errors[-1][:300] if errors else "no reason given"
@@ -68,7 +71,9 @@ class DiedError(Exception):
             return None
         classes = {each.__name__: each for each in vars(errors).values() if isinstance(each, type)}
         error = classes.get(str(kind), ValueError)
-        return error(str(message), hint=str(hint)) if issubclass(error, errors.SlmctlError) else None
+        return (
+            error(str(message), hint=str(hint)) if issubclass(error, errors.SlmctlError) else None
+        )
 
     def require_packages(self) -> None:
         """Raise the ModuleNotFoundError that ended the child, if one did."""
@@ -83,7 +88,9 @@ class DiedError(Exception):
 def start(
     target: str | Path, *arguments: str, env: Mapping[str, str] | None = None, **options: Any
 ) -> subprocess.Popen[Any]:
-    """Start a module, or a file, in an environment without secrets; `options` are those of Popen."""
+    """Start a module, or a file, in an environment without
+    secrets; `options` are those of Popen.
+    """
     # -P: modules in the working folder, which may hold untrusted data, are not imported
     program = [str(target)] if isinstance(target, Path) else ["-P", "-m", target]
     env = child_environment.bare() if env is None else env
@@ -91,7 +98,10 @@ def start(
 
 
 def run(
-    target: str | Path, *arguments: str, env: Mapping[str, str] | None = None, timeout_s: float | None = None
+    target: str | Path,
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a child to its end; returns its stdout and stderr.
 
@@ -99,7 +109,11 @@ def run(
         DiedError: The exit code is not 0.
         LateError: The child took longer than `timeout_s`.
     """
-    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes: dict[str, Any] = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    }
     with start(target, *arguments, env=env, text=True, errors="replace", **pipes) as child:
         try:
             out, log = child.communicate(timeout=timeout_s)
@@ -116,7 +130,8 @@ def run(
 def output(
     module: str, *arguments: str, request: bytes = b"", env: Mapping[str, str] | None = None
 ) -> Iterator[IO[bytes]]:
-    """Yield the stdout of a child that first reads its whole request; leaving the block early kills it.
+    """Yield the stdout of a child that first reads its whole request; leaving the block early kills
+    it.
 
     Raises:
         DiedError: The exit code is not 0; raised at the end of the block.
@@ -140,7 +155,9 @@ def output(
 
 
 class LineChild:
-    """A child that reads requests and writes answers as lines, and can be started again after it ended."""
+    """A child that reads requests and writes answers as lines, and
+    can be started again after it ended.
+    """
 
     def __init__(self, module: str, *arguments: str) -> None:
         self._module, self._arguments = module, arguments
@@ -159,7 +176,8 @@ class LineChild:
         return process.pid if process is not None else 0
 
     def start(self, timeout_s: float) -> bytes:
-        """Start the child and wait for its first line, by which it reports that it is ready; returns the line.
+        """Start the child and wait for its first line, by which it reports that it is ready;
+        returns the line.
 
         Raises:
             OSError: The system cannot start a process.
@@ -168,9 +186,13 @@ class LineChild:
         """
         self.close()
         self._process = start(
-            self._module, *self._arguments,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
-        )  # fmt: skip
+            self._module,
+            *self._arguments,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+        )
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             assert pipe is not None
             os.set_blocking(pipe.fileno(), False)
@@ -185,13 +207,18 @@ class LineChild:
             process.communicate()
 
     def answers(self, requests: bytes, count: int, budget_s: float) -> Generator[bytes, None, None]:
-        """Write the requests, and yield `count` answers as they arrive; leaving the iteration early kills the child.
+        """Write the requests, and yield `count` answers as they arrive; leaving the iteration early
+        kills the child.
 
         Raises:
             DiedError: The child ended.
             LateError: An answer took longer than `budget_s`.
         """
-        assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
+        assert (
+            self._process is not None
+            and self._process.stdin is not None
+            and self._process.stdout is not None
+        )
         pipe, out = self._process.stdin.fileno(), self._process.stdout.fileno()
         whole, seen = False, 0  # seen: number of bytes without a line end
         left, deadline = memoryview(requests), time.monotonic() + budget_s
@@ -245,7 +272,11 @@ class LineChild:
 
 
 def bound(
-    *, memory: int | None = None, data: int | None = None, file_bytes: int | None = None, cpu_s: int | None = None
+    *,
+    memory: int | None = None,
+    data: int | None = None,
+    file_bytes: int | None = None,
+    cpu_s: int | None = None,
 ) -> None:
     """Set resource limits of this process; core dumps are disabled.
 
@@ -256,9 +287,12 @@ def bound(
         cpu_s: CPU seconds.
     """
     limits = {
-        resource.RLIMIT_AS: memory, resource.RLIMIT_DATA: data, resource.RLIMIT_FSIZE: file_bytes,
-        resource.RLIMIT_CPU: cpu_s, resource.RLIMIT_CORE: 0,
-    }  # fmt: skip
+        resource.RLIMIT_AS: memory,
+        resource.RLIMIT_DATA: data,
+        resource.RLIMIT_FSIZE: file_bytes,
+        resource.RLIMIT_CPU: cpu_s,
+        resource.RLIMIT_CORE: 0,
+    }
     for kind, limit in limits.items():
         if limit is not None:
             _, most = resource.getrlimit(kind)  # a lower limit of the user's stays
@@ -286,7 +320,9 @@ def refuse(error: errors.SlmctlError) -> NoReturn:
 
 
 def private_stdout() -> TextIO:
-    """A stream to stdout for answers only: output of libraries to stdout goes to stderr from now on."""
+    """A stream to stdout for answers only: output of libraries to
+    stdout goes to stderr from now on.
+    """
     own = os.dup(1)
     os.dup2(2, 1)
     return os.fdopen(own, "w", encoding="utf-8")

@@ -8,9 +8,21 @@ import re
 from collections.abc import Iterator
 
 # Variables for a child that only computes: paths of programs and libraries, settings of threads.
-PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH",
-             "PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
-             "GOMP_SPINCOUNT")  # fmt: skip
+PASSED_ON = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "VIRTUAL_ENV",
+    "PYTHONPATH",
+    "PYTHONHASHSEED",
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+)
 
 _SECRET_NAME = re.compile(
     r"(?i)token|secret|passw|passphrase|pgpass|credential|authorization|cookie|dsn$|_pat$|"
@@ -20,7 +32,9 @@ _SECRET_VALUE = re.compile(r"://[^/\s:@]*:[^/\s@]+@")  # an address with a passw
 
 
 def bare(**more: str) -> dict[str, str]:
-    """The environment of a child that only computes: PASSED_ON, which hold no secrets, and `more`."""
+    """The environment of a child that only computes: PASSED_ON,
+    which hold no secrets, and `more`.
+    """
     return {name: os.environ[name] for name in PASSED_ON if name in os.environ} | more
 
 
@@ -28,14 +42,19 @@ def without_secrets(*kept: str, **more: str) -> dict[str, str]:
     """The environment of this process without secrets, for a child that may need unknown variables.
 
     Args:
-        kept: Prefixes of names, in capitals, of variables that the child needs even with secrets, such as `PIP_`.
+        kept: Prefixes of names, in capitals, of variables that the child needs even with secrets,
+            such as `PIP_`.
     """
-    return {name: value for name, value in os.environ.items() if not is_secret(name, value, *kept)} | more
+    return {
+        name: value for name, value in os.environ.items() if not is_secret(name, value, *kept)
+    } | more
 
 
 @contextlib.contextmanager
 def hidden() -> Iterator[None]:
-    """Remove secrets from this process's environment inside the block, which starts processes that inherit it."""
+    """Remove secrets from this process's environment inside the block,
+    which starts processes that inherit it.
+    """
     secrets = {name: value for name, value in os.environ.items() if is_secret(name, value)}
     for name in secrets:
         del os.environ[name]

@@ -1,7 +1,8 @@
 """Progress, tables and one-line notes on stderr; results on stdout.
 
 On a terminal rich draws them; elsewhere (a log, a pipe, CI) progress is plain lines, at most one in
-PLAIN_EVERY_S. Control sequences are removed from text of data or a model, since a terminal would execute them.
+PLAIN_EVERY_S. Control sequences are removed from text of data or a model, since a terminal would
+execute them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ NARROWEST = 10  # least width of a wrapped column, in characters
 
 
 class _Notes(Console):
-    """The console on stderr. If stderr is closed or its disk is full, lines are lost and the work continues."""
+    """The console on stderr. If stderr is closed or its disk is full,
+    lines are lost and the work continues.
+    """
 
     def on_broken_pipe(self) -> None:
         self.quiet = True  # rich itself would redirect stdout to /dev/null and end the process
@@ -50,10 +53,12 @@ _records: list[Callable[[str], None]] = []  # see `recorded`
 
 # C0 except tab and newline, DEL, C1, and bidirectional overrides, which reorder displayed text
 _CONTROL = re.compile(
-    r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+    r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b\[[0-?]*[ "
+    r"-/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 )
 
-# Surrogates except those for undecodable bytes of file names (surrogateescape): they cannot be encoded.
+# Surrogates except those for undecodable bytes of file names (surrogateescape): they cannot be
+# encoded.
 _UNWRITABLE = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
 
 # Control characters that a terminal obeys, except tab and newline.
@@ -72,17 +77,23 @@ def level() -> int:
 
 
 def clean(text: str) -> str:
-    """The text without control sequences, except line breaks and tabs, so that it is safe on a terminal."""
+    """The text without control sequences, except line breaks and
+    tabs, so that it is safe on a terminal.
+    """
     return _CONTROL.sub("", text)
 
 
 def escaped(text: str) -> str:
-    """The text with control characters as escapes such as `\\u001b`, except line breaks and tabs."""
+    """The text with control characters as escapes such as
+    `\\u001b`, except line breaks and tabs.
+    """
     return _OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def shown(text: str, limit: int = 200) -> str:
-    """Text from data as one line of at most `limit` characters, safe in a terminal, a page or an image."""
+    """Text from data as one line of at most `limit` characters, safe
+    in a terminal, a page or an image.
+    """
     line = " ".join(clean(text[: 4 * limit]).split())
     line = line if len(line) <= limit else line[: limit - 1] + "…"
     return line.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate cannot be written
@@ -90,7 +101,9 @@ def shown(text: str, limit: int = 200) -> str:
 
 @contextlib.contextmanager
 def recorded(add: Callable[[str], None]) -> Iterator[None]:
-    """Pass every line of `say`, `detail` and `table` to `add` too, at any level; only the innermost block gets it."""
+    """Pass every line of `say`, `detail` and `table` to `add` too, at any
+    level; only the innermost block gets it.
+    """
     _records.append(add)
     try:
         yield
@@ -124,9 +137,19 @@ def complain(message: str, hint: str = "") -> None:
         _err.print(f" hint: {clean(hint)}", markup=False)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, optional: Sequence[str] = ()) -> None:
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    optional: Sequence[str] = (),
+) -> None:
     """Print a table on stderr, fitted to the terminal's width; see `fitted`."""
-    _record("\n".join([title, *fitted(columns, rows, width=None, optional=optional)]) if _records else "")
+    _record(
+        "\n".join([title, *fitted(columns, rows, width=None, optional=optional)])
+        if _records
+        else ""
+    )
     if _level >= 0:
         width = _err.width if _err.is_terminal else None
         _err.print(Text(clean(title), style="bold"))
@@ -142,7 +165,8 @@ def table_lines(
     wrapped: str = "",
     texts: int = 1,
 ) -> list[str]:
-    """The lines of a table for stdout, fitted to the terminal's width; with all columns if stdout is not a terminal.
+    """The lines of a table for stdout, fitted to the terminal's width; with all columns if stdout
+    is not a terminal.
 
     Arguments as in `fitted`.
     """
@@ -159,7 +183,8 @@ def fitted(
     wrapped: str = "",
     texts: int = 1,
 ) -> list[str]:
-    """The lines of a table without cut cells: optional columns are left out, and if that is not enough, it is a list.
+    """The lines of a table without cut cells: optional columns are left out, and if that is not
+    enough, it is a list.
 
     Args:
         columns: Names of the columns of `rows`.
@@ -174,7 +199,9 @@ def fitted(
     def needed(column: str) -> int:
         place = columns.index(column)
         longest = max(map(cell_len, (column, *(row[place] for row in rows))))
-        return 2 + (min(longest, max(NARROWEST, cell_len(column))) if column == wrapped else longest)
+        return 2 + (
+            min(longest, max(NARROWEST, cell_len(column))) if column == wrapped else longest
+        )
 
     for column in optional:
         if width is not None and column in kept and sum(map(needed, kept)) - 2 > width:
@@ -184,12 +211,15 @@ def fitted(
     places = [columns.index(column) for column in kept]
     widths = {k: max(map(cell_len, (columns[k], *(row[k] for row in rows)))) for k in places}
     whole = sum(widths.values()) + 2 * len(places) - 2
-    if width is None or whole <= width:  # nothing is wrapped; drawn here, since rich takes a millisecond a row
+    # nothing is wrapped; drawn here, since rich takes a millisecond a row
+    if width is None or whole <= width:
 
         def line(cells: Sequence[str]) -> str:
             rooms = {k: " " * (widths[k] - cell_len(cells[k])) for k in places}
             left = {k for k in places if k < texts or columns[k] == wrapped}
-            return "  ".join(cells[k] + rooms[k] if k in left else rooms[k] + cells[k] for k in places).rstrip()
+            return "  ".join(
+                cells[k] + rooms[k] if k in left else rooms[k] + cells[k] for k in places
+            ).rstrip()
 
         return [line(columns), "─" * whole, *map(line, rows)]
     drawn = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
@@ -210,7 +240,9 @@ def fitted(
 
 
 def _list(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Each row as a paragraph: its first cell, and below it the other non-empty cells with their columns' names."""
+    """Each row as a paragraph: its first cell, and below it the other
+    non-empty cells with their columns' names.
+    """
     width, lines = max(map(cell_len, columns)), list[str]()
     for row in rows:
         lines.append(row[0])
@@ -227,7 +259,8 @@ class Meter:
 
     def __init__(self, label: str, total: int | None, unit: str, done: int = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done = self._before = done  # work of an earlier run, which is not counted for the speed
+        # work of an earlier run, which is not counted for the speed
+        self.done = self._before = done
         self.note = ""
         self._start = self._last = time.monotonic()
         self._begun = False
@@ -266,7 +299,9 @@ class Meter:
                 TimeRemainingColumn(),
             ]
             self._bar = Progress(*columns, console=_err, transient=True)
-            self._task = self._bar.add_task(self.label, total=self.total, unit=self.unit, rate="", note="")
+            self._task = self._bar.add_task(
+                self.label, total=self.total, unit=self.unit, rate="", note=""
+            )
             self._bar.start()
         note = f", {self.note}" if self.note else ""
         self._bar.update(self._task, completed=self.done, rate=self._rate(), note=note)
@@ -278,13 +313,19 @@ class Meter:
     def _tail(self) -> str:
         if self.total is None:
             return f", {self.note}" if self.note else ""
-        left = (time.monotonic() - self._start) / max(self.done - self._before, 1) * (self.total - self.done)
+        left = (
+            (time.monotonic() - self._start)
+            / max(self.done - self._before, 1)
+            * (self.total - self.done)
+        )
         return f", {duration(left)} left" + (f", {self.note}" if self.note else "")
 
 
 @contextlib.contextmanager
 def progress(label: str, total: int | None, unit: str) -> Iterator[Meter]:
-    """Yield a meter for `total` units of work, None if unknown; shown after SHOW_AFTER_S seconds."""
+    """Yield a meter for `total` units of work, None if unknown;
+    shown after SHOW_AFTER_S seconds.
+    """
     meter = Meter(label, total, unit)
     try:
         yield meter
@@ -299,7 +340,11 @@ def duration(seconds: float) -> str:
     if seconds < 59.5:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return (
+        f"{minutes} min {rest:02d} s"
+        if minutes < 60
+        else f"{minutes // 60} h {minutes % 60:02d} min"
+    )
 
 
 def size(count: float) -> str:
@@ -317,7 +362,9 @@ def count(number: int, noun: str = "") -> str:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A share as text: `92.5 %`; one that would be rounded to 0 % or 100 % gets more digits, up to four that tell."""
+    """A share as text: `92.5 %`; one that would be rounded to 0 % or 100 %
+    gets more digits, up to four that tell.
+    """
     texts = [f"{100 * share:.{more}f}" for more in range(digits, 5)]
     return f"{next((text for text in texts if float(text) not in (0.0, 100.0)), texts[0])} %"
 
@@ -328,7 +375,8 @@ def timestamp(moment: datetime.datetime | None = None) -> str:
 
 
 def place(file: object, *numbers: int) -> str:
-    """Places of rows as text: `tickets.csv line 17`, `tickets.xlsx rows 17, 90`; lines for text files.
+    """Places of rows as text: `tickets.csv line 17`, `tickets.xlsx rows 17, 90`; lines for text
+    files.
 
     A document of a folder is a row of its own, so it has no number: `contracts/17.docx`.
     """
@@ -340,7 +388,9 @@ def place(file: object, *numbers: int) -> str:
 
 
 def write_json(text: str) -> None:
-    """Write a JSON result to stdout; on a terminal with control characters as escapes, which is equal JSON."""
+    """Write a JSON result to stdout; on a terminal with control
+    characters as escapes, which is equal JSON.
+    """
     write(escaped(text) if sys.stdout and sys.stdout.isatty() else text)
 
 
@@ -349,7 +399,8 @@ class OutputError(Exception):
 
 
 def write(text: str) -> None:
-    """Write a result to stdout, unchanged; undecodable bytes of file names are written as these bytes.
+    """Write a result to stdout, unchanged; undecodable bytes of file names are written as these
+    bytes.
 
     Raises:
         SystemExit: 0 if the reader has closed the pipe, as in `slmctl show | head`.

@@ -12,15 +12,18 @@ SlmctlError
 ├── NetworkError       9   the network was refused or failed
 └── DifferentError   104   an artifact was rebuilt, and is not the same
 
-Each carries one sentence (subject, expected, found) and a hint (the command to type next); a GateError has a Reason
-too, which docs/commands.md explains. Any other exception is a bug: it keeps its traceback and exits with 1.
+Each carries one sentence (subject, expected, found) and a hint (the command to type next); a
+GateError has a Reason too, which docs/commands.md explains. Any other exception is a bug: it keeps
+its traceback and exits with 1.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar, Literal, TypeAlias
 
-OfGates: TypeAlias = Literal["gate_failed", "gate_out_of_reach", "gates_unknown", "none_chosen", "not_measured"]
+OfGates: TypeAlias = Literal[
+    "gate_failed", "gate_out_of_reach", "gates_unknown", "none_chosen", "not_measured"
+]
 OfRows: TypeAlias = Literal["max_error", "min_rows", "out_of_scope", "overlap"]
 OfLeaving: TypeAlias = Literal["leak", "license", "memorised", "teacher_terms", "visibility"]
 Reason: TypeAlias = Literal[OfGates, OfRows, OfLeaving, "beaten", "declined", "nothing_to_win"]
@@ -34,7 +37,8 @@ class SlmctlError(Exception):
         hint: The next command or change for the user; empty if there is none.
 
     Attributes:
-        evidence: Names of files in the stage's draft that show the reason and are kept; the first is for people.
+        evidence: Names of files in the stage's draft that show the reason and are kept; the first
+            is for people.
     """
 
     code: ClassVar[int] = 1
@@ -108,7 +112,8 @@ class DifferentError(SlmctlError):
 
 
 class PausedError(Exception):
-    """A stage stopped at a limit that the user set: not a failure (exit code 0), but later stages do not run.
+    """A stage stopped at a limit that the user set: not a failure (exit code 0), but later stages
+    do not run.
 
     Args:
         message: One sentence about the remaining work.

@@ -1,4 +1,6 @@
-"""The accelerator, the processor, the free memory and the C++ compiler of this machine, without importing torch."""
+"""The accelerator, the processor, the free memory and the C++ compiler of
+this machine, without importing torch.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,15 @@ import sys
 from pathlib import Path
 
 # Device nodes of the drivers of NVIDIA (dxg: inside WSL2) and AMD.
-DEVICE_NODES = {"/dev/nvidia0": "cuda", "/dev/nvidiactl": "cuda", "/dev/dxg": "cuda", "/dev/kfd": "rocm"}
+DEVICE_NODES = {
+    "/dev/nvidia0": "cuda",
+    "/dev/nvidiactl": "cuda",
+    "/dev/dxg": "cuda",
+    "/dev/kfd": "rocm",
+}
 
-MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")  # the machine's memory, and a container's
+# the machine's memory, and a container's
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 # Parameters of mallopt(3), and the largest value that it takes.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MOST = -1, -3, 2**31 - 1
@@ -33,22 +41,30 @@ def cpu_flags() -> frozenset[str]:
 
 
 def processor() -> str:
-    """Processor, usable cores and accelerator: `AMD EPYC 7B13, 2 cores`; machines with the same take the same time."""
+    """Processor, usable cores and accelerator: `AMD EPYC 7B13, 2 cores`;
+    machines with the same take the same time.
+    """
     name = _cpu_fact("model name") or platform.machine()
     return ", ".join(filter(None, (name, f"{usable_cores()} cores", accelerator())))
 
 
 def _cpu_fact(*names: str) -> str:
-    """The value of the first line of /proc/cpuinfo that begins with a name; empty if there is none."""
+    """The value of the first line of /proc/cpuinfo that begins
+    with a name; empty if there is none.
+    """
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return ""
-    return next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith(names)), "")
+    return next(
+        (line.partition(":")[2].strip() for line in text.splitlines() if line.startswith(names)), ""
+    )
 
 
 def usable_cores() -> int:
-    """Number of cores that this process may run on; in a container possibly fewer than the machine has."""
+    """Number of cores that this process may run on; in a container
+    possibly fewer than the machine has.
+    """
     return len(os.sched_getaffinity(0))
 
 
@@ -64,7 +80,9 @@ def held_bytes() -> int:
 
 
 def available_bytes() -> int:
-    """Bytes that this process can still allocate: available on the machine, or in its cgroup if that is less."""
+    """Bytes that this process can still allocate: available on the
+    machine, or in its cgroup if that is less.
+    """
     free = next(
         int(line.split()[1]) * 1024
         for line in MEMINFO.read_text(encoding="ascii").splitlines()
@@ -73,15 +91,21 @@ def available_bytes() -> int:
     try:
         limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
         used = int((CGROUP / "memory.current").read_text(encoding="ascii"))
-        counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
+        counts = dict(
+            line.split()
+            for line in (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+        )
     except OSError:
         return free
-    used -= int(counts.get("inactive_file", 0))  # page cache, which the kernel reclaims when memory is short
+    # page cache, which the kernel reclaims when memory is short
+    used -= int(counts.get("inactive_file", 0))
     return free if limit == "max" else min(free, int(limit) - used)
 
 
 def address_space() -> int:
-    """Bytes of address space that this process may have (`ulimit -v`); a huge number without a limit."""
+    """Bytes of address space that this process may have (`ulimit
+    -v`); a huge number without a limit.
+    """
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
@@ -89,8 +113,9 @@ def address_space() -> int:
 def reuse_freed_memory() -> None:
     """Let malloc keep the freed memory of large tensors for the next ones; a no-op without glibc.
 
-    By default glibc returns blocks of over 32 MB to the kernel at once, which clears every page of the next one: that
-    took a quarter of the CPU time when transformers classified texts with long prompts.
+    By default glibc returns blocks of over 32 MB to the kernel at once, which clears every page of
+    the next one: that took a quarter of the CPU time when transformers classified texts with long
+    prompts.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -100,7 +125,9 @@ def reuse_freed_memory() -> None:
 
 
 def process_bytes(pid: int) -> int:
-    """Bytes of memory (PSS: shared pages count in part) of a process and its descendants; 0 if it has ended."""
+    """Bytes of memory (PSS: shared pages count in part) of a process
+    and its descendants; 0 if it has ended.
+    """
     folder, started = Path("/proc") / str(pid), set[int]()
     try:
         lines = (folder / "smaps_rollup").read_text(encoding="ascii").splitlines()

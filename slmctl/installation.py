@@ -1,4 +1,6 @@
-"""This installation: the pip command for an extra, and the folders for files that are kept outside of projects."""
+"""This installation: the pip command for an extra, and the folders for
+files that are kept outside of projects.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,16 @@ def require(what: str, extra: str, *packages: str) -> None:
     """Refuse what needs packages of an extra; raises a MissingError if one is not installed."""
     for package in packages:
         if not is_installed(package):
-            raise MissingError(f"{what} needs the package '{package}', which is not installed", hint=pip_line(extra))
+            raise MissingError(
+                f"{what} needs the package '{package}', which is not installed",
+                hint=pip_line(extra),
+            )
 
 
 def pip_line(*extras: str) -> str:
-    """The pip command that installs extras from the origin of slmctl: a checkout, a wheel or a package index."""
+    """The pip command that installs extras from the origin of slmctl: a
+    checkout, a wheel or a package index.
+    """
     extra = ",".join(extras)
     if not (ROOT / "pyproject.toml").is_file():
         package = _wheel() or "slmctl"
@@ -42,18 +49,28 @@ def pip_line(*extras: str) -> str:
         here = Path.cwd() == ROOT
     except OSError:  # the working folder is gone
         here = False
-    return f"pip install -e '.[{extra}]'" if here else f"pip install -e {shlex.quote(f'{ROOT}[{extra}]')}"
+    return (
+        f"pip install -e '.[{extra}]'"
+        if here
+        else f"pip install -e {shlex.quote(f'{ROOT}[{extra}]')}"
+    )
 
 
 def _wheel() -> str:
-    """The path of the wheel that slmctl was installed from, by pip's record (PEP 610); '' for an index."""
+    """The path of the wheel that slmctl was installed from, by pip's
+    record (PEP 610); '' for an index.
+    """
     noted = importlib.metadata.distribution("slmctl").read_text("direct_url.json") or "{}"
     address = urlsplit(str(json.loads(noted).get("url", "")))
-    return unquote(address.path) if address.scheme == "file" and address.path.endswith(".whl") else ""
+    return (
+        unquote(address.path) if address.scheme == "file" and address.path.endswith(".whl") else ""
+    )
 
 
 def user_cache() -> Path | None:
-    """The cache folder of this user, which may not exist; None without XDG_CACHE_HOME and a home folder."""
+    """The cache folder of this user, which may not exist; None
+    without XDG_CACHE_HOME and a home folder.
+    """
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "slmctl"
     except RuntimeError:  # HOME is not set, and the user id is unknown
@@ -69,7 +86,8 @@ def timings_folder() -> str:
 def kept_folders() -> list[Path]:
     """Folders for files that are downloaded once, the preferred one first.
 
-    The folder in the environment (`sys.prefix`) is found by every user of this installation, such as cron.
+    The folder in the environment (`sys.prefix`) is found by every user of this installation, such
+    as cron.
     """
     beside, own = Path(sys.prefix) / "share" / "slmctl", user_cache()
     if own is None:

@@ -12,7 +12,8 @@ JOINER = "\u034f"  # the combining grapheme joiner, over which no mark is moved
 
 
 def in_normal_form(text: str, form: Literal["NFC", "NFD", "NFKC", "NFKD"]) -> str:
-    """A text in a normal form, with a JOINER after each MOST marks that stand in a row before another one.
+    """A text in a normal form, with a JOINER after each MOST marks that stand in a row before
+    another one.
 
     Python sorts such a row in quadratic time, and no other thread runs meanwhile.
     """

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 import pytest
 from support import balance, changed, light, shared, tiny
 
-# before torch and llama.cpp: on models this small more threads only wait for each other, and should not spin meanwhile
+# before torch and llama.cpp: on models this small more threads only wait for each other, and should
+# not spin meanwhile
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
-# where the outside forbids bytecode, as some containers do, each process would compile all tests and the program again
+# where the outside forbids bytecode, as some containers do, each process would compile all tests
+# and the program again
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 from slmctl import config, console
@@ -37,12 +39,24 @@ resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # some tests have a child cras
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--light", action="store_true", help="run the tests that need neither torch nor llama-cpp-python")
-    parser.addoption("--changed", metavar="REV", help="of the slow tests, run those of what has changed since a commit")
+    parser.addoption(
+        "--light",
+        action="store_true",
+        help="run the tests that need neither torch nor llama-cpp-python",
+    )
+    parser.addoption(
+        "--changed",
+        metavar="REV",
+        help="of the slow tests, run those of what has changed since a commit",
+    )
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    heavy = config.getoption("--light") and collection_path.suffix == ".py" and light.is_heavy_file(collection_path)
+    heavy = (
+        config.getoption("--light")
+        and collection_path.suffix == ".py"
+        and light.is_heavy_file(collection_path)
+    )
     return True if heavy and collection_path.name != "conftest.py" else None
 
 
@@ -57,26 +71,35 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Three processes for two cores: a fifth of the tests' time they wait for servers and other processes."""
+    """Three processes for two cores: a fifth of the tests' time they
+    wait for servers and other processes.
+    """
     return usable_cores() * 3 // 2
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()  # each training has the garbage collected, and what was imported would be looked through for it
+    # each training has the garbage collected, and what was imported would be looked through for it
+    gc.freeze()
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     """List the longest files of a run in several processes, for `balance.LONGEST`."""
     if config.getoption("numprocesses", None):
         found = [report for kind in terminalreporter.stats.values() for report in kind]
         terminalreporter.section("longest files")
-        for name, seconds in balance.seconds_of_files([each for each in found if isinstance(each, pytest.TestReport)]):
+        for name, seconds in balance.seconds_of_files(
+            [each for each in found if isinstance(each, pytest.TestReport)]
+        ):
             terminalreporter.write_line(f"{seconds:7.1f} s  {name}")
 
 
 @pytest.fixture(autouse=True)
 def _heard() -> Iterator[None]:
-    """Have each test begin at the console's normal level, with nothing counted that another sent; end what it began."""
+    """Have each test begin at the console's normal level, with nothing
+    counted that another sent; end what it began.
+    """
     console.set_level(0)
     guard.begin_receipt()
     started = len(tiny.STARTED)  # by fixtures of a module or a session
@@ -93,7 +116,9 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_project(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with slmctl.yaml, data and base; nothing has been run in it. Copy it to change it."""
+    """A folder with slmctl.yaml, data and base; nothing has been
+    run in it. Copy it to change it.
+    """
     folder = tmp_path_factory.mktemp("project") / "desk"
     shutil.copytree(tiny_base, folder / "base")
     (folder / "slmctl.yaml").write_text(tiny.CONFIG, encoding="utf-8")
@@ -132,7 +157,8 @@ def desk_url(tiny_run: Path) -> Iterator[str]:
 def artifacts(tiny_run: Path) -> dict[str, Artifact]:
     """The artifacts of `tiny_run` by kind; of the predictions, those of the last model."""
     return {
-        path.parent.parent.name: artifact.load(path.parent) for path in sorted(tiny_run.glob("runs/*/*/manifest.json"))
+        path.parent.parent.name: artifact.load(path.parent)
+        for path in sorted(tiny_run.glob("runs/*/*/manifest.json"))
     }
 
 
@@ -150,14 +176,22 @@ def stages(heavy_children: Forks) -> Iterator[Forks]:
     from slmctl.pipeline import LEAVES
 
     stages = (f"slmctl.stages.{name}.{part}" for name in LEAVES for part in ("stage", name))
-    modules = ("slmctl.cli.main", "slmctl.pipeline.runner", "slmctl.provenance", "slmctl.models.gguf", *stages)
+    modules = (
+        "slmctl.cli.main",
+        "slmctl.pipeline.runner",
+        "slmctl.provenance",
+        "slmctl.models.gguf",
+        *stages,
+    )
     with Forks(*modules, heavy=heavy_children) as forks:
         yield forks
 
 
 @pytest.fixture(scope="session")
 def heavy_children() -> Iterator[Forks]:
-    """Forks of a process that has imported what the children of `load_check` and of the converter need."""
+    """Forks of a process that has imported what the children of
+    `load_check` and of the converter need.
+    """
     from support.forks import Forks
 
     auto = "transformers.models.auto"
@@ -176,22 +210,29 @@ def forked_children(heavy_children: Forks, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture(scope="session")
 def readers() -> Iterator[Forks]:
-    """Forks of a process that has imported what the children which read tables, databases and documents need."""
+    """Forks of a process that has imported what the children which read
+    tables, databases and documents need.
+    """
     from support.forks import READERS, Forks
 
-    with Forks(*READERS, "pyarrow.parquet", "python_calamine", "sqlalchemy", "psycopg", "pypdfium2") as forks:
+    with Forks(
+        *READERS, "pyarrow.parquet", "python_calamine", "sqlalchemy", "psycopg", "pypdfium2"
+    ) as forks:
         yield forks
 
 
 @pytest.fixture
 def forked_readers(readers: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have this process read sources in forked children, which take a hundredth of a second to start."""
+    """Have this process read sources in forked children, which take
+    a hundredth of a second to start.
+    """
     from support.forks import READERS, fork_children
 
     from slmctl.sources import sql
 
     fork_children(readers.address, monkeypatch, READERS)
-    monkeypatch.setattr(sql, "os", SimpleNamespace(getpid=lambda: readers.server.pid))  # queries end with their parent
+    # queries end with their parent
+    monkeypatch.setattr(sql, "os", SimpleNamespace(getpid=lambda: readers.server.pid))
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +258,9 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def endless(tiny_base: Path, heavy_children: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def endless(
+    tiny_base: Path, heavy_children: Forks, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The untrained base as a .gguf file: its text goes on and on."""
     from support.forks import convert
 

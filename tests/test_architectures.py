@@ -1,4 +1,5 @@
-"""Every architecture that companies pick, as a small random model: copied, counted, trained, merged, rehearsed.
+"""Every architecture that companies pick, as a small random model: copied, counted, trained,
+merged, rehearsed.
 
 A row of ARCHITECTURES says how an architecture trains, and a test asks the model itself.
 """
@@ -43,9 +44,10 @@ class Architecture:
     """An architecture as slmctl handles it.
 
     Attributes:
-        training: `fast` (packed, with the CPU kernels in most layers), `packed`, or `padded`; of a multimodal base that
-            of its text model, which is what `pull` keeps.
-        merged_slowly: Merged in the slow tests alone: its modules, stored names and layers are those of another row.
+        training: `fast` (packed, with the CPU kernels in most layers), `packed`, or `padded`; of a
+            multimodal base that of its text model, which is what `pull` keeps.
+        merged_slowly: Merged in the slow tests alone: its modules, stored names and layers are
+            those of another row.
         layers: Last names of the layers that `all-linear` adapts, where a test says them.
     """
 
@@ -86,7 +88,9 @@ ARCHITECTURES = {
     "qwen3-moe": Architecture("packed", False, ATTENTION),
     "granite-moe": Architecture("packed", False),
     "olmoe": Architecture("packed"),
-    "deepseek-v3": Architecture("packed", False, "q_a_proj q_b_proj kv_a_proj_with_mqa kv_b_proj o_proj"),
+    "deepseek-v3": Architecture(
+        "packed", False, "q_a_proj q_b_proj kv_a_proj_with_mqa kv_b_proj o_proj"
+    ),
     "gpt-oss": Architecture("padded", False),
     "nemotron-h": Architecture("padded", False, ATTENTION + " in_proj up_proj down_proj"),
     "bloom": Architecture("padded", False),
@@ -141,7 +145,9 @@ def test_a_model_is_packed_and_fast_by_what_it_computes(name: str) -> None:
 def test_the_catalogue_says_how_a_base_trains(name: str) -> None:
     entry = next(entry for entry in catalogue.entries() if entry.architecture == name)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(architectures.config(name, vocabulary=640).get_text_config())
+        model = AutoModelForCausalLM.from_config(
+            architectures.config(name, vocabulary=640).get_text_config()
+        )
     assert type(model).__name__ == entry.model_class
     assert entry.training == ARCHITECTURES[name].training.replace("padded", "slow")
 
@@ -177,9 +183,13 @@ def test_all_linear_adapts_layers_of_the_text_model(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def few(artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+def few(
+    artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Artifact]:
     """The tiny base and a data set of some records."""
-    prepared = Path(shutil.copytree(artifacts["prepared"].path, tmp_path_factory.mktemp("few") / "prepared"))
+    prepared = Path(
+        shutil.copytree(artifacts["prepared"].path, tmp_path_factory.mktemp("few") / "prepared")
+    )
     for split in ("train", "validation"):
         lines = (prepared / f"{split}.jsonl").read_text().splitlines(keepends=True)
         (prepared / f"{split}.jsonl").write_text("".join(lines[:8]))
@@ -191,7 +201,9 @@ def pulled(name: str, tmp_path: Path, tokenizer: Artifact, *, whole: bool = Fals
     """A small base as `pull` leaves it, or a multimodal one as it ships."""
     download, folder = tmp_path / "download", tmp_path / "base"
     built(name).save_pretrained(download)
-    kept = shutil.ignore_patterns("*.safetensors", "config.json", "generation_config.json", "manifest.json")
+    kept = shutil.ignore_patterns(
+        "*.safetensors", "config.json", "generation_config.json", "manifest.json"
+    )
     shutil.copytree(tokenizer.path, folder, ignore=kept)
     text = None if whole else text_model.find(download)
     if text is not None:
@@ -202,9 +214,18 @@ def pulled(name: str, tmp_path: Path, tokenizer: Artifact, *, whole: bool = Fals
 
 
 def require_merged(base: Artifact, few: dict[str, Artifact], tmp_path: Path) -> dict[str, Any]:
-    """Train and merge, and ask the base, it with the adapter, and the merged model; the metrics of the training."""
-    settings = {"learning_rate": 2e-2, "warmup_ratio": 0.0, "lr_scheduler": "constant", "matmul_dtype": "float32"}
-    metrics = trained(few | {"base": base}, tmp_path / "adapter", max_steps=2, batch_size=4, **settings)
+    """Train and merge, and ask the base, it with the adapter, and the
+    merged model; the metrics of the training.
+    """
+    settings = {
+        "learning_rate": 2e-2,
+        "warmup_ratio": 0.0,
+        "lr_scheduler": "constant",
+        "matmul_dtype": "float32",
+    }
+    metrics = trained(
+        few | {"base": base}, tmp_path / "adapter", max_steps=2, batch_size=4, **settings
+    )
     updates = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert all(bool(tensor.any()) for tensor in updates.values())  # B is zero at first
     (tmp_path / "merged").mkdir()
@@ -224,15 +245,22 @@ def require_merged(base: Artifact, few: dict[str, Artifact], tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * row.merged_slowly) for name, row in ARCHITECTURES.items()],
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * row.merged_slowly)
+        for name, row in ARCHITECTURES.items()
+    ],
 )
 def test_an_adapter_trains_and_merges(name: str, few: dict[str, Artifact], tmp_path: Path) -> None:
     metrics = require_merged(pulled(name, tmp_path, few["base"]), few, tmp_path)
     fast, layers = metrics.get("fast_layers"), metrics.get("layers", 0)
-    assert ("padded" if fast is None else "fast" if 2 * fast > layers else "packed") == ARCHITECTURES[name].training
+    assert (
+        "padded" if fast is None else "fast" if 2 * fast > layers else "packed"
+    ) == ARCHITECTURES[name].training
 
 
-def test_an_adapter_of_a_multimodal_base_is_merged(few: dict[str, Artifact], tmp_path: Path) -> None:
+def test_an_adapter_of_a_multimodal_base_is_merged(
+    few: dict[str, Artifact], tmp_path: Path
+) -> None:
     # transformers calls the layers model.language_model.…, and the files language_model.model.…
     require_merged(pulled("gemma3", tmp_path, few["base"], whole=True), few, tmp_path)
 
@@ -249,7 +277,8 @@ def test_the_chain_passes(name: str, stages: Forks, tmp_path: Path) -> None:
     except real_tokenizers.UnavailableError as error:
         pytest.skip(str(error))
     # pull ends with the rehearsal of all that follows
-    run = functools.partial(stages.run, env={"XDG_CACHE_HOME": str(tmp_path / "cache")})  # no rehearsal is kept there
+    # no rehearsal is kept there
+    run = functools.partial(stages.run, env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
     outcome = bases.try_base(name, tmp_path, until="pull", run=run)
     assert (outcome.verdict, outcome.sentence) == ("passed", "")
     assert outcome.training.startswith(ARCHITECTURES[name].training)

@@ -23,13 +23,16 @@ from support import TESTS, changed
         ("test_architectures.py", "slmctl/stages/merge/merge.py", True),
         ("test_architectures.py", "slmctl/server/app.py", False),
         ("stages/finetune/test_unsloth.py", "slmctl/stages/finetune/trainer.py", True),
-        ("stages/finetune/test_unsloth.py", "slmctl/task/contract.py", False),  # quick tests hold what it reads of it
+        # quick tests hold what it reads of it
+        ("stages/finetune/test_unsloth.py", "slmctl/task/contract.py", False),
         ("hostile/test_calibrated_endpoints.py", "slmctl/stages/calibrate/calibrate.py", True),
         ("hostile/test_calibrated_endpoints.py", "slmctl/server/app.py", False),
         ("hostile/test_sources.py", "slmctl/sources/sql.py", True),
         ("hostile/test_sources.py", "slmctl/stages/merge/merge.py", False),
     ],
 )
-def test_a_change_runs_the_slow_tests_of_what_it_may_break(test: str, file: str, *, concerned: bool) -> None:
+def test_a_change_runs_the_slow_tests_of_what_it_may_break(
+    test: str, file: str, *, concerned: bool
+) -> None:
     assert (TESTS / test).is_file()
     assert changed._concerned(TESTS / test, [Path(file)]) == concerned

@@ -47,7 +47,10 @@ def test_clean(raw: str, shown: str) -> None:
 
 
 @given(
-    st.lists(st.sampled_from(["\x1b", "[", "]", "0;", "31m", "\x07", "\\", "\x9b", "\u202e", "a", "\n"]), max_size=15)
+    st.lists(
+        st.sampled_from(["\x1b", "[", "]", "0;", "31m", "\x07", "\\", "\x9b", "\u202e", "a", "\n"]),
+        max_size=15,
+    )
 )
 @settings(deadline=None, max_examples=200)
 def test_nothing_a_terminal_obeys_is_left(parts: list[str]) -> None:
@@ -64,18 +67,39 @@ def test_plain_text_is_left_alone(text: str) -> None:
 
 FIGURES: dict[Callable[[Any], str], dict[float, str]] = {
     console.duration: {
-        0: "0.0 s", 0.44: "0.4 s", 9.94: "9.9 s", 9.96: "10 s", 59.4: "59 s", 59.6: "1 min 00 s", 200: "3 min 20 s",
-        3599.4: "59 min 59 s", 3599.6: "1 h 00 min", 7500: "2 h 05 min", 90_000: "25 h 00 min",
+        0: "0.0 s",
+        0.44: "0.4 s",
+        9.94: "9.9 s",
+        9.96: "10 s",
+        59.4: "59 s",
+        59.6: "1 min 00 s",
+        200: "3 min 20 s",
+        3599.4: "59 min 59 s",
+        3599.6: "1 h 00 min",
+        7500: "2 h 05 min",
+        90_000: "25 h 00 min",
     },
-    console.percent: {  # a share is not rounded to nothing or all, unless four decimals say as little
-        0.925: "92.5 %", 0.0: "0.0 %", 1.0: "100.0 %", 0.9999: "99.99 %", 0.00031: "0.03 %",
-        1e-9: "0.0 %", 1 - 1e-9: "100.0 %",
+    # a share is not rounded to nothing or all, unless four decimals say as little
+    console.percent: {
+        0.925: "92.5 %",
+        0.0: "0.0 %",
+        1.0: "100.0 %",
+        0.9999: "99.99 %",
+        0.00031: "0.03 %",
+        1e-9: "0.0 %",
+        1 - 1e-9: "100.0 %",
     },
     console.size: {
-        0: "0 B", 999: "999 B", 1000: "1.0 kB", 98_400_000: "98.4 MB", 999_949: "999.9 kB", 999_999: "1.0 MB",
-        1_200_000_000: "1.20 GB", 64_000_000_000: "64.00 GB",
+        0: "0 B",
+        999: "999 B",
+        1000: "1.0 kB",
+        98_400_000: "98.4 MB",
+        999_949: "999.9 kB",
+        999_999: "1.0 MB",
+        1_200_000_000: "1.20 GB",
+        64_000_000_000: "64.00 GB",
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("write", FIGURES, ids=lambda write: write.__name__)
@@ -87,7 +111,9 @@ def test_percent_has_one_form() -> None:
     # once `92.0%` in the terminal, `0.9200` in a gate and `92.0 %` in the README
     sources = [path for path in (ROOT / "slmctl").rglob("*.py") if path.name != "console.py"]
     assert len(sources) > 100
-    assert [path for path in sources if re.search(r":\.?\d*%\}", path.read_text(encoding="utf-8"))] == []
+    assert [
+        path for path in sources if re.search(r":\.?\d*%\}", path.read_text(encoding="utf-8"))
+    ] == []
 
 
 def test_results_go_to_stdout_and_all_else_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +128,10 @@ def test_results_go_to_stdout_and_all_else_to_stderr(capfd: pytest.CaptureFixtur
 
 
 HEAD = ["model", "size", "accuracy", "latency"]
-ROWS = [["Q4_K_M", "98.4 MB", "92.0 %", "32 ms"], ["größeres 日本語 (8-shot)", "-", "91.5 %", "1,204 ms"]]
+ROWS = [
+    ["Q4_K_M", "98.4 MB", "92.0 %", "32 ms"],
+    ["größeres 日本語 (8-shot)", "-", "91.5 %", "1,204 ms"],
+]
 
 
 @pytest.mark.parametrize("width", [None, 200, *range(70, 8, -3)])
@@ -111,17 +140,23 @@ def test_no_cell_is_cut_whatever_the_width(width: int | None) -> None:
     text = "\n".join(lines)
     assert "…" not in text
     assert all(cell in text for row in ROWS for cell in (row[0], row[2]))
-    least = max(cell_len(line) for line in console.fitted(HEAD, ROWS, width=1))  # the list's longest cell
+    # the list's longest cell
+    least = max(cell_len(line) for line in console.fitted(HEAD, ROWS, width=1))
     assert width is None or max(map(cell_len, lines)) <= max(width, least)
 
 
 def test_columns_go_in_the_order_given_and_then_the_table_is_a_list() -> None:
-    shown = {tuple(console.fitted(HEAD, ROWS, width=width, optional=["latency", "size"])[0].split())
-             for width in range(60, 20, -1)}  # fmt: skip
+    shown = {
+        tuple(console.fitted(HEAD, ROWS, width=width, optional=["latency", "size"])[0].split())
+        for width in range(60, 20, -1)
+    }
     assert shown == {tuple(HEAD), ("model", "size", "accuracy"), ("model", "accuracy"), ("Q4_K_M",)}
     assert console.fitted(HEAD, ROWS, width=10)[:4] == [
-        "Q4_K_M", "  size      98.4 MB", "  accuracy  92.0 %", "  latency   32 ms"
-    ]  # fmt: skip
+        "Q4_K_M",
+        "  size      98.4 MB",
+        "  accuracy  92.0 %",
+        "  latency   32 ms",
+    ]
 
 
 def test_a_table_in_a_pipe_is_whole(capfd: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +175,11 @@ def test_text_is_no_markup_and_no_control_sequence(capfd: pytest.CaptureFixture[
 
 @pytest.mark.parametrize(
     ("level", "shown"),
-    [(-1, ["error: wrong"]), (0, ["happens", "error: wrong"]), (1, ["happens", "detail", "error: wrong"])],
+    [
+        (-1, ["error: wrong"]),
+        (0, ["happens", "error: wrong"]),
+        (1, ["happens", "detail", "error: wrong"]),
+    ],
 )
 def test_levels(level: int, shown: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     console.set_level(level)
@@ -170,7 +209,9 @@ def test_short_work_shows_no_progress(capfd: pytest.CaptureFixture[str]) -> None
     assert capfd.readouterr().err == ""
 
 
-def test_progress_in_a_log_is_plain_lines(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_in_a_log_is_plain_lines(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(console, "SHOW_AFTER_S", 0.0)
     monkeypatch.setattr(console, "PLAIN_EVERY_S", 0.0)
     with console.progress("training", 3, "steps") as meter:

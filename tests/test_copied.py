@@ -1,4 +1,6 @@
-"""The examples that a data team copies: the nightly script and the client, run against a tiny model."""
+"""The examples that a data team copies: the nightly script and the
+client, run against a tiny model.
+"""
 
 from __future__ import annotations
 
@@ -50,9 +52,12 @@ def test_the_client_gets_an_answer_and_its_confidence(desk_url: str) -> None:
 def test_the_program_answers_line_by_line_in_order(desk_url: str) -> None:
     texts = [text for text, _ in tiny.rows(20)]
     done = subprocess.run(
-        [sys.executable, EXAMPLES / "client.py", "--url", desk_url], input="\n".join(texts) + "\n\n",
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, EXAMPLES / "client.py", "--url", desk_url],
+        input="\n".join(texts) + "\n\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["input"] for line in lines] == texts
     assert {line["text"] for line in lines} <= set(tiny.WORDS)
@@ -67,11 +72,15 @@ def test_what_the_server_refuses_is_said_and_the_others_go_on(desk_url: str) -> 
     assert answered.text in tiny.WORDS
 
 
-def test_the_client_waits_as_long_as_it_is_told_and_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_client_waits_as_long_as_it_is_told_and_gives_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     waits: list[float] = []
     monkeypatch.setattr(client.time, "sleep", waits.append)
     with serving(
-        lambda body, before: fails(429, "busy", **{"retry-after": "3"}) if before < 2 else says("yes")
+        lambda body, before: (
+            fails(429, "busy", **{"retry-after": "3"}) if before < 2 else says("yes")
+        )
     ) as fake:
         assert client.Client(fake.url, key="sk-1").ask("hello", sensitive=True).text == "yes"
         assert waits == [3, 3]
@@ -87,7 +96,10 @@ def test_the_client_waits_as_long_as_it_is_told_and_gives_up(monkeypatch: pytest
 
 def test_a_stream_that_breaks_off_is_no_answer() -> None:
     half = b'data: {"choices": [{"delta": {"content": "half"}}]}\n\n'
-    for rest, wanted in ((b"", "broke off"), (b'data: {"error": {"message": "the engine died"}}\n\n', "engine died")):
+    for rest, wanted in (
+        (b"", "broke off"),
+        (b'data: {"error": {"message": "the engine died"}}\n\n', "engine died"),
+    ):
         with (
             serving(lambda body, before, rest=rest: (200, {}, half + rest)) as fake,
             pytest.raises(client.AskError, match=wanted),
@@ -100,14 +112,22 @@ def test_a_stream_that_breaks_off_is_no_answer() -> None:
 
 @pytest.mark.parametrize(
     ("name", "confidence", "chosen"),
-    [("mail", 0.9, ("mail", "hello")), ("mail", None, ("mail", "hello")), ("mail", 0.7, ("none", None)),
-     ("none", 0.9, ("none", None))],
-)  # fmt: skip
+    [
+        ("mail", 0.9, ("mail", "hello")),
+        ("mail", None, ("mail", "hello")),
+        ("mail", 0.7, ("none", None)),
+        ("none", 0.9, ("none", None)),
+    ],
+)
 def test_the_model_that_is_named_is_asked_and_none_where_no_name_is_sure(
     name: str, confidence: float | None, chosen: tuple[str, str | None]
 ) -> None:
     def manners(body: dict[str, Any], before: int) -> Turn:
-        return says(name, slmctl={"confidence": confidence}) if body["model"] == "which" else says("hello", slmctl={})
+        return (
+            says(name, slmctl={"confidence": confidence})
+            if body["model"] == "which"
+            else says("hello", slmctl={})
+        )
 
     with serving(manners) as fake:
         assert choose_model.choose(fake.url, "which", "where is my parcel") == chosen
@@ -127,7 +147,9 @@ class Night:
         bare = {"PATH": "/usr/bin:/bin", "PORT": "0", "PAUSE": "0", "OMP_NUM_THREADS": "1"}
         bare |= {"SLMCTL": str(Path(sys.executable).with_name("slmctl")), **env}
         script = [EXAMPLES / "pipeline.sh", self.project]
-        return subprocess.run(script, env=bare, cwd="/", capture_output=True, text=True, timeout=500, check=False)
+        return subprocess.run(
+            script, env=bare, cwd="/", capture_output=True, text=True, timeout=500, check=False
+        )
 
     def read(self, name: str) -> str:
         return (self.state / name).read_text().strip()
@@ -154,10 +176,14 @@ def test_the_script_serves_what_passed_and_leaves_it_alone_until_something_new_p
     night: Night, tmp_path: Path
 ) -> None:
     path = night.project / "slmctl.yaml"
-    gate = "{metric: accuracy, model: Q8_0, against: tfidf_logistic, max_drop: 0.99}"  # else such a base is asked about
+    # else such a base is asked about
+    gate = "{metric: accuracy, model: Q8_0, against: tfidf_logistic, max_drop: 0.99}"
     path.write_text(f"{path.read_text()}gates:\n  - {gate}\n")
     first = night.run()
-    assert (first.returncode, first.stdout, first.stderr) == (0, "", ""), (first.stderr, night.read("log"))
+    assert (first.returncode, first.stdout, first.stderr) == (0, "", ""), (
+        first.stderr,
+        night.read("log"),
+    )
     release, pid, address = night.read("served"), night.read("pid"), night.read("address")
     assert client.Client(address).ask("refund my card").text in tiny.WORDS
     again = night.run()
@@ -190,7 +216,10 @@ def test_the_script_trains_nothing_where_a_linear_model_leaves_nothing_to_win(ni
     # It answered the question with yes, and served what the linear model beats.
     tiny.write_csv(night.project / "tickets.csv", tiny.rows(600))
     done = night.run()
-    assert (done.returncode, "next to nothing to win" in done.stderr) == (5, True), (done.stderr, night.read("log"))
+    assert (done.returncode, "next to nothing to win" in done.stderr) == (5, True), (
+        done.stderr,
+        night.read("log"),
+    )
     assert "The old release stays" in done.stderr and not (night.state / "served").exists()
 
 
@@ -198,27 +227,38 @@ def test_another_run_under_way_and_a_missing_program_have_their_codes(tmp_path: 
     night = Night(tmp_path)
     night.state.mkdir(parents=True)
     (night.state / "lock").touch()
-    with subprocess.Popen(["flock", str(night.state / "lock"), "sh", "-c", "echo held; cat"], stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE, text=True) as holder:  # fmt: skip
+    with subprocess.Popen(
+        ["flock", str(night.state / "lock"), "sh", "-c", "echo held; cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
         assert holder.stdout is not None and holder.stdin is not None
         assert holder.stdout.readline() == "held\n"
         assert night.run().returncode == 8
         holder.stdin.close()
     assert night.run(SLMCTL="/nowhere/slmctl").returncode == 127
-    assert subprocess.run([EXAMPLES / "pipeline.sh"], capture_output=True, check=False).returncode != 0
+    assert (
+        subprocess.run([EXAMPLES / "pipeline.sh"], capture_output=True, check=False).returncode != 0
+    )
 
 
 def test_the_exit_codes_of_stages_are_the_scripts(tmp_path: Path) -> None:
     # a stand-in for the program that fails as it is told: what the script makes of each code
     program = tmp_path / "slmctl"
     program.write_text(
-        '#!/bin/sh\necho "$4" >> "$2/calls"\n[ "$4" != "$FAILS" ] || { echo oops >&2; exit $CODE; }\necho "$2/made"\n'
+        '#!/bin/sh\necho "$4" >> "$2/calls"\n[ "$4" != "$FAILS" ] || { echo oops >&2; exit $CODE; '
+        '}\necho "$2/made"\n'
     )
     program.chmod(0o755)
     for code, stage, calls, wanted in (
-        (3, "--until", 1, "rows cannot be used"), (5, "--set", 2, "a gate or another check"), (9, "--until", 3, "oops"),
-        (6, "--until", 1, "run failed with 6"), (7, "--set", 2, "run failed with 7"), (143, "--set", 2, ""),
-    ):  # fmt: skip
+        (3, "--until", 1, "rows cannot be used"),
+        (5, "--set", 2, "a gate or another check"),
+        (9, "--until", 3, "oops"),
+        (6, "--until", 1, "run failed with 6"),
+        (7, "--set", 2, "run failed with 7"),
+        (143, "--set", 2, ""),
+    ):
         folder = tmp_path / f"{code}"
         folder.mkdir()
         (folder / "slmctl.yaml").touch()
@@ -229,13 +269,22 @@ def test_the_exit_codes_of_stages_are_the_scripts(tmp_path: Path) -> None:
         assert (done.stderr == "") == (code == 143)
     (folder / "calls").unlink()
     reload = '[ "$RELEASE" = "$("$SLMCTL" -C /srv/desk promote x)" ]'
-    done = Night(folder).run(PATH=f"{tmp_path}:/usr/bin:/bin", SLMCTL="", FAILS="", CODE="", RELOAD=reload)
-    assert (done.returncode, "see" in done.stderr, f"{folder}/runs/.pipeline/log" in done.stderr) == (6, True, True)
+    done = Night(folder).run(
+        PATH=f"{tmp_path}:/usr/bin:/bin", SLMCTL="", FAILS="", CODE="", RELOAD=reload
+    )
+    assert (
+        done.returncode,
+        "see" in done.stderr,
+        f"{folder}/runs/.pipeline/log" in done.stderr,
+    ) == (6, True, True)
 
 
-def test_a_release_is_made_once_and_is_served_again_where_the_next_does_not_start(tmp_path: Path) -> None:
-    # one more judged pair made report and release anew, under a version that a release had: each night ended with 7;
-    # and the documented RELOAD promoted the version that does not start once more, in place of the old one
+def test_a_release_is_made_once_and_is_served_again_where_the_next_does_not_start(
+    tmp_path: Path,
+) -> None:
+    # one more judged pair made report and release anew, under a version that a release had: each
+    # night ended with 7; and the documented RELOAD promoted the version that does not start once
+    # more, in place of the old one
     program = tmp_path / "slmctl"
     program.write_text(
         """#!/bin/sh
@@ -248,8 +297,11 @@ def test_a_release_is_made_once_and_is_served_again_where_the_next_does_not_star
     program.chmod(0o755)
     (tmp_path / "date").write_text("#!/bin/sh\necho $$\n")  # a night takes less than a second here
     (tmp_path / "date").chmod(0o755)
-    # the sleep is a server, which outlives the script: it held its lock, and each later night ended with 8
-    reload = f"sleep 9 & echo $RELEASE $VERSION >> {tmp_path}/reloads; [ ${{RELEASE##*/}} != broken ]"
+    # the sleep is a server, which outlives the script: it held its lock, and each later night ended
+    # with 8
+    reload = (
+        f"sleep 9 & echo $RELEASE $VERSION >> {tmp_path}/reloads; [ ${{RELEASE##*/}} != broken ]"
+    )
     desk = Night(tmp_path / "desk")
     desk.project.mkdir()
     (desk.project / "slmctl.yaml").touch()

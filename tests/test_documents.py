@@ -1,4 +1,6 @@
-"""Documents from their rows to a served answer: windows are learned, asked and merged alike everywhere."""
+"""Documents from their rows to a served answer: windows are learned,
+asked and merged alike everywhere.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,14 @@ def long_text(about: str, number: int, paragraphs: int = 14) -> str:
 
 
 def project(
-    folder: Path, base: Path, kind: str, extra: str = "", *, windows: str = DOCUMENTS, count: int = 150, steps: int = 40
+    folder: Path,
+    base: Path,
+    kind: str,
+    extra: str = "",
+    *,
+    windows: str = DOCUMENTS,
+    count: int = 150,
+    steps: int = 40,
 ) -> Path:
     tiny.project(folder, base, kind, extra=extra)
     path, config = folder / "rows.jsonl", folder / "slmctl.yaml"
@@ -43,7 +52,9 @@ def project(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = "the category." if kind != "tag" else "the categories."
     text = config.read_text().replace(f"{task}}}", f"{task}, {windows}}}")
-    text = text.replace("max_steps: 80", f"max_steps: {steps}").replace("max_tokens: 24", "max_tokens: 72")
+    text = text.replace("max_steps: 80", f"max_steps: {steps}").replace(
+        "max_tokens: 24", "max_tokens: 72"
+    )
     text = text.replace("[Q8_0, F16]", "[Q8_0]")
     config.write_text(text.replace("output: answer}]}", "output: answer}], max_overlap: 100%}"))
     return folder
@@ -66,7 +77,9 @@ def only(folder: Path, kind: str) -> artifact.Artifact:
 
 def lines_of(folder: Path, stages: Forks, *args: str) -> list[dict[str, Any]]:
     path = tiny.ok(stages.run(folder, "predict", *args)).split()[-1]
-    return [json.loads(line) for line in (Path(path) / "predictions.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (Path(path) / "predictions.jsonl").read_text().splitlines()
+    ]
 
 
 def test_a_document_is_asked_in_the_windows_that_were_learned(desk: Path, stages: Forks) -> None:
@@ -85,12 +98,18 @@ def test_a_document_is_asked_in_the_windows_that_were_learned(desk: Path, stages
         assert line["answer"] == place["value"] == next(iter(line["labels"]))
 
 
-def test_every_way_to_ask_gives_the_same_answer_with_its_place(desk: Path, stages: Forks, tmp_path: Path) -> None:
+def test_every_way_to_ask_gives_the_same_answer_with_its_place(
+    desk: Path, stages: Forks, tmp_path: Path
+) -> None:
     records = read_records(only(desk, "prepared").file("test.jsonl"))
     rows = tmp_path / "in.jsonl"
     rows.write_text("".join(json.dumps({"text": record.input}) + "\n" for record in records[:12]))
-    tiny.ok(stages.run(desk, "predict", "--input", str(rows), "--output", str(tmp_path / "out.jsonl")))
-    tiny.ok(stages.run(desk, "predict", "--input", str(rows), "--output", str(tmp_path / "out.csv")))
+    tiny.ok(
+        stages.run(desk, "predict", "--input", str(rows), "--output", str(tmp_path / "out.jsonl"))
+    )
+    tiny.ok(
+        stages.run(desk, "predict", "--input", str(rows), "--output", str(tmp_path / "out.csv"))
+    )
     answered = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert "answer: page " in (tmp_path / "out.csv").read_text()
     with here.opened(desk) as server:
@@ -108,12 +127,19 @@ def test_a_text_without_windows_is_refused_where_it_does_not_fit(
 ) -> None:
     folder = project(tmp_path, tiny_base, "extract", windows="document: {window: 64, overlap: 20}")
     done = stages.run(folder, "run", "--yes", "--until", "prepare")
-    assert done.returncode == 2 and "'overlap' is over a quarter of the window of 64 tokens" in done.stderr
+    assert (
+        done.returncode == 2
+        and "'overlap' is over a quarter of the window of 64 tokens" in done.stderr
+    )
     text = (folder / "slmctl.yaml").read_text()
-    text = text.replace("kind: extract, schema: schema.json", "kind: generate").replace("overlap: 20", "overlap: 16")
+    text = text.replace("kind: extract, schema: schema.json", "kind: generate").replace(
+        "overlap: 20", "overlap: 16"
+    )
     (folder / "slmctl.yaml").write_text(text)
     done = stages.run(folder, "run", "--yes", "--until", "prepare")
-    assert "'document' belongs to classify, tag and extract, and the kind is generate" in done.stderr
+    assert (
+        "'document' belongs to classify, tag and extract, and the kind is generate" in done.stderr
+    )
 
 
 def test_a_window_beside_a_long_system_prompt_fits_into_the_base(
@@ -127,26 +153,44 @@ def test_a_window_beside_a_long_system_prompt_fits_into_the_base(
     path, config = folder / "base" / "config.json", folder / "slmctl.yaml"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 256}))
     long = "Name the category. " * 30
-    config.write_text(config.read_text().replace("system: Name the category.", f"system: {long.strip()}"))
+    config.write_text(
+        config.read_text().replace("system: Name the category.", f"system: {long.strip()}")
+    )
 
     def tuned(*settings: str) -> subprocess.CompletedProcess[str]:
-        return stages.run(folder, "run", "--yes", "--until", "finetune", "--set=finetune.max_steps=1", *settings)
+        return stages.run(
+            folder, "run", "--yes", "--until", "finetune", "--set=finetune.max_steps=1", *settings
+        )
 
     smaller = "a smaller task.document.window, or a shorter task.system"
     done = tuned()
-    assert done.returncode == 3 and re.search(r"a record has 2\d\d tokens, and the base reads 256", done.stderr)
+    assert done.returncode == 3 and re.search(
+        r"a record has 2\d\d tokens, and the base reads 256", done.stderr
+    )
     assert f"hint: {smaller}; or a base that reads more" in done.stderr
     done = tuned("--set=finetune.max_length=230")
-    assert "tokens, max_length is 230" in done.stderr and f"max_length=N, or {smaller}" in done.stderr
+    assert (
+        "tokens, max_length is 230" in done.stderr and f"max_length=N, or {smaller}" in done.stderr
+    )
     done = tuned("--set=finetune.max_length=200")  # before a base is fetched
-    assert "the rows have some" in done.stderr and f"hint: {smaller}; --set finetune.max_length=N" in done.stderr
+    assert (
+        "the rows have some" in done.stderr
+        and f"hint: {smaller}; --set finetune.max_length=N" in done.stderr
+    )
     tiny.ok(tuned("--set=task.document.window=64"))
 
 
 @pytest.mark.slow
-def test_values_of_a_document_are_extracted_with_their_places(tiny_base: Path, stages: Forks, tmp_path: Path) -> None:
+def test_values_of_a_document_are_extracted_with_their_places(
+    tiny_base: Path, stages: Forks, tmp_path: Path
+) -> None:
     folder = project(
-        tmp_path, tiny_base, "extract", "evaluate: {models: [base, adapter, gguf]}\n", count=300, steps=200
+        tmp_path,
+        tiny_base,
+        "extract",
+        "evaluate: {models: [base, adapter, gguf]}\n",
+        count=300,
+        steps=200,
     )
     done = stages.run(folder, "run", "--yes", "--until", "prepare")
     assert "no other can be learned from windows: `topic` " in done.stderr
@@ -165,9 +209,14 @@ def test_values_of_a_document_are_extracted_with_their_places(tiny_base: Path, s
             assert answer is None or answer.keys() >= {"topic", "items"}
             empty += answer is not None and answer["topic"] is None
             for place in line.get("places", ()):
-                assert text[place["start"] : place["end"]].casefold() == str(place["value"]).casefold()
+                assert (
+                    text[place["start"] : place["end"]].casefold() == str(place["value"]).casefold()
+                )
     assert empty and task.document is not None
 
 
 def only_newest(folder: Path) -> artifact.Artifact:
-    return max(map(artifact.load, folder.glob("runs/prepared/[!.]*")), key=lambda each: each.manifest.started)
+    return max(
+        map(artifact.load, folder.glob("runs/prepared/[!.]*")),
+        key=lambda each: each.manifest.started,
+    )

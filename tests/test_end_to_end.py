@@ -1,4 +1,6 @@
-"""The real thing, once: SmolLM2 from the package index, real texts, a release, one question over HTTP."""
+"""The real thing, once: SmolLM2 from the package index, real texts,
+a release, one question over HTTP.
+"""
 
 from __future__ import annotations
 
@@ -42,10 +44,14 @@ def test_a_real_model_learns_is_published_and_answers(tmp_path: Path) -> None:
     majority = report["baselines"]["majority"]["metrics"]["accuracy"]
     assert report["models"]["Q8_0"]["metrics"]["accuracy"] > majority
     assert (release / "README.md").read_text(encoding="utf-8").startswith("---")
-    assert any("apache-2.0" in line for line in (release / "README.md").read_text().splitlines()[:12])
+    assert any(
+        "apache-2.0" in line for line in (release / "README.md").read_text().splitlines()[:12]
+    )
     assert tiny.ok(tiny.slmctl(tmp_path, "verify"))
 
-    mailed = shutil.copytree(tmp_path / "registry" / "real-desk" / "1.0", tmp_path / "elsewhere" / "release")
+    mailed = shutil.copytree(
+        tmp_path / "registry" / "real-desk" / "1.0", tmp_path / "elsewhere" / "release"
+    )
     child, url = begin(mailed.parent, str(mailed))
     assert ask(url, pairs[0][0]).json()["choices"][0]["message"]["content"] in labels
     end(child)

@@ -1,4 +1,6 @@
-"""The jobs in `examples/jobs/`: checked by the tools that they are for, and run by a shell as a node would."""
+"""The jobs in `examples/jobs/`: checked by the tools that they are for,
+and run by a shell as a node would.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ from support import ROOT, TESTS, slurm, tiny
 from support.answered import require_same
 from support.forks import Forks
 
-SBATCH, MANIFEST = ROOT / "examples" / "jobs" / "predict.sbatch", ROOT / "examples" / "jobs" / "predict.yaml"
+SBATCH, MANIFEST = (
+    ROOT / "examples" / "jobs" / "predict.sbatch",
+    ROOT / "examples" / "jobs" / "predict.yaml",
+)
 KUBERNETES = "1.34.0"
 
 
@@ -30,7 +35,9 @@ def manifest() -> dict[str, Any]:
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Path:
-    """A folder as all nodes see it: nine rows, and a registry with a release of 7,000 weights that was kept."""
+    """A folder as all nodes see it: nine rows, and a registry with a
+    release of 7,000 weights that was kept.
+    """
     kept = TESTS / "fixtures" / "0.1.0" / "published"
     shutil.copytree(kept, tmp_path / "registry" / "kept" / "1.0")
     rows = [json.dumps({"text": text}) + "\n" for text, _ in tiny.rows(9, seed=3)]
@@ -40,7 +47,9 @@ def shared(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def node(shared: Path) -> dict[str, str]:
-    """The environment of a node, whose `slmctl` is this one; the kept release has a column name in no config."""
+    """The environment of a node, whose `slmctl` is this one; the kept
+    release has a column name in no config.
+    """
     programs = shared / "bin"
     programs.mkdir()
     (programs / "slmctl").write_text(f'#!/bin/sh\nexec {sys.executable} -m slmctl "$@"\n')
@@ -50,27 +59,49 @@ def node(shared: Path) -> dict[str, str]:
 
 def whole(stages: Forks, shared: Path) -> Path:
     """The answers of one process."""
-    words = ("--column", "text", "--input", str(shared / "in.jsonl"), "--output", str(shared / "whole.jsonl"))
+    words = (
+        "--column",
+        "text",
+        "--input",
+        str(shared / "in.jsonl"),
+        "--output",
+        str(shared / "whole.jsonl"),
+    )
     tiny.ok(stages.run(shared, "predict", f"dir:{shared}/registry#kept@1.0", *words))
     return shared / "whole.jsonl"
 
 
-def test_the_parts_of_an_array_are_the_whole(stages: Forks, shared: Path, node: dict[str, str]) -> None:
+def test_the_parts_of_an_array_are_the_whole(
+    stages: Forks, shared: Path, node: dict[str, str]
+) -> None:
     subprocess.run(["bash", "-n", SBATCH], check=True)
-    for part in ("1", "2", "2"):  # the last is started again alone, and Slurm counts an array of one
+    # the last is started again alone, and Slurm counts an array of one
+    for part in ("1", "2", "2"):
         env = node | {"PARTS": "2", "SLURM_ARRAY_TASK_ID": part, "SLURM_ARRAY_TASK_COUNT": "1"}
-        words = [f"dir:{shared}/registry#kept@1.0", str(shared / "in.jsonl"), str(shared / "out it's")]
-        tiny.ok(subprocess.run(["bash", SBATCH, *words], env=env, capture_output=True, text=True, check=False))
+        words = [
+            f"dir:{shared}/registry#kept@1.0",
+            str(shared / "in.jsonl"),
+            str(shared / "out it's"),
+        ]
+        tiny.ok(
+            subprocess.run(
+                ["bash", SBATCH, *words], env=env, capture_output=True, text=True, check=False
+            )
+        )
     require_same([shared / f"out it's-000{part}.jsonl" for part in (1, 2)], whole(stages, shared))
 
 
-def test_the_parts_of_an_indexed_job_are_the_whole(stages: Forks, shared: Path, node: dict[str, str]) -> None:
+def test_the_parts_of_an_indexed_job_are_the_whole(
+    stages: Forks, shared: Path, node: dict[str, str]
+) -> None:
     (container,) = manifest()["spec"]["template"]["spec"]["containers"]
     *shell, script = container["command"]
     script = script.replace("desk@1.0", "kept@1.0").replace("/8", "/2")
     for index in ("0", "1"):
         env = node | {"JOB_COMPLETION_INDEX": index, "DATA": str(shared)}
-        tiny.ok(subprocess.run([*shell, script], env=env, capture_output=True, text=True, check=False))
+        tiny.ok(
+            subprocess.run([*shell, script], env=env, capture_output=True, text=True, check=False)
+        )
     require_same([shared / f"out-000{part}.jsonl" for part in (1, 2)], whole(stages, shared))
 
 
@@ -79,13 +110,20 @@ def test_kubernetes_takes_the_job() -> None:
     kubernetes_validate.validate(fields, KUBERNETES, strict=True)
     pod = fields["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    assert pod["securityContext"]["runAsNonRoot"] and container["securityContext"]["readOnlyRootFilesystem"]
-    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert (
+        pod["securityContext"]["runAsNonRoot"]
+        and container["securityContext"]["readOnlyRootFilesystem"]
+    )
+    assert {mount["name"] for mount in container["volumeMounts"]} == {
+        volume["name"] for volume in pod["volumes"]
+    }
     assert f'"$part/{fields["spec"]["completions"]}"' in container["command"][-1]
 
 
 @pytest.mark.slow
-def test_slurm_takes_the_job_and_answers_the_parts(stages: Forks, shared: Path, node: dict[str, str]) -> None:
+def test_slurm_takes_the_job_and_answers_the_parts(
+    stages: Forks, shared: Path, node: dict[str, str]
+) -> None:
     if not slurm.is_here():
         pytest.skip("Slurm is not installed, or this is not root: apt-get install slurm-wlm")
     words = [f"dir:{shared}/registry#kept@1.0", str(shared / "in.jsonl"), str(shared / "out")]
@@ -97,9 +135,14 @@ def test_slurm_takes_the_job_and_answers_the_parts(stages: Forks, shared: Path, 
             (["--wait", "--array=2"], ""),
         ):
             done = subprocess.run(
-                ["sbatch", *options, SBATCH, *words], cwd=shared, env=node | variables | {"PARTS": "2"},
-                capture_output=True, text=True, check=False, timeout=300,
-            )  # fmt: skip
+                ["sbatch", *options, SBATCH, *words],
+                cwd=shared,
+                env=node | variables | {"PARTS": "2"},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=300,
+            )
             logs = {path.name: path.read_text() for path in shared.glob("*.log")}
             assert done.returncode == 0, (done.stderr, logs)
             assert re.search(said, done.stderr)

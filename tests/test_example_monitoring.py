@@ -40,10 +40,21 @@ Samples = dict[str, list[dict[str, str]]]
 
 @pytest.fixture(scope="module")
 def emitted(tmp_path_factory: pytest.TempPathFactory) -> Samples:
-    """The labels of every sample of a server's page, by name; no label of a family without samples."""
+    """The labels of every sample of a server's page, by name; no
+    label of a family without samples.
+    """
     task = Task("classify", "{{ messages }}", "", labels=("billing",))
-    policy = Policy("f" * 64, task.digest, "classify", "the label", "", {"odds": 1.0, "allowed": 0.0}, 0.0,
-                    ((0.0, 0.5),), 0.0)  # fmt: skip
+    policy = Policy(
+        "f" * 64,
+        task.digest,
+        "classify",
+        "the label",
+        "",
+        {"odds": 1.0, "allowed": 0.0},
+        0.0,
+        ((0.0, 0.5),),
+        0.0,
+    )
     prices = MachinePrices(machine_per_hour=1, input=1, output=1)
     deciding = Router(policy, task, "desk", Escalation(prices=prices))
     collecting = Collector(CollectConfig(to=tmp_path_factory.mktemp("collected")))
@@ -72,7 +83,9 @@ def rules() -> list[dict[str, Any]]:
 
 
 def panels() -> list[dict[str, Any]]:
-    listed: list[dict[str, Any]] = json.loads((FOLDER / "dashboard.json").read_text(encoding="utf-8"))["panels"]
+    listed: list[dict[str, Any]] = json.loads(
+        (FOLDER / "dashboard.json").read_text(encoding="utf-8")
+    )["panels"]
     return listed
 
 
@@ -90,7 +103,11 @@ def test_an_expression_names_what_the_server_emits(expression: str, emitted: Sam
         if name in recorded:
             continue
         assert name in emitted, f"{name} is no family of /metrics"
-        fixed = {label: value for label, sign, value in MATCHER.findall(matchers) if sign == "=" and label != "job"}
+        fixed = {
+            label: value
+            for label, sign, value in MATCHER.findall(matchers)
+            if sign == "=" and label != "job"
+        }
         fits = [labels for labels in emitted[name] if fixed.items() <= labels.items()]
         assert fits or (name in LATER and not fixed), f"{name} never has {fixed}"
     for opening, closing in ("()", "[]", "{}"):
@@ -99,7 +116,11 @@ def test_an_expression_names_what_the_server_emits(expression: str, emitted: Sam
 
 @pytest.mark.parametrize("expression", list(expressions()))
 def test_an_expression_groups_by_labels_that_there_are(expression: str, emitted: Samples) -> None:
-    grouped = {label.strip() for labels in re.findall(r"\bby \(([^)]*)\)", expression) for label in labels.split(",")}
+    grouped = {
+        label.strip()
+        for labels in re.findall(r"\bby \(([^)]*)\)", expression)
+        for label in labels.split(",")
+    }
     names = [name for name, _ in SELECTOR.findall(expression) if name in emitted]
     there = {label for name in names for labels in emitted[name] for label in labels}
     there |= {label for name in names for label in LATER.get(name, ())}
@@ -109,7 +130,9 @@ def test_an_expression_groups_by_labels_that_there_are(expression: str, emitted:
 def test_the_rules_have_what_prometheus_wants() -> None:
     for rule in rules():
         if "record" in rule:
-            assert set(rule) == {"record", "expr"} and re.fullmatch(r"[a-z_]+:[a-z_]+:\d[dh]", rule["record"])
+            assert set(rule) == {"record", "expr"} and re.fullmatch(
+                r"[a-z_]+:[a-z_]+:\d[dh]", rule["record"]
+            )
             continue
         assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
         assert re.fullmatch(r"Slmctl[A-Za-z]+", rule["alert"])
@@ -123,14 +146,19 @@ def test_the_rules_pass_promtool() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed: Debian has it as a package of that name")
-    done = subprocess.run([promtool, "check", "rules", FOLDER / "alerts.yaml"], capture_output=True, text=True)
+    done = subprocess.run(
+        [promtool, "check", "rules", FOLDER / "alerts.yaml"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_the_dashboard_has_what_grafana_wants() -> None:
     dashboard = json.loads((FOLDER / "dashboard.json").read_text(encoding="utf-8"))
     assert {"title", "uid", "schemaVersion", "panels", "templating", "time"} <= dashboard.keys()
-    assert {variable["name"] for variable in dashboard["templating"]["list"]} == {"datasource", "job"}
+    assert {variable["name"] for variable in dashboard["templating"]["list"]} == {
+        "datasource",
+        "job",
+    }
     cells: Counter[tuple[int, int]] = Counter()
     for panel in panels():
         place = panel["gridPos"]
@@ -144,7 +172,9 @@ def test_the_dashboard_has_what_grafana_wants() -> None:
         assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
         for target in panel["targets"]:
             assert target["datasource"]["uid"] == "${datasource}"
-            assert all('job=~"$job"' in matchers for _, matchers in SELECTOR.findall(target["expr"]))
+            assert all(
+                'job=~"$job"' in matchers for _, matchers in SELECTOR.findall(target["expr"])
+            )
     assert max(cells.values()) == 1  # no panel lies on another
     assert len({panel["id"] for panel in panels()}) == len(panels())
 

@@ -1,4 +1,6 @@
-"""The notebook in `examples/`: its cells run in order, on tiny files in place of those that are fetched."""
+"""The notebook in `examples/`: its cells run in order, on tiny files
+in place of those that are fetched.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,17 @@ def test_the_cells_lead_from_rows_to_a_served_answer(tiny_base: Path, tmp_path: 
     run = ["--offline", "--set", f"encode.encoder={words}", "--set", "pull.rehearse=false"]
     init = ["--base", str(tiny_base)]
     settings = re.sub(r'^ROWS = "(.+?)"', "ROWS = 'tickets.csv'", settings)
-    settings = re.sub(r"^INIT, RUN = .*", f"INIT, RUN = {init!r}, {run!r}", settings, flags=re.MULTILINE)
+    settings = re.sub(
+        r"^INIT, RUN = .*", f"INIT, RUN = {init!r}, {run!r}", settings, flags=re.MULTILINE
+    )
     (tmp_path / "cells.py").write_text("\n".join([settings, *others]), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "cells.py"], cwd=tmp_path, env=tiny.environment(), capture_output=True, text=True, check=False
+        [sys.executable, "cells.py"],
+        cwd=tmp_path,
+        env=tiny.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, (done.stdout, done.stderr)
     *_, last = done.stdout.splitlines()

@@ -1,4 +1,6 @@
-"""The files in `examples/vllm/`: read by docker compose and Kubernetes' own schemas, and held to what vLLM takes."""
+"""The files in `examples/vllm/`: read by docker compose and Kubernetes' own
+schemas, and held to what vLLM takes.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ from slmctl.task.contract import Task
 
 FOLDER, PAGE = ROOT / "examples" / "vllm", ROOT / "docs" / "vllm.md"
 SECRET = "sk-never-written-anywhere"
-KUBERNETES, VLLM = "1.34.0", "0.33.0"  # the arguments of that vLLM are those that support/vllm_serve.txt lists
+# the arguments of that vLLM are those that support/vllm_serve.txt lists
+KUBERNETES, VLLM = "1.34.0", "0.33.0"
 COMPOSE = shutil.which("docker-compose")
 # The types that vLLM gives to those of its arguments that are used here; texts are left out.
 TYPES: dict[str, dict[str, Any]] = {
@@ -68,7 +71,9 @@ def expect(words: list[str]) -> None:
 
 
 def services() -> dict[str, Any]:
-    listed: dict[str, Any] = yaml.safe_load((FOLDER / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    listed: dict[str, Any] = yaml.safe_load((FOLDER / "compose.yaml").read_text(encoding="utf-8"))[
+        "services"
+    ]
     return listed
 
 
@@ -80,7 +85,9 @@ def pods() -> dict[str, dict[str, Any]]:
     """The specification of each pod, by component."""
     deployments = [manifest for manifest in manifests() if manifest["kind"] == "Deployment"]
     return {
-        manifest["metadata"]["labels"]["app.kubernetes.io/component"]: manifest["spec"]["template"]["spec"]
+        manifest["metadata"]["labels"]["app.kubernetes.io/component"]: manifest["spec"]["template"][
+            "spec"
+        ]
         for manifest in deployments
     }
 
@@ -90,8 +97,11 @@ def composed(**env: str) -> subprocess.CompletedProcess[str]:
         pytest.skip("docker-compose is not installed: apt-get install docker-compose")
     return subprocess.run(
         [COMPOSE, "-f", FOLDER / "compose.yaml", "config", "--format", "json"],
-        env=tiny.environment(**env), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env=tiny.environment(**env),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_compose_is_read_by_compose_itself() -> None:
@@ -106,7 +116,10 @@ def test_compose_is_read_by_compose_itself() -> None:
     assert [port["host_ip"] for port in gateway["ports"]] == ["127.0.0.1"]
     for service in (vllm, gateway):
         assert service["deploy"]["resources"]["limits"]["memory"]
-        assert all(volume["read_only"] and Path(volume["source"]).is_absolute() for volume in service["volumes"])
+        assert all(
+            volume["read_only"] and Path(volume["source"]).is_absolute()
+            for volume in service["volumes"]
+        )
 
 
 def test_compose_does_not_start_without_its_secret() -> None:
@@ -155,11 +168,18 @@ def test_kubernetes_takes_every_manifest() -> None:
         assert not container["securityContext"]["allowPrivilegeEscalation"]
         assert {"memory", "ephemeral-storage"} <= container["resources"]["limits"].keys()
         health = "/health" if name == "vllm" else "/healthz"
-        probes = [container[f"{probe}Probe"]["httpGet"]["path"] for probe in ("liveness", "startup", "readiness")]
+        probes = [
+            container[f"{probe}Probe"]["httpGet"]["path"]
+            for probe in ("liveness", "startup", "readiness")
+        ]
         assert probes == [health, health, "/health" if name == "vllm" else "/readyz"]
         mounted = {mount["name"] for mount in container["volumeMounts"]}
         assert mounted == {volume["name"] for volume in spec["volumes"]}
-        secrets = [each["valueFrom"]["secretKeyRef"] for each in container["env"] if each["name"] == "VLLM_API_KEY"]
+        secrets = [
+            each["valueFrom"]["secretKeyRef"]
+            for each in container["env"]
+            if each["name"] == "VLLM_API_KEY"
+        ]
         assert secrets == [{"name": "slm-engine", "key": "api-key"}]
     (vllm,) = pods()["vllm"]["containers"]
     assert vllm["image"] == f"vllm/vllm-openai:v{VLLM}"
@@ -174,10 +194,13 @@ def test_the_parts_in_kubernetes_find_each_other() -> None:
     offered = {name: each["spec"] for (kind, name), each in by.items() if kind == "Service"}
     for service in offered.values():
         (behind,) = [
-            each for each in deployments
+            each
+            for each in deployments
             if service["selector"].items() <= each["spec"]["template"]["metadata"]["labels"].items()
-        ]  # fmt: skip
-        ports = [port["name"] for port in behind["spec"]["template"]["spec"]["containers"][0]["ports"]]
+        ]
+        ports = [
+            port["name"] for port in behind["spec"]["template"]["spec"]["containers"][0]["ports"]
+        ]
         assert [port["targetPort"] for port in service["ports"]] == ports
     (gateway,) = pods()["gateway"]["containers"]
     host = re.search(r"--engine-url=http://([\w-]+):(\d+)/v1", " ".join(gateway["args"]))
@@ -213,13 +236,17 @@ def test_no_secret_and_no_other_address_is_written() -> None:
 def test_merged_weights_have_the_chat_template_of_the_task(artifacts: dict[str, Artifact]) -> None:
     """vLLM takes the template of the folder, and the gateway sends it messages."""
     merged = artifacts["merged"]
-    assert merged.file("chat_template.jinja").read_text(encoding="utf-8") == Task.read(merged.path).chat_template
+    assert (
+        merged.file("chat_template.jinja").read_text(encoding="utf-8")
+        == Task.read(merged.path).chat_template
+    )
 
 
 def test_the_gateway_needs_neither_torch_nor_llama(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "for name in ('torch', 'transformers', 'llama_cpp', 'llguidance', 'gguf', 'sklearn', 'peft', 'trl'):\n"
+        "for name in ('torch', 'transformers', 'llama_cpp', 'llguidance', 'gguf', 'sklearn', "
+        "'peft', 'trl'):\n"
         "    sys.modules[name] = None\n"
         "import slmctl.cli.main, slmctl.inference.engine, slmctl.server.app, slmctl.server.page\n"
     )
@@ -227,19 +254,33 @@ def test_the_gateway_needs_neither_torch_nor_llama(tmp_path: Path) -> None:
 
 
 def test_the_gateway_of_compose_answers_by_the_contract(tiny_run: Path, tmp_path: Path) -> None:
-    # in vLLM's place stands another slmctl with the same model; the gateway has nothing but its own folders
+    # in vLLM's place stands another slmctl with the same model; the gateway has nothing but its own
+    # folders
     release = next((tiny_run / "registry").glob("tiny-desk/[!.]*"))
     artifact.require_whole(artifact.load(release))
-    folders = {"/release": shutil.copytree(release, tmp_path / "release"), "/keys": tmp_path / "keys"}
+    folders = {
+        "/release": shutil.copytree(release, tmp_path / "release"),
+        "/keys": tmp_path / "keys",
+    }
     tiny.ok(slmctl("keys", "add", "crm", "--keys", tmp_path / "keys" / "serve.json", cwd=tmp_path))
-    key = tiny.ok(slmctl("keys", "add", "shop", "--keys", tmp_path / "keys" / "serve.json", cwd=tmp_path))
+    key = tiny.ok(
+        slmctl("keys", "add", "shop", "--keys", tmp_path / "keys" / "serve.json", cwd=tmp_path)
+    )
     engine = tiny.start(tiny_run, "serve", "--port", "0")
     assert engine.stdout is not None
     url = engine.stdout.readline().strip()
-    instead = {"http://vllm:8000/v1": f"{url}/v1", "slm": "tiny-desk", "8080": "0", "0.0.0.0": "127.0.0.1"}
+    instead = {
+        "http://vllm:8000/v1": f"{url}/v1",
+        "slm": "tiny-desk",
+        "8080": "0",
+        "0.0.0.0": "127.0.0.1",
+    }
     words = [instead.get(word, word) for word in shlex.split(services()["gateway"]["command"])]
     for inside, outside in folders.items():
-        words = [word.replace(inside, str(outside)) if word.startswith(inside) else word for word in words]
+        words = [
+            word.replace(inside, str(outside)) if word.startswith(inside) else word
+            for word in words
+        ]
     (tmp_path / "work").mkdir()
     env = tiny.environment(VLLM_API_KEY=SECRET, PATH=os.environ["PATH"])
     gateway = tiny.start(tmp_path / "work", *words, env=env)
@@ -249,11 +290,17 @@ def test_the_gateway_of_compose_answers_by_the_contract(tiny_run: Path, tmp_path
         assert address, gateway.communicate()
         body = {"messages": [{"role": "user", "content": "refund my card"}]}
         headers = {"authorization": f"Bearer {key.splitlines()[-1]}"}
-        assert httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60).status_code == 401
-        (name,) = (each["id"] for each in httpx.get(f"{address}/v1/models", headers=headers).json()["data"])
+        assert (
+            httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60).status_code == 401
+        )
+        (name,) = (
+            each["id"] for each in httpx.get(f"{address}/v1/models", headers=headers).json()["data"]
+        )
         assert name == httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
         here, there = (
-            httpx.post(f"{server}/v1/chat/completions", json=body, headers=headers, timeout=60).json()
+            httpx.post(
+                f"{server}/v1/chat/completions", json=body, headers=headers, timeout=60
+            ).json()
             for server in (address, url)
         )
         assert here["choices"][0]["message"]["content"] in tiny.WORDS

@@ -53,7 +53,11 @@ def jsonl(name: str) -> list[dict[str, object]]:
 def terms() -> dict[str, dict[str, str]]:
     """The rows of the workbook of terms, by the name of the document."""
     workbook = pytest.importorskip("python_calamine").CalamineWorkbook
-    head, *rows = workbook.from_filelike(io.BytesIO(contracts()["data/terms.xlsx"])).get_sheet_by_index(0).to_python()
+    head, *rows = (
+        workbook.from_filelike(io.BytesIO(contracts()["data/terms.xlsx"]))
+        .get_sheet_by_index(0)
+        .to_python()
+    )
     return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
 
 
@@ -79,9 +83,14 @@ def test_enough_rows_and_categories() -> None:
     counts = Counter(row["category"] for row in rows)
     assert len(rows) >= 2400
     assert len(counts) == 11
-    assert [name for name, count in counts.items() if count < 150] == ["privacy_request"]  # the rare one
+    # the rare one
+    assert [name for name, count in counts.items() if count < 150] == ["privacy_request"]
     assert counts["privacy_request"] >= 60
-    german = [row for row in rows if re.search(r"\b(ich|bitte|können|könnten|nicht)\b", row["text"], re.IGNORECASE)]
+    german = [
+        row
+        for row in rows
+        if re.search(r"\b(ich|bitte|können|könnten|nicht)\b", row["text"], re.IGNORECASE)
+    ]
     assert 0.07 < len(german) / len(rows) < 0.15
     assert sum("\n>" in row["text"] for row in rows) > 30  # a quoted mail
 
@@ -92,28 +101,40 @@ def test_the_demo_claims_what_was_measured() -> None:
         return measured | {"size": 269_100_000, "latency_ms": {"median": 80.0}} | facts
 
     baselines = {"tfidf_logistic": entry(0.74, 0.77, 0.80)}
-    models = {"base (11-shot)": entry(0.1, 0.2, 0.3, shots=11),
-              "Q8_0": entry(0.88, 0.9, 0.92, size=144_800_000, latency_ms={"median": 40.0})}  # fmt: skip
+    models = {
+        "base (11-shot)": entry(0.1, 0.2, 0.3, shots=11),
+        "Q8_0": entry(0.88, 0.9, 0.92, size=144_800_000, latency_ms={"median": 40.0}),
+    }
     report = {"n": 600, "focus": "Q8_0", "models": models, "baselines": baselines}
     policy = {"kept": 0.7, "max_error": 0.05, "confidence": 0.95}
     precise, smaller, private, sure = demo.shown(report, policy, sent=0, made=9)
-    assert precise.startswith("More precise: of 600 held-out tickets Q8_0 sorts 90.0 % (88.0 % to 92.0 %) correctly")
+    assert precise.startswith(
+        "More precise: of 600 held-out tickets Q8_0 sorts 90.0 % (88.0 % to 92.0 %) correctly"
+    )
     assert "with 11 examples in its prompt 20.0 %" in precise
     assert "145 MB in place of the base's 269 MB" in smaller
     assert smaller.startswith("Smaller and faster: ")
     assert "9 artifacts add up to 0 bytes sent" in private
     assert "keeps 70 % of the answers, at least 95 % of them right" in sure
-    models["Q8_0"] = entry(0.79, 0.82, 0.85, latency_ms={"median": 90.0})  # not above the baseline's interval
+    # not above the baseline's interval
+    models["Q8_0"] = entry(0.79, 0.82, 0.85, latency_ms={"median": 90.0})
     measured, smaller, *_ = demo.shown(report, policy, sent=0, made=9)
     assert measured.startswith("Measured: ")
     assert smaller.startswith("Smaller: ")
 
 
 def test_readme_counts_the_rows() -> None:
-    stated = re.search(r"`support_tickets\.csv` \| ([\d,]+) \(([\d,]+) usable\) \| classification into (\d+)", readme())
+    stated = re.search(
+        r"`support_tickets\.csv` \| ([\d,]+) \(([\d,]+) usable\) \| classification into (\d+)",
+        readme(),
+    )
     assert stated
     categories = {row["category"] for row in usable()}
-    assert [int(text.replace(",", "")) for text in stated.groups()] == [len(tickets()), len(usable()), len(categories)]
+    assert [int(text.replace(",", "")) for text in stated.groups()] == [
+        len(tickets()),
+        len(usable()),
+        len(categories),
+    ]
     for name in ("order_emails", "replies", "help_desk"):
         found = re.search(rf"`{name}\.jsonl`.*? \| (\d+) \|", readme())
         assert found
@@ -132,13 +153,15 @@ def test_letters_ask_for_none_to_three_things() -> None:
 
 def test_help_desk_calls_satisfy_their_tools() -> None:
     tools = {
-        tool["function"]["name"]: tool["function"] for tool in json.loads((DATA / "help_desk.tools.json").read_text())
+        tool["function"]["name"]: tool["function"]
+        for tool in json.loads((DATA / "help_desk.tools.json").read_text())
     }
     counts: Counter[str] = Counter()
     for row in jsonl("help_desk.jsonl"):
         question, answer = row["messages"]  # type: ignore[misc] # a list of two
         assert re.match(r"Sent 2026-\d\d-\d\d\n", question["content"])
-        assert not re.search(r"[\[\]{}|]", question["content"])  # every slot and alternative is filled
+        # every slot and alternative is filled
+        assert not re.search(r"[\[\]{}|]", question["content"])
         for call in answer.get("tool_calls", []):
             name, arguments = call["function"]["name"], call["function"]["arguments"]
             jsonschema.Draft202012Validator(tools[name]["parameters"]).validate(arguments)
@@ -164,7 +187,10 @@ def test_contracts_have_terms_that_satisfy_their_schema() -> None:
         answer["deliverables"] = row["deliverables"].split("; ") if row["deliverables"] else []  # type: ignore[assignment]
         assert not list(validator.iter_errors(answer)), name
         assert re.fullmatch(r"|[a-z.]+@example\.(com|org|net)", row["contact_email"])
-    assert all(any(not row[key] for row in found.values()) for key in ("annual_fee", "governing_law", "deliverables"))
+    assert all(
+        any(not row[key] for row in found.values())
+        for key in ("annual_fee", "governing_law", "deliverables")
+    )
 
 
 def test_every_term_stands_in_its_document_as_slmctl_reads_it() -> None:
@@ -198,12 +224,16 @@ def test_generator_writes_the_same_contracts(tmp_path: Path) -> None:
 
 
 def test_readme_counts_the_categories() -> None:
-    stated = {name: int(count) for name, count in re.findall(r"^\| `(\w+)` \| (\d+) \|", readme(), re.MULTILINE)}
+    stated = {
+        name: int(count)
+        for name, count in re.findall(r"^\| `(\w+)` \| (\d+) \|", readme(), re.MULTILINE)
+    }
     assert stated == Counter(row["category"] for row in usable())
 
 
 def test_the_template_lists_the_labels_that_usable_rows_have() -> None:
-    # It listed four labels more, each of one row that has no text, and the served demo showed 15 categories.
+    # It listed four labels more, each of one row that has no text, and the served demo showed 15
+    # categories.
     config = (ROOT / "templates" / "support-triage" / "slmctl.yaml").read_text(encoding="utf-8")
     assert yaml.safe_load(config)["task"]["labels"] == sorted({row["category"] for row in usable()})
 
@@ -225,7 +255,9 @@ def test_tickets_have_ids_of_their_own() -> None:
 
 
 def test_extracted_fields_satisfy_their_schema() -> None:
-    validator = jsonschema.Draft202012Validator(json.loads((DATA / "order_emails.schema.json").read_text()))
+    validator = jsonschema.Draft202012Validator(
+        json.loads((DATA / "order_emails.schema.json").read_text())
+    )
     for row in jsonl("order_emails.jsonl"):
         assert list(row) == ["id", "email", "fields"]
         assert not list(validator.iter_errors(row["fields"])), row["id"]
@@ -239,12 +271,18 @@ def test_replies_answer_messages() -> None:
 
 def test_the_template_states_what_replies_promise() -> None:
     # 305 replies had values that stood nowhere, so no gate could tell them from invented ones
-    project = yaml.safe_load((ROOT / "templates" / "reply-drafting" / "slmctl.yaml").read_text(encoding="utf-8"))
+    project = yaml.safe_load(
+        (ROOT / "templates" / "reply-drafting" / "slmctl.yaml").read_text(encoding="utf-8")
+    )
     for row in jsonl("replies.jsonl"):
-        assert ungrounded(row["reply"], [row["message"]], constants=project["task"]["system"]) == [], row["id"]
+        assert (
+            ungrounded(row["reply"], [row["message"]], constants=project["task"]["system"]) == []
+        ), row["id"]
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("templates/*/slmctl.yaml")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("templates/*/slmctl.yaml")), ids=lambda path: path.parent.name
+)
 def test_the_task_of_a_template_may_be_released(path: Path) -> None:
     pytest.importorskip("gguf")
     from slmctl.stages.publish import leak_scan

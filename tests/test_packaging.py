@@ -29,8 +29,13 @@ PACKAGED = ("pyproject.toml", "README.md", "LICENSE", "slmctl", "templates", "ex
 
 
 def test_every_package_is_named_in_pyproject() -> None:
-    named = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
-    held = {".".join(path.relative_to(ROOT).parent.parts) for path in (ROOT / "slmctl").rglob("__init__.py")}
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+        "setuptools"
+    ]["packages"]
+    held = {
+        ".".join(path.relative_to(ROOT).parent.parts)
+        for path in (ROOT / "slmctl").rglob("__init__.py")
+    }
     assert held | {"slmctl.templates", "slmctl.examples"} == set(named)
 
 
@@ -39,7 +44,9 @@ def test_every_package_is_named_in_pyproject() -> None:
 
 def steps(path: Path = ROOT / "Dockerfile") -> list[tuple[str, str]]:
     """The instructions of a Dockerfile with their arguments, comments left out."""
-    text = "\n".join(line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
+    text = "\n".join(
+        line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")
+    )
     lines = [line.strip() for line in text.replace("\\\n", " ").splitlines() if line.strip()]
     return [(line.split(None, 1)[0], " ".join(line.split(None, 1)[1].split())) for line in lines]
 
@@ -47,29 +54,47 @@ def steps(path: Path = ROOT / "Dockerfile") -> list[tuple[str, str]]:
 def test_the_image_is_small_pinned_and_runs_as_nobody() -> None:
     """The rules of hadolint that apply here."""
     instructions = steps()
-    defaults = {value.partition("=")[0]: value.partition("=")[2] for name, value in instructions if name == "ARG"}
+    defaults = {
+        value.partition("=")[0]: value.partition("=")[2]
+        for name, value in instructions
+        if name == "ARG"
+    }
     for name, value in instructions:
         if name == "FROM":
-            tag = re.sub(r"\$\{(\w+)\}", lambda match: defaults.get(match[1], ""), value.split()[0]).partition(":")[2]
+            tag = re.sub(
+                r"\$\{(\w+)\}", lambda match: defaults.get(match[1], ""), value.split()[0]
+            ).partition(":")[2]
             assert tag not in ("", "latest")
         if name == "RUN":
-            assert not re.search(r"(^|&& )cd |\bsudo\b|[^|]\| ", value), "no cd, no sudo, no pipe that hides a failure"
+            assert not re.search(r"(^|&& )cd |\bsudo\b|[^|]\| ", value), (
+                "no cd, no sudo, no pipe that hides a failure"
+            )
             installs = "apt-get install" in value
-            assert not installs or {"--no-install-recommends", "--yes", "/var/lib/apt/lists/*"} <= {*value.split()}
+            assert not installs or {"--no-install-recommends", "--yes", "/var/lib/apt/lists/*"} <= {
+                *value.split()
+            }
             assert "pip install" not in value or "--no-cache-dir" in value
     assert [value for name, value in instructions if name == "USER"] == ["10001:10001"]
     names = [name for name, _ in instructions]
     assert (names.count("FROM"), names.count("HEALTHCHECK"), names.count("ADD")) == (2, 1, 0)
-    assert [dict(instructions)[name] for name in ("ENTRYPOINT", "CMD")] == ['["slmctl"]', '["--help"]']
+    assert [dict(instructions)[name] for name in ("ENTRYPOINT", "CMD")] == [
+        '["slmctl"]',
+        '["--help"]',
+    ]
 
 
 def test_the_image_copies_what_is_there_and_what_the_build_context_lets_in() -> None:
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    assert ignored[0] == "*"  # nothing goes to the builder that is not named: no data, no runs, no keys
+    # nothing goes to the builder that is not named: no data, no runs, no keys
+    assert ignored[0] == "*"
     let_in = {line[1:] for line in ignored if line.startswith("!")}
     assert let_in == set(PACKAGED)
-    copied = [source for name, value in steps() if name == "COPY" and "--from" not in value
-              for source in shlex.split(value)[:-1]]  # fmt: skip
+    copied = [
+        source
+        for name, value in steps()
+        if name == "COPY" and "--from" not in value
+        for source in shlex.split(value)[:-1]
+    ]
     assert {source.rstrip("/") for source in copied} == let_in
     assert all((ROOT / source).exists() for source in copied)
 
@@ -86,8 +111,11 @@ def test_the_health_check_asks_the_port_that_serve_has() -> None:
 def test_make_builds_the_image() -> None:
     done = subprocess.run(
         ["make", "--dry-run", "image", "TORCH_INDEX=https://x.invalid/cpu"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "docker build --build-arg TORCH_INDEX=https://x.invalid/cpu --tag slmctl" in done.stdout
 
 
@@ -116,24 +144,41 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
         copy(ROOT / name, source / name)
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path / "dist")]
-    subprocess.run(build, cwd=source, check=True, capture_output=True, text=True)  # the wheel is made of the sdist
-    (wheel,), (sdist,) = (list((tmp_path / "dist").glob(pattern)) for pattern in ("*.whl", "*.tar.gz"))
+    # the wheel is made of the sdist
+    subprocess.run(build, cwd=source, check=True, capture_output=True, text=True)
+    (wheel,), (sdist,) = (
+        list((tmp_path / "dist").glob(pattern)) for pattern in ("*.whl", "*.tar.gz")
+    )
     assert wheel.name == f"slmctl-{__version__}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as packed_wheel, tarfile.open(sdist) as packed_sdist:
         packed, plain = set(packed_wheel.namelist()), set(packed_sdist.getnames())
     for name in subprocess.run(
-        ["git", "ls-files", "slmctl", "templates", "examples/data", "examples/monitoring", "examples/vllm"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    ).stdout.splitlines():  # fmt: skip
+        [
+            "git",
+            "ls-files",
+            "slmctl",
+            "templates",
+            "examples/data",
+            "examples/monitoring",
+            "examples/vllm",
+        ],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines():
         inside = name if name.startswith("slmctl/") else f"slmctl/{name}"
         assert inside in packed, name
         assert f"slmctl-{__version__}/{name}" in plain, name
 
-    environment = tmp_path / "venv"  # as pipx makes one; the dependencies are those of this environment
+    # as pipx makes one; the dependencies are those of this environment
+    environment = tmp_path / "venv"
     venv.create(environment, with_pip=False, symlinks=True)
     (site,) = environment.glob("lib/python*/site-packages")
     pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python")]
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", str(wheel)], check=True, capture_output=True)
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--no-index", str(wheel)], check=True, capture_output=True
+    )
     here = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (site / "dependencies.pth").write_text("\n".join(here))
     return environment
@@ -152,7 +197,9 @@ def test_wheel_and_sdist_install_and_start_a_project(installed: Path, tmp_path: 
     assert ran(installed, tmp_path, "--version") == f"slmctl {__version__}\n"
     where = "import slmctl; print(slmctl.__file__)"
     python = installed / "bin" / "python"
-    imported = subprocess.run([python, "-c", where], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    imported = subprocess.run(
+        [python, "-c", where], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
     assert imported.startswith(str(installed))
     for template in TEMPLATES:
         folder = Path(ran(installed, tmp_path, "init", template, f"of-{template}").strip())
@@ -163,29 +210,53 @@ def test_wheel_and_sdist_install_and_start_a_project(installed: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_the_installed_program_measures_rows_of_a_users_own(installed: Path, tiny_base: Path, tmp_path: Path) -> None:
-    """The first minute of the README; the encoder and the base are tiny files, so that no index is asked."""
+def test_the_installed_program_measures_rows_of_a_users_own(
+    installed: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    """The first minute of the README; the encoder and the base are
+    tiny files, so that no index is asked.
+    """
     tiny.write_csv(tmp_path / "tickets.csv", tiny.rows(400))
     words = tiny.build_encoder(tmp_path / "words", size=16)
-    desk = ran(installed, tmp_path, "init", "tickets.csv", "desk", "--yes", "--base", str(tiny_base)).strip()
+    desk = ran(
+        installed, tmp_path, "init", "tickets.csv", "desk", "--yes", "--base", str(tiny_base)
+    ).strip()
     sets = ("--set", f"encode.encoder={words}", "--set", "pull.rehearse=false")
-    made = Path(ran(installed, tmp_path, "-C", desk, "run", "--offline", "--until", "encode", *sets).strip())
+    made = Path(
+        ran(installed, tmp_path, "-C", desk, "run", "--offline", "--until", "encode", *sets).strip()
+    )
     assert made.parent == tmp_path / desk / "runs" / "encoder"
     answered = ran(
-        installed, tmp_path, "-C", desk, "predict", str(made), "--input", "tickets.csv", "--column", "text",
-        "--output", "-",
-    )  # fmt: skip
+        installed,
+        tmp_path,
+        "-C",
+        desk,
+        "predict",
+        str(made),
+        "--input",
+        "tickets.csv",
+        "--column",
+        "text",
+        "--output",
+        "-",
+    )
     assert json.loads(answered.splitlines()[0])["answer"] in tiny.WORDS
 
 
 def packages_of(extra: str, site: Path) -> set[Path]:
     """The files and folders of all distributions that an extra of the installed wheel brings."""
     (wheel,) = metadata.distributions(name="slmctl", path=[str(site)])
-    left, seen, paths = [(wheel, frozenset({extra}))], set[tuple[str, frozenset[str]]](), set[Path]()
+    left, seen, paths = (
+        [(wheel, frozenset({extra}))],
+        set[tuple[str, frozenset[str]]](),
+        set[Path](),
+    )
     while left:
         installed, extras = left.pop()
         for need in map(Requirement, installed.requires or []):
-            applies = need.marker is None or any(need.marker.evaluate({"extra": name}) for name in (*extras, ""))
+            applies = need.marker is None or any(
+                need.marker.evaluate({"extra": name}) for name in (*extras, "")
+            )
             asked = (need.name, frozenset(need.extras))
             if not applies or asked in seen:
                 continue
@@ -194,12 +265,16 @@ def packages_of(extra: str, site: Path) -> set[Path]:
             left.append((found, asked[1]))
             if found is not wheel:
                 paths |= {Path(str(found.locate_file(file.parts[0]))) for file in found.files or []}
-    return {path for path in paths if path.exists() and path.name not in ("..", "__pycache__", "bin")}
+    return {
+        path for path in paths if path.exists() and path.name not in ("..", "__pycache__", "bin")
+    }
 
 
 @pytest.fixture
 def classifier_alone(installed: Path, tmp_path: Path) -> Iterator[Path]:
-    """The environment as the extra `encoder` leaves it, of links: to install its packages anew would take minutes."""
+    """The environment as the extra `encoder` leaves it, of links: to
+    install its packages anew would take minutes.
+    """
     (site,) = installed.glob("lib/python*/site-packages")
     links = tmp_path / "site-packages"
     links.mkdir()
@@ -212,30 +287,55 @@ def classifier_alone(installed: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_classifier_needs_no_compiler_and_no_llama_cpp_python(classifier_alone: Path, tmp_path: Path) -> None:
-    # encode once imported accelerate, and publish asked for llama-cpp-python, for a release without a language model
+def test_a_classifier_needs_no_compiler_and_no_llama_cpp_python(
+    classifier_alone: Path, tmp_path: Path
+) -> None:
+    # encode once imported accelerate, and publish asked for llama-cpp-python, for a release without
+    # a language model
     tiny.write_csv(tmp_path / "tickets.csv", tiny.rows(1000))
     tiny.build_encoder_folder(tmp_path / "encoder")
     bare = {name: str(tmp_path / name.lower()) for name in ("HOME", "PATH")}
     for folder in bare.values():
         Path(folder).mkdir()
     run = functools.partial(ran, classifier_alone, tmp_path, **bare)
-    assert not {path.name for path in (tmp_path / "site-packages").glob("*")} & {"llama_cpp", "gguf", "peft", "trl"}
+    assert not {path.name for path in (tmp_path / "site-packages").glob("*")} & {
+        "llama_cpp",
+        "gguf",
+        "peft",
+        "trl",
+    }
     desk = run("init", "tickets.csv", "desk", "--yes").strip()
     config = tmp_path / desk / "slmctl.yaml"
-    head = re.sub(r"(?ms)^(encode|publish): .*?$|^gates:$.*", "", config.read_text(encoding="utf-8"))
+    head = re.sub(
+        r"(?ms)^(encode|publish): .*?$|^gates:$.*", "", config.read_text(encoding="utf-8")
+    )
     head = head.replace("prepare:\n", "prepare:\n  splits: {calibration: 0.25}\n")
     publish = "publish: {to: 'dir:./registry', model: linear}"
-    config.write_text(f"{head}\nencode: {{encoder: ../encoder}}\ngates: []\n{publish}\n", encoding="utf-8")
+    config.write_text(
+        f"{head}\nencode: {{encoder: ../encoder}}\ngates: []\n{publish}\n", encoding="utf-8"
+    )
     made = run("-C", desk, "run", "--offline", "--until", "encode").strip()
     assert (Path(made) / "encoder.onnx").is_file()
-    answers = run("-C", desk, "predict", "encoder", "--input", "tickets.csv", "--column", "text", "--output", "-")
+    answers = run(
+        "-C",
+        desk,
+        "predict",
+        "encoder",
+        "--input",
+        "tickets.csv",
+        "--column",
+        "text",
+        "--output",
+        "-",
+    )
     assert json.loads(answers.splitlines()[0])["answer"] in tiny.WORDS
     run("-C", desk, "calibrate", "--max-error", "0.2")
     run("-C", desk, "run", "--offline")
     assert (tmp_path / desk / "registry" / "desk" / "0.1" / "sum.npz").is_file()
     words = [str(classifier_alone / "bin" / "slmctl"), "-C", desk, "serve", "--port", "0"]
-    served = subprocess.Popen(words, cwd=tmp_path, env=tiny.environment(**bare), stdout=subprocess.PIPE, text=True)
+    served = subprocess.Popen(
+        words, cwd=tmp_path, env=tiny.environment(**bare), stdout=subprocess.PIPE, text=True
+    )
     try:
         assert served.stdout is not None
         reply = serving.ask(served.stdout.readline().strip(), "invoice refund please")
@@ -250,8 +350,17 @@ def test_a_users_script_is_typed(installed: Path, tmp_path: Path) -> None:
     script, faulty = tmp_path / "script.py", tmp_path / "faulty.py"
     script.write_text(USED, encoding="utf-8")
     faulty.write_text(USED.replace("label: str | None", "label: int"), encoding="utf-8")
-    mypy = [sys.executable, "-m", "mypy", "--strict", "--python-executable", installed / "bin" / "python"]
-    done = subprocess.run([*mypy, script, faulty], cwd=tmp_path, capture_output=True, text=True, check=False)
+    mypy = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--python-executable",
+        installed / "bin" / "python",
+    ]
+    done = subprocess.run(
+        [*mypy, script, faulty], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     lines = [line for line in done.stdout.splitlines() if not line.startswith("Found")]
     assert [line.partition(": error: ")[0] for line in lines] == ["faulty.py:5"], done.stdout
     assert "Incompatible types in assignment" in lines[0]

@@ -17,12 +17,29 @@ PAGES = (
     *sorted((ROOT / "docs").glob("*.md")),
 )
 MAX_WORDS, MAX_ROWS = 80, 6  # of a paragraph, of a table
-EASY, EASY_WORDS = ("Start", "Decide"), 60  # parts of the manual for everybody, and words of a paragraph there
+# parts of the manual for everybody, and words of a paragraph there
+EASY, EASY_WORDS = ("Start", "Decide"), 60
 HARD = (
-    "adapters?", "artifacts?", "baselines?", "bootstrap", "calibration", "digests?", "ECE", "escalat\\w+", "gates?",
-    "held-out", "KL divergence", "LoRA", "nats", "p-values?", "polic(?:y|ies)", "quanti[sz]\\w+", "shots",
-)  # fmt: skip
-EXPLAINED = r"\*\*.+?\*\*|\[[^\]]*\]\([^)]*#[^)]*\)"  # bold beside its meaning, or a link to a heading that has it
+    "adapters?",
+    "artifacts?",
+    "baselines?",
+    "bootstrap",
+    "calibration",
+    "digests?",
+    "ECE",
+    "escalat\\w+",
+    "gates?",
+    "held-out",
+    "KL divergence",
+    "LoRA",
+    "nats",
+    "p-values?",
+    "polic(?:y|ies)",
+    "quanti[sz]\\w+",
+    "shots",
+)
+# bold beside its meaning, or a link to a heading that has it
+EXPLAINED = r"\*\*.+?\*\*|\[[^\]]*\]\([^)]*#[^)]*\)"
 LONG_TABLES = {"design.md": {"stages"}, "config.md": {"config"}}  # generated ones
 
 
@@ -37,7 +54,9 @@ def paragraphs(text: str) -> Iterator[str]:
     """Paragraphs and items of lists; no code, tables, headings or marks of figures."""
     text = re.sub(r"^```.*?^```|<!-- \S+ > .*? -->", "", text, flags=re.DOTALL | re.MULTILINE)
     for block in re.split(r"\n\s*\n", text):
-        lines = [line for line in block.splitlines() if not line.startswith(("|", "    ", "#", "<!--"))]
+        lines = [
+            line for line in block.splitlines() if not line.startswith(("|", "    ", "#", "<!--"))
+        ]
         yield from re.split(r"\n(?=\s*(?:[-*]|\d+\.) )", "\n".join(lines))
 
 
@@ -45,7 +64,11 @@ def easy_pages() -> list[Path]:
     """The pages of docs/ that docs/README.md lists in the parts EASY."""
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     parts = dict(re.findall(r"^## (.+)\n([^#]+)", index, flags=re.MULTILINE))
-    links = [name for part in EASY for name in re.findall(r"^- \[.+?\]\((.+?)\)", parts[part], flags=re.MULTILINE)]
+    links = [
+        name
+        for part in EASY
+        for name in re.findall(r"^- \[.+?\]\((.+?)\)", parts[part], flags=re.MULTILINE)
+    ]
     return [page for name in links if (page := ROOT / "docs" / name) in PAGES]
 
 
@@ -54,7 +77,11 @@ def unexplained(text: str) -> list[str]:
     prose = re.sub(r"`[^`]*`", "", "\n\n".join(paragraphs(text)))
     spans = [found.span() for found in re.finditer(EXPLAINED, prose, flags=re.DOTALL)]
     uses = [re.search(rf"\b(?:{word})\b", prose, flags=re.IGNORECASE) for word in HARD]
-    return [use[0] for use in uses if use and not any(begin <= use.start() < end for begin, end in spans)]
+    return [
+        use[0]
+        for use in uses
+        if use and not any(begin <= use.start() < end for begin, end in spans)
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -82,21 +109,31 @@ def test_an_unexplained_word_is_found(text: str, words: list[str]) -> None:
     assert unexplained(text) == words
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "glossary.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != "glossary.md"], ids=lambda page: page.name
+)
 def test_no_table_is_long(page: Path) -> None:
     tables = re.findall(r"(?:^\|.*\n)+", without_generated(page) + "\n", flags=re.MULTILINE)
     assert [table.splitlines()[0] for table in tables if table.count("\n") - 2 > MAX_ROWS] == []
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "benchmarks" / "README.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "benchmarks" / "README.md"], ids=lambda page: page.name
+)
 def test_links_lead_to_files_and_headings(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if not target.startswith(("http", "mailto")):
             name, _, anchor = target.partition("#")
             found = page.parent / name if name else page
             assert found.exists(), target
-            heads = re.findall(r"^#+ (.+)$", found.read_text(encoding="utf-8"), flags=re.MULTILINE) if anchor else []
-            assert not anchor or anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+            heads = (
+                re.findall(r"^#+ (.+)$", found.read_text(encoding="utf-8"), flags=re.MULTILINE)
+                if anchor
+                else []
+            )
+            assert not anchor or anchor in {
+                re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads
+            }
 
 
 def test_the_shortest_config_is_whole(tmp_path: Path) -> None:
@@ -110,17 +147,36 @@ def test_the_shortest_config_is_whole(tmp_path: Path) -> None:
 
 def test_every_page_is_once_in_the_index_which_is_the_navigation_of_the_site() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    assert re.findall(r"^## (.+)$", index, flags=re.MULTILINE) == ["Start", "Decide", "Run", "Trust", "Reference"]
+    assert re.findall(r"^## (.+)$", index, flags=re.MULTILINE) == [
+        "Start",
+        "Decide",
+        "Run",
+        "Trust",
+        "Reference",
+    ]
     names = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
-    outside = [f"../{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "RELEASE", "SECURITY", "benchmarks/README")]
-    pages = {page: title for title, page in re.findall(r"^- \[(.+?)\]\((.+?)\)", index, flags=re.MULTILINE)}
+    outside = [
+        f"../{name}.md"
+        for name in ("CHANGELOG", "CONTRIBUTING", "RELEASE", "SECURITY", "benchmarks/README")
+    ]
+    pages = {
+        page: title
+        for title, page in re.findall(r"^- \[(.+?)\]\((.+?)\)", index, flags=re.MULTILINE)
+    }
     assert sorted(pages) == sorted([*names, *outside])
-    heads = {page: (ROOT / "docs" / page).read_text(encoding="utf-8").partition("\n")[0] for page in pages}
-    assert {page: head for page, head in heads.items() if not head.startswith(f"# {pages[page]}")} == {}
+    heads = {
+        page: (ROOT / "docs" / page).read_text(encoding="utf-8").partition("\n")[0]
+        for page in pages
+    }
+    assert {
+        page: head for page, head in heads.items() if not head.startswith(f"# {pages[page]}")
+    } == {}
 
 
 @pytest.mark.parametrize("terminal", ["80", "200"])
-def test_the_pages_are_what_the_code_generates(terminal: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pages_are_what_the_code_generates(
+    terminal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", terminal)  # the width of the reader's terminal must not matter
     spec = importlib.util.spec_from_file_location("readme", ROOT / "docs" / "readme.py")
     assert spec is not None and spec.loader is not None

@@ -1,4 +1,6 @@
-"""The tickets that the benchmark of `prepare` reads: the same every time, and what their head says of them."""
+"""The tickets that the benchmark of `prepare` reads: the same every
+time, and what their head says of them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The commands of four pages run as they are written, on a tiny base, and print lines of the form that they quote."""
+"""The commands of four pages run as they are written, on a tiny base, and
+print lines of the form that they quote.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +39,14 @@ def steps(page: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def form(line: str) -> str:
-    """A pattern for lines of the same form: words stay; figures, hashes, times, labels and names of files do not."""
+    """A pattern for lines of the same form: words stay; figures, hashes,
+    times, labels and names of files do not.
+    """
     named = rf"\b(?:{LABELS})\b|[-\w.%+:/]*(?:\d|/|_|-)[-\w.%+:/]*"
     pieces = re.split(rf"({OBJECT}|{DURATION}|{SIZE}|\.\.\.|{named}|\s+)", line.strip())
-    return "".join(re.escape(piece) if k % 2 == 0 else pattern_of(piece) for k, piece in enumerate(pieces))
+    return "".join(
+        re.escape(piece) if k % 2 == 0 else pattern_of(piece) for k, piece in enumerate(pieces)
+    )
 
 
 def pattern_of(piece: str) -> str:
@@ -56,12 +62,20 @@ def shrink(config: Path, base: Path) -> None:
     text = config.read_text(encoding="utf-8")
     text = re.sub(r"(?m)^base: .*$", f"base: {base}", text)
     text = re.sub(r"(?m)^pull:\n  sha256: .*\n|^pull: \{.*\n", "", text)
-    text = re.sub(r"(?m)^encode: .*\n", "", text)  # beside words such a file has no weight, and is refused
-    text = re.sub(r"(?m)^  epochs: .*\n  learning_rate: .*$", "  max_steps: 30\n  learning_rate: 1e-2", text)
+    # beside words such a file has no weight, and is refused
+    text = re.sub(r"(?m)^encode: .*\n", "", text)
+    text = re.sub(
+        r"(?m)^  epochs: .*\n  learning_rate: .*$", "  max_steps: 30\n  learning_rate: 1e-2", text
+    )
     text = re.sub(r"(?m)^finetune: \{.*?\}", "finetune: {max_steps: 30, learning_rate: 1e-2}", text)
-    text = re.sub(r"(?m)^calibrate:\n  max_error: .*\n", "", re.sub(r"min_gain: [\d.]+", "max_drop: 0.99", text))
+    text = re.sub(
+        r"(?m)^calibrate:\n  max_error: .*\n",
+        "",
+        re.sub(r"min_gain: [\d.]+", "max_drop: 0.99", text),
+    )
     config.write_text(
-        re.sub(r"min: 0\.\d+", "min: 0.0", re.sub(r"max_drop: 0\.02", "max_drop: 0.9", text)), encoding="utf-8"
+        re.sub(r"min: 0\.\d+", "min: 0.0", re.sub(r"max_drop: 0\.02", "max_drop: 0.9", text)),
+        encoding="utf-8",
     )
 
 
@@ -82,9 +96,14 @@ def test_a_page_is_what_happens(page: str, tiny_base: Path, tmp_path: Path) -> N
                 servers.append(server)
             else:
                 done = subprocess.run(
-                    ["bash", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600,
+                    ["bash", "-c", command],
+                    cwd=tmp_path,
+                    env=env,
+                    capture_output=True,
+                    text=True,
+                    timeout=600,
                     check=False,
-                )  # fmt: skip
+                )
                 assert done.returncode == 0, (command, done.stderr)
                 printed = done.stdout + done.stderr
             assert_quoted(lines, printed.splitlines(), command)
@@ -101,18 +120,36 @@ def test_a_page_is_what_happens(page: str, tiny_base: Path, tmp_path: Path) -> N
 def start(command: str, folder: Path, env: dict[str, str]) -> tuple[str, subprocess.Popen[str]]:
     log = folder / "server.log"
     with log.open("w") as stream:
-        server = subprocess.Popen(shlex.split(command), cwd=folder, env=env, stdout=stream, stderr=stream, text=True)
-    settles(lambda: server.poll() is not None or re.search(r"^http://\S+$", log.read_text(), flags=re.MULTILINE))
+        server = subprocess.Popen(
+            shlex.split(command), cwd=folder, env=env, stdout=stream, stderr=stream, text=True
+        )
+    settles(
+        lambda: (
+            server.poll() is not None
+            or re.search(r"^http://\S+$", log.read_text(), flags=re.MULTILINE)
+        )
+    )
     return log.read_text(), server
 
 
 def assert_quoted(lines: list[str], printed: list[str], command: str) -> None:
     for line in lines:
-        assert any(re.fullmatch(form(line), real.strip()) for real in printed), (command, line, form(line), printed)
+        assert any(re.fullmatch(form(line), real.strip()) for real in printed), (
+            command,
+            line,
+            form(line),
+            printed,
+        )
 
 
 def test_pages_have_commands_and_forms_tell_lines_apart() -> None:
-    assert all(len(list(steps(page))) >= least for page, least in zip(PAGES, (10, 6, 2, 1), strict=True))
-    assert re.fullmatch(form("finetune  7 min 49 s  /tmp/x/6952a288af2d"), "finetune 3 min 01 s  /home/y/abc123")
-    assert not re.fullmatch(form("finetune  7 min 49 s  /tmp/x/6952a288af2d"), "merge 3 min 01 s  /home/y/abc123")
+    assert all(
+        len(list(steps(page))) >= least for page, least in zip(PAGES, (10, 6, 2, 1), strict=True)
+    )
+    assert re.fullmatch(
+        form("finetune  7 min 49 s  /tmp/x/6952a288af2d"), "finetune 3 min 01 s  /home/y/abc123"
+    )
+    assert not re.fullmatch(
+        form("finetune  7 min 49 s  /tmp/x/6952a288af2d"), "merge 3 min 01 s  /home/y/abc123"
+    )
     assert not re.fullmatch(form("2 rows written to answers.csv"), "2 rows lost")

@@ -1,4 +1,6 @@
-"""Messages to an invented company's help desk, each with the one call of a tool that it asks for, or none."""
+"""Messages to an invented company's help desk, each with the one call
+of a tool that it asks for, or none.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,29 @@ COUNT = 2400
 NONE = 0.25  # share of messages for which no tool fits
 GERMAN = 0.2
 MISSPELT = 0.15
-PLACES = (20, 28, 34, 18)  # of a hundred messages: how many have no, one, two or three sentences before the wish
-NAMES = ("bram", "edda", "farid", "greta", "hholt", "ines", "jonas", "keiko", "lars", "nadia", "otto", "priya", "rosa",
-         "tamsin", "umar", "vera", "wilma", "yusuf", "zofia")  # fmt: skip
+# of a hundred messages: how many have no, one, two or three sentences before the wish
+PLACES = (20, 28, 34, 18)
+NAMES = (
+    "bram",
+    "edda",
+    "farid",
+    "greta",
+    "hholt",
+    "ines",
+    "jonas",
+    "keiko",
+    "lars",
+    "nadia",
+    "otto",
+    "priya",
+    "rosa",
+    "tamsin",
+    "umar",
+    "vera",
+    "wilma",
+    "yusuf",
+    "zofia",
+)
 
 Values = dict[str, Any]
 Expand = Callable[[str, random.Random], str]
@@ -65,8 +87,14 @@ class Message:
                 letters = rng.choice(("LT", "MN", "PH", "PR", "PJ", "AX", "TK"))
                 number = f"{rng.randrange(10000):04d}"
                 self.values["asset"] = f"{letters}-{number}"
-                return rng.choice((f"{letters}-{number}", f"{letters}-{number}", f"{letters} {number}",
-                                   f"{letters.lower()}-{number}"))  # fmt: skip
+                return rng.choice(
+                    (
+                        f"{letters}-{number}",
+                        f"{letters}-{number}",
+                        f"{letters} {number}",
+                        f"{letters.lower()}-{number}",
+                    )
+                )
             case "urgent":
                 self.values["urgent"] = urgent = rng.random() < 0.4
                 return rng.choice(phrases.URGENT[self.language][urgent])
@@ -74,7 +102,11 @@ class Message:
                 self.values["room"] = room = rng.choice(phrases.ROOMS)
                 return room if rng.random() < 0.8 else room.lower()
             case "date":
-                days = -rng.randrange(1, 40) if past else rng.choice((0, 1, rng.randrange(2, 45), rng.randrange(2, 45)))
+                days = (
+                    -rng.randrange(1, 40)
+                    if past
+                    else rng.choice((0, 1, rng.randrange(2, 45), rng.randrange(2, 45)))
+                )
                 return self._date("date", self.sent + timedelta(days=days))
             case "span":
                 return self._span()
@@ -96,12 +128,16 @@ class Message:
 
     def _items(self) -> str:
         said = self._chosen("item", "item")
-        self.values["quantity"] = count = self.rng.choice((1, 1, 2, 3, 4, self.rng.randrange(5, 13)))
+        self.values["quantity"] = count = self.rng.choice(
+            (1, 1, 2, 3, 4, self.rng.randrange(5, 13))
+        )
         if self.language == "de":
             return f"{count}x {said}" if count > 1 else f"1 {said}"
         if count == 1:
             return f"{self.rng.choice(('a', 'one', '1'))} {said}"
-        return f"{self.rng.choice((str(count), phrases.NUMBERS['en'][count], f'{count} x'))} {said}s"
+        return (
+            f"{self.rng.choice((str(count), phrases.NUMBERS['en'][count], f'{count} x'))} {said}s"
+        )
 
     def _date(self, name: str, day: date) -> str:
         self.values[name] = day.isoformat()
@@ -115,15 +151,26 @@ class Message:
         if day.year != self.sent.year:
             return self.rng.choice((f"{day.day} {month} {day.year}", day.isoformat(), whole))
         if self.language == "de":
-            return self.rng.choice((f"{day.day}. {month}", f"{day.day}. {month} {day.year}", numbers, whole))
-        forms = (f"{day.day} {month}", f"{month} {day.day}", f"{day.day} {month[:3]}", f"{month} {_ordinal(day.day)}",
-                 day.isoformat(), whole)  # fmt: skip
+            return self.rng.choice(
+                (f"{day.day}. {month}", f"{day.day}. {month} {day.year}", numbers, whole)
+            )
+        forms = (
+            f"{day.day} {month}",
+            f"{month} {day.day}",
+            f"{day.day} {month[:3]}",
+            f"{month} {_ordinal(day.day)}",
+            day.isoformat(),
+            whole,
+        )
         return self.rng.choice(forms)
 
     def _span(self) -> str:
         first = self.sent + timedelta(days=self.rng.randrange(2, 40))
         length = self.rng.choice((0, 0, 1, 2, 4, self.rng.randrange(5, 18)))
-        said = self._date("first_day", first), self._date("last_day", first + timedelta(days=length))
+        said = (
+            self._date("first_day", first),
+            self._date("last_day", first + timedelta(days=length)),
+        )
         form = self.rng.choice((phrases.SPANS if length else phrases.ONE_DAY)[self.language])
         return form.replace("[first_day]", said[0]).replace("[last_day]", said[1])
 
@@ -134,7 +181,9 @@ class Message:
             return f"{hour}:{minute:02d} Uhr" if minute else f"{hour} Uhr"
         half = "am" if hour < 12 else "pm"
         short = f"{(hour - 1) % 12 + 1}{f':{minute:02d}' if minute else ''} {half}"
-        return self.rng.choice((f"{hour}:{minute:02d}", f"{hour:02d}:{minute:02d}", short, short.replace(" ", "")))
+        return self.rng.choice(
+            (f"{hour}:{minute:02d}", f"{hour:02d}:{minute:02d}", short, short.replace(" ", ""))
+        )
 
     def _people(self) -> str:
         self.values["people"] = count = self.rng.randrange(2, 21)
@@ -159,7 +208,9 @@ class Message:
             return self.rng.choice((f"{digits} {word}", f"{digits} {sign}", f"{currency} {digits}"))
         digits = f"{amount:,.2f}" if cents else f"{amount:,}"
         word = {"EUR": "euros", "GBP": "pounds", "USD": "dollars"}[currency]
-        return self.rng.choice((f"{digits} {word}", f"{sign}{digits}", f"{currency} {digits}", f"{digits} {currency}"))
+        return self.rng.choice(
+            (f"{digits} {word}", f"{sign}{digits}", f"{currency} {digits}", f"{digits} {currency}")
+        )
 
 
 def _ordinal(day: int) -> str:
@@ -182,14 +233,30 @@ def message(rng: random.Random, expand: Expand, misspell: Misspell) -> tuple[str
         wish = made.fill(rng.choice(phrases.NEAR[language]), past=rng.random() < 0.5, misspelt=slip)
     else:
         past = tool["name"] == "claim_expense"
-        wish = made.fill(rng.choice(phrases.WISHES[language][tool["name"]]), past=past, misspelt=slip)
+        wish = made.fill(
+            rng.choice(phrases.WISHES[language][tool["name"]]), past=past, misspelt=slip
+        )
     call = None if tool is None else _call(tool, made.values)
     count = rng.choices(range(4), PLACES)[0]
     sentences = _before(made, tool, count, misspell)
     wish = wish[:1].upper() + wish[1:]
     question = tool is None and wish.split(" ")[0].lower() in (
-        "how", "can", "may", "is", "do", "does", "when", "where", "which", "what", "who", "wie", "ist", "wann", "darf"
-    )  # fmt: skip
+        "how",
+        "can",
+        "may",
+        "is",
+        "do",
+        "does",
+        "when",
+        "where",
+        "which",
+        "what",
+        "who",
+        "wie",
+        "ist",
+        "wann",
+        "darf",
+    )
     sentences.append(wish + ("?" if question else rng.choice((".", ".", "!", ""))))
     if rng.random() < 0.55:
         sentences.append(made.fill(rng.choice(phrases.CLOSERS[language])))
@@ -197,10 +264,16 @@ def message(rng: random.Random, expand: Expand, misspell: Misspell) -> tuple[str
     return f"Sent {made.sent.isoformat()}\n{text}", call
 
 
-def _before(made: Message, tool: dict[str, Any] | None, count: int, misspell: Misspell) -> list[str]:
-    """The sentences before the wish: an opening, and what is said in passing of other tools; some with typos."""
+def _before(
+    made: Message, tool: dict[str, Any] | None, count: int, misspell: Misspell
+) -> list[str]:
+    """The sentences before the wish: an opening, and what is said in
+    passing of other tools; some with typos.
+    """
     rng, kept = made.rng, dict(made.values)
-    others = [each["name"] for each in phrases.TOOLS if tool is None or each["name"] != tool["name"]]
+    others = [
+        each["name"] for each in phrases.TOOLS if tool is None or each["name"] != tool["name"]
+    ]
     sentences = []
     for place, name in enumerate(rng.sample(others, count)):
         pool: Sequence[str] = phrases.ASIDES[made.language][name]
@@ -212,8 +285,12 @@ def _before(made: Message, tool: dict[str, Any] | None, count: int, misspell: Mi
     return sentences
 
 
-def build(rng: random.Random, expand: Expand, misspell: Misspell, add: Callable[[str], bool]) -> list[Values]:
-    """Write all messages as conversations, in mixed order; `add` refuses one that is nearly the same as another."""
+def build(
+    rng: random.Random, expand: Expand, misspell: Misspell, add: Callable[[str], bool]
+) -> list[Values]:
+    """Write all messages as conversations, in mixed order; `add` refuses
+    one that is nearly the same as another.
+    """
     rows: list[Values] = []
     while len(rows) < COUNT:
         text, call = message(rng, expand, misspell)
@@ -222,7 +299,12 @@ def build(rng: random.Random, expand: Expand, misspell: Misspell, add: Callable[
         answer: Values = {"role": "assistant", "content": "No tool fits." if call is None else None}
         if call is not None:
             answer["tool_calls"] = [call]
-        rows.append({"id": f"H-{len(rows) + 1:04d}", "messages": [{"role": "user", "content": text}, answer]})
+        rows.append(
+            {
+                "id": f"H-{len(rows) + 1:04d}",
+                "messages": [{"role": "user", "content": text}, answer],
+            }
+        )
     return rows
 
 

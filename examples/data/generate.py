@@ -1,8 +1,10 @@
-"""Write the example data: tickets, letters, order e-mails and reply drafts of an invented shop, and a help desk.
+"""Write the example data: tickets, letters, order e-mails and reply drafts of an invented shop, and
+a help desk.
 
     python examples/data/generate.py [--out DIR]
 
-The same bytes come out on every machine: one seed, the standard library only, no clock and no set order.
+The same bytes come out on every machine: one seed, the standard library only, no clock and no set
+order.
 """
 
 from __future__ import annotations
@@ -33,16 +35,19 @@ EXACT_DUPLICATES = 26
 USUAL = 1  # the smaller, the more often the first phrases of a list are chosen
 MISSPELT = 0.15  # share of tickets with typos
 GERMAN = 0.11  # share of tickets in German
-MENTIONS = (50, 38, 12)  # of a hundred tickets: how many name no, one or two requests beside their own
+# of a hundred tickets: how many name no, one or two requests beside their own
+MENTIONS = (50, 38, 12)
 CONTRAST = 0.35  # share of these mentions that stand in the sentence that asks
 THREAD = 0.12  # share of the others that stand in a quoted mail
 DEVICE_SITUATIONS = ("faulty", "damaged", "unpacked")
 DEVICE_REQUESTS = ("repair", "setup_help", "product_question")
-SITUATIONS = (14, 62, 24)  # of a hundred tickets: how many tell nothing, one thing or two of what happened
+# of a hundred tickets: how many tell nothing, one thing or two of what happened
+SITUATIONS = (14, 62, 24)
 SLOT = re.compile(r"\[(\w+)\]")
 
 
-# --- phrases ---------------------------------------------------------------------------------------------
+# --- phrases
+# ---------------------------------------------------------------------------------------------
 
 
 def sentence(text: str) -> str:
@@ -56,7 +61,9 @@ def expand(phrase: str, rng: random.Random) -> str:
         found = re.search(r"\{([^{}]*)\}", phrase)
         if found is None:
             return phrase
-        phrase = phrase[: found.start()] + rng.choice(found.group(1).split("|")) + phrase[found.end() :]
+        phrase = (
+            phrase[: found.start()] + rng.choice(found.group(1).split("|")) + phrase[found.end() :]
+        )
 
 
 def usual(phrases: Sequence[str], rng: random.Random) -> str:
@@ -75,12 +82,20 @@ class Slots:
     def __post_init__(self) -> None:
         """Choose who writes."""
         self.person = (
-            self.person if any(self.person) else (self.rng.choice(words.FIRST_NAMES), self.rng.choice(words.SURNAMES))
+            self.person
+            if any(self.person)
+            else (self.rng.choice(words.FIRST_NAMES), self.rng.choice(words.SURNAMES))
         )
 
     def aside(self) -> Slots:
-        """Give the slots of a passing mention: of the same goods, with numbers, dates and addresses of its own."""
-        goods = {name: self.kept[name] for name in ("thing", "device", "plan", "ding") if name in self.kept}
+        """Give the slots of a passing mention: of the same goods, with
+        numbers, dates and addresses of its own.
+        """
+        goods = {
+            name: self.kept[name]
+            for name in ("thing", "device", "plan", "ding")
+            if name in self.kept
+        }
         return Slots(self.rng, goods, self.person)
 
     def fill(self, phrase: str, *, keep: bool = True) -> str:
@@ -117,12 +132,21 @@ class Slots:
                 return rng.choice(words.PLANS)
             case "order":
                 number = rng.randrange(20000, 99999)
-                return rng.choice((f"BC-{number}", f"order BC-{number}", f"order {number}", f"#{number}"))
+                return rng.choice(
+                    (f"BC-{number}", f"order BC-{number}", f"order {number}", f"#{number}")
+                )
             case "customer":
                 return f"C-{rng.randrange(10000, 99999)}"
             case "amount":
                 euros, cents = rng.randrange(9, 240), rng.choice(("00", "50", "90", "95", "99"))
-                return rng.choice((f"{euros}.{cents}", f"{euros} euros", f"EUR {euros}.{cents}", f"{euros},{cents}"))
+                return rng.choice(
+                    (
+                        f"{euros}.{cents}",
+                        f"{euros} euros",
+                        f"EUR {euros}.{cents}",
+                        f"{euros},{cents}",
+                    )
+                )
             case "code":
                 return rng.choice(words.CODES)
             case "date":
@@ -142,7 +166,9 @@ class Slots:
             case "email":
                 return self.email()
             case "phone":
-                return f"{rng.choice(('', '(212) ', '303-', '+1 646 '))}555-01{rng.randrange(100):02d}"
+                return (
+                    f"{rng.choice(('', '(212) ', '303-', '+1 646 '))}555-01{rng.randrange(100):02d}"
+                )
             case "card":
                 return rng.choice(words.CARDS)
             case "street":
@@ -160,11 +186,14 @@ class Slots:
     def email(self) -> str:
         """Make up an e-mail address in a domain that is reserved for examples."""
         first, last = (name.lower() for name in self.person)
-        local = self.rng.choice((f"{first}.{last}", f"{first[0]}{last}", f"{first}{self.rng.randrange(10, 99)}"))
+        local = self.rng.choice(
+            (f"{first}.{last}", f"{first[0]}{last}", f"{first}{self.rng.randrange(10, 99)}")
+        )
         return f"{local}@example.{self.rng.choice(('com', 'org', 'net'))}"
 
 
-# --- likeness --------------------------------------------------------------------------------------------
+# --- likeness
+# --------------------------------------------------------------------------------------------
 
 
 def normalise(text: str) -> str:
@@ -212,7 +241,8 @@ class Seen:
         return True
 
 
-# --- support tickets -------------------------------------------------------------------------------------
+# --- support tickets
+# -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -238,13 +268,32 @@ HABITS: dict[str, tuple[float, float, float, float, float]] = {
     "nonnative": (0.35, 0.08, 0.08, 0.16, 0.25),
 }
 NEIGHBOURS = {
-    "a": "s", "e": "r", "i": "o", "o": "p", "n": "m", "t": "r", "s": "d", "r": "e", "l": "k", "d": "f",
-}  # fmt: skip
+    "a": "s",
+    "e": "r",
+    "i": "o",
+    "o": "p",
+    "n": "m",
+    "t": "r",
+    "s": "d",
+    "r": "e",
+    "l": "k",
+    "d": "f",
+}
 PLAIN_FORMS = (
-    ("haven't", "have not"), ("hasn't", "has not"), ("doesn't", "does not"), ("don't", "do not"),
-    ("can't", "can not"), ("isn't", "is not"), ("I've", "I have"), ("I'm", "I am"), ("it's", "it is"),
-    ("won't", "will not"), ("wasn't", "was not"), ("I'd like", "I would like"), ("didn't", "did not"),
-)  # fmt: skip
+    ("haven't", "have not"),
+    ("hasn't", "has not"),
+    ("doesn't", "does not"),
+    ("don't", "do not"),
+    ("can't", "can not"),
+    ("isn't", "is not"),
+    ("I've", "I have"),
+    ("I'm", "I am"),
+    ("it's", "it is"),
+    ("won't", "will not"),
+    ("wasn't", "was not"),
+    ("I'd like", "I would like"),
+    ("didn't", "did not"),
+)
 
 
 def typo(word: str, rng: random.Random) -> str:
@@ -264,7 +313,11 @@ def typo(word: str, rng: random.Random) -> str:
 def with_typos(text: str, count: int, rng: random.Random) -> str:
     """Misspell up to ``count`` longer words of a text."""
     parts = text.split(" ")
-    able = [i for i, part in enumerate(parts) if len(part.strip(".,?!:;")) > 4 and part.strip(".,?!:;").isalpha()]
+    able = [
+        i
+        for i, part in enumerate(parts)
+        if len(part.strip(".,?!:;")) > 4 and part.strip(".,?!:;").isalpha()
+    ]
     for i in rng.sample(able, min(count, len(able))):
         bare = parts[i].strip(".,?!:;")
         parts[i] = parts[i].replace(bare, typo(bare, rng))
@@ -281,7 +334,14 @@ def nonnative(text: str, rng: random.Random) -> str:
 def join(parts: Sequence[str], voice: str, rng: random.Random) -> str:
     """Put the sentences of a ticket together, as carefully as its voice does."""
     style = rng.random()
-    sloppy = {"plain": 0.3, "polite": 0.04, "terse": 0.55, "angry": 0.3, "rambling": 0.4, "nonnative": 0.3}
+    sloppy = {
+        "plain": 0.3,
+        "polite": 0.04,
+        "terse": 0.55,
+        "angry": 0.3,
+        "rambling": 0.4,
+        "nonnative": 0.3,
+    }
     if style < sloppy[voice]:
         glue = rng.choice((" ", ", ", ". ", " - ", "... "))
         text = parts[0]
@@ -292,7 +352,10 @@ def join(parts: Sequence[str], voice: str, rng: random.Random) -> str:
         if rng.random() < 0.4:
             text = re.sub(r"[',?]", "", text)
         return text
-    text = " ".join(sentence(part) + ("" if part[-1] in "?!." else "!" if voice == "angry" else ".") for part in parts)
+    text = " ".join(
+        sentence(part) + ("" if part[-1] in "?!." else "!" if voice == "angry" else ".")
+        for part in parts
+    )
     if voice == "angry" and rng.random() < 0.35:
         return text.upper()
     return text
@@ -304,7 +367,9 @@ def about(frame: str, slots: Slots, action: str, other: str = "") -> str:
 
 
 def noun(wants: Sequence[str], slots: Slots) -> str:
-    """Choose what a sender wants, as a noun: what begins with a verb cannot stand in every sentence."""
+    """Choose what a sender wants, as a noun: what begins with a
+    verb cannot stand in every sentence.
+    """
     while True:
         text = slots.fill(usual(wants, slots.rng))
         if not text.startswith(("to ", "out of ", "my parcels to ")):
@@ -312,7 +377,9 @@ def noun(wants: Sequence[str], slots: Slots) -> str:
 
 
 def request(category: str, slots: Slots, excluded: str) -> str:
-    """Write the sentence that asks; with ``excluded`` it names that category too, to say that it is not meant."""
+    """Write the sentence that asks; with ``excluded`` it names that
+    category too, to say that it is not meant.
+    """
     rng, mine = slots.rng, phrases.REQUESTS[category]
     form = rng.choices(("say", "do", "want"), (0 if excluded else 36, 40, 24))[0]
     if form == "say":
@@ -321,7 +388,9 @@ def request(category: str, slots: Slots, excluded: str) -> str:
         other = phrases.REQUESTS[excluded]
         if form == "do":
             named = slots.aside().fill(usual(other.do, rng))
-            return about(rng.choice(phrases.CONTRAST_DO), slots, slots.fill(usual(mine.do, rng)), named)
+            return about(
+                rng.choice(phrases.CONTRAST_DO), slots, slots.fill(usual(mine.do, rng)), named
+            )
         named = noun(other.want, slots.aside())
         return about(rng.choice(phrases.CONTRAST_WANT), slots, noun(mine.want, slots), named)
     if form == "do":
@@ -332,9 +401,13 @@ def request(category: str, slots: Slots, excluded: str) -> str:
 
 
 def mention(category: str, slots: Slots) -> str:
-    """Write a sentence that only excludes, settles, declines or quotes another category's request."""
+    """Write a sentence that only excludes, settles, declines or
+    quotes another category's request.
+    """
     rng, other = slots.rng, phrases.REQUESTS[category]
-    kind = rng.choices(("do", "want", "offer", "done", "matter", "quote"), (20, 20, 16, 20, 16, 8))[0]
+    kind = rng.choices(("do", "want", "offer", "done", "matter", "quote"), (20, 20, 16, 20, 16, 8))[
+        0
+    ]
     if kind == "want":
         return about(rng.choice(phrases.EXCLUDE_WANT), slots, noun(other.want, slots))
     frames, actions = {
@@ -352,11 +425,15 @@ def german_request(category: str, slots: Slots, excluded: str) -> str:
     rng, mine = slots.rng, phrases.GERMAN[category]
     if excluded:
         named = slots.aside().fill(rng.choice(phrases.GERMAN[excluded].want))
-        return about(rng.choice(phrases.GERMAN_CONTRAST), slots, slots.fill(rng.choice(mine.want)), named)
+        return about(
+            rng.choice(phrases.GERMAN_CONTRAST), slots, slots.fill(rng.choice(mine.want)), named
+        )
     form = rng.choices(("say", "do", "want"), (36, 40, 24))[0]
     if form == "say":
         return slots.fill(rng.choice(mine.say))
-    frames, actions = (phrases.GERMAN_ASK_DO, mine.do) if form == "do" else (phrases.GERMAN_ASK_WANT, mine.want)
+    frames, actions = (
+        (phrases.GERMAN_ASK_DO, mine.do) if form == "do" else (phrases.GERMAN_ASK_WANT, mine.want)
+    )
     return about(rng.choice(frames), slots, slots.fill(rng.choice(actions)))
 
 
@@ -365,7 +442,9 @@ def german_mention(category: str, slots: Slots) -> str:
     rng, other = slots.rng, phrases.GERMAN[category]
     offered = rng.random() < 0.4
     named = slots.fill(rng.choice(other.do if offered else other.want))
-    return about(rng.choice(phrases.GERMAN_OFFER if offered else phrases.GERMAN_EXCLUDE), slots, "", named)
+    return about(
+        rng.choice(phrases.GERMAN_OFFER if offered else phrases.GERMAN_EXCLUDE), slots, "", named
+    )
 
 
 def write_ticket(category: str, rng: random.Random) -> str:
@@ -383,7 +462,10 @@ def write_ticket(category: str, rng: random.Random) -> str:
     slots.kept |= {"thing": product, "device": product}
     situations = (phrases.GERMAN_SITUATIONS if german else phrases.SITUATIONS)[situation]
     asked = (german_request if german else request)(category, slots, excluded)
-    parts = [slots.fill(phrase) for phrase in rng.sample(situations, rng.choices((0, 1, 2), SITUATIONS)[0])]
+    parts = [
+        slots.fill(phrase)
+        for phrase in rng.sample(situations, rng.choices((0, 1, 2), SITUATIONS)[0])
+    ]
     if not german and rng.random() < filler:
         for phrase in rng.sample(support.FILLERS, rng.choice((1, 2)) if voice == "rambling" else 1):
             parts.insert(rng.randrange(len(parts) + 1), slots.fill(phrase))
@@ -399,9 +481,14 @@ def write_ticket(category: str, rng: random.Random) -> str:
             parts.insert(rng.randrange(place + 1) if rng.random() < 0.6 else len(parts), said)
             place = parts.index(asked)
     if rng.random() < opening:
-        parts.insert(0, slots.fill(rng.choice(phrases.GERMAN_OPENINGS if german else support.OPENINGS[voice])))
+        parts.insert(
+            0,
+            slots.fill(rng.choice(phrases.GERMAN_OPENINGS if german else support.OPENINGS[voice])),
+        )
     if rng.random() < closing:
-        parts.append(slots.fill(rng.choice(phrases.GERMAN_CLOSINGS if german else support.CLOSINGS[voice])))
+        parts.append(
+            slots.fill(rng.choice(phrases.GERMAN_CLOSINGS if german else support.CLOSINGS[voice]))
+        )
     if voice == "nonnative" and not german:
         parts = [nonnative(part, rng) for part in parts]
     text = join(parts, voice, rng)
@@ -416,11 +503,15 @@ def resent(text: str, rng: random.Random) -> str:
         case 0:
             return rng.choice(("Resending: ", "2nd try: ", "Again: ", "Reminder. ")) + text
         case 1:
-            return text.rstrip(".!?") + rng.choice((" !! urgent", " ?? hello", ", 2nd mail", " ... anyone"))
+            return text.rstrip(".!?") + rng.choice(
+                (" !! urgent", " ?? hello", ", 2nd mail", " ... anyone")
+            )
         case 2:
             return with_typos(text, 2, rng)
         case 3:
-            return text + rng.choice((" Please answer.", " Any news?", " Still the same", " Thanks!"))
+            return text + rng.choice(
+                (" Please answer.", " Any news?", " Still the same", " Thanks!")
+            )
         case 4:
             return with_typos(text.lower().rstrip("."), 1, rng)
         case _:
@@ -466,16 +557,33 @@ def tickets_csv(tickets: Iterable[Ticket]) -> str:
     writer.writerow(("ticket_id", "received", "channel", "customer_id", "text", "category"))
     for number, ticket in enumerate(tickets, start=1):
         moment = ticket.received.strftime("%Y-%m-%dT%H:%M")
-        row = (f"T-{number:05d}", moment, ticket.channel, ticket.customer_id, ticket.text, ticket.category)
+        row = (
+            f"T-{number:05d}",
+            moment,
+            ticket.channel,
+            ticket.customer_id,
+            ticket.text,
+            ticket.category,
+        )
         writer.writerow(row)
     return out.getvalue()
 
 
-# --- letters with several requests -----------------------------------------------------------------------
+# --- letters with several requests
+# -----------------------------------------------------------------------
 
 LETTER_COUNT = 1500
 ASKED = (4, 42, 38, 16)  # of a hundred letters: how many ask for nothing, one, two or three things
-ALSO = ("also", "and", "one more thing:", "secondly,", "besides,", "while I'm at it,", "and then", "")
+ALSO = (
+    "also",
+    "and",
+    "one more thing:",
+    "secondly,",
+    "besides,",
+    "while I'm at it,",
+    "and then",
+    "",
+)
 
 
 def write_letter(rng: random.Random) -> tuple[str, list[str]]:
@@ -506,7 +614,9 @@ def write_letter(rng: random.Random) -> tuple[str, list[str]]:
 
 
 def letters_csv(rng: random.Random) -> str:
-    """Give all letters as CSV text; the topics of each stand in one cell, `[]` where there are none."""
+    """Give all letters as CSV text; the topics of each stand in
+    one cell, `[]` where there are none.
+    """
     seen, out = Seen(NEAR), io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("letter_id", "text", "topics"))
@@ -517,7 +627,8 @@ def letters_csv(rng: random.Random) -> str:
     return out.getvalue()
 
 
-# --- order e-mails ---------------------------------------------------------------------------------------
+# --- order e-mails
+# ---------------------------------------------------------------------------------------
 
 ORDER_COUNT = 900
 NUMBER_WORDS = ("", "one", "two", "three", "four", "five", "six")
@@ -563,17 +674,27 @@ def order_email(intent: str, rng: random.Random) -> tuple[str, Fields]:
     slots = Slots(rng)
     number = None if intent == "new_order" else f"BC-{rng.randrange(20000, 99999)}"
     names = rng.sample(words.DEVICES + words.GOODS, rng.choices((1, 2, 3), weights=(5, 4, 2))[0])
-    items = [(name, rng.choices((1, 2, 3, 4, 6, 12), weights=(8, 5, 3, 2, 1, 1))[0]) for name in names]
+    items = [
+        (name, rng.choices((1, 2, 3, 4, 6, 12), weights=(8, 5, 3, 2, 1, 1))[0]) for name in names
+    ]
     if intent == "change_address":
         items = []
-    moment = datetime(2025, 3, 1) + timedelta(days=rng.randrange(300)) if rng.random() < 0.6 else None
+    moment = (
+        datetime(2025, 3, 1) + timedelta(days=rng.randrange(300)) if rng.random() < 0.6 else None
+    )
     contact = slots.email() if rng.random() < 0.5 else None
 
     request = slots.fill(rng.choice(letters.REQUESTS[intent]))
     request = sentence(request).replace("#", number or "")
     ends_with_items = request.endswith(": @.")
     listed = item_list(items, rng, as_lines=ends_with_items) if items else ""
-    body = [sentence(request.replace(": @.", ":" + listed) if ends_with_items else request.replace("@", listed))]
+    body = [
+        sentence(
+            request.replace(": @.", ":" + listed)
+            if ends_with_items
+            else request.replace("@", listed)
+        )
+    ]
     if not body[0].endswith((".", "?")):
         body[0] += "\n"
     if rng.random() < 0.2:
@@ -624,7 +745,11 @@ def order_schema() -> Fields:
     item = {
         "type": "object",
         "properties": {
-            "name": {"type": "string", "minLength": 1, "description": "the product, in the singular"},
+            "name": {
+                "type": "string",
+                "minLength": 1,
+                "description": "the product, in the singular",
+            },
             "quantity": {"type": "integer", "minimum": 1},
         },
         "required": ["name", "quantity"],
@@ -651,14 +776,19 @@ def order_schema() -> Fields:
     }
 
 
-# --- reply drafts ----------------------------------------------------------------------------------------
+# --- reply drafts
+# ----------------------------------------------------------------------------------------
 
 
 def reply_pair(category: str, rng: random.Random) -> tuple[str, str]:
     """Write a customer's message and the answer of the house."""
     slots = Slots(rng)
     core = slots.fill(rng.choice(support.CORES[category]))
-    about = slots.kept.get("thing") or slots.kept.get("device") or letters.REPLY_ABOUT.get(category, "order")
+    about = (
+        slots.kept.get("thing")
+        or slots.kept.get("device")
+        or letters.REPLY_ABOUT.get(category, "order")
+    )
     parts = [core]
     if rng.random() < 0.4:
         parts.append(slots.fill(rng.choice(support.ASKS[category])))
@@ -690,7 +820,8 @@ def build_replies(rng: random.Random) -> list[Fields]:
     ]
 
 
-# --- the command -----------------------------------------------------------------------------------------
+# --- the command
+# -----------------------------------------------------------------------------------------
 
 
 def json_lines(rows: Iterable[Fields]) -> str:
@@ -705,7 +836,9 @@ def build_all(seed: int = SEED) -> dict[str, str]:
         "order_emails.jsonl": json_lines(build_orders(random.Random(seed + 1))),
         "order_emails.schema.json": json.dumps(order_schema(), indent=2) + "\n",
         "replies.jsonl": json_lines(build_replies(random.Random(seed + 2))),
-        "help_desk.jsonl": json_lines(calls.build(random.Random(seed + 3), expand, with_typos, Seen(CALLS_NEAR).add)),
+        "help_desk.jsonl": json_lines(
+            calls.build(random.Random(seed + 3), expand, with_typos, Seen(CALLS_NEAR).add)
+        ),
         "help_desk.tools.json": json.dumps(calls.tools(), indent=2) + "\n",
         "customer_letters.csv": letters_csv(random.Random(seed + 4)),
     }
@@ -714,8 +847,12 @@ def build_all(seed: int = SEED) -> dict[str, str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the data files and say which."""
     parser = argparse.ArgumentParser(description="Write the example data of slmctl.")
-    parser.add_argument("--seed", type=int, default=SEED, help="start of all chances (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="folder to write to")
+    parser.add_argument(
+        "--seed", type=int, default=SEED, help="start of all chances (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).resolve().parent, help="folder to write to"
+    )
     options = parser.parse_args(arguments)
     folder: Path = options.out
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,10 @@
-"""Write `contract-terms.tar.xz`: contracts and letters of an invented maker of instruments, and a workbook of terms.
+"""Write `contract-terms.tar.xz`: contracts and letters of an invented maker of instruments, and a
+workbook of terms.
 
     python examples/data/make_contracts.py [--seed N] [--out DIR]
 
-Needs slmctl[dev] (python-docx, fpdf2). The seed decides every text and answer; files are stored uncompressed, since the
-archive compresses what they have in common.
+Needs slmctl[dev] (python-docx, fpdf2). The seed decides every text and answer; files are stored
+uncompressed, since the archive compresses what they have in common.
 """
 
 from __future__ import annotations
@@ -34,21 +35,46 @@ from slmctl.stages.predict import workbook_writer
 
 SEED, COUNT = 5279, 320
 ARCHIVE, FILES, WORKBOOK = "contract-terms.tar.xz", "data/contracts", "data/terms.xlsx"
-FIELDS = ("supplier", "contract_no", "start_date", "notice_period", "annual_fee", "governing_law", "contact_email",
-          "deliverables")  # fmt: skip
-ABSENT = {"notice_period": 0.12, "annual_fee": 0.08, "governing_law": 0.18, "contact_email": 0.2, "deliverables": 0.06}
-LONG = (6, 6, 7, 8, 8, 9, 10, 11, 12, 14, 15, 16, 18, 20, 22, 24, 27, 30)  # pages, one contract each
+FIELDS = (
+    "supplier",
+    "contract_no",
+    "start_date",
+    "notice_period",
+    "annual_fee",
+    "governing_law",
+    "contact_email",
+    "deliverables",
+)
+ABSENT = {
+    "notice_period": 0.12,
+    "annual_fee": 0.08,
+    "governing_law": 0.18,
+    "contact_email": 0.2,
+    "deliverables": 0.06,
+}
+# pages, one contract each
+LONG = (6, 6, 7, 8, 8, 9, 10, 11, 12, 14, 15, 16, 18, 20, 22, 24, 27, 30)
 LETTERS = 0.28  # share of the others that are letters of a page or two
 REPEATED = 0.3  # share of contracts that state some terms once more, in a table
 LATE = 0.35  # share of agreements that name the parties at the end
 FORMATS = ("docx",) * 9 + ("pdf",) * 8 + ("eml",) * 3
 PAGE = 1400  # characters after which a DOCX has a page break
 MEMBERS = 32_000_000  # bytes of the dictionary by which files are compared
-DROPPED = ("stylesWithEffects", "thumbnail", "customXml")  # parts that python-docx's blank document does not need
-STYLES = {"Normal", "Heading 1", "Title", "List Bullet", "Table Grid", "Normal Table", "Default Paragraph Font",
-          "No List"}  # fmt: skip
+# parts that python-docx's blank document does not need
+DROPPED = ("stylesWithEffects", "thumbnail", "customXml")
+STYLES = {
+    "Normal",
+    "Heading 1",
+    "Title",
+    "List Bullet",
+    "Table Grid",
+    "Normal Table",
+    "Default Paragraph Font",
+    "No List",
+}
 _SLOT = re.compile(r"\[(other:)?(\w+)\]")
-Block = tuple[str, Any]  # "title", "head", "text": a text; "list": texts; "table": rows; "page": a page break
+# "title", "head", "text": a text; "list": texts; "table": rows; "page": a page break
+Block = tuple[str, Any]
 
 
 @dataclass
@@ -75,7 +101,10 @@ class Contract:
         """A value such as a field may have."""
         rng, language = self.rng, self.language
         if name == "supplier":
-            parts = (rng.choice(kind) for kind in (phrases.NAMES, phrases.TRADES[language], phrases.FORMS[language]))
+            parts = (
+                rng.choice(kind)
+                for kind in (phrases.NAMES, phrases.TRADES[language], phrases.FORMS[language])
+            )
             return " ".join(parts)
         if name == "contract_no":
             return f"TW-{rng.randrange(19, 27)}-{rng.randrange(1000, 9999)}"
@@ -88,7 +117,9 @@ class Contract:
             return f"{person}@example.{rng.choice(('com', 'net', 'org'))}"
         if name == "deliverables":
             return self.things(1)[0]
-        return rng.choice({"notice_period": phrases.PERIODS, "governing_law": phrases.LAWS}[name][language])
+        return rng.choice(
+            {"notice_period": phrases.PERIODS, "governing_law": phrases.LAWS}[name][language]
+        )
 
     def things(self, count: int) -> list[str]:
         """Distinct services."""
@@ -138,7 +169,11 @@ class Contract:
         before, after = self.rng.choice(phrases.DELIVERS[self.language])
         items: list[str] = self.terms[name]
         numbered = [[str(number), item] for number, item in enumerate(items, 1)]
-        forms: tuple[Block, ...] = (("list", items), ("table", numbered), ("text", f"{', '.join(items)}."))
+        forms: tuple[Block, ...] = (
+            ("list", items),
+            ("table", numbered),
+            ("text", f"{', '.join(items)}."),
+        )
         return [head, ("text", self.say(before)), self.rng.choice(forms), ("text", self.say(after))]
 
     def held(self) -> list[str]:
@@ -150,7 +185,9 @@ class Contract:
         """A table that repeats some terms."""
         labels = phrases.LABELS[self.language]
         names = [name for name in self.rng.sample(list(labels), 4) if self.terms[name] is not None]
-        rows = [[labels[name], self.shown(self.terms[name])] for name in sorted(names, key=FIELDS.index)]
+        rows = [
+            [labels[name], self.shown(self.terms[name])] for name in sorted(names, key=FIELDS.index)
+        ]
         return [("head", phrases.ABOUT["table"][self.language]), ("table", rows)]
 
     def boilerplate(self, count: int) -> list[list[Block]]:
@@ -163,9 +200,20 @@ class Contract:
         rng, language, kind = self.rng, self.language, self.rng.choice(("prices", "log"))
         rows = [list(phrases.COLUMNS[kind][language])]
         for _ in range(rng.randrange(10, 26)):
-            part, day = rng.choice(phrases.PARTS[language]), date(2020, 1, 1) + timedelta(rng.randrange(330))
-            price = [f"{rng.randrange(100000, 999999)}", f"{part} {rng.randrange(90)}", f"{rng.randrange(4, 400)},50"]
-            visit = [f"{day:%d.%m.%Y}", rng.choice(phrases.CITIES[language]), str(rng.randrange(1, 9))]
+            part, day = (
+                rng.choice(phrases.PARTS[language]),
+                date(2020, 1, 1) + timedelta(rng.randrange(330)),
+            )
+            price = [
+                f"{rng.randrange(100000, 999999)}",
+                f"{part} {rng.randrange(90)}",
+                f"{rng.randrange(4, 400)},50",
+            ]
+            visit = [
+                f"{day:%d.%m.%Y}",
+                rng.choice(phrases.CITIES[language]),
+                str(rng.randrange(1, 9)),
+            ]
             rows.append(price if kind == "prices" else visit)
         return [("page", None), ("head", phrases.ABOUT[kind][language]), ("table", rows)]
 
@@ -173,7 +221,9 @@ class Contract:
         """A contract of about so many pages: (its title, its blocks)."""
         title = self.say(phrases.TITLES[self.language])
         parts = [self.clause(name) for name in self.held()]
-        parts += self.boilerplate(min(len(phrases.CLAUSES["de"]), (2, 3, 6, 8, 9)[min(pages, 5) - 1]))
+        parts += self.boilerplate(
+            min(len(phrases.CLAUSES["de"]), (2, 3, 6, 8, 9)[min(pages, 5) - 1])
+        )
         self.rng.shuffle(parts)
         for _ in range(max(0, pages - 3)):
             parts.insert(self.rng.randrange(len(parts) // 2, len(parts) + 1), self.annex())
@@ -190,7 +240,9 @@ class Contract:
     def letter(self) -> tuple[str, list[Block]]:
         """A letter that states the terms: (its title, its blocks)."""
         title = self.say(phrases.TITLES[self.language])
-        parts = [[block for block in self.clause(name) if block[0] != "head"] for name in self.held()]
+        parts = [
+            [block for block in self.clause(name) if block[0] != "head"] for name in self.held()
+        ]
         parts += [[block] for _, block in self.boilerplate(self.rng.randrange(3))]
         self.rng.shuffle(parts)
         if self.rng.random() < REPEATED:
@@ -212,13 +264,17 @@ def as_docx(title: str, blocks: Iterable[Block], *, stored: bool) -> bytes:
     for relation in list(document.part.rels.values()):
         if any(name in relation.reltype or name in relation.target_ref for name in DROPPED):
             document.part.drop_rel(relation.rId)
-    for relation in [each for each in document.part.package.rels.values() if "thumbnail" in each.reltype]:
+    for relation in [
+        each for each in document.part.package.rels.values() if "thumbnail" in each.reltype
+    ]:
         document.part.package.rels.pop(relation.rId)
     for style in [style for style in document.styles if style.name not in STYLES]:
         style.delete()
     document.styles.element.remove(document.styles.latent_styles.element)
     document.core_properties.title, document.core_properties.author = title, "Tarnwick"
-    document.core_properties.created = document.core_properties.modified = datetime(2026, 1, 1, tzinfo=UTC)
+    document.core_properties.created = document.core_properties.modified = datetime(
+        2026, 1, 1, tzinfo=UTC
+    )
     for kind, value in blocks:
         size = len(str(value))
         if kind == "page" or size > room:
@@ -234,7 +290,9 @@ def as_docx(title: str, blocks: Iterable[Block], *, stored: bool) -> bytes:
             for item in value:
                 document.add_paragraph(item, style="List Bullet")
         elif kind != "page":
-            document.add_paragraph(value, style={"title": "Title", "head": "Heading 1", "text": "Normal"}[kind])
+            document.add_paragraph(
+                value, style={"title": "Title", "head": "Heading 1", "text": "Normal"}[kind]
+            )
     return _zipped_again(document, zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED)
 
 
@@ -276,7 +334,11 @@ def as_pdf(title: str, blocks: Iterable[Block], language: str, *, stored: bool) 
     pdf.set_auto_page_break(True, margin=22)
     pdf.add_page()
     for kind, value in blocks:
-        pdf.set_font("Helvetica", style="B" if kind in ("title", "head") else "", size=15 if kind == "title" else 12)
+        pdf.set_font(
+            "Helvetica",
+            style="B" if kind in ("title", "head") else "",
+            size=15 if kind == "title" else 12,
+        )
         if kind == "page":
             pdf.add_page()
         elif kind == "table":
@@ -300,8 +362,13 @@ def as_mail(contract: Contract, title: str, name: str, attached: bytes) -> bytes
     mail["From"] = f"{sender} <{contract.other('contact_email')}>"
     mail["Date"] = datetime.combine(contract.other("start_date"), datetime.min.time(), UTC)
     text = contract.say(about["mail"][contract.language])
-    mail.set_content(f"{greeting}\n\n{text}\n\n{about['closing'][contract.language].replace('[person]', sender)}\n")
-    kind = "pdf" if name.endswith(".pdf") else "vnd.openxmlformats-officedocument.wordprocessingml.document"
+    closing = about["closing"][contract.language].replace("[person]", sender)
+    mail.set_content(f"{greeting}\n\n{text}\n\n{closing}\n")
+    kind = (
+        "pdf"
+        if name.endswith(".pdf")
+        else "vnd.openxmlformats-officedocument.wordprocessingml.document"
+    )
     mail.add_attachment(attached, maintype="application", subtype=kind, filename=name)
     mail.set_boundary("=-tarnwick")
     return mail.as_bytes()
@@ -312,22 +379,35 @@ def contracts(seed: int) -> Iterator[tuple[str, bytes, Mapping[str, Any]]]:
     rng = random.Random(seed)
     pages = [
         *LONG,
-        *(0 if rng.random() < LETTERS else rng.choice((1, 2, 2, 3, 3, 4, 4, 5)) for _ in range(COUNT - len(LONG))),
+        *(
+            0 if rng.random() < LETTERS else rng.choice((1, 2, 2, 3, 3, 4, 4, 5))
+            for _ in range(COUNT - len(LONG))
+        ),
     ]
     rng.shuffle(pages)
     for number, count in enumerate(pages, 1):
         contract = Contract(rng, rng.choice(("de", "en")))
         title, blocks = contract.agreement(count) if count else contract.letter()
-        kind, name = rng.choice(FORMATS), f"{number:03} {title} {contract.terms['supplier'].split()[0]}"
+        kind, name = (
+            rng.choice(FORMATS),
+            f"{number:03} {title} {contract.terms['supplier'].split()[0]}",
+        )
         if kind == "eml":
             inner = rng.choice(("pdf", "pdf", "docx"))
-            content = as_mail(contract, title, f"{title}.{inner}", _file(inner, title, blocks, contract, stored=False))
+            content = as_mail(
+                contract,
+                title,
+                f"{title}.{inner}",
+                _file(inner, title, blocks, contract, stored=False),
+            )
         else:
             content = _file(kind, title, blocks, contract, stored=True)
         yield f"{name}.{kind}", content, contract.terms
 
 
-def _file(kind: str, title: str, blocks: Iterable[Block], contract: Contract, *, stored: bool) -> bytes:
+def _file(
+    kind: str, title: str, blocks: Iterable[Block], contract: Contract, *, stored: bool
+) -> bytes:
     if kind == "pdf":
         return as_pdf(title, blocks, contract.language, stored=stored)
     return as_docx(title, blocks, stored=stored)
@@ -340,18 +420,33 @@ def main() -> None:
     options = parser.parse_args()
     made, table = list(contracts(options.seed)), io.BytesIO()
     with workbook_writer.writer(table, ["Datei", *FIELDS]) as write:
-        write([{"Datei": name, **{key: _cell(value) for key, value in terms.items()}} for name, _, terms in made])
+        write(
+            [
+                {"Datei": name, **{key: _cell(value) for key, value in terms.items()}}
+                for name, _, terms in made
+            ]
+        )
     files = {f"{FILES}/{name}": content for name, content, _ in made} | {WORKBOOK: table.getvalue()}
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": MEMBERS}]
-    with lzma.open(options.out / ARCHIVE, "wb", filters=filters) as raw, tarfile.open(fileobj=raw, mode="w") as archive:
-        for name in sorted(files, key=lambda name: (name.rpartition(".")[2], name)):  # like beside like
+    with (
+        lzma.open(options.out / ARCHIVE, "wb", filters=filters) as raw,
+        tarfile.open(fileobj=raw, mode="w") as archive,
+    ):
+        # like beside like
+        for name in sorted(files, key=lambda name: (name.rpartition(".")[2], name)):
             entry = tarfile.TarInfo(name)
             entry.size = len(files[name])
             archive.addfile(entry, io.BytesIO(files[name]))
 
 
 def _cell(value: Any) -> Any:
-    return "; ".join(value) if isinstance(value, list) else value.isoformat() if isinstance(value, date) else value
+    return (
+        "; ".join(value)
+        if isinstance(value, list)
+        else value.isoformat()
+        if isinstance(value, date)
+        else value
+    )
 
 
 if __name__ == "__main__":

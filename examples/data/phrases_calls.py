@@ -1,6 +1,8 @@
-"""The tools and the phrases of the help desk messages; company, people, rooms and numbers are invented for them.
+"""The tools and the phrases of the help desk messages; company, people, rooms and numbers are
+invented for them.
 
-``{a|b}`` are alternatives, ``[name]`` is a value: one of the call's where the phrase asks for it, else a passing one.
+``{a|b}`` are alternatives, ``[name]`` is a value: one of the call's where the phrase asks for it,
+else a passing one.
 """
 
 DATE = {"type": "string", "format": "date"}
@@ -10,7 +12,11 @@ TOOLS = (
         "description": "Reset the password of a user's account.",
         "properties": {
             "account": {"enum": ["crm", "mail", "payroll", "vpn", "wiki"]},
-            "user": {"type": "string", "pattern": "^[a-z]{3,12}[0-9]{2}$", "description": "such as hholt07"},
+            "user": {
+                "type": "string",
+                "pattern": "^[a-z]{3,12}[0-9]{2}$",
+                "description": "such as hholt07",
+            },
         },
     },
     {
@@ -18,8 +24,15 @@ TOOLS = (
         "description": "Report a device that does not work.",
         "properties": {
             "device": {"enum": ["laptop", "monitor", "phone", "printer", "projector"]},
-            "asset": {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{4}$", "description": "the number on its sticker"},
-            "urgent": {"type": "boolean", "description": "true where the message says that it cannot wait"},
+            "asset": {
+                "type": "string",
+                "pattern": "^[A-Z]{2}-[0-9]{4}$",
+                "description": "the number on its sticker",
+            },
+            "urgent": {
+                "type": "boolean",
+                "description": "true where the message says that it cannot wait",
+            },
         },
     },
     {
@@ -28,7 +41,11 @@ TOOLS = (
         "properties": {
             "room": {"enum": ["Birch", "Cedar", "Maple", "Rowan"]},
             "date": DATE,
-            "start": {"type": "string", "pattern": "^[0-2][0-9]:[0-5][0-9]$", "description": "such as 09:30"},
+            "start": {
+                "type": "string",
+                "pattern": "^[0-2][0-9]:[0-5][0-9]$",
+                "description": "such as 09:30",
+            },
             "people": {"type": "integer", "minimum": 2, "maximum": 20},
         },
     },
@@ -54,7 +71,11 @@ TOOLS = (
     {
         "name": "report_absence",
         "description": "Enter days on which somebody is absent.",
-        "properties": {"kind": {"enum": ["parental", "sick", "vacation"]}, "first_day": DATE, "last_day": DATE},
+        "properties": {
+            "kind": {"enum": ["parental", "sick", "vacation"]},
+            "first_day": DATE,
+            "last_day": DATE,
+        },
     },
 )
 ROOMS = ("Birch", "Cedar", "Maple", "Rowan")
@@ -62,17 +83,25 @@ ROOMS = ("Birch", "Cedar", "Maple", "Rowan")
 SAID = {
     "en": {
         "account": {
-            "crm": ("the CRM", "the customer database"), "mail": ("mail", "Outlook", "my mailbox"),
-            "payroll": ("payroll", "the payslip portal"), "vpn": ("the VPN", "remote access"),
+            "crm": ("the CRM", "the customer database"),
+            "mail": ("mail", "Outlook", "my mailbox"),
+            "payroll": ("payroll", "the payslip portal"),
+            "vpn": ("the VPN", "remote access"),
             "wiki": ("the wiki", "the handbook wiki"),
         },
         "device": {
-            "laptop": ("laptop", "notebook"), "monitor": ("monitor", "screen"), "phone": ("phone", "mobile"),
-            "printer": ("printer", "copier"), "projector": ("projector", "beamer"),
+            "laptop": ("laptop", "notebook"),
+            "monitor": ("monitor", "screen"),
+            "phone": ("phone", "mobile"),
+            "printer": ("printer", "copier"),
+            "projector": ("projector", "beamer"),
         },
         "item": {
-            "chair": ("chair", "desk chair"), "docking_station": ("docking station", "dock"),
-            "headset": ("headset", "headset"), "keyboard": ("keyboard", "keyboard"), "monitor": ("monitor", "screen"),
+            "chair": ("chair", "desk chair"),
+            "docking_station": ("docking station", "dock"),
+            "headset": ("headset", "headset"),
+            "keyboard": ("keyboard", "keyboard"),
+            "monitor": ("monitor", "screen"),
         },
         "bill": {
             "hotel": ("the hotel", "two nights at the inn", "the room in {Delft|Leeds|Basel}"),
@@ -83,54 +112,122 @@ SAID = {
     },
     "de": {
         "account": {
-            "crm": ("das CRM", "die Kundendatenbank"), "mail": ("Mail", "Outlook", "mein Postfach"),
-            "payroll": ("das Gehaltsportal", "die Lohnabrechnung"), "vpn": ("das VPN", "den Fernzugang"),
+            "crm": ("das CRM", "die Kundendatenbank"),
+            "mail": ("Mail", "Outlook", "mein Postfach"),
+            "payroll": ("das Gehaltsportal", "die Lohnabrechnung"),
+            "vpn": ("das VPN", "den Fernzugang"),
             "wiki": ("das Wiki", "das Handbuch-Wiki"),
         },
         "device": {
-            "laptop": ("Laptop", "Notebook"), "monitor": ("Monitor", "Bildschirm"), "phone": ("Telefon", "Handy"),
-            "printer": ("Drucker", "Kopierer"), "projector": ("Beamer", "Projektor"),
+            "laptop": ("Laptop", "Notebook"),
+            "monitor": ("Monitor", "Bildschirm"),
+            "phone": ("Telefon", "Handy"),
+            "printer": ("Drucker", "Kopierer"),
+            "projector": ("Beamer", "Projektor"),
         },
         "item": {
-            "chair": ("Stuhl", "Schreibtischstuhl"), "docking_station": ("Dockingstation", "Dock"),
-            "headset": ("Headset", "Headset"), "keyboard": ("Tastatur", "Tastatur"),
+            "chair": ("Stuhl", "Schreibtischstuhl"),
+            "docking_station": ("Dockingstation", "Dock"),
+            "headset": ("Headset", "Headset"),
+            "keyboard": ("Tastatur", "Tastatur"),
             "monitor": ("Monitor", "Bildschirm"),
         },
         "bill": {
             "hotel": ("das Hotel", "zwei Nächte im Gasthof", "das Zimmer in {Delft|Leeds|Basel}"),
-            "meal": ("das Essen mit einem Kunden", "das Mittagessen mit den Prüfern", "das Teamfrühstück"),
+            "meal": (
+                "das Essen mit einem Kunden",
+                "das Mittagessen mit den Prüfern",
+                "das Teamfrühstück",
+            ),
             "training": ("den Schweißkurs", "die Prüfungsgebühr", "den Erste-Hilfe-Kurs"),
             "travel": ("den Zug nach {Delft|Leeds|Basel}", "ein Taxi", "die Fähre", "das Parken"),
         },
     },
-}  # fmt: skip
+}
 NUMBERS = {
-    "en": ("", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-    "de": ("", "ein", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun", "zehn", "elf", "zwölf"),
+    "en": (
+        "",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+    ),
+    "de": (
+        "",
+        "ein",
+        "zwei",
+        "drei",
+        "vier",
+        "fünf",
+        "sechs",
+        "sieben",
+        "acht",
+        "neun",
+        "zehn",
+        "elf",
+        "zwölf",
+    ),
 }
 MONTHS = {
-    "en": ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
-           "November", "December"),
-    "de": ("Januar", "Februar", "März", "April", "Mai", "Juni", "Juli", "August", "September", "Oktober",
-           "November", "Dezember"),
-}  # fmt: skip
+    "en": (
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ),
+    "de": (
+        "Januar",
+        "Februar",
+        "März",
+        "April",
+        "Mai",
+        "Juni",
+        "Juli",
+        "August",
+        "September",
+        "Oktober",
+        "November",
+        "Dezember",
+    ),
+}
 WISHES = {
     "en": {
         "reset_password": (
             "{please|could you} {reset|renew} the password of [user] for [account]",
             "[user] {needs|wants} a new password for [account]",
-            "I {forgot|mistyped} my password for [account] {|again}, {the user is|I am} [user], a fresh one please",
-            "for [account] the user [user] {is locked|is blocked} after {three|five} wrong passwords: set a new one",
+            "I {forgot|mistyped} my password for [account] {|again}, {the user is|I am} [user], a "
+            "fresh one please",
+            "for [account] the user [user] {is locked|is blocked} after {three|five} wrong "
+            "passwords: set a new one",
             "{can somebody|would you} set [user] a new password for [account]",
             "what {helps|I need} is another password for [account], user [user]",
-            "the password of [user] {has run out|expired}; it is [account] that wants a new one, so please reset it",
+            "the password of [user] {has run out|expired}; it is [account] that wants a new one, "
+            "so please reset it",
         ),
         "report_fault": (
             "the [device] [asset] {does not start|stays dark|has stopped working}[urgent]",
-            "please have a look at [device] [asset], it {flickers|makes a grinding noise|switches itself off}[urgent]",
+            "please have a look at [device] [asset], it {flickers|makes a grinding noise|switches "
+            "itself off}[urgent]",
             "[asset], {my|our} [device], is {broken|dead|out of order}[urgent]",
             "I want to report a {broken|faulty} [device], the sticker says [asset][urgent]",
-            "{since lunch|for two days} [asset] {shows only stripes|does not react}, it is {a|our} [device][urgent]",
+            "{since lunch|for two days} [asset] {shows only stripes|does not react}, it is {a|our} "
+            "[device][urgent]",
             "somebody should {mend|repair} the [device] with the number [asset][urgent]",
         ),
         "book_room": (
@@ -138,8 +235,10 @@ WISHES = {
             "{could we have|can I get} [room] [date] from [start], there are [people] of us",
             "for [people] on [date] we {need|would like} [room], starting at [start]",
             "{reserve|put us into} [room] please: [date], [start], [people]",
-            "[people] {meet|come together} on [date] at [start], and [room] would {suit|fit} us, so book it",
-            "a room for [people] {is needed|is wanted}, {best|preferably} [room], on [date] from [start]",
+            "[people] {meet|come together} on [date] at [start], and [room] would {suit|fit} us, "
+            "so book it",
+            "a room for [people] {is needed|is wanted}, {best|preferably} [room], on [date] from "
+            "[start]",
         ),
         "order_equipment": (
             "{please order|order|we need} [items], cost centre [cost_center]",
@@ -152,7 +251,8 @@ WISHES = {
         "claim_expense": (
             "I paid [amount] for [bill] on [date], {please refund it|here is the bill}",
             "{please take|enter} [amount] for [bill], it was on [date]",
-            "[bill] on [date] {cost|came to} [amount], which I {paid|laid out} myself and want back",
+            "[bill] on [date] {cost|came to} [amount], which I {paid|laid out} myself and want "
+            "back",
             "{hand in|I hand in} a bill of [date] over [amount] for [bill]",
             "for [bill] I laid out [amount] on [date]; {please claim it|put it through}",
             "my own card {paid|was charged} [amount] on [date] for [bill], so I claim it",
@@ -167,14 +267,18 @@ WISHES = {
     },
     "de": {
         "reset_password": (
-            "bitte {das Passwort von|die Anmeldung für} [user] für [account] {zurücksetzen|neu setzen}",
+            "bitte {das Passwort von|die Anmeldung für} [user] für [account] {zurücksetzen|neu "
+            "setzen}",
             "[user] {braucht|hätte gern} ein neues Passwort für [account]",
-            "für [account] ist [user] nach {drei|fünf} Fehlversuchen gesperrt, bitte ein neues Passwort",
-            "ich habe mein Passwort für [account] vergessen, Benutzer [user], bitte {neu|zurücksetzen}",
+            "für [account] ist [user] nach {drei|fünf} Fehlversuchen gesperrt, bitte ein neues "
+            "Passwort",
+            "ich habe mein Passwort für [account] vergessen, Benutzer [user], bitte "
+            "{neu|zurücksetzen}",
         ),
         "report_fault": (
             "[device] [asset] {geht nicht an|bleibt dunkel|ist kaputt}[urgent]",
-            "bitte seht nach [device] [asset], {er|das Ding} {flackert|schaltet sich ab|knirscht}[urgent]",
+            "bitte seht nach [device] [asset], {er|das Ding} {flackert|schaltet sich "
+            "ab|knirscht}[urgent]",
             "ich melde eine Störung: [device] mit der Nummer [asset][urgent]",
             "[asset], {unser|mein} [device], {tut nichts mehr|reagiert nicht}[urgent]",
         ),
@@ -205,7 +309,12 @@ WISHES = {
 }
 URGENT = {
     "en": {
-        True: (", and it cannot wait", ", we need it within the hour", ", very urgent", ", please right away"),
+        True: (
+            ", and it cannot wait",
+            ", we need it within the hour",
+            ", very urgent",
+            ", please right away",
+        ),
         False: ("", "", ", no hurry", ", whenever you have time", ", next week is soon enough"),
     },
     "de": {
@@ -215,13 +324,16 @@ URGENT = {
 }
 KINDS = {
     "en": {
-        "parental": ("on parental leave", "with our newborn"), "sick": ("ill", "sick", "down with a fever"),
+        "parental": ("on parental leave", "with our newborn"),
+        "sick": ("ill", "sick", "down with a fever"),
         "vacation": ("on vacation", "on holiday", "on leave"),
     },
     "de": {
-        "parental": ("in Elternzeit",), "sick": ("krank", "krankgeschrieben"), "vacation": ("im Urlaub", "verreist"),
+        "parental": ("in Elternzeit",),
+        "sick": ("krank", "krankgeschrieben"),
+        "vacation": ("im Urlaub", "verreist"),
     },
-}  # fmt: skip
+}
 SPANS = {
     "en": (
         "from [first_day] to [last_day]",
@@ -239,7 +351,8 @@ NEAR = {
     "en": (
         "how long must a password for [account] be",
         "please delete the account [user] from [account], {she|he} has left us",
-        "my password for [account] works, it is {slow|very slow} though: who looks after the server",
+        "my password for [account] works, it is {slow|very slow} though: who looks after the "
+        "server",
         "{can|may} [user] get rights to write in [account]",
         "[user] has a new surname, so [account] should show it",
         "where on the [device] do I find the number for a report",
@@ -287,20 +400,25 @@ ASIDES = {
         "reset_password": (
             "My password {is fine|works} again, {thanks for that|many thanks}.",
             "{Edda|Otto|Jonas|Vera} {already|has just} reset the one for [account].",
-            "{No need to|You need not|Please do not} touch [user], {that one works|all is well there}.",
-            "The {VPN|wiki|payslip portal} was down on {Monday|Tuesday|Friday}, as {everybody knows|you saw}.",
-            "I {write my password on no slip|keep no passwords} any more, {promised|I have learned}.",
+            "{No need to|You need not|Please do not} touch [user], {that one works|all is well "
+            "there}.",
+            "The {VPN|wiki|payslip portal} was down on {Monday|Tuesday|Friday}, as {everybody "
+            "knows|you saw}.",
+            "I {write my password on no slip|keep no passwords} any more, {promised|I have "
+            "learned}.",
             "The {new|longer} passwords {are a nuisance|are hard to type}, but so be it.",
             "For [account] {I could|we could} log in without trouble {today|this week}.",
             "[user] was locked {last week|in spring}, which {you mended|is over}.",
         ),
         "report_fault": (
             "The printer on the {second|third|ground} floor {works again|prints again}.",
-            "[asset] was {picked up|taken away|mended} {yesterday|this morning}, {thank you|at last}.",
+            "[asset] was {picked up|taken away|mended} {yesterday|this morning}, {thank you|at "
+            "last}.",
             "You {repaired|exchanged} my {laptop|phone|screen} so {quickly|well} last time.",
             "The projector is {loud|dim|old}, but {that is no matter|we are used to it|it does}.",
             "My [device] {runs like new|gives no trouble} since {May|the repair}.",
-            "{Jonas|Wilma} {saw|looked} to the [device] [asset], {nothing to do there|so leave it}.",
+            "{Jonas|Wilma} {saw|looked} to the [device] [asset], {nothing to do there|so leave "
+            "it}.",
             "That the copier {smells of glue|squeaks} {I can live with|is an old story}.",
             "The screen in the {canteen|lobby} {is back|shows the menu again}.",
         ),
@@ -315,7 +433,8 @@ ASIDES = {
             "{Farid|Greta} {has left|gives up} [room], {so I hear|she told us|he wrote}.",
         ),
         "order_equipment": (
-            "The {two|three|new} {headsets|keyboards|chairs} {came|arrived} {this morning|at noon|yesterday}.",
+            "The {two|three|new} {headsets|keyboards|chairs} {came|arrived} {this morning|at "
+            "noon|yesterday}.",
             "A new {chair|dock|headset} is on its way, {I hear|they say|it seems}.",
             "I {do not want|need no} {bigger|second} monitor, {thank you|mine is good}.",
             "Cost centre [cost_center] is {the old one|closed}, {forget it|do not use it}.",
@@ -327,9 +446,11 @@ ASIDES = {
         "claim_expense": (
             "My hotel bill of [date] was {paid back|refunded} {in time|at once|last week}.",
             "The [amount] for the {course|fair|ferry} are {settled|paid}.",
-            "I paid {the taxi|the parking|the coffee} myself and {do not claim it|leave it at that}.",
+            "I paid {the taxi|the parking|the coffee} myself and {do not claim it|leave it at "
+            "that}.",
             "{Priya|Lars|Zofia|Bram} {hands in|claims} the {dinner|train|lunch}.",
-            "With [amount] the {inn|train} was {cheap|dear} {this time|for once}, the firm {paid|had it booked}.",
+            "With [amount] the {inn|train} was {cheap|dear} {this time|for once}, the firm "
+            "{paid|had it booked}.",
             "{Nobody|None of us} {had costs|spent anything} {on the way|in Leeds}.",
             "The {company card|travel office} {paid|took care of} {the flight|the rooms}.",
             "{Accounting|Ms Orr} has the {receipts|bills} {of [date]|already}.",
@@ -341,7 +462,8 @@ ASIDES = {
             "Nobody is {ill|away|on leave} here {at the moment|this week|just now}.",
             "{After|Since} my {holiday|leave} {I am|we are} {catching up|short of time}.",
             "{Farid|Nadia} {is back|came back} {from parental leave|from Crete} on [date].",
-            "My {doctor|dentist} {sees me|had me} {after work|before nine}, {no absence|that needs no entry}.",
+            "My {doctor|dentist} {sees me|had me} {after work|before nine}, {no absence|that needs "
+            "no entry}.",
             "The {bank holiday|bridge day} {of [date]|next month} is {free for all|in the plan}.",
         ),
     },
@@ -386,25 +508,49 @@ ASIDES = {
 }
 OPENERS = {
     "en": (
-        "Hello,", "Hi there,", "Good morning,", "Dear help desk,", "Hi all,", "Thanks for your quick help last week.",
-        "I hope I am right here.", "Sorry to bother you again.",
+        "Hello,",
+        "Hi there,",
+        "Good morning,",
+        "Dear help desk,",
+        "Hi all,",
+        "Thanks for your quick help last week.",
+        "I hope I am right here.",
+        "Sorry to bother you again.",
         "{Bram|Keiko|Zofia} from {sales|the lab|assembly} writing.",
-        "We are moving desks on the third floor.", "This is my first week at Tarnwick.", "It has been a busy day.",
-        "I tried the form in the intranet first.", "A short one today.", "My colleague said that you can help.",
+        "We are moving desks on the third floor.",
+        "This is my first week at Tarnwick.",
+        "It has been a busy day.",
+        "I tried the form in the intranet first.",
+        "A short one today.",
+        "My colleague said that you can help.",
     ),
     "de": (
-        "Hallo,", "Guten Morgen,", "Liebes Team,", "Danke für die schnelle Hilfe letzte Woche.",
-        "Ich hoffe, ich bin hier richtig.", "Das Formular im Intranet ging leider nicht.", "Kurz und knapp:",
+        "Hallo,",
+        "Guten Morgen,",
+        "Liebes Team,",
+        "Danke für die schnelle Hilfe letzte Woche.",
+        "Ich hoffe, ich bin hier richtig.",
+        "Das Formular im Intranet ging leider nicht.",
+        "Kurz und knapp:",
     ),
-}  # fmt: skip
+}
 CLOSERS = {
     "en": (
-        "Thank you!", "Thanks a lot, {Greta|Yusuf|Nadia}", "Best, {Cormac|Ada|Leif}", "Cheers",
-        "Many thanks in advance.", "Call me if anything is unclear.", "I am at my desk until five.",
-        "No answer is needed.", "Regards from the lab.",
+        "Thank you!",
+        "Thanks a lot, {Greta|Yusuf|Nadia}",
+        "Best, {Cormac|Ada|Leif}",
+        "Cheers",
+        "Many thanks in advance.",
+        "Call me if anything is unclear.",
+        "I am at my desk until five.",
+        "No answer is needed.",
+        "Regards from the lab.",
     ),
     "de": (
-        "Danke!", "Viele Grüße, {Greta|Yusuf|Nadia}", "Danke euch!", "Bin bis fünf am Platz.",
+        "Danke!",
+        "Viele Grüße, {Greta|Yusuf|Nadia}",
+        "Danke euch!",
+        "Bin bis fünf am Platz.",
         "Gruß aus dem Labor.",
     ),
-}  # fmt: skip
+}

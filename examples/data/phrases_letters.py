@@ -1,8 +1,11 @@
-"""Phrases for the order e-mails and for the reply drafts; same notation as in ``phrases_support.py``."""
+"""Phrases for the order e-mails and for the reply drafts; same
+notation as in ``phrases_support.py``.
+"""
 
 from phrases_support import lines
 
-# --- order e-mails: ``@`` stands for the items, ``#`` for the order number, ``~`` for the date ------------
+# --- order e-mails: ``@`` stands for the items, ``#`` for the order number, ``~`` for the date
+# ------------
 
 INTENTS = ("new_order", "change_order", "cancel_order", "return_items", "change_address")
 
@@ -213,7 +216,8 @@ SIGN_OFFS = lines("""
     {yours|greetings from [city]|thank you|until then|take care|bye for now}
 """)
 
-# --- reply drafts: what the house says and by when ----------------------------------------------------------
+# --- reply drafts: what the house says and by when
+# ----------------------------------------------------------
 
 REPLIES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "late_delivery": (

@@ -1,7 +1,8 @@
-"""Phrases that all letters to the invented shop Brindlecove share, and the messages that the reply drafts answer.
+"""Phrases that all letters to the invented shop Brindlecove share, and the messages that the reply
+drafts answer.
 
-A phrase is one line. ``{a|b|c}`` picks one alternative (they nest, and an alternative may be empty) and
-``[name]`` is filled by the slot of that name in ``generate.py``.
+A phrase is one line. ``{a|b|c}`` picks one alternative (they nest, and an alternative may be empty)
+and ``[name]`` is filled by the slot of that name in ``generate.py``.
 """
 
 

@@ -1,9 +1,11 @@
-"""Phrases for the support tickets: what customers of the invented shop Brindlecove ask, and what they only mention.
+"""Phrases for the support tickets: what customers of the invented shop Brindlecove ask, and what
+they only mention.
 
-A ticket's category is the request in it. The same situations lead to different requests, and a ticket may name
-another request only to exclude it, to say that it is done, or in a quoted mail. A phrase is one line:
-``{a|b|c}`` picks one alternative (they nest, and one may be empty), ``[name]`` is filled by the slot of that
-name in ``generate.py``, and ``@`` and ``~`` in a frame are replaced by the action that it is about.
+A ticket's category is the request in it. The same situations lead to different requests, and a
+ticket may name another request only to exclude it, to say that it is done, or in a quoted mail. A
+phrase is one line: ``{a|b|c}`` picks one alternative (they nest, and one may be empty), ``[name]``
+is filled by the slot of that name in ``generate.py``, and ``@`` and ``~`` in a frame are replaced
+by the action that it is about.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from phrases_support import lines
 class Request:
     """One category: its share of the tickets, and the ways to say it.
 
-    do: what the shop shall do, after "please". want: what the sender wants, as an object. say: whole sentences.
-    done: what the shop did, after "you". matter: the topic, as a subject. notes: sentences of the shop's own mails.
+    do: what the shop shall do, after "please". want: what the sender wants, as an object. say:
+    whole sentences. done: what the shop did, after "you". matter: the topic, as a subject. notes:
+    sentences of the shop's own mails.
     """
 
     count: int
@@ -777,7 +780,8 @@ THREADS = lines("""
     -----Original message-----\\n@
 """)
 
-# --- German ----------------------------------------------------------------------------------------------
+# --- German
+# ----------------------------------------------------------------------------------------------
 
 GERMAN: dict[str, GermanRequest] = {
     "refund": GermanRequest(

@@ -32,7 +32,9 @@ SIGNATURE = "model.sig"  # signs the manifest of a release, so the manifest cann
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of an artifact: path inside the folder, size in bytes, sha256 of the content as hex digits."""
+    """One file of an artifact: path inside the folder, size in bytes,
+    sha256 of the content as hex digits.
+    """
 
     path: str
     size: int
@@ -63,7 +65,9 @@ class Manifest:
 
     @property
     def short_id(self) -> str:
-        """The first SHORT_ID characters of the recipe id, or of the digest for a foreign model, which has no recipe."""
+        """The first SHORT_ID characters of the recipe id, or of the digest
+        for a foreign model, which has no recipe.
+        """
         return (self.recipe_id or self.digest).removeprefix("sha256:")[:SHORT_ID]
 
     @property
@@ -73,7 +77,10 @@ class Manifest:
     @property
     def parents(self) -> list[tuple[str, str]]:
         """(role, digest) of every input."""
-        listed = ((role, value if isinstance(value, list) else [value]) for role, value in self.inputs.items())
+        listed = (
+            (role, value if isinstance(value, list) else [value])
+            for role, value in self.inputs.items()
+        )
         return [(role, digest) for role, digests in listed for digest in digests]
 
     @classmethod
@@ -81,8 +88,8 @@ class Manifest:
         """Read a manifest and prove that no byte of it has changed.
 
         Raises:
-            IntegrityError: It is not canonical JSON, its own hash or its digest differs, a field has another type, or
-                its schema is newer.
+            IntegrityError: It is not canonical JSON, its own hash or its digest differs, a field
+                has another type, or its schema is newer.
         """
         fields = bounded_json.parse(raw, where=where)
         if isinstance(fields.get("schema"), int) and fields["schema"] > SCHEMA:
@@ -91,11 +98,19 @@ class Manifest:
                 hint="pip install --upgrade slmctl",
             )
         own = fields.get("self")
-        try:  # json's fast C encoder cannot indent, so both texts are compared without line breaks and indents
-            flat = json.dumps(fields, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ": "))
+        # json's fast C encoder cannot indent, so both texts are compared without line breaks and
+        # indents
+        try:
+            flat = json.dumps(
+                fields, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ": ")
+            )
             same = flat.encode() == b"".join(map(bytes.lstrip, raw.split(b"\n")))
-            same = same and own == sha256_bytes(raw.replace(f' "self": "{own}",\n'.encode(), b"", 1))
-        except ValueError:  # NaN, an infinity or a lone surrogate: json reads these, but slmctl never writes them
+            same = same and own == sha256_bytes(
+                raw.replace(f' "self": "{own}",\n'.encode(), b"", 1)
+            )
+        except (
+            ValueError
+        ):  # NaN, an infinity or a lone surrogate: json reads these, but slmctl never writes them
             same = False
         if not same:
             raise IntegrityError(f"{where} has changed since it was written")
@@ -119,12 +134,16 @@ class Manifest:
             FileNotFoundError: The folder has no manifest.
             IntegrityError: See `from_bytes`; or the manifest is not a plain file.
         """
-        return cls.from_bytes(bounded_json.read_bytes(folder / MANIFEST), where=where or str(folder / MANIFEST))
+        return cls.from_bytes(
+            bounded_json.read_bytes(folder / MANIFEST), where=where or str(folder / MANIFEST)
+        )
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished artifact folder, or a foreign model treated as one (a bare `.gguf` file, an HF folder)."""
+    """A finished artifact folder, or a foreign model treated as one
+    (a bare `.gguf` file, an HF folder).
+    """
 
     path: Path
     manifest: Manifest
@@ -198,20 +217,24 @@ def fingerprint(path: Path) -> str:
 
 
 def state(*paths: Path) -> tuple[tuple[int, ...], ...]:
-    """Numbers of files, and of those below folders, that differ after one was replaced, rewritten, cut or appended to.
+    """Numbers of files, and of those below folders, that differ after one was replaced, rewritten,
+    cut or appended to.
 
     A file that is changed twice within one tick of the file system's clock may have the same ones.
     """
     files = [file for path in paths for file in (_walk(path) if path.is_dir() else [path])]
     now = [file.stat() for file in files if file.exists()]
-    return tuple((each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for each in now)
+    return tuple(
+        (each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for each in now
+    )
 
 
 def scan(folder: Path) -> tuple[FileEntry, ...]:
     """Hash every file below `folder` except the manifest, sorted by path.
 
     Raises:
-        IntegrityError: An entry is neither a folder nor a plain file. The target of a link could change unnoticed.
+        IntegrityError: An entry is neither a folder nor a plain file. The target of a link could
+            change unnoticed.
     """
     entries = []
     for path in _walk(folder):
@@ -231,7 +254,9 @@ def digest_of(files: tuple[FileEntry, ...]) -> str:
 
 
 def recipe_of(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str | list[str]]) -> str:
-    """The recipe id: the hash of schema, stage with its version, resolved config and input digests."""
+    """The recipe id: the hash of schema, stage with its version,
+    resolved config and input digests.
+    """
     return sha256_bytes(canonical([SCHEMA, stage, config, inputs]))
 
 
@@ -256,7 +281,9 @@ def load(path: Path) -> Artifact:
 
 
 def verify(artifact: Artifact) -> list[str]:
-    """Hash every file again; returns a phrase for each that is extra, missing or changed, none for a whole artifact."""
+    """Hash every file again; returns a phrase for each that is extra, missing
+    or changed, none for a whole artifact.
+    """
     folder = artifact.path
     if not folder.is_dir():  # a foreign file: compared with its hash at the time when it was opened
         changed = sha256_file(folder) != "sha256:" + artifact.manifest.files[0].sha256
@@ -292,7 +319,10 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _compare(artifact: Artifact, *, hashes: bool) -> list[str]:
     """Differences between a manifest and the files on disk, a phrase for each file."""
-    faults, present = [], {path.relative_to(artifact.path).as_posix(): path for path in _walk(artifact.path)}
+    faults, present = (
+        [],
+        {path.relative_to(artifact.path).as_posix(): path for path in _walk(artifact.path)},
+    )
     expected = {entry.path: entry for entry in artifact.manifest.files}
     for name in sorted(expected.keys() | present.keys()):
         if name not in present:
@@ -310,18 +340,28 @@ def _compare(artifact: Artifact, *, hashes: bool) -> list[str]:
 
 
 def _wrong_type(manifest: Manifest) -> str:
-    """A phrase about the first field of a manifest that has a wrong type; '' where all are right."""
+    """A phrase about the first field of a manifest that has a
+    wrong type; '' where all are right.
+    """
     for entry in manifest.files:
-        if not (isinstance(entry.path, str) and isinstance(entry.sha256, str) and _is_count(entry.size)):
+        if not (
+            isinstance(entry.path, str) and isinstance(entry.sha256, str) and _is_count(entry.size)
+        ):
             return f"a file is {dataclasses.asdict(entry)}"
     for name, kind in (*_TEXTS, *_TABLES):
         if not isinstance(getattr(manifest, name), kind):
             return f"'{name}' is not a {'text' if kind is str else 'table'}"
     for role, value in manifest.inputs.items():
-        if not all(isinstance(digest, str) for digest in (value if isinstance(value, list) else [value])):
+        if not all(
+            isinstance(digest, str) for digest in (value if isinstance(value, list) else [value])
+        ):
             return f"the input '{role}' is not a digest or a list of digests"
     seconds = manifest.seconds
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not _is_count(manifest.schema):
+    if (
+        isinstance(seconds, bool)
+        or not isinstance(seconds, int | float)
+        or not _is_count(manifest.schema)
+    ):
         return "'seconds' or 'schema' is not a number"
     for name, kinds in _METRICS.items():
         if name in manifest.metrics and not isinstance(manifest.metrics[name], kinds):
@@ -333,9 +373,16 @@ _TEXTS = tuple((name, str) for name in ("kind", "stage", "digest", "recipe_id", 
 _TABLES = tuple((name, dict) for name in ("config", "inputs", "metrics", "environment"))
 # Metrics that commands read from artifacts of any kind, with their types.
 _METRICS: dict[str, type | tuple[type, ...]] = {
-    "project": str, "version": str, "license": (str, type(None)), "files": dict, "sources": list,
-    "models": (dict, list), "baselines": (dict, list), "source_sha256": dict, "sum": dict,
-}  # fmt: skip
+    "project": str,
+    "version": str,
+    "license": (str, type(None)),
+    "files": dict,
+    "sources": list,
+    "models": (dict, list),
+    "baselines": (dict, list),
+    "source_sha256": dict,
+    "sum": dict,
+}
 
 
 def _is_count(value: object) -> bool:
@@ -348,16 +395,21 @@ def _is_plain(path: Path) -> bool:
 
 @contextlib.contextmanager
 def draft(final: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill and `seal`; it is renamed to `final` if the block raises nothing.
+    """Yield an empty folder to fill and `seal`; it is renamed to `final` if the block raises
+    nothing.
 
-    An unfinished folder (without a manifest) at `final` is replaced, a finished artifact never. See `atomic.folder`.
+    An unfinished folder (without a manifest) at `final` is replaced, a finished artifact never. See
+    `atomic.folder`.
     """
     with atomic.folder(final, replace=not (final / MANIFEST).exists()) as place:
         yield place
 
 
-def seal(place: Path, final: Path, make: Callable[[tuple[FileEntry, ...], str], Manifest]) -> Artifact:
-    """Write the manifest of a filled draft, as its last file; returns the artifact with its later path.
+def seal(
+    place: Path, final: Path, make: Callable[[tuple[FileEntry, ...], str], Manifest]
+) -> Artifact:
+    """Write the manifest of a filled draft, as its last file; returns the artifact with its later
+    path.
 
     Args:
         final: Path of the folder after its block has ended.
@@ -367,7 +419,8 @@ def seal(place: Path, final: Path, make: Callable[[tuple[FileEntry, ...], str], 
     for entry in files:
         atomic.sync(place / entry.path)
     manifest = make(files, digest_of(files))
-    atomic.write(place / MANIFEST, manifest.to_bytes())  # so that a draft never holds a partial manifest
+    # so that a draft never holds a partial manifest
+    atomic.write(place / MANIFEST, manifest.to_bytes())
     return Artifact(final, manifest)
 
 
@@ -380,7 +433,9 @@ def require_whole(source: Artifact | Path, *, hint: str = "") -> None:
     Raises:
         IntegrityError: Files differ from the manifest.
     """
-    path, kind = (source.path, f" ({source.kind})") if isinstance(source, Artifact) else (source, "")
+    path, kind = (
+        (source.path, f" ({source.kind})") if isinstance(source, Artifact) else (source, "")
+    )
     faults = verify(source) if isinstance(source, Artifact) else verify_folder(source)
     if faults:
         raise IntegrityError(

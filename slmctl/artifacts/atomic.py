@@ -1,7 +1,8 @@
 """Atomic writes: a file or folder gets its name when it is whole and synced to disk, or not at all.
 
-It is written as a draft, `.draft-NAME`, in the same folder. A killed writer leaves only that; the next writer of the
-same name removes it, and so does `slmctl gc`. No other module renames a draft or makes up a temporary name.
+It is written as a draft, `.draft-NAME`, in the same folder. A killed writer leaves only that; the
+next writer of the same name removes it, and so does `slmctl gc`. No other module renames a draft or
+makes up a temporary name.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ LONGEST_NAME = 255  # bytes; the limit of common file systems
 
 
 def draft_of(path: Path) -> Path:
-    """The path of the draft of `path`: `.draft-NAME`, with a hash in place of a name that is too long."""
+    """The path of the draft of `path`: `.draft-NAME`, with a hash
+    in place of a name that is too long.
+    """
     name = DRAFT + path.name
     if len(os.fsencode(name)) > LONGEST_NAME:
         name = DRAFT + hashlib.sha256(os.fsencode(path.name)).hexdigest()
@@ -30,9 +33,11 @@ def draft_of(path: Path) -> Path:
 
 @contextlib.contextmanager
 def file(path: Path, mode: int = 0o666, *, replace: bool = True) -> Iterator[Path]:
-    """Yield the path of an empty file to write; it is renamed to `path` if the block raises nothing, else removed.
+    """Yield the path of an empty file to write; it is renamed to `path` if the block raises
+    nothing, else removed.
 
-    Writers of one path take turns, threads and processes alike. A link at the draft's name is not followed.
+    Writers of one path take turns, threads and processes alike. A link at the draft's name is not
+    followed.
 
     Args:
         path: The final path. Its folder must exist.
@@ -64,10 +69,11 @@ def write(path: Path, raw: bytes, mode: int = 0o666) -> None:
 
 @contextlib.contextmanager
 def folder(path: Path, *, replace: bool = False, resume: bool = False) -> Iterator[Path]:
-    """Yield an empty folder to fill; it is renamed to `path` if the block raises nothing, else removed.
+    """Yield an empty folder to fill; it is renamed to `path` if the block raises nothing, else
+    removed.
 
-    The caller holds a lock on `path`, so an existing draft belongs to a dead process. Scratch files belong inside the
-    draft, so that a kill leaves nothing else.
+    The caller holds a lock on `path`, so an existing draft belongs to a dead process. Scratch files
+    belong inside the draft, so that a kill leaves nothing else.
 
     Args:
         path: The final path. Its parent folders are created.
@@ -94,14 +100,18 @@ def folder(path: Path, *, replace: bool = False, resume: bool = False) -> Iterat
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a file within a file system, replacing `target`; content and name are synced to disk."""
+    """Rename a file within a file system, replacing `target`;
+    content and name are synced to disk.
+    """
     sync(source)
     os.replace(source, target)
     sync(target.parent)
 
 
 def remove(path: Path) -> None:
-    """Remove a folder; it is renamed first, so that a half-removed folder never has the name of a whole one."""
+    """Remove a folder; it is renamed first, so that a half-removed
+    folder never has the name of a whole one.
+    """
     trash = path.with_name(TRASH + path.name)
     _remove(trash)
     path.rename(trash)
@@ -118,10 +128,14 @@ def sync(path: Path) -> None:
 
 
 def _create(draft: Path, mode: int) -> int:
-    """The descriptor of a new draft file, locked for this writer; waits while another writer holds the draft."""
+    """The descriptor of a new draft file, locked for this writer; waits
+    while another writer holds the draft.
+    """
     while True:
         try:
-            descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode | 0o600)
+            descriptor = os.open(
+                draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode | 0o600
+            )
         except FileExistsError:
             _wait_for_draft(draft)
             continue
@@ -129,7 +143,10 @@ def _create(draft: Path, mode: int) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.lstat(draft), os.fstat(descriptor)):
                 return descriptor
-        except (BlockingIOError, FileNotFoundError):  # another writer locked or removed it as a leftover
+        except (
+            BlockingIOError,
+            FileNotFoundError,
+        ):  # another writer locked or removed it as a leftover
             pass
         except OSError:  # such as no locks on this file system
             draft.unlink(missing_ok=True)
@@ -181,7 +198,9 @@ def _sync_all(place: Path) -> None:
 
 
 def link(source: Path, target: Path, mode: int = 0o666) -> None:
-    """Hard-link a file; copy it with `file` where the file system has no hard links, or no more of them for it."""
+    """Hard-link a file; copy it with `file` where the file system has no
+    hard links, or no more of them for it.
+    """
     try:
         os.link(source, target)
     except OSError:

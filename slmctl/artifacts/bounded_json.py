@@ -1,7 +1,8 @@
 """JSON files from untrusted places, read within bounds of size and depth.
 
-Manifests, tags, receipts, policies and the settings of a model come from shares, registries and hubs. Any other content
-in their place ends in an expected error, and takes no more memory than the bound.
+Manifests, tags, receipts, policies and the settings of a model come from shares, registries and
+hubs. Any other content in their place ends in an expected error, and takes no more memory than the
+bound.
 """
 
 from __future__ import annotations
@@ -17,23 +18,30 @@ from slmctl.errors import DataError, IntegrityError, SlmctlError
 
 MAX_BYTES = 16 << 20  # the largest known manifest has 40 kB, the largest settings of a model 1.2 MB
 MAX_DEPTH = 64  # levels of lists and objects; those of slmctl have 8
-# A JSON object with keys that its writer defines: a stage's config and metrics, a JSON Schema, a model's settings.
-# Its values are checked where they are read. An object with keys that slmctl defines is a TypedDict or a dataclass.
+# A JSON object with keys that its writer defines: a stage's config and metrics, a JSON Schema, a
+# model's settings. Its values are checked where they are read. An object with keys that slmctl
+# defines is a TypedDict or a dataclass.
 JsonObject = dict[str, Any]
 
 
 def read_bytes(
-    path: Path, *, limit: int = MAX_BYTES, error: type[SlmctlError] = IntegrityError, follow: bool = False
+    path: Path,
+    *,
+    limit: int = MAX_BYTES,
+    error: type[SlmctlError] = IntegrityError,
+    follow: bool = False,
 ) -> bytes:
     """The content of a plain file of at most `limit` bytes; never blocks on a pipe.
 
     Args:
         error: Class of the error for a file that cannot be used.
-        follow: Follow a link at `path`: true for paths that users type, false for paths that slmctl makes.
+        follow: Follow a link at `path`: true for paths that users type, false for paths that slmctl
+            makes.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        SlmctlError: It is not a plain file, cannot be read, or is larger than `limit`; of the class `error`.
+        SlmctlError: It is not a plain file, cannot be read, or is larger than `limit`; of the class
+            `error`.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
@@ -58,8 +66,8 @@ def parse(raw: bytes, *, where: str, error: type[SlmctlError] = IntegrityError) 
     """The JSON object in `raw`; `where` names it in errors.
 
     Raises:
-        SlmctlError: It has more than MAX_BYTES, is not JSON, not an object, or nested deeper than MAX_DEPTH; of the
-            class `error`.
+        SlmctlError: It has more than MAX_BYTES, is not JSON, not an object, or nested deeper than
+            MAX_DEPTH; of the class `error`.
     """
     if len(raw) > MAX_BYTES:
         raise error(f"{where} has more than {MAX_BYTES} bytes, too many for a file of its kind")

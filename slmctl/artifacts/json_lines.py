@@ -1,8 +1,8 @@
 """Append-only JSONL files: a killed writer leaves at most one torn line, which readers skip.
 
-The next writer cuts it off. Writers take turns by a lock on the open file. `rewrite` removes lines while others append:
-it replaces the file under that lock, and a writer that finds a new file at the path appends to that, so no line is
-lost.
+The next writer cuts it off. Writers take turns by a lock on the open file. `rewrite` removes lines
+while others append: it replaces the file under that lock, and a writer that finds a new file at the
+path appends to that, so no line is lost.
 """
 
 from __future__ import annotations
@@ -27,13 +27,22 @@ _BLOCK = 1 << 20  # bytes of a read, when looking for the start of a torn line
 
 @dataclass(frozen=True)
 class Line:
-    """A line with known fields; unknown fields are ignored, since a later version may have written them."""
+    """A line with known fields; unknown fields are ignored, since a
+    later version may have written them.
+    """
 
-    __pydantic_config__: ClassVar[Mapping[str, object]] = {"extra": "ignore", "allow_inf_nan": False}
+    __pydantic_config__: ClassVar[Mapping[str, object]] = {
+        "extra": "ignore",
+        "allow_inf_nan": False,
+    }
 
     def to_json(self) -> JsonObject:
         """The fields as a JSON object, without empty ones."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, "", {}, [], ())}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if value not in (None, "", {}, [], ())
+        }
 
     @classmethod
     def read(cls, path: Path) -> Iterator[Self]:
@@ -56,7 +65,8 @@ class JsonLines:
     """A JSONL file that is open for appending.
 
     Args:
-        path: The file; it is created if it does not exist, and created again if it was removed meanwhile.
+        path: The file; it is created if it does not exist, and created again if it was removed
+            meanwhile.
         mode: Permissions of a new file.
         sync: Sync to disk in each `append`; else only in `flush`.
 
@@ -71,7 +81,12 @@ class JsonLines:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.close()
 
     def append(self, fields: Mapping[str, object]) -> None:
@@ -80,13 +95,15 @@ class JsonLines:
         Raises:
             OSError: The line could not be written wholly; the file is as it was before.
         """
-        text = json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace")  # a lone surrogate: \\udc80
+        # a lone surrogate: \\udc80
+        text = json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace")
         with self._held() as stream:
             _mend(stream.fileno())
             size = os.fstat(stream.fileno()).st_size
             try:
                 if stream.write(text + b"\n") != len(text) + 1:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a short write without error: disk full
+                    # a short write without error: disk full
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError:
                 with contextlib.suppress(OSError):
                     os.ftruncate(stream.fileno(), size)
@@ -154,8 +171,8 @@ def torn(path: Path) -> Iterator[str]:
 def rewrite(path: Path, keep: Callable[[JsonObject], bool], *, with_torn: bool = False) -> int:
     """Remove lines from a file, and with them its torn lines, which cannot be judged.
 
-    The file is replaced atomically and keeps owner and permissions; lines that others append meanwhile are not lost. If
-    every line is kept, the file stays as it is, including torn lines.
+    The file is replaced atomically and keeps owner and permissions; lines that others append
+    meanwhile are not lost. If every line is kept, the file stays as it is, including torn lines.
 
     Args:
         keep: False for a line to remove; called twice for each line.
@@ -165,21 +182,28 @@ def rewrite(path: Path, keep: Callable[[JsonObject], bool], *, with_torn: bool =
         Number of whole lines that were removed.
 
     Raises:
-        OSError: The file cannot be read, or the new one cannot be written; then the old one is unchanged.
+        OSError: The file cannot be read, or the new one cannot be written; then the old one is
+            unchanged.
     """
     while True:
         with path.open("rb") as old:
             fcntl.flock(old, fcntl.LOCK_EX)
             if not _has_name(old, path):
                 continue
-            removed = sum((fields := _read_line(line)) is not None and not keep(fields) for line in old)
+            removed = sum(
+                (fields := _read_line(line)) is not None and not keep(fields) for line in old
+            )
             if removed or with_torn:
                 status = os.fstat(old.fileno())
                 old.seek(0)
-                with atomic.file(path, stat.S_IMODE(status.st_mode)) as draft, draft.open("wb") as new:
+                with (
+                    atomic.file(path, stat.S_IMODE(status.st_mode)) as draft,
+                    draft.open("wb") as new,
+                ):
                     draft.chmod(stat.S_IMODE(status.st_mode))
                     if (status.st_uid, status.st_gid) != (os.getuid(), os.getgid()):
-                        os.chown(draft, status.st_uid, status.st_gid)  # else the server that owns it could not append
+                        # else the server that owns it could not append
+                        os.chown(draft, status.st_uid, status.st_gid)
                     for line in old:
                         if (fields := _read_line(line)) is not None and keep(fields):
                             new.write(line if line.endswith(b"\n") else line + b"\n")

@@ -13,14 +13,18 @@ from slmctl.errors import IntegrityError
 
 
 class SourceFile(TypedDict):
-    """A file from outside of `runs/` that an artifact was made of: its name and the sha256 of its content."""
+    """A file from outside of `runs/` that an artifact was made of: its
+    name and the sha256 of its content.
+    """
 
     file: str
     sha256: str
 
 
 class LineageEntry(TypedDict):
-    """One artifact of an ancestry as JSON; the last fields are None where it is not below `runs/`."""
+    """One artifact of an ancestry as JSON; the last fields are
+    None where it is not below `runs/`.
+    """
 
     role: str
     digest: str
@@ -57,18 +61,25 @@ class Ancestry:
 
     def of(self, *digests: str) -> Iterator[Artifact]:
         """The artifacts with these digests and all their ancestors, breadth first."""
-        left, seen = list(digests), set(digests)  # an artifact cannot be its own ancestor, whatever a manifest says
+        # an artifact cannot be its own ancestor, whatever a manifest says
+        left, seen = list(digests), set(digests)
         for digest in left:
             for made in self._by_digest.get(digest, ()):
                 yield made
-                parents = {parent: None for _, parent in made.manifest.parents if parent not in seen}
+                parents = {
+                    parent: None for _, parent in made.manifest.parents if parent not in seen
+                }
                 left += parents
                 seen |= parents.keys()
 
 
 def show(root: Path, release: Artifact) -> LineageNode:
     """The ancestry of an artifact, back to the base model and the data files."""
-    return _node(release.digest, "", {a.digest: a for a in readable_artifacts(root)} | {release.digest: release})
+    return _node(
+        release.digest,
+        "",
+        {a.digest: a for a in readable_artifacts(root)} | {release.digest: release},
+    )
 
 
 def readable_artifacts(root: Path) -> Iterator[Artifact]:
@@ -82,7 +93,9 @@ def readable_artifacts(root: Path) -> Iterator[Artifact]:
 
 
 def opened(folder: Path) -> Artifact | Path:
-    """The artifact in a folder, with unchecked files; the folder itself if its manifest is missing or damaged."""
+    """The artifact in a folder, with unchecked files; the folder itself
+    if its manifest is missing or damaged.
+    """
     try:
         return Artifact(folder, Manifest.read(folder))
     except (OSError, IntegrityError):
@@ -93,7 +106,9 @@ def data_set(runs: Path, release: Artifact) -> Artifact | None:
     """The `prepared` artifact that a release was trained on; None if it is not below `runs`."""
     digest = release.manifest.inputs.get("prepared")
     made = map(opened, sorted(runs.glob("prepared/[!.]*")))
-    return next((entry for entry in made if isinstance(entry, Artifact) and entry.digest == digest), None)
+    return next(
+        (entry for entry in made if isinstance(entry, Artifact) and entry.digest == digest), None
+    )
 
 
 def folders(root: Path) -> list[Path]:
@@ -106,7 +121,9 @@ def folders(root: Path) -> list[Path]:
 
 
 def lines(node: LineageNode) -> Iterator[str]:
-    """The ancestry as a tree, an artifact a line; the inputs of an artifact that occurs again are not repeated."""
+    """The ancestry as a tree, an artifact a line; the inputs of an
+    artifact that occurs again are not repeated.
+    """
     return _drawn(node, "", "", set())
 
 
@@ -139,11 +156,16 @@ def to_json(node: LineageNode) -> LineageEntry:
     }
 
 
-def _node(digest: str, role: str, by_digest: dict[str, Artifact], below: frozenset[str] = frozenset()) -> LineageNode:
+def _node(
+    digest: str, role: str, by_digest: dict[str, Artifact], below: frozenset[str] = frozenset()
+) -> LineageNode:
     source = by_digest.get(digest)
-    if source is None or digest in below:  # an artifact cannot be its own ancestor, whatever a manifest says
+    # an artifact cannot be its own ancestor, whatever a manifest says
+    if source is None or digest in below:
         return LineageNode(digest, role, None)
-    parents = tuple(_node(parent, role, by_digest, below | {digest}) for role, parent in source.manifest.parents)
+    parents = tuple(
+        _node(parent, role, by_digest, below | {digest}) for role, parent in source.manifest.parents
+    )
     return LineageNode(digest, role, source, parents, tuple(_sources(source)))
 
 
@@ -169,10 +191,18 @@ def _title(node: LineageNode) -> str:
         "report": ("n", "split"),
         "policy": ("model", "rows", "max_error"),
     }.get(manifest.kind, ())
-    facts = ", ".join(f"{key} {manifest.metrics[key]}" for key in about if manifest.metrics.get(key) not in (None, ""))
+    facts = ", ".join(
+        f"{key} {manifest.metrics[key]}"
+        for key in about
+        if manifest.metrics.get(key) not in (None, "")
+    )
     return f"{_name(node)}  {manifest.started}" + (f"  {facts}" if facts else "")
 
 
 def _name(node: LineageNode) -> str:
     """Kind and short id of an artifact; role and digest of one that is not below `runs/`."""
-    return f"{node.source.kind}  {node.source.short_id}" if node.source else f"{node.role}  {node.digest[:19]}"
+    return (
+        f"{node.source.kind}  {node.source.short_id}"
+        if node.source
+        else f"{node.role}  {node.digest[:19]}"
+    )

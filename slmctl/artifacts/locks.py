@@ -16,7 +16,9 @@ from slmctl.errors import LockedError
 
 
 @contextlib.contextmanager
-def lock(path: Path, *, wait: bool, on_wait: Callable[[str], None], needs: Iterable[str] = ()) -> Iterator[None]:
+def lock(
+    path: Path, *, wait: bool, on_wait: Callable[[str], None], needs: Iterable[str] = ()
+) -> Iterator[None]:
     """Hold `path` against other processes; the kernel frees it when the holder dies.
 
     Args:
@@ -33,7 +35,10 @@ def lock(path: Path, *, wait: bool, on_wait: Callable[[str], None], needs: Itera
         stream.seek(0)
         stream.truncate()
         since = console.timestamp()
-        stream.write(f"pid {os.getpid()} on {socket.gethostname()} since {since}\n" + "".join(f"{n}\n" for n in needs))
+        stream.write(
+            f"pid {os.getpid()} on {socket.gethostname()} since {since}\n"
+            + "".join(f"{n}\n" for n in needs)
+        )
         stream.flush()
         try:
             yield
@@ -42,13 +47,17 @@ def lock(path: Path, *, wait: bool, on_wait: Callable[[str], None], needs: Itera
 
 
 def _hold(stream: IO[str], path: Path, *, wait: bool, on_wait: Callable[[str], None]) -> bool:
-    """Lock an open file; False if `path` no longer leads to it, since `gc` removes old lock files."""
+    """Lock an open file; False if `path` no longer leads to it,
+    since `gc` removes old lock files.
+    """
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = _holder(stream)
         if not wait:
-            raise LockedError(f"{path.name} is locked by {holder}", hint="leave --no-wait out to wait for it") from None
+            raise LockedError(
+                f"{path.name} is locked by {holder}", hint="leave --no-wait out to wait for it"
+            ) from None
         on_wait(holder)
         fcntl.flock(stream, fcntl.LOCK_EX)
     try:
@@ -58,7 +67,9 @@ def _hold(stream: IO[str], path: Path, *, wait: bool, on_wait: Callable[[str], N
 
 
 def _holder(stream: IO[str]) -> str:
-    """The first line of a lock file (process, host, time), which its holder writes right after locking."""
+    """The first line of a lock file (process, host, time), which its
+    holder writes right after locking.
+    """
     for _ in range(20):
         stream.seek(0)
         if line := stream.readline().strip():

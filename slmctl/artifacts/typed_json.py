@@ -22,8 +22,8 @@ def read_typed(path: Path, kind: type[T], *, hint: str = "", schema: int | None 
         schema: The value of the key `schema` that this version reads, where the file has this key.
 
     Raises:
-        IntegrityError: The file cannot be read, is not JSON, or has keys or values that do not fit `kind` (the first
-            SHOWN are named).
+        IntegrityError: The file cannot be read, is not JSON, or has keys or values that do not fit
+            `kind` (the first SHOWN are named).
     """
     try:
         raw = bounded_json.read_bytes(path, follow=True)
@@ -34,13 +34,19 @@ def read_typed(path: Path, kind: type[T], *, hint: str = "", schema: int | None 
         raise IntegrityError(failure.message, hint=hint) from None
     number = fields.get("schema", schema)
     if schema is not None and type(number) is int and number != schema:
-        raise IntegrityError(f"{path} has schema {number}, and this slmctl reads {schema}", hint=hint)
+        raise IntegrityError(
+            f"{path} has schema {number}, and this slmctl reads {schema}", hint=hint
+        )
     try:
         return TypeAdapter(kind).validate_json(raw)
     except ValidationError as failure:
-        faults = [_sentence(fault["loc"], fault["msg"]) for fault in failure.errors(include_url=False)]
+        faults = [
+            _sentence(fault["loc"], fault["msg"]) for fault in failure.errors(include_url=False)
+        ]
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise IntegrityError(f"{path} is not valid: {'; '.join(faults[:SHOWN])}{more}", hint=hint) from None
+        raise IntegrityError(
+            f"{path} is not valid: {'; '.join(faults[:SHOWN])}{more}", hint=hint
+        ) from None
 
 
 def _sentence(place: tuple[int | str, ...], message: str) -> str:

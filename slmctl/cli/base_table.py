@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 ROWS, TOKENS = 1000, 64  # rows of the time column, and tokens of each
 COLUMNS = ("base", "size", "license", "lang", "tools", "ctx", "speed", "GB", "min", "tried")
-OPTIONAL = ("tried", "ctx", "tools", "lang", "license")  # left out where the terminal is narrow, in this order
+# left out where the terminal is narrow, in this order
+OPTIONAL = ("tried", "ctx", "tools", "lang", "license")
 LEGEND = f"""\
 lang: a language or their count; tools: trained for tool calls; ctx: tokens of context
 speed: fast (slmctl's kernels), packed (no padding), slow (padded batches)
-GB, min: estimated memory and minutes to train on {ROWS:,} rows of {TOKENS} tokens, on this machine's processor
+GB, min: estimated memory and minutes to train on {ROWS:,} rows of {TOKENS} tokens, on this machine
 tried: with real weights, or by its class alone, with random ones
 `slmctl bases NAME` shows the line for slmctl.yaml; `slmctl doctor` measures the processor anew"""
 
@@ -28,7 +29,10 @@ tried: with real weights, or by its class alone, with random ones
 @click.command()
 @click.argument("name", required=False)
 @click.option(
-    "--max-memory", type=click.FloatRange(min=0), metavar="GB", help="Bases that train in so much memory at full speed."
+    "--max-memory",
+    type=click.FloatRange(min=0),
+    metavar="GB",
+    help="Bases that train in so much memory at full speed.",
 )
 @click.option("--license", metavar="ID", help="Bases under this license, such as apache-2.0.")
 @click.option("--language", metavar="CODE", help="Bases that know this language, such as de.")
@@ -37,7 +41,12 @@ tried: with real weights, or by its class alone, with random ones
 @common_options
 @click.pass_obj
 def bases(
-    options: Options, name: str | None, max_memory: float | None, license: str | None, language: str | None, tools: bool
+    options: Options,
+    name: str | None,
+    max_memory: float | None,
+    license: str | None,
+    language: str | None,
+    tools: bool,
 ) -> None:
     """List bases to choose from, the smallest first, or show the one called NAME.
 
@@ -69,7 +78,9 @@ def bases(
 
 
 def measured_rates() -> Mapping[str, float]:
-    """GFLOP/s of products by type, measured at the first call; empty where torch is missing or broken."""
+    """GFLOP/s of products by type, measured at the first call;
+    empty where torch is missing or broken.
+    """
     from slmctl.cli import matmul_rates
     from slmctl.errors import MissingError
     from slmctl.installation import pip_line
@@ -122,7 +133,9 @@ def _page(entry: CatalogueEntry, machine: Machine) -> list[str]:
     pin = f"pull: {{sha256: {entry.sha256}}}" if entry.sha256 else ""
     remark = "" if entry.package or entry.commit else "   # slmctl pull says the commit to add"
     minutes = machine.minutes(entry, ROWS * TOKENS)
-    most, least = (terminal().size(machine.training_bytes(entry, small=small)) for small in (False, True))
+    most, least = (
+        terminal().size(machine.training_bytes(entry, small=small)) for small in (False, True)
+    )
     facts = {
         "base": entry.name,
         "size": f"{size_label(entry.parameters)} parameters",
@@ -137,8 +150,12 @@ def _page(entry: CatalogueEntry, machine: Machine) -> list[str]:
             "slow": "slow: padded batches, layers of transformers",
         }[entry.training],
         "memory": f"about {most} to train, {least} in small pieces",
-        "time": f"about {_rounded(minutes)} minutes for {ROWS:,} rows of {TOKENS} tokens" if minutes else "",
-        "tried": "with its real weights" if entry.weights else "by its class alone, with random weights",
+        "time": f"about {_rounded(minutes)} minutes for {ROWS:,} rows of {TOKENS} tokens"
+        if minutes
+        else "",
+        "tried": "with its real weights"
+        if entry.weights
+        else "by its class alone, with random weights",
         "note": entry.note,
     }
     about = [f"{key:<12}{value}" for key, value in facts.items() if value]

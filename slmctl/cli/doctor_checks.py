@@ -26,15 +26,23 @@ from slmctl.stages.finetune import backend
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 DISTRIBUTIONS = {
-    "llama_cpp": "llama-cpp-python", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub",
+    "llama_cpp": "llama-cpp-python",
+    "sklearn": "scikit-learn",
+    "huggingface_hub": "huggingface-hub",
     "OpenSSL": "pyOpenSSL",
-}  # fmt: skip
+}
 COMPLETION = {  # by shell: the file, and the line that goes into it
     "bash": ("~/.bashrc", 'eval "$(_SLMCTL_COMPLETE=bash_source slmctl)"'),
     "zsh": ("~/.zshrc", 'eval "$(_SLMCTL_COMPLETE=zsh_source slmctl)"'),
-    "fish": ("~/.config/fish/completions/slmctl.fish", "_SLMCTL_COMPLETE=fish_source slmctl | source"),
+    "fish": (
+        "~/.config/fish/completions/slmctl.fish",
+        "_SLMCTL_COMPLETE=fish_source slmctl | source",
+    ),
 }
-CPU_TORCH = "install torch from the CPU index that pytorch.org's install page names, before slmctl (see README)"
+CPU_TORCH = (
+    "install torch from the CPU index that pytorch.org's install page names, before "
+    "slmctl (see README)"
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,12 @@ def examine_base(base: Base) -> list[Check]:
         Check("base", base.public_name),
         Check("source", base.source),
         Check("size", f"{base.size_label} parameters"),
-        Check("license", base.license or "none stated", True, "" if base.license else "--set publish.license=ID"),
+        Check(
+            "license",
+            base.license or "none stated",
+            True,
+            "" if base.license else "--set publish.license=ID",
+        ),
         Check("languages", ", ".join(base.languages) or "none stated"),
         Check("chat template", "the base's own" if own else "slmctl's, since the base has none"),
         *([Check("template date", base.template_date)] if base.template_date else []),
@@ -95,7 +108,10 @@ def fix() -> list[str]:
         return []
     if gguf_converter.state() != "missing":
         shutil.rmtree(gguf_converter.folder())
-    return [f"fetched the GGUF converter of llama-cpp-python {gguf_converter.version()} to {gguf_converter.fetch()}"]
+    return [
+        f"fetched the GGUF converter of llama-cpp-python {gguf_converter.version()} to "
+        f"{gguf_converter.fetch()}"
+    ]
 
 
 def _machine() -> list[Check]:
@@ -103,19 +119,23 @@ def _machine() -> list[Check]:
     disk = shutil.disk_usage(".").free
     flags = [flag for flag in FLAGS if flag in hardware.cpu_flags()]
     gpu = hardware.accelerator()
-    start = next(entry for entry in catalogue.entries() if entry.package)  # the smallest that needs no hub
+    # the smallest that needs no hub
+    start = next(entry for entry in catalogue.entries() if entry.package)
     needed = Machine({}, resolve_matmul_dtype("auto")).training_bytes(start)
     return [
         Check("slmctl", f"{__version__}, Python {platform.python_version()} in {sys.prefix}"),
         Check(
             "processor",
-            f"{count(usable_cores(), 'core')}, {platform.machine()}, {' '.join(flags) or 'no vector extensions'}",
+            f"{count(usable_cores(), 'core')}, {platform.machine()}, "
+            f"{' '.join(flags) or 'no vector extensions'}",
         ),
         Check(
             "memory",
             size(memory),
             memory > needed,
-            "" if memory > needed else f"{start.short_name} trains in about {size(needed)} of memory",
+            ""
+            if memory > needed
+            else f"{start.short_name} trains in about {size(needed)} of memory",
         ),
         Check(
             "disk",
@@ -155,14 +175,21 @@ def _speeds(rates: Mapping[str, float]) -> str:
 
 
 def _roads() -> Iterator[Check]:
-    """The two kinds of models, each with the packages that it lacks; a machine that can make one of them is well."""
+    """The two kinds of models, each with the packages that it lacks; a
+    machine that can make one of them is well.
+    """
     classifier, model = _lacking("encoder"), _lacking("encoder", "gguf", "train")
     line = pip_line(*extras_of(model))
     if "llama_cpp" in model:
         tools = "" if hardware.cpp_compiler() else "apt-get install g++ cmake; "
         line = f"{tools}{line} (it compiles llama-cpp-python); slmctl doctor --fix"
     for name, command, lacking, remedy in (
-        ("classifier", "slmctl run --until encode, publish: {model: linear}", classifier, pip_line("encoder")),
+        (
+            "classifier",
+            "slmctl run --until encode, publish: {model: linear}",
+            classifier,
+            pip_line("encoder"),
+        ),
         ("language model", "slmctl run", model, line),
     ):
         result = f"missing: {', '.join(lacking.values())}" if lacking else f"ready: {command}"
@@ -171,24 +198,42 @@ def _roads() -> Iterator[Check]:
 
 def _lacking(*extras: str) -> dict[str, str]:
     """The packages of some extras that are not installed, with the names of their distributions."""
-    names = {package: DISTRIBUTIONS.get(package, package) for extra in extras for package in EXTRAS[extra]}
+    names = {
+        package: DISTRIBUTIONS.get(package, package)
+        for extra in extras
+        for package in EXTRAS[extra]
+    }
     return {package: name for package, name in names.items() if not _version(name)}
 
 
 def _packages() -> list[Check]:
     findings, listed = [*_roads()], set[str]()
     for extra, packages in EXTRAS.items():
-        names = [DISTRIBUTIONS.get(package, package) for package in packages if package not in listed]
+        names = [
+            DISTRIBUTIONS.get(package, package) for package in packages if package not in listed
+        ]
         listed |= {*packages}
-        installed = ", ".join(f"{name} {version}" for name in names if (version := _version(name))) or "nothing"
+        installed = (
+            ", ".join(f"{name} {version}" for name in names if (version := _version(name)))
+            or "nothing"
+        )
         helps = extra == "cuda" and installed == "nothing" and hardware.accelerator()
         findings.append(Check(f"[{extra}]", installed, True, pip_line(extra) if helps else ""))
     torch = _version("torch")
     if torch and "+cpu" not in torch and not hardware.accelerator() and _is_cuda_build():
-        findings.append(Check("torch build", f"{torch}: a CUDA build on a machine without a GPU", True, CPU_TORCH))
+        findings.append(
+            Check(
+                "torch build", f"{torch}: a CUDA build on a machine without a GPU", True, CPU_TORCH
+            )
+        )
     elif not torch:
         findings.append(
-            Check("torch build", "not installed; the public index brings a CUDA build of several GB", True, CPU_TORCH)
+            Check(
+                "torch build",
+                "not installed; the public index brings a CUDA build of several GB",
+                True,
+                CPU_TORCH,
+            )
         )
     return findings
 
@@ -198,7 +243,11 @@ def _tools() -> list[Check]:
     if not _version("llama-cpp-python"):
         return []
     compiler = hardware.cpp_compiler()
-    remedy = "" if compiler else "apt-get install g++ (without it, training on a processor takes a fifth longer)"
+    remedy = (
+        ""
+        if compiler
+        else "apt-get install g++ (without it, training on a processor takes a fifth longer)"
+    )
     state = gguf_converter.state()
     ready = state == "ready"
     about = f"ready, in {gguf_converter.folder()}" if ready else state
@@ -224,4 +273,6 @@ def _version(distribution: str) -> str:
 
 def _is_cuda_build() -> bool:
     """True if the installed torch requires NVIDIA's packages."""
-    return any("nvidia" in need or "cuda" in need for need in importlib.metadata.requires("torch") or [])
+    return any(
+        "nvidia" in need or "cuda" in need for need in importlib.metadata.requires("torch") or []
+    )

@@ -1,4 +1,6 @@
-"""`slmctl predict --input`: a file answered by a model on this machine, on a Ray cluster, or behind endpoints."""
+"""`slmctl predict --input`: a file answered by a model on this machine,
+on a Ray cluster, or behind endpoints.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 
 
 class EndpointOptions(NamedTuple):
-    """Addresses of endpoints, the model's name there, the variable with the key, requests in flight at each."""
+    """Addresses of endpoints, the model's name there, the variable with
+    the key, requests in flight at each.
+    """
 
     urls: tuple[str, ...]
     model: str
@@ -39,7 +43,8 @@ def require_one_file(source: str, target: str) -> None:
     are_rows = is_several(Path(source)) and not row_snapshot.are_documents(Path(source), None)
     if are_rows or "://" in source or "://" in target:
         raise UsageError(
-            f"predict answers one file, or a folder of documents (PDF, DOCX, EML, MBOX, HTML, TXT, MD), not {source} "
+            "predict answers one file, or a folder of documents (PDF, DOCX, EML, MBOX, HTML, TXT, "
+            f"MD), not {source} "
             f"to {target}",
             hint="examples/bucket.py answers the files of a folder or bucket by Ray Data",
         )
@@ -67,7 +72,8 @@ def answer(
         shard: K/N.
         endpoints: The endpoints that answer; None for an engine.
         ray: The address of a Ray cluster that answers; None for this machine.
-        first_look: The linear members of a sum answer alone what the policy lets them keep; the file answers the rest.
+        first_look: The linear members of a sum answer alone what the policy lets them keep; the
+            file answers the rest.
         strict: A row with an error ends the command with 3, after all answers are written.
 
     Raises:
@@ -77,13 +83,18 @@ def answer(
 
     source, target = Path(work["source"]), Path(work["target"])
     if endpoints:
-        guard.require(f"--engine-url {endpoints.urls[0]}", hint="leave --engine-url out to answer on this machine")
+        guard.require(
+            f"--engine-url {endpoints.urls[0]}",
+            hint="leave --engine-url out to answer on this machine",
+        )
     with system_errors.spoken("predict", target.parent):
         from slmctl.stages.predict import file_prediction, row_answers, row_snapshot
 
         part, most = file_prediction.shard(shard), read_settings(options).predict.max_tokens
         workspace = make_workspace(options)
-        request = model_lookup.FileModel(workspace, model, type_name, max_tokens=most, first_look=first_look)
+        request = model_lookup.FileModel(
+            workspace, model, type_name, max_tokens=most, first_look=first_look
+        )
         documents = row_snapshot.are_documents(source, work["format"])
         with row_snapshot.opened(source, target, work["format"]) as (path, format_name):
             column = work.pop("column") or request.column
@@ -92,15 +103,27 @@ def answer(
                 request.model.untuned,
                 withhold=endpoints is not None,
             )
-            job = file_prediction.Job(**work | {
-                "source": path, "target": target, "format": format_name, "shard": part, "reading": reading,
-                "columns": ("file", "pages") if documents else None, "identity": _identity(request, endpoints),
-            })  # fmt: skip
+            job = file_prediction.Job(
+                **work
+                | {
+                    "source": path,
+                    "target": target,
+                    "format": format_name,
+                    "shard": part,
+                    "reading": reading,
+                    "columns": ("file", "pages") if documents else None,
+                    "identity": _identity(request, endpoints),
+                }
+            )
             with _answering(request, reading, endpoints, ray) as answered:
                 written, wrong = file_prediction.answer_file(answered, request.task, job)
-            terminal().say(f"{terminal().count(written, 'row')} written to {target}, {wrong} with an error")
+            terminal().say(
+                f"{terminal().count(written, 'row')} written to {target}, {wrong} with an error"
+            )
             if strict and wrong:
-                raise DataError(f"{wrong} of {written} rows have an error", hint="the column 'error' says which")
+                raise DataError(
+                    f"{wrong} of {written} rows have an error", hint="the column 'error' says which"
+                )
 
 
 def _identity(request: FileModel, endpoints: EndpointOptions | None) -> dict[str, Any]:
@@ -130,7 +153,9 @@ def _answering(
         from slmctl.network.endpoint_pool import EndpointPool
         from slmctl.stages.predict.endpoint_answerer import EndpointAnswerer
 
-        pool = EndpointPool(endpoints.urls, endpoints.model, endpoints.key_env, endpoints.concurrency)
+        pool = EndpointPool(
+            endpoints.urls, endpoints.model, endpoints.key_env, endpoints.concurrency
+        )
         endpoint = EndpointAnswerer(pool, request.task, request.max_tokens)
         yield row_answers.answerer_of_rows(endpoint, request.task, reading)
     elif ray:
@@ -144,5 +169,8 @@ def _answering(
         if request.first is not None:
             from slmctl.models.sum import SumEngine
 
-            assert isinstance(answerer.model, SumEngine)  # a policy has a first step where file and members answer
-            terminal().say(f"  {terminal().count(answerer.model.kept, 'answer')} by the linear members alone")
+            # a policy has a first step where file and members answer
+            assert isinstance(answerer.model, SumEngine)
+            terminal().say(
+                f"  {terminal().count(answerer.model.kept, 'answer')} by the linear members alone"
+            )

@@ -54,10 +54,13 @@ class Options:
         return [*self.sets, *self.flags]
 
     def set(self, key: str, value: Any) -> None:
-        """Set a config key, unless the flag was left out: its value is then None or an empty tuple."""
+        """Set a config key, unless the flag was left out: its
+        value is then None or an empty tuple.
+        """
         import json
 
-        if value is not None and value != ():  # JSON is YAML without surprises: `--host ::` stays a text
+        # JSON is YAML without surprises: `--host ::` stays a text
+        if value is not None and value != ():
             self.flags.append(f"{key}={json.dumps(value)}")
 
 
@@ -78,8 +81,12 @@ def _store(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
     return callback
 
 
-def option(*names: str, store: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Returns a click option that stores its value in `Options` and passes nothing to the command's function."""
+def option(
+    *names: str, store: str, **settings: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Returns a click option that stores its value in `Options` and
+    passes nothing to the command's function.
+    """
     return click.option(*names, expose_value=False, callback=_store(store), **settings)
 
 
@@ -103,7 +110,10 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def offline_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return option(
-        "--offline", store="offline", is_flag=True, help="Refuse at once any work that would use the network."
+        "--offline",
+        store="offline",
+        is_flag=True,
+        help="Refuse at once any work that would use the network.",
     )(command)
 
 
@@ -123,19 +133,30 @@ def stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--json, --no-wait, --offline and the config options, for stages."""
     for decorate in (
         offline_option,
-        option("--no-wait", store="no_wait", is_flag=True, help="Exit with 8 if another process makes the artifact."),
-        option("--json", store="json", is_flag=True, help="Print the manifest in place of the path."),
+        option(
+            "--no-wait",
+            store="no_wait",
+            is_flag=True,
+            help="Exit with 8 if another process makes the artifact.",
+        ),
+        option(
+            "--json", store="json", is_flag=True, help="Print the manifest in place of the path."
+        ),
     ):
         command = decorate(command)
     return config_options(command)
 
 
 class _KeyOption(click.Option):
-    """A flag that sets a config key; its help is the key's, read when it is shown: pydantic costs as much as click."""
+    """A flag that sets a config key; its help is the key's, read when it is
+    shown: pydantic costs as much as click.
+    """
 
     def __init__(self, *args: Any, key: str, **settings: Any) -> None:
         if not settings.get("expose_value", True):
-            settings["callback"] = lambda context, _, value: context.ensure_object(Options).set(key, value)
+            settings["callback"] = lambda context, _, value: context.ensure_object(Options).set(
+                key, value
+            )
         super().__init__(*args, **settings)
         self.key = key
 
@@ -150,57 +171,113 @@ class _KeyOption(click.Option):
         """Nothing to keep: click sets None."""
 
 
-def key_option(*names: str, key: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def key_option(
+    *names: str, key: str, **settings: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A flag that sets a config key, such as `finetune.epochs`, with the help of that key."""
     return click.option(*names, cls=_KeyOption, key=key, expose_value=False, **settings)
 
 
-def value_option(*names: str, key: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Returns a click option with the help text of a config key; its value goes to the command's function."""
+def value_option(
+    *names: str, key: str, **settings: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Returns a click option with the help text of a config key; its
+    value goes to the command's function.
+    """
     return click.option(*names, cls=_KeyOption, key=key, **settings)
 
 
-def artifact_option(role: str, help: str, kind: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Returns a click option for an artifact in place of the config's; its kind is the role's name by default."""
+def artifact_option(
+    role: str, help: str, kind: str = ""
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Returns a click option for an artifact in place of the config's;
+    its kind is the role's name by default.
+    """
 
     def keep(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
         if path is not None:
             context.ensure_object(Options).named[role] = path, kind or role
 
-    return click.option(f"--{role}", type=PATH, metavar="PATH", help=help, expose_value=False, callback=keep)
+    return click.option(
+        f"--{role}", type=PATH, metavar="PATH", help=help, expose_value=False, callback=keep
+    )
 
 
 SECTIONS = {
     "Begin": ("init", "run", "serve", "predict"),
     "Make": (
-        "pull", "label", "prepare", "encode", "finetune", "merge", "quantize", "sum", "evaluate",
+        "pull",
+        "label",
+        "prepare",
+        "encode",
+        "finetune",
+        "merge",
+        "quantize",
+        "sum",
+        "evaluate",
         "calibrate",
     ),
     "Look": ("ls", "show", "diff", "trace", "bases", "config", "chat"),
     "Ship": ("publish", "promote", "fetch", "keys"),
     "Learn from production": ("review", "watch"),
     "Keep house": ("doctor", "verify", "reproduce", "gc"),
-}  # fmt: skip
+}
 NAMES_ELSEWHERE = {  # of other tools, for what a command here does
-    "annotate": ("review", "label"), "ask": ("chat",), "artifacts": ("ls",),
-    "benchmark": ("evaluate",), "check": ("verify", "doctor"),
-    "clean": ("gc",), "compare": ("evaluate --compare", "diff"), "convert": ("quantize",), "create": ("init",),
-    "data": ("prepare",), "deploy": ("serve", "publish"), "drift": ("watch",),
-    "distill": ("label",), "embed": ("encode",), "download": ("pull", "fetch"), "eval": ("evaluate",),
+    "annotate": ("review", "label"),
+    "ask": ("chat",),
+    "artifacts": ("ls",),
+    "benchmark": ("evaluate",),
+    "check": ("verify", "doctor"),
+    "clean": ("gc",),
+    "compare": ("evaluate --compare", "diff"),
+    "convert": ("quantize",),
+    "create": ("init",),
+    "data": ("prepare",),
+    "deploy": ("serve", "publish"),
+    "drift": ("watch",),
+    "distill": ("label",),
+    "embed": ("encode",),
+    "download": ("pull", "fetch"),
+    "eval": ("evaluate",),
     "ensemble": ("sum",),
-    "export": ("quantize", "publish"), "fine-tune": ("finetune",), "fuse": ("merge",), "generate": ("predict",),
-    "gguf": ("quantize",), "infer": ("predict",), "inspect": ("show",), "leaderboard": ("ls --models",),
-    "list": ("ls",), "log": ("show",), "logs": ("show",), "models": ("ls --models", "bases"), "monitor": ("watch",),
+    "export": ("quantize", "publish"),
+    "fine-tune": ("finetune",),
+    "fuse": ("merge",),
+    "generate": ("predict",),
+    "gguf": ("quantize",),
+    "infer": ("predict",),
+    "inspect": ("show",),
+    "leaderboard": ("ls --models",),
+    "list": ("ls",),
+    "log": ("show",),
+    "logs": ("show",),
+    "models": ("ls --models", "bases"),
+    "monitor": ("watch",),
     "new": ("init",),
-    "pipeline": ("run",), "preprocess": ("prepare",), "prune": ("gc",), "push": ("publish",),
-    "release": ("publish",), "rollback": ("promote",), "score": ("evaluate",), "start": ("serve",),
-    "status": ("ls",), "tag": ("promote",), "test": ("evaluate",), "train": ("finetune",),
-    "hyperparameters": ("finetune",), "sweep": ("finetune", "ls"), "tune": ("finetune",),
-    "upload": ("publish",), "delete": ("gc", "keys"), "import": ("init", "pull"), "remove": ("gc", "keys"),
-}  # fmt: skip
+    "pipeline": ("run",),
+    "preprocess": ("prepare",),
+    "prune": ("gc",),
+    "push": ("publish",),
+    "release": ("publish",),
+    "rollback": ("promote",),
+    "score": ("evaluate",),
+    "start": ("serve",),
+    "status": ("ls",),
+    "tag": ("promote",),
+    "test": ("evaluate",),
+    "train": ("finetune",),
+    "hyperparameters": ("finetune",),
+    "sweep": ("finetune", "ls"),
+    "tune": ("finetune",),
+    "upload": ("publish",),
+    "delete": ("gc", "keys"),
+    "import": ("init", "pull"),
+    "remove": ("gc", "keys"),
+}
 DONE_OTHERWISE = {  # without a command
     "stop": "a server ends with Ctrl-C or SIGTERM; keys revoke NAME ends one client's access",
-    "upgrade": "install the new version with pip; artifacts, releases and slmctl.yaml stay as they are",
+    "upgrade": "install the new version with pip; artifacts, releases and slmctl.yaml stay as they "
+    "are",
 }
 
 
@@ -209,18 +286,25 @@ def is_terminal() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def complete_artifacts(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_artifacts(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
     """The kinds and ids of artifacts that begin with a text, and files as the shell knows them."""
     from click.shell_completion import CompletionItem
 
     runs = context.ensure_object(Options).directory / "runs"
-    names = [*LEAVES.values(), *sorted({path.name for path in runs.glob("[a-z]*/*") if len(path.name) == PATH_ID})]
+    names = [
+        *LEAVES.values(),
+        *sorted({path.name for path in runs.glob("[a-z]*/*") if len(path.name) == PATH_ID}),
+    ]
     items = [CompletionItem(name) for name in names if name.startswith(incomplete)]
     return [*items, *PATH.shell_complete(context, parameter, incomplete)]
 
 
 class _Grouped(click.Group):
-    """Lists commands by purpose, each with its whole first sentence, and answers a near name with the right one."""
+    """Lists commands by purpose, each with its whole first sentence, and
+    answers a near name with the right one.
+    """
 
     called = ""  # the command as it was typed, with the one of a group: keys add
 
@@ -228,12 +312,16 @@ class _Grouped(click.Group):
         return list(self.commands)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands with wrapped sentences; click itself would cut them at the terminal's width."""
+        """List the commands with wrapped sentences; click itself
+        would cut them at the terminal's width.
+        """
         width = max(map(len, self.commands))
         for title, names in SECTIONS.items():
             with formatter.section(title):
                 listed = [(name, self.commands[name]) for name in names if name in self.commands]
-                formatter.write_dl([(name.ljust(width), each.get_short_help_str(1000)) for name, each in listed])
+                formatter.write_dl(
+                    [(name.ljust(width), each.get_short_help_str(1000)) for name, each in listed]
+                )
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -244,7 +332,9 @@ class _Grouped(click.Group):
             UsageError: There is none; it says which one was probably meant.
         """
         name = args[0]
-        self.called = " ".join(args[: 2 if isinstance(self.get_command(ctx, name), click.Group) else 1])
+        self.called = " ".join(
+            args[: 2 if isinstance(self.get_command(ctx, name), click.Group) else 1]
+        )
         if self.get_command(ctx, name) is None and not name.startswith("-"):
             import difflib
 
@@ -252,9 +342,15 @@ class _Grouped(click.Group):
 
             if name.lower() in DONE_OTHERWISE:
                 raise UsageError(f"no command '{name}'", hint=DONE_OTHERWISE[name.lower()])
-            meant = NAMES_ELSEWHERE.get(name.lower(), ()) or difflib.get_close_matches(name.lower(), self.commands, 1)
+            meant = NAMES_ELSEWHERE.get(name.lower(), ()) or difflib.get_close_matches(
+                name.lower(), self.commands, 1
+            )
             answer = f": {' or '.join(f'slmctl {command}' for command in meant)}" if meant else ""
-            hint = f"slmctl {meant[0].split()[0]} --help" if meant else "slmctl --help lists the commands"
+            hint = (
+                f"slmctl {meant[0].split()[0]} --help"
+                if meant
+                else "slmctl --help lists the commands"
+            )
             raise UsageError(f"no command '{name[:100]}'{answer}", hint=hint)
         return super().resolve_command(ctx, args)
 
@@ -262,7 +358,8 @@ class _Grouped(click.Group):
 @click.group(
     cls=_Grouped,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Start with your own rows: slmctl init tickets.csv; or with an example: slmctl init support-triage",
+    epilog="Start with your own rows: slmctl init tickets.csv; or with an example: slmctl init "
+    "support-triage",
 )
 @common_options
 @click.version_option(__version__, package_name="slmctl", message="%(prog)s %(version)s")
@@ -279,7 +376,8 @@ def terminal() -> Any:
 
     context = click.get_current_context(silent=True)
     if context is not None:
-        first = os.environ.get("RANK", "0") == "0"  # of several processes that torchrun started, this one speaks
+        # of several processes that torchrun started, this one speaks
+        first = os.environ.get("RANK", "0") == "0"
         console.set_level(context.ensure_object(Options).level if first else -1)
     return console
 
@@ -315,7 +413,9 @@ def make_workspace(options: Options) -> Workspace:
 
 
 def read_settings(options: Options) -> Config:
-    """The config of the working folder, or the defaults where it has none, with the flags on top."""
+    """The config of the working folder, or the defaults where it
+    has none, with the flags on top.
+    """
     from slmctl import config
 
     path = options.directory / config.FILENAME
@@ -327,7 +427,8 @@ def read_settings(options: Options) -> Config:
 def say_outcome(name: str, outcome: Outcome) -> Outcome:
     console = terminal()
     console.say(
-        f"{name:<9} {'current' if outcome.current else console.duration(outcome.seconds):>12}  {outcome.artifact.path}"
+        f"{name:<9} {'current' if outcome.current else console.duration(outcome.seconds):>12}  "
+        f"{outcome.artifact.path}"
     )
     return outcome
 

@@ -14,7 +14,14 @@ from slmctl.cli.group import PATH, Options, common_options, is_terminal, termina
 if TYPE_CHECKING:
     from slmctl.init.proposal import Proposal
 
-TEMPLATES = ("support-triage", "topic-tagging", "field-extraction", "contract-terms", "reply-drafting", "tool-calls")
+TEMPLATES = (
+    "support-triage",
+    "topic-tagging",
+    "field-extraction",
+    "contract-terms",
+    "reply-drafting",
+    "tool-calls",
+)
 KINDS = ("classify", "tag", "extract", "generate", "call")
 QUESTIONS = {
     "output": "Which column holds the right answer? (A,B,C makes JSON of several)",
@@ -29,23 +36,37 @@ Make = Callable[[Mapping[str, Any]], "Proposal"]
 @click.argument("source")
 @click.argument("folder", required=False, type=PATH)
 @click.option("--input", metavar="COLUMN", help="Column that the model reads, or a template.")
-@click.option("--output", metavar="COLUMN", help="Column with the right answer; A,B,C makes JSON of several.")
-@click.option("--task", "kind", type=click.Choice(KINDS), help="Kind of the task, where the answers do not tell it.")
 @click.option(
-    "--sheet", metavar="NAME", help="Sheet of a workbook, table of an SQLite file, or array of a JSON object."
+    "--output", metavar="COLUMN", help="Column with the right answer; A,B,C makes JSON of several."
+)
+@click.option(
+    "--task",
+    "kind",
+    type=click.Choice(KINDS),
+    help="Kind of the task, where the answers do not tell it.",
+)
+@click.option(
+    "--sheet",
+    metavar="NAME",
+    help="Sheet of a workbook, table of an SQLite file, or array of a JSON object.",
 )
 @click.option("--query", metavar="SELECT", help="Query of a sql: address.")
-@click.option("--base", metavar="NAME", help="Base model: a name of slmctl bases, or a value of `base`.")
+@click.option(
+    "--base", metavar="NAME", help="Base model: a name of slmctl bases, or a value of `base`."
+)
 @click.option("--yes", is_flag=True, help="Take every proposal without a question.")
 @common_options
 @click.pass_obj
-def init(options: Options, /, source: str, folder: Path | None, yes: bool, **flags: str | None) -> None:
+def init(
+    options: Options, /, source: str, folder: Path | None, yes: bool, **flags: str | None
+) -> None:
     """Start a project from SOURCE: your own rows, or a template with example data.
 
-    SOURCE is a file (CSV, TSV, JSON, JSONL, Parquet, a workbook, SQLite), a folder or a pattern of such files or of
-    documents (PDF, DOCX, EML, MBOX, HTML, TXT, MD), a database (sql:ADDRESS with --query), or the template
-    support-triage, topic-tagging, field-extraction, contract-terms, reply-drafting or tool-calls. slmctl.yaml is
-    written into FOLDER: by default the working folder, for a template one of its name.
+    SOURCE is a file (CSV, TSV, JSON, JSONL, Parquet, a workbook, SQLite), a folder or a pattern of
+    such files or of documents (PDF, DOCX, EML, MBOX, HTML, TXT, MD), a database (sql:ADDRESS with
+    --query), or the template support-triage, topic-tagging, field-extraction, contract-terms,
+    reply-drafting or tool-calls. slmctl.yaml is written into FOLDER: by default the working folder,
+    for a template one of its name.
     """
     from slmctl.artifacts import atomic
     from slmctl.config import FILENAME
@@ -64,22 +85,29 @@ def init(options: Options, /, source: str, folder: Path | None, yes: bool, **fla
         project.require_free(target, FILENAME, base=flags["base"])
         made = _proposal(options.directory, source, flags, folder, yes=yes)
         written = project.write(made, target)
-        for name, raw in made.data.copies.items():  # which run --plan counts, and prepare need not read again
+        # which run --plan counts, and prepare need not read again
+        for name, raw in made.data.copies.items():
             copy = target / "runs" / ".sources" / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             atomic.write(copy, raw, 0o600)
         inside = "" if target.resolve() == Path.cwd() else f" -C {shlex.quote(str(target))}"
         classifier = made.task.rules.has("sources.label") and not is_installed("llama_cpp")
         until = " --until encode" if classifier else ""
-        next_command = f"slmctl{inside} run --plan{until}    # what a run takes; then without --plan"
+        next_command = (
+            f"slmctl{inside} run --plan{until}    # what a run takes; then without --plan"
+        )
     for path in written:
         terminal().say(f"wrote {path}")
     terminal().say(f"next: {next_command}")
     terminal().write(f"{target}\n")
 
 
-def _proposal(root: Path, source: str, flags: Mapping[str, str | None], folder: Path | None, *, yes: bool) -> Proposal:
-    """Returns the proposed project for rows, after printing it; on a terminal the user is asked the open questions."""
+def _proposal(
+    root: Path, source: str, flags: Mapping[str, str | None], folder: Path | None, *, yes: bool
+) -> Proposal:
+    """Returns the proposed project for rows, after printing it; on a
+    terminal the user is asked the open questions.
+    """
     from slmctl import config
     from slmctl.cli import matmul_rates
     from slmctl.errors import UsageError
@@ -92,7 +120,11 @@ def _proposal(root: Path, source: str, flags: Mapping[str, str | None], folder: 
     machine = proposal.Machine(matmul_rates.stored() or {}, config.resolve_matmul_dtype("auto"))
     chosen = {key: flags[key] for key in QUESTIONS}
     if data.output is not None:  # documents, of which predict and the server are sent the text
-        chosen = {**chosen, "input": chosen["input"] or "text", "output": chosen["output"] or data.output}
+        chosen = {
+            **chosen,
+            "input": chosen["input"] or "text",
+            "output": chosen["output"] or data.output,
+        }
     ask = not yes and is_terminal()
 
     def make(values: Mapping[str, Any]) -> Proposal:
@@ -113,7 +145,11 @@ def _proposal(root: Path, source: str, flags: Mapping[str, str | None], folder: 
             if value is not None
             for word in (f"--{name.replace('kind', 'task')}", value)
         ]
-        words += [word for flag, _ in made.task.doubts for word in (flag, getattr(made.task, flag.removeprefix("--")))]
+        words += [
+            word
+            for flag, _ in made.task.doubts
+            for word in (flag, getattr(made.task, flag.removeprefix("--")))
+        ]
         raise UsageError(
             "; ".join(question for _, question in made.task.doubts),
             hint=f"{shlex.join(words)}, or another one; --yes takes these",
@@ -124,7 +160,9 @@ def _proposal(root: Path, source: str, flags: Mapping[str, str | None], folder: 
 
 
 def _require_source(source: str, root: Path) -> None:
-    """Raises UsageError unless `source` is a template, an existing file or folder, a glob pattern, or `sql:…`."""
+    """Raises UsageError unless `source` is a template, an existing file
+    or folder, a glob pattern, or `sql:…`.
+    """
     import difflib
 
     from slmctl.config import below
@@ -133,15 +171,20 @@ def _require_source(source: str, root: Path) -> None:
     is_named = source.startswith("sql:") or any(mark in source for mark in "*?[")
     if is_named or below(root, Path(source)).exists():
         return
-    near = difflib.get_close_matches(source, [*TEMPLATES, *(path.name for path in root.iterdir())], n=1)
+    near = difflib.get_close_matches(
+        source, [*TEMPLATES, *(path.name for path in root.iterdir())], n=1
+    )
     suggestion = f"; did you mean '{near[0]}'?" if near else ""
     raise UsageError(
-        f"there is no file and no template '{source}'{suggestion}", hint=f"templates: {', '.join(TEMPLATES)}"
+        f"there is no file and no template '{source}'{suggestion}",
+        hint=f"templates: {', '.join(TEMPLATES)}",
     )
 
 
 def _asked(make: Make, flags: Mapping[str, Any]) -> Proposal:
-    """Returns the project after the questions. Each has a proposed answer; values set by a flag are not asked."""
+    """Returns the project after the questions. Each has a proposed
+    answer; values set by a flag are not asked.
+    """
     chosen = dict(flags)
     project = make(chosen)
     for key, question in QUESTIONS.items():
@@ -155,7 +198,9 @@ def _asked(make: Make, flags: Mapping[str, Any]) -> Proposal:
 
 
 def _check(make: Make, chosen: Mapping[str, Any], key: str) -> Callable[[str], str]:
-    """Returns a function that checks one answer together with the earlier ones; click asks again after an error."""
+    """Returns a function that checks one answer together with the earlier
+    ones; click asks again after an error.
+    """
     from slmctl.errors import SlmctlError
 
     def check(value: str) -> str:
@@ -164,7 +209,9 @@ def _check(make: Make, chosen: Mapping[str, Any], key: str) -> Callable[[str], s
         try:
             make({**chosen, key: value})
         except SlmctlError as error:
-            raise click.BadParameter(error.message + (f" ({error.hint})" if error.hint else "")) from None
+            raise click.BadParameter(
+                error.message + (f" ({error.hint})" if error.hint else "")
+            ) from None
         return value
 
     return check
@@ -173,6 +220,9 @@ def _check(make: Make, chosen: Mapping[str, Any], key: str) -> Callable[[str], s
 def _prompt(question: str, proposal: str, check: Callable[[str], str]) -> str:
     default = terminal().shown(proposal)  # a template may have line breaks
     answer: str = click.prompt(
-        question, default=default, err=True, value_proc=lambda text: check(proposal if text == default else text)
+        question,
+        default=default,
+        err=True,
+        value_proc=lambda text: check(proposal if text == default else text),
     )
     return answer

@@ -21,38 +21,94 @@ from slmctl.errors import UsageError
 
 
 def _file_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say which file is answered, in which form, and where; the last one is shown first."""
+    """The options that say which file is answered, in which form, and
+    where; the last one is shown first.
+    """
     for decorate in (
-        click.option("--first-look", is_flag=True,
-                     help="Take the linear members' answer where the policy keeps it, and ask the file for the rest."),
-        click.option("--strict", is_flag=True,
-                     help="End with 3 where a row has an error; the answers are written all the same."),
-        click.option("--ray", metavar="ADDRESS",
-                     help="Answer on a Ray cluster, an engine a node: HOST:PORT, or local for one on this machine."),
-        click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True,
-                     help="Requests in flight at each endpoint."),
-        click.option("--engine-key-env", metavar="NAME", help="Environment variable that holds the endpoint's key."),
+        click.option(
+            "--first-look",
+            is_flag=True,
+            help="Take the linear members' answer where the policy keeps it, and ask the file for "
+            "the rest.",
+        ),
+        click.option(
+            "--strict",
+            is_flag=True,
+            help="End with 3 where a row has an error; the answers are written all the same.",
+        ),
+        click.option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Answer on a Ray cluster, an engine a node: HOST:PORT, or local for one on this "
+            "machine.",
+        ),
+        click.option(
+            "--concurrency",
+            type=click.IntRange(1, 256),
+            default=8,
+            show_default=True,
+            help="Requests in flight at each endpoint.",
+        ),
+        click.option(
+            "--engine-key-env",
+            metavar="NAME",
+            help="Environment variable that holds the endpoint's key.",
+        ),
         click.option("--engine-model", metavar="NAME", help="Name of the model at the endpoint."),
-        click.option("--engine-url", "urls", multiple=True, metavar="URL",
-                     help="Send the rows to this OpenAI-compatible endpoint; repeatable."),
-        click.option("--shard", metavar="K/N",
-                     help="Answer the K-th of N parts of the rows; their outputs, concatenated in order, are the "
-                     "whole."),
-        click.option("--format", "format_name", metavar="FORMAT",
-                     help="Format of the file, such as csv; jsonl by default for -."),
-        click.option("--plain", is_flag=True,
-                     help="Write UTF-8, commas and LF, and not the encoding and delimiter of the file."),
-        click.option("--encoding", metavar="NAME",
-                     help="Encoding of the file, such as cp1252; recognised by default."),
-        click.option("--sheet", metavar="NAME",
-                     help="Sheet of a workbook or table of a database; the first or only one by default."),
-        click.option("--column", metavar="NAME", help="Input column of the file; the config's by default."),
-        click.option("--output", "target", metavar="FILE",
-                     help="File for the answers: .csv, .tsv, .jsonl (these also as .gz), .parquet, .xlsx, or - for "
-                     "stdout."),
-        click.option("--input", "source", metavar="FILE",
-                     help="Answer the rows of this file (CSV, JSONL, Parquet, Excel and more), or these documents."),
-    ):  # fmt: skip
+        click.option(
+            "--engine-url",
+            "urls",
+            multiple=True,
+            metavar="URL",
+            help="Send the rows to this OpenAI-compatible endpoint; repeatable.",
+        ),
+        click.option(
+            "--shard",
+            metavar="K/N",
+            help="Answer the K-th of N parts of the rows; their outputs, concatenated in order, "
+            "are the "
+            "whole.",
+        ),
+        click.option(
+            "--format",
+            "format_name",
+            metavar="FORMAT",
+            help="Format of the file, such as csv; jsonl by default for -.",
+        ),
+        click.option(
+            "--plain",
+            is_flag=True,
+            help="Write UTF-8, commas and LF, and not the encoding and delimiter of the file.",
+        ),
+        click.option(
+            "--encoding",
+            metavar="NAME",
+            help="Encoding of the file, such as cp1252; recognised by default.",
+        ),
+        click.option(
+            "--sheet",
+            metavar="NAME",
+            help="Sheet of a workbook or table of a database; the first or only one by default.",
+        ),
+        click.option(
+            "--column", metavar="NAME", help="Input column of the file; the config's by default."
+        ),
+        click.option(
+            "--output",
+            "target",
+            metavar="FILE",
+            help="File for the answers: .csv, .tsv, .jsonl (these also as .gz), .parquet, .xlsx, "
+            "or - for "
+            "stdout.",
+        ),
+        click.option(
+            "--input",
+            "source",
+            metavar="FILE",
+            help="Answer the rows of this file (CSV, JSONL, Parquet, Excel and more), or these "
+            "documents.",
+        ),
+    ):
         command = decorate(command)
     return command
 
@@ -60,7 +116,9 @@ def _file_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @click.argument("model", required=False)
 @value_option("--type", "type_name", metavar="TYPE", key="predict.type")
-@value_option("--split", type=click.Choice(["validation", "calibration", "test"]), key="predict.split")
+@value_option(
+    "--split", type=click.Choice(["validation", "calibration", "test"]), key="predict.split"
+)
 @_file_options
 @artifact_option("prepared", "A prepared data set to use in place of the config's.")
 @stage_options
@@ -75,19 +133,22 @@ def predict(
 ) -> None:
     """Answer every row of one split, or of a file of yours, with one model.
 
-    MODEL is base, adapter, merged, gguf, encoder or sum (gguf with linear members; the default for a file where a
-    release answers by it, else gguf), or the path of an artifact, a release, a .gguf file or an HF folder.
-    With --engine-url an endpoint answers, and MODEL gives the task contract alone; rows that their column "sensitive"
-    marks are not sent. A run that was killed resumes.
+    MODEL is base, adapter, merged, gguf, encoder or sum (gguf with linear members; the default for
+    a file where a release answers by it, else gguf), or the path of an artifact, a release, a .gguf
+    file or an HF folder. With --engine-url an endpoint answers, and MODEL gives the task contract
+    alone; rows that their column "sensitive" marks are not sent. A run that was killed resumes.
     """
     if files["source"] is not None or files["target"] is not None:
         if files["source"] is None or files["target"] is None:
-            raise UsageError("--input and --output come together", hint="--input in.csv --output out.csv")
+            raise UsageError(
+                "--input and --output come together", hint="--input in.csv --output out.csv"
+            )
         _answer(options, model, type_name, files, records=bool(split or options.named))
         return
     if any(value for name, value in files.items() if name != "concurrency"):
         raise UsageError(
-            "--shard, --format, --column, --sheet, --encoding, --plain, --strict, --first-look, --ray and "
+            "--shard, --format, --column, --sheet, --encoding, --plain, --strict, --first-look, "
+            "--ray and "
             "--engine-url are for a file",
             hint="--input FILE --output FILE",
         )
@@ -99,31 +160,50 @@ def predict(
 
 
 def _answer(
-    options: Options, model: str | None, type_name: str | None, files: dict[str, Any], *, records: bool
+    options: Options,
+    model: str | None,
+    type_name: str | None,
+    files: dict[str, Any],
+    *,
+    records: bool,
 ) -> None:
     """Check that the options go together, and answer a file."""
     urls, engine_model = files["urls"], files["engine_model"]
     if records:
         raise UsageError(
-            "--split and --prepared select records of a data set, and --input names a file", hint="leave them out"
+            "--split and --prepared select records of a data set, and --input names a file",
+            hint="leave them out",
         )
     if bool(urls) != bool(engine_model):
         hint = "--engine-url https://host/v1 --engine-model NAME"
         raise UsageError("--engine-url and --engine-model come together", hint=hint)
     if files["ray"] and urls:
-        raise UsageError("--ray answers on nodes, and --engine-url asks endpoints", hint="leave one of them out")
+        raise UsageError(
+            "--ray answers on nodes, and --engine-url asks endpoints", hint="leave one of them out"
+        )
     if files["first_look"] and (urls or files["ray"] or model == "encoder"):
-        raise UsageError("--first-look goes before a model on this machine", hint="slmctl predict gguf --first-look")
+        raise UsageError(
+            "--first-look goes before a model on this machine",
+            hint="slmctl predict gguf --first-look",
+        )
     file_answers.require_one_file(files["source"], files["target"])
     endpoints = None
     if urls:
-        endpoints = file_answers.EndpointOptions(urls, engine_model, files["engine_key_env"], files["concurrency"])
+        endpoints = file_answers.EndpointOptions(
+            urls, engine_model, files["engine_key_env"], files["concurrency"]
+        )
     work = {key: files[key] for key in ("source", "target", "column", "sheet", "encoding", "plain")}
     file_answers.answer(
-        options, model, type_name, {**work, "format": files["format_name"]},
-        shard=files["shard"] or "1/1", endpoints=endpoints, ray=files["ray"], first_look=files["first_look"],
+        options,
+        model,
+        type_name,
+        {**work, "format": files["format_name"]},
+        shard=files["shard"] or "1/1",
+        endpoints=endpoints,
+        ray=files["ray"],
+        first_look=files["first_look"],
         strict=files["strict"],
-    )  # fmt: skip
+    )
 
 
 COMMANDS = (predict,)

@@ -1,4 +1,6 @@
-"""The plan of a run as text: a table of stages and requirements, or two lines before the first stage."""
+"""The plan of a run as text: a table of stages and requirements, or
+two lines before the first stage.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,14 @@ def lines(plan: RunPlan) -> Iterator[str]:
     columns = [column for column in COLUMNS if named or column != "id"]
     cells = [dict(zip(COLUMNS, _row(stage), strict=True)) for stage in plan.stages]
     rows = [[cell[column] for column in columns] for cell in cells]
-    yield from console.table_lines(columns, rows, texts=3 if named else 2, optional=("id", "memory", "disk"))
+    yield from console.table_lines(
+        columns, rows, texts=3 if named else 2, optional=("id", "memory", "disk")
+    )
     yield ""
-    about = [("download", f"{_download(*each)}, not tried: a plan uses no network") for each in plan.download]
+    about = [
+        ("download", f"{_download(*each)}, not tried: a plan uses no network")
+        for each in plan.download
+    ]
     about += [("rows", _rows(plan))] if plan.rows is not None else []
     measured = ", ".join(stage.name for stage in plan.stages if stage.measured)
     about += [("time", f"of {measured} as measured here")] if measured else []
@@ -46,7 +53,9 @@ def summary(plan: RunPlan) -> Iterator[str]:
 
 
 def _time(seconds: Mapping[str, float | None]) -> Iterator[str]:
-    """The total time if every stage but a download has an estimate; else the time of training, if that is known."""
+    """The total time if every stage but a download has an estimate; else
+    the time of training, if that is known.
+    """
     training, download = seconds.get("finetune"), "pull" in seconds and seconds["pull"] is None
     rest = [value for name, value in seconds.items() if name != "pull" or not download]
     if all(value is not None for value in rest):
@@ -75,8 +84,17 @@ def _download(source: str, count: int | None) -> str:
 def _rows(plan: RunPlan) -> str:
     assert plan.rows is not None
     about = "" if plan.rows.exact else "about "
-    return f"{about}{plan.rows.train:,} to train on and {about}{plan.rows.test:,} to test on, of {plan.rows.rows:,}"
+    return (
+        f"{about}{plan.rows.train:,} to train on and {about}{plan.rows.test:,} to test on, of "
+        f"{plan.rows.rows:,}"
+    )
 
 
 def _state(need: Requirement) -> str:
-    return f"NO: {need.state}" if need.error is not None else f"note: {need.state}" if need.note else need.state
+    return (
+        f"NO: {need.state}"
+        if need.error is not None
+        else f"note: {need.state}"
+        if need.note
+        else need.state
+    )

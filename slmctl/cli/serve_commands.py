@@ -65,11 +65,12 @@ def serve(
 ) -> None:
     """Serve a model over HTTP with OpenAI's API, until SIGTERM.
 
-    MODEL is gguf (the model before its release), encoder, an artifact of them, a release, a .gguf file, or
-    dir:REGISTRY#TAG, whose release is read again on SIGHUP. dir:REGISTRY stands for every release there that is
-    tagged production, each by its name. Without MODEL it is serve.fleet of the config, or else its release.
-    Prints the address on stdout when it is ready.
-    With --engine-url that endpoint answers, and MODEL, any artifact of it, gives the task contract alone.
+    MODEL is gguf (the model before its release), encoder, an artifact of them, a release, a .gguf
+    file, or dir:REGISTRY#TAG, whose release is read again on SIGHUP. dir:REGISTRY stands for every
+    release there that is tagged production, each by its name. Without MODEL it is serve.fleet of
+    the config, or else its release. Prints the address on stdout when it is ready. With
+    --engine-url that endpoint answers, and MODEL, any artifact of it, gives the task contract
+    alone.
     """
     options.set("serve.keys", str(keys.absolute()) if keys else None)
     options.set("serve.policy", str(_artifact_path(options, policy).resolve()) if policy else None)
@@ -84,10 +85,17 @@ def serve(
         raise missing(error, "serve") from error
     keyed = keys is not None or settings.keys.exists()
     sock = process.listen(settings.host, settings.port, keys=bool(_keys_in(settings.keys)))
-    with sock, served_fleet.opened(make_workspace(options), settings, model, type_name, keys=keyed) as fleet:
+    with (
+        sock,
+        served_fleet.opened(
+            make_workspace(options), settings, model, type_name, keys=keyed
+        ) as fleet,
+    ):
         host_name, number = sock.getsockname()[:2]
         address = f"http://{f'[{host_name}]' if ':' in host_name else host_name}:{number}"
-        names = ", ".join(model.title for name in fleet.releases for model in fleet.models_of(name).values())
+        names = ", ".join(
+            model.title for name in fleet.releases for model in fleet.models_of(name).values()
+        )
         terminal().say(f"serving {names} at {address}/v1")
         terminal().say(f"  a page to try it: {address}/   stop with Ctrl-C or SIGTERM")
         for line in served_fleet.facts(fleet):
@@ -114,13 +122,18 @@ def _keys_file(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.FloatRange(min=0, min_open=True),
     help="Requests a minute; no limit by default.",
 )
-@click.option("--concurrency", type=click.IntRange(min=1), help="Requests at the same time; no limit by default.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(min=1),
+    help="Requests at the same time; no limit by default.",
+)
 @click.option(
     "--model",
     "models",
     multiple=True,
     metavar="NAME",
-    help="A model that the key may ask, by the name that the server has for it; repeatable. All by default.",
+    help="A model that the key may ask, by the name that the server has for it; repeatable. All by "
+    "default.",
 )
 @_keys_file
 @click.pass_obj
@@ -134,7 +147,8 @@ def keys_add(
 ) -> None:
     """Create a key for a client; prints it, once.
 
-    The file keeps its hash alone. A running server accepts the key at once, unless it was started without the file.
+    The file keeps its hash alone. A running server accepts the key at once, unless it was started
+    without the file.
     """
     from slmctl import config
     from slmctl.server import api_keys
@@ -147,11 +161,16 @@ def keys_add(
     strange = [model for model in models if model not in served]
     if strange and (options.directory / config.FILENAME).exists():
         terminal().say(
-            f"note: {config.FILENAME} has no model {' and no model '.join(strange)}, but {', '.join(served)}; a server "
-            f"without that name refuses what the key asks (404), and this undoes it: slmctl keys revoke {name}"
+            f"note: {config.FILENAME} has no model {' and no model '.join(strange)}, but "
+            f"{', '.join(served)}; a server "
+            "without that name refuses what the key asks (404), and this undoes it: slmctl keys "
+            f"revoke {name}"
         )
     if is_first:
-        terminal().say(f"note: {path} is new: a server that was started without it asks for no key until a restart")
+        terminal().say(
+            f"note: {path} is new: a server that was started without it asks for no key until a "
+            "restart"
+        )
     terminal().say(f"its hash is in {path}; the key is shown once:")
     terminal().write(secret + "\n")
 
@@ -190,13 +209,16 @@ def keys_revoke(options: Options, name: str, path: Path | None) -> None:
 
 
 def _keys_in(path: Path) -> list[Key]:
-    """The keys of a file; says where it holds none, since the server then asks every client for a key all the same."""
+    """The keys of a file; says where it holds none, since the server then
+    asks every client for a key all the same.
+    """
     from slmctl.server import api_keys
 
     keys = api_keys.read(path) if path.exists() else []
     if path.exists() and not keys:
         terminal().say(
-            f"note: {path} holds no key, so slmctl serve refuses every request; slmctl keys add NAME, or to serve this "
+            f"note: {path} holds no key, so slmctl serve refuses every request; slmctl keys add "
+            "NAME, or to serve this "
             f"machine without keys: rm {path}"
         )
     return keys
@@ -206,16 +228,20 @@ def _keys_in(path: Path) -> list[Key]:
 @click.argument("model", required=False)
 @value_option("--type", "type_name", metavar="TYPE", key="predict.type")
 @click.option(
-    "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer, in tokens."
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Longest answer, in tokens.",
 )
 @config_options
 @click.pass_obj
 def chat(options: Options, model: str | None, type_name: str | None, max_tokens: int) -> None:
     """Chat with a model in the terminal; each line of stdin is a message.
 
-    MODEL is gguf (the model before its release), encoder, an artifact of them, a release or a .gguf file; the
-    config's release by default. Where slmctl calibrate has fitted a policy on it, the answers that a person should see
-    are named.
+    MODEL is gguf (the model before its release), encoder, an artifact of them, a release or a .gguf
+    file; the config's release by default. Where slmctl calibrate has fitted a policy on it, the
+    answers that a person should see are named.
     """
     from slmctl.cli.terminal_chat import chat as talk
     from slmctl.pipeline.model_lookup import spoken_to
@@ -234,11 +260,16 @@ def _require_reachable(settings: ServeConfig) -> None:
 
     endpoints = {"--engine-url": settings.engine.url if settings.engine is not None else None}
     if settings.generalist is not None:
-        endpoints |= {"--generalist": settings.generalist.url, "serve.generalist.proxy": settings.generalist.proxy}
+        endpoints |= {
+            "--generalist": settings.generalist.url,
+            "serve.generalist.proxy": settings.generalist.proxy,
+        }
     for what, url in endpoints.items():
         host = urlsplit(url or "").hostname or ""
         if not guard.is_local(host):
-            guard.require(f"{what} at {host}", hint=f"leave {what} out to answer on this machine alone")
+            guard.require(
+                f"{what} at {host}", hint=f"leave {what} out to answer on this machine alone"
+            )
 
 
 def _artifact_path(options: Options, path: Path) -> Path:
@@ -254,7 +285,8 @@ def _named_paths(options: Options, adapters: tuple[str, ...]) -> dict[str, str]:
         name, mark, path = text.partition("=")
         if not (name and mark and path):
             raise UsageError(
-                f"--adapter wants NAME=PATH, got '{text}'", hint="--adapter billing=runs/gguf/0123456789ab"
+                f"--adapter wants NAME=PATH, got '{text}'",
+                hint="--adapter billing=runs/gguf/0123456789ab",
             )
         paths[name] = str(_artifact_path(options, Path(path)).absolute())
     return paths

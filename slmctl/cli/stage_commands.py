@@ -36,12 +36,15 @@ from slmctl.cli.group import (
 )
 
 LONG_S = 86_400  # of a run, before which people are asked
-ANSWERS = {"encode": "slmctl serve encoder", "quantize": "slmctl serve gguf"}  # by what a stage leaves
+# by what a stage leaves
+ANSWERS = {"encode": "slmctl serve encoder", "quantize": "slmctl serve gguf"}
 Decorate = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def plain_stage(name: str, help: str, *flags: Decorate) -> click.Command:
-    """Returns the command of a stage that only has `flags` for config keys and artifacts, and the shared options."""
+    """Returns the command of a stage that only has `flags` for config keys
+    and artifacts, and the shared options.
+    """
 
     @stage_options
     @click.pass_obj
@@ -58,15 +61,18 @@ def _to_use(role: str, what: str, more: str = "") -> Decorate:
     return artifact_option(role, f"{what} to use in place of the config's{more}.")
 
 
-pull = plain_stage("pull", "Fetch and check the base model (from the network, unless it is a path).")
+pull = plain_stage(
+    "pull", "Fetch and check the base model (from the network, unless it is a path)."
+)
 encode = plain_stage(
     "encode",
     """Fit linear models on a sentence encoder and on words; for JSON, a tagger on it.
 
-    The encoder is fetched, unless it is a path or was before. The fit takes seconds. Then the encoder learns the rows
-    too, for minutes (not with encode.tune=false), and stays so where held-out rows are likelier by it. Of a task of
-    kind extract it learns to tag the words of each field. The answers stand beside the trained model's in the report,
-    and are hard to beat.
+    The encoder is fetched, unless it is a path or was before. The fit takes seconds. Then the
+    encoder learns the rows too, for minutes (not with encode.tune=false), and stays so where
+    held-out rows are likelier by it. Of a task of kind extract it learns to tag the words of
+    each field. The answers stand beside the trained model's in the report, and are hard to
+    beat.
     """,
     _to_use("prepared", "A prepared data set"),
 )
@@ -80,7 +86,10 @@ sum_ = plain_stage(
     _to_use("prepared", "A prepared data set"),
 )
 merge = plain_stage(
-    "merge", "Fold the adapter into the base's weights.", _to_use("base", "A base"), _to_use("adapter", "An adapter")
+    "merge",
+    "Fold the adapter into the base's weights.",
+    _to_use("base", "A base"),
+    _to_use("adapter", "An adapter"),
 )
 quantize = plain_stage(
     "quantize",
@@ -93,8 +102,12 @@ quantize = plain_stage(
 
 
 @click.command()
-@click.option("--plan", "plan_only", is_flag=True,
-              help="Ask for 20 rows, print what all of them will cost and take, and stop.")  # fmt: skip
+@click.option(
+    "--plan",
+    "plan_only",
+    is_flag=True,
+    help="Ask for 20 rows, print what all of them will cost and take, and stop.",
+)
 @key_option("--max-cost", type=float, key="label.max_cost")
 @key_option("--max-rows", type=int, key="label.max_rows")
 @key_option("--max-error", metavar="SHARE", key="label.max_error")
@@ -103,8 +116,9 @@ quantize = plain_stage(
 def label(options: Options, plan_only: bool) -> None:
     """Label rows that have no answer, by a larger model, with a price before and a bound after.
 
-    Rows go to the endpoints that label.teachers names, none that is sensitive. What was answered is never asked
-    again: a run that was killed, or that stopped at a ceiling, goes on with the same command.
+    Rows go to the endpoints that label.teachers names, none that is sensitive. What was answered is
+    never asked again: a run that was killed, or that stopped at a ceiling, goes on with the same
+    command.
     """
     if plan_only:
         from slmctl.pipeline import plan
@@ -118,7 +132,11 @@ def label(options: Options, plan_only: bool) -> None:
 
 
 @click.command()
-@click.option("--explain", is_flag=True, help="Print the format of each source and three of its records, and stop.")
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Print the format of each source and three of its records, and stop.",
+)
 @artifact_option("base", "A base to use in place of the config's.")
 @artifact_option("labelled", "Labels of a teacher to use in place of the config's.")
 @stage_options
@@ -139,7 +157,10 @@ def prepare(options: Options, explain: bool) -> None:
 @key_option("--learning-rate", metavar="N|auto", key="finetune.learning_rate")
 @key_option("--seed", type=int, key="finetune.seed")
 @click.option(
-    "--preview", type=click.IntRange(min=1), metavar="N", help="Print N training records token by token, and stop."
+    "--preview",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Print N training records token by token, and stop.",
 )
 @artifact_option("base", "A base to use in place of the config's.")
 @artifact_option("prepared", "A prepared data set to use in place of the config's.")
@@ -163,18 +184,29 @@ def finetune(options: Options, preview: int | None) -> None:
 @click.argument("compared", nargs=-1, metavar="[MODEL]...")
 @value_option("--model", "models", multiple=True, metavar="MODEL", key="evaluate.models")
 @click.option(
-    "--compare", is_flag=True, help="Set the MODELs side by side, in pairs on the same rows: models, or reports."
+    "--compare",
+    is_flag=True,
+    help="Set the MODELs side by side, in pairs on the same rows: models, or reports.",
 )
-@value_option("--split", type=click.Choice(["validation", "calibration", "test"]), key="predict.split")
+@value_option(
+    "--split", type=click.Choice(["validation", "calibration", "test"]), key="predict.split"
+)
 @click.option(
-    "--against", metavar="URL", help="Compare with a generalist: send the rows to this OpenAI-compatible endpoint too; "
-    "or the model's name of an endpoint of slmctl.yaml."
-)  # fmt: skip
+    "--against",
+    metavar="URL",
+    help="Compare with a generalist: send the rows to this OpenAI-compatible endpoint too; "
+    "or the model's name of an endpoint of slmctl.yaml.",
+)
 @click.option("--against-model", metavar="NAME", help="Name of the generalist at the endpoint.")
 @value_option(
-    "--against-api", type=click.Choice(["chat", "decisions", "systemone"]), metavar="API", key="predict.endpoint.api"
+    "--against-api",
+    type=click.Choice(["chat", "decisions", "systemone"]),
+    metavar="API",
+    key="predict.endpoint.api",
 )
-@click.option("--against-key-env", metavar="NAME", help="Environment variable that holds the endpoint's key.")
+@click.option(
+    "--against-key-env", metavar="NAME", help="Environment variable that holds the endpoint's key."
+)
 @click.option(
     "--against-shots",
     type=click.IntRange(min=1),
@@ -185,7 +217,8 @@ def finetune(options: Options, preview: int | None) -> None:
     "--judge",
     metavar="NAME",
     help="Ask a judge about pairs of answers, those that people judged first: the "
-    "model's name of an endpoint of slmctl.yaml, or a GGUF file of your own, which may read what is sensitive.",
+    "model's name of an endpoint of slmctl.yaml, or a GGUF file of your own, which may read what "
+    "is sensitive.",
 )
 @click.option(
     "--plan",
@@ -212,28 +245,37 @@ def evaluate(
 ) -> None:
     """Measure models on held-out rows, beside the baselines, and check the gates.
 
-    --model takes base, adapter, merged, gguf, lora (the adapter's own GGUF on the base's), or the path or id of
-    a model; repeatable. --compare A B C is the same for several, and also takes reports, which stand for the
-    models that they measured. --against uses the network, for that host alone; records marked sensitive are
-    never sent.
+    --model takes base, adapter, merged, gguf, lora (the adapter's own GGUF on the base's), or the
+    path or id of a model; repeatable. --compare A B C is the same for several, and also takes
+    reports, which stand for the models that they measured. --against uses the network, for that
+    host alone; records marked sensitive are never sent.
     """
     from slmctl.pipeline import plan, predictions
     from slmctl.stages.evaluate import stage
 
     models = (*models, *compared)
     if compared and not compare:
-        raise UsageError("models stand after --compare", hint=f"slmctl evaluate --compare {' '.join(compared)}")
+        raise UsageError(
+            "models stand after --compare", hint=f"slmctl evaluate --compare {' '.join(compared)}"
+        )
     if compare and not models:
-        raise UsageError("--compare needs models or reports", hint="slmctl evaluate --compare adapter gguf")
+        raise UsageError(
+            "--compare needs models or reports", hint="slmctl evaluate --compare adapter gguf"
+        )
     by_url = against is not None and "://" in against
     if plan_only and judge is None:
-        raise UsageError("--plan says the cost of a judge", hint="slmctl evaluate --judge NAME --plan")
+        raise UsageError(
+            "--plan says the cost of a judge", hint="slmctl evaluate --judge NAME --plan"
+        )
     if by_url != (against_model is not None):
         raise UsageError(
-            "--against and --against-model come together", hint="--against https://host/v1 --against-model NAME"
+            "--against and --against-model come together",
+            hint="--against https://host/v1 --against-model NAME",
         )
     if against:
-        guard.require(f"--against {against}", hint="leave --against out to measure the models here alone")
+        guard.require(
+            f"--against {against}", hint="leave --against out to measure the models here alone"
+        )
     project = open_project(options)
     if not against and not models:
         plan.require(project, ["evaluate"])
@@ -270,9 +312,17 @@ def _say_cost(options: Options, project: Project, judge: str, request: StageRequ
 @key_option("--max-error", metavar="SHARE", key="calibrate.max_error")
 @key_option("--out-of-scope", metavar="LABEL", key="calibrate.out_of_scope")
 @artifact_option("predictions", "Predictions on calibration rows to use in place of the config's.")
-@artifact_option("outside", "Predictions with out-of-scope rows, of validation, beside --predictions.", "predictions")
-@click.option("--endpoint", metavar="NAME", help="Measure an endpoint of slmctl.yaml, by its model's name: from which "
-              "probability on may its answers be acted on? Rows marked sensitive are never sent.")  # fmt: skip
+@artifact_option(
+    "outside",
+    "Predictions with out-of-scope rows, of validation, beside --predictions.",
+    "predictions",
+)
+@click.option(
+    "--endpoint",
+    metavar="NAME",
+    help="Measure an endpoint of slmctl.yaml, by its model's name: from which "
+    "probability on may its answers be acted on? Rows marked sensitive are never sent.",
+)
 @stage_options
 @click.pass_obj
 def calibrate(options: Options, endpoint: str | None) -> None:
@@ -284,23 +334,31 @@ def calibrate(options: Options, endpoint: str | None) -> None:
 
         if options.named:
             raise UsageError(
-                f"--endpoint asks {endpoint} for the answers, and --{next(iter(options.named))} names others",
+                f"--endpoint asks {endpoint} for the answers, and --{next(iter(options.named))} "
+                "names others",
                 hint="leave one of them out",
             )
-        guard.require(f"--endpoint {endpoint}", hint="leave --endpoint out to fit the policy of the model here")
+        guard.require(
+            f"--endpoint {endpoint}",
+            hint="leave --endpoint out to fit the policy of the model here",
+        )
         against = predictions.endpoint_named(project, endpoint)
         outcome = say_outcome("calibrate", stage.calibrate(project, against=against))
         stage.show(outcome.artifact)
         print_artifact(options, outcome.artifact)
         return
     if "outside" in options.named and "predictions" not in options.named:
-        raise UsageError("--outside goes with --predictions", hint="--predictions PATH --outside PATH")
+        raise UsageError(
+            "--outside goes with --predictions", hint="--predictions PATH --outside PATH"
+        )
     print_artifact(options, _made(options, project, "calibrate").artifact)
 
 
 @click.command()
 @key_option("--to", metavar="TARGET", key="publish.to")
-@click.option("--plan", "plan_only", is_flag=True, help="Print the files and their target, and send nothing.")
+@click.option(
+    "--plan", "plan_only", is_flag=True, help="Print the files and their target, and send nothing."
+)
 @artifact_option("gguf", "A gguf artifact to use in place of the config's.")
 @artifact_option("report", "A report to use in place of the config's.")
 @artifact_option("labelled", "Labels of a teacher to use in place of the config's.")
@@ -337,8 +395,9 @@ def publish(options: Options, plan_only: bool) -> None:
 def promote(options: Options, release: str, tag: str, registry: str | None) -> None:
     """Point a tag, such as production, at a release, atomically.
 
-    RELEASE is VERSION, PROJECT@VERSION or another tag, or dir:REGISTRY#VERSION. Promote an older release to roll
-    back. Refuses a release that fails its gates: those of its publication, or those of slmctl.yaml today.
+    RELEASE is VERSION, PROJECT@VERSION or another tag, or dir:REGISTRY#VERSION. Promote an older
+    release to roll back. Refuses a release that fails its gates: those of its publication, or those
+    of slmctl.yaml today.
     """
     from slmctl import config
     from slmctl.pipeline import system_errors
@@ -349,12 +408,16 @@ def promote(options: Options, release: str, tag: str, registry: str | None) -> N
     if release.startswith("dir:") and registry is None:
         registry, _, release = release.partition("#")
     if registry is None and (project is None or not project.config.publish.to.startswith("dir:")):
-        raise UsageError("promote needs a registry in a folder: publish.to names none", hint="--registry DIR")
+        raise UsageError(
+            "promote needs a registry in a folder: publish.to names none", hint="--registry DIR"
+        )
     folder, _ = module.parse(registry or project.config.publish.to, root)  # type: ignore[union-attr]
     chosen = module.find(folder, release)
     same = project is not None and project.config.project == chosen.metrics["project"]
     with system_errors.spoken("promote", folder):
-        made = module.promote(folder, chosen, tag, beside=project.config.gates if project and same else ())
+        made = module.promote(
+            folder, chosen, tag, beside=project.config.gates if project and same else ()
+        )
     before = f", before that {made.previous}" if made.previous else ""
     terminal().say(f"{made.project}: {tag} is {made.version}{before}")
     terminal().write(f"{chosen.path}\n")
@@ -363,16 +426,21 @@ def promote(options: Options, release: str, tag: str, registry: str | None) -> N
 @click.command()
 @click.argument("source")
 @click.argument("folder", required=False, type=PATH)
-@click.option("--key", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="PUB",
-              help="Public key that must have signed it.")  # fmt: skip
+@click.option(
+    "--key",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="PUB",
+    help="Public key that must have signed it.",
+)
 @offline_option
 @config_options
 @click.pass_obj
 def fetch(options: Options, source: str, folder: Path | None, key: Path | None) -> None:
     """Download a release from its target and verify every byte.
 
-    SOURCE is a target as for publish, and after # a version or tag, such as dir:./registry#production,
-    hf:ORG/NAME#1.0 or s3://BUCKET/PREFIX#PROJECT@1.0. FOLDER is PROJECT-VERSION by default.
+    SOURCE is a target as for publish, and after # a version or tag, such as
+    dir:./registry#production, hf:ORG/NAME#1.0 or s3://BUCKET/PREFIX#PROJECT@1.0. FOLDER is
+    PROJECT-VERSION by default.
     """
     from slmctl import config
     from slmctl.pipeline import system_errors
@@ -389,19 +457,33 @@ def fetch(options: Options, source: str, folder: Path | None, key: Path | None) 
         guard.written_down(root if path.exists() else None, "fetch"),
         targets.opened(to, settings, purpose="fetch") as target,
     ):
-        release = targets.fetch(target, name, folder.absolute() if folder else None, into=root, check=check)
+        release = targets.fetch(
+            target, name, folder.absolute() if folder else None, into=root, check=check
+        )
     if key is not None:
         terminal().say(f"  signed by the holder of {key.name}")
     terminal().write(f"{release.path}\n")
 
 
 @click.command()
-@click.option("--until", type=click.Choice(CHAIN), default="publish", show_default=True, help="The last stage to run.")
-@click.option("--plan", "plan_only", is_flag=True, help="Print the stages that would run and what they take, and stop.")
+@click.option(
+    "--until",
+    type=click.Choice(CHAIN),
+    default="publish",
+    show_default=True,
+    help="The last stage to run.",
+)
+@click.option(
+    "--plan",
+    "plan_only",
+    is_flag=True,
+    help="Print the stages that would run and what they take, and stop.",
+)
 @click.option(
     "--yes",
     is_flag=True,
-    help="Train also for more than a day, or where a linear model leaves next to nothing to win, and release also what "
+    help="Train also for more than a day, or where a linear model leaves next to nothing to win, "
+    "and release also what "
     "a cheap model beats.",
 )
 @stage_options
@@ -409,11 +491,12 @@ def fetch(options: Options, source: str, folder: Path | None, key: Path | None) 
 def run(options: Options, until: str, plan_only: bool, yes: bool) -> None:
     """Run every stage that is not current, from pull to publish.
 
-    What can be known is checked first: paths, packages, the GGUF converter, the disk, and gates that cannot
-    pass. --plan prints the checks, and for each stage whether it will run, its disk, memory and time. Before a
-    run of more than a day it asks, or without a terminal says so. Before a training that has next to nothing to win
-    over a linear model, and before the release of a model that a cheap one surely beats and no gate compares with it,
-    it asks, and without a terminal it ends with 5.
+    What can be known is checked first: paths, packages, the GGUF converter, the disk, and gates
+    that cannot pass. --plan prints the checks, and for each stage whether it will run, its disk,
+    memory and time. Before a run of more than a day it asks, or without a terminal says so. Before
+    a training that has next to nothing to win over a linear model, and before the release of a
+    model that a cheap one surely beats and no gate compares with it, it asks, and without a
+    terminal it ends with 5.
     """
     from slmctl.cli import base_table, matmul_rates, run_plan
     from slmctl.pipeline import plan
@@ -444,7 +527,9 @@ def run(options: Options, until: str, plan_only: bool, yes: bool) -> None:
     if planned.stages[-1].name != until:
         terminal().say(f"  nothing is trained: publish.model is linear, so there is no {until}")
     if until in ANSWERS:
-        terminal().say(f"next: {ANSWERS[until]}    # answers with it; slmctl run goes on to {CHAIN[-1]}")
+        terminal().say(
+            f"next: {ANSWERS[until]}    # answers with it; slmctl run goes on to {CHAIN[-1]}"
+        )
     elif until != CHAIN[-1]:
         terminal().say(f"next: slmctl run    # goes on to {CHAIN[-1]}")
     print_artifact(options, outcome.artifact)
@@ -458,7 +543,9 @@ def _ask_about_time(seconds: float) -> None:
     """
     text = f"this run takes about {terminal().duration(seconds)}"
     if not is_terminal():
-        terminal().say(f"  note: {text}: a smaller base, fewer epochs or shorter texts make it shorter")
+        terminal().say(
+            f"  note: {text}: a smaller base, fewer epochs or shorter texts make it shorter"
+        )
     elif not click.confirm(f"  {text}: begin?", default=False, err=True):
         hint = "a smaller base, fewer epochs, shorter texts; or --yes"
         raise GateError(f"{text}, and was not begun", reason="declined", hint=hint)
@@ -488,7 +575,9 @@ def _run_stage(options: Options, project: Project, name: str) -> None:
 
 
 def _made(options: Options, project: Project, name: str) -> Outcome:
-    """Run a stage, print its line and its results, and rewrite the report's page if that shows the stage."""
+    """Run a stage, print its line and its results, and rewrite the
+    report's page if that shows the stage.
+    """
     from slmctl.pipeline import runner
     from slmctl.stages.evaluate import report_view
 
@@ -505,8 +594,12 @@ def _made(options: Options, project: Project, name: str) -> Outcome:
     return outcome
 
 
-def _inspect(stage: str, module: str, function: str, section: Any, inputs: Mapping[str, Any], **settings: Any) -> None:
-    """Verify the inputs that exist, and print the text that a function of a stage's module returns for them."""
+def _inspect(
+    stage: str, module: str, function: str, section: Any, inputs: Mapping[str, Any], **settings: Any
+) -> None:
+    """Verify the inputs that exist, and print the text that a function
+    of a stage's module returns for them.
+    """
     import importlib
 
     from slmctl.artifacts import artifact
@@ -523,5 +616,18 @@ def _inspect(stage: str, module: str, function: str, section: Any, inputs: Mappi
 
 
 COMMANDS = (
-    pull, label, prepare, encode, finetune, merge, quantize, sum_, evaluate, calibrate, publish, promote, fetch, run,
-)  # fmt: skip
+    pull,
+    label,
+    prepare,
+    encode,
+    finetune,
+    merge,
+    quantize,
+    sum_,
+    evaluate,
+    calibrate,
+    publish,
+    promote,
+    fetch,
+    run,
+)

@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 def watch(options: Options, files: tuple[Path, ...], since: datetime.datetime | None) -> None:
     """Say whether a served model is still as good as it was measured.
 
-    FILES are logs of decisions, files or folders of collected rows, and reviewed.jsonl; by default those of
-    serve.decision_log and serve.collect, collected/ and reviewed.jsonl. Prints a table by week: estimated and
-    verified accuracy, shares and cost, beside what the policy (serve.policy, else the newest below runs/) and the
-    latest report measured; of drafts also the share that fails each check.
+    FILES are logs of decisions, files or folders of collected rows, and reviewed.jsonl; by default
+    those of serve.decision_log and serve.collect, collected/ and reviewed.jsonl. Prints a table by
+    week: estimated and verified accuracy, shares and cost, beside what the policy (serve.policy,
+    else the newest below runs/) and the latest report measured; of drafts also the share that fails
+    each check.
     """
     from slmctl.production import watch as module
     from slmctl.production.measured import measured
@@ -43,7 +44,7 @@ def watch(options: Options, files: tuple[Path, ...], since: datetime.datetime | 
     policy, task = settings.serve.policy, settings.task
     rules = Task(
         task.kind, "", "", system=task.system, must=tuple(task.must), must_not=tuple(task.must_not)
-    ).rules  # fmt: skip
+    ).rules
     watched = module.watch(
         list(files) or _written(options.directory, settings),
         measured(options.directory.resolve(), policy if isinstance(policy, Path) else None),
@@ -65,7 +66,8 @@ def _written(folder: Path, settings: Config) -> list[Path]:
     if not there:
         raise UsageError(
             f"there are no decisions and no collected rows in {folder.resolve()}",
-            hint="slmctl watch decisions.jsonl collected/; serve.decision_log and serve.collect write them",
+            hint="slmctl watch decisions.jsonl collected/; serve.decision_log and serve.collect "
+            "write them",
         )
     return there
 

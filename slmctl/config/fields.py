@@ -26,15 +26,21 @@ class Content:
 
 
 class Outside:
-    """Marks a field that is not part of a recipe: it does not change the content of the artifact."""
+    """Marks a field that is not part of a recipe: it does not
+    change the content of the artifact.
+    """
 
 
 class WhenSet:
-    """Marks a field that enters a recipe only if it differs from its default, so that older recipe ids stay valid."""
+    """Marks a field that enters a recipe only if it differs from its
+    default, so that older recipe ids stay valid.
+    """
 
 
 class Inherited:
-    """Marks a field that a section takes from the top of the file; it cannot be written in the section."""
+    """Marks a field that a section takes from the top of the file;
+    it cannot be written in the section.
+    """
 
 
 def _as_text(value: object) -> object:
@@ -44,7 +50,9 @@ def _as_text(value: object) -> object:
 
 def _as_share(value: object) -> object:
     """`1%` means 0.01."""
-    if isinstance(value, str) and (match := re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*%\s*", value)):
+    if isinstance(value, str) and (
+        match := re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*%\s*", value)
+    ):
         return float(match[1]) / 100
     return value
 
@@ -62,7 +70,9 @@ def _as_bytes(value: object) -> object:
         match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kKMGT]?i?B?)\s*", value)
         unit = (match[2] if match else "?").replace("K", "k")
         if match is None or unit not in _UNITS:
-            raise ValueError(f"'{value[:40]}' is not a number of bytes such as 3GiB, 1500MB or 1500000000")
+            raise ValueError(
+                f"'{value[:40]}' is not a number of bytes such as 3GiB, 1500MB or 1500000000"
+            )
         return int(float(match[1]) * _UNITS[unit])
     return value
 
@@ -81,7 +91,9 @@ def moment(text: str) -> datetime.datetime:
     try:
         value = datetime.datetime.fromisoformat(text.strip())
     except ValueError:
-        raise ValueError(f"'{text[:40]}' is not a date or time such as 2026-05-01 or 2026-05-01T12:00:00Z") from None
+        raise ValueError(
+            f"'{text[:40]}' is not a date or time such as 2026-05-01 or 2026-05-01T12:00:00Z"
+        ) from None
     return value if value.tzinfo else value.replace(tzinfo=datetime.UTC)
 
 
@@ -94,14 +106,24 @@ Text = Annotated[str, BeforeValidator(_as_text)]
 Url = Annotated[Text, AfterValidator(_as_url)]
 LocalPath = Annotated[Path, BeforeValidator(_as_text)]
 SourcePath = Annotated[Path, BeforeValidator(_as_text), Content()]
-Share = Annotated[float, BeforeValidator(_as_share, json_schema_input_type=float | str), Field(ge=0, lt=0.5)]
-Percent = Annotated[float, BeforeValidator(_as_share, json_schema_input_type=float | str), Field(ge=0, le=1)]
+Share = Annotated[
+    float, BeforeValidator(_as_share, json_schema_input_type=float | str), Field(ge=0, lt=0.5)
+]
+Percent = Annotated[
+    float, BeforeValidator(_as_share, json_schema_input_type=float | str), Field(ge=0, le=1)
+]
 Bytes = Annotated[
-    int, BeforeValidator(_as_text), BeforeValidator(_as_bytes, json_schema_input_type=int | str), Field(gt=0)
+    int,
+    BeforeValidator(_as_text),
+    BeforeValidator(_as_bytes, json_schema_input_type=int | str),
+    Field(gt=0),
 ]
 Moment = Annotated[str, BeforeValidator(_as_text), AfterValidator(_is_moment)]
-QuantType = Annotated[str, Field(pattern=r"^(F32|F16|BF16|I?Q[0-9]_[A-Z0-9_]+|Q[0-9]_[0-9K]|TQ[12]_0)$")]
-WEIGHTED_ONLY_TYPES = re.compile(r"IQ[123]_|Q2_K_S")  # llama.cpp writes these only with an importance matrix
+QuantType = Annotated[
+    str, Field(pattern=r"^(F32|F16|BF16|I?Q[0-9]_[A-Z0-9_]+|Q[0-9]_[0-9K]|TQ[12]_0)$")
+]
+# llama.cpp writes these only with an importance matrix
+WEIGHTED_ONLY_TYPES = re.compile(r"IQ[123]_|Q2_K_S")
 
 
 class Section(BaseModel):
@@ -132,9 +154,15 @@ def section_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def named_section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section class in a field of the type `dict[str, SECTION]`, such as `serve.fleet`; None for other types."""
+    """The section class in a field of the type `dict[str, SECTION]`, such
+    as `serve.fleet`; None for other types.
+    """
     annotation = bare_type(annotation)
-    return section_in(typing.get_args(annotation)[1]) if typing.get_origin(annotation) is dict else None
+    return (
+        section_in(typing.get_args(annotation)[1])
+        if typing.get_origin(annotation) is dict
+        else None
+    )
 
 
 def marks(field: Any) -> list[Any]:

@@ -44,9 +44,13 @@ def table() -> Iterator[tuple[str, str, str]]:
 
 
 def reference() -> Iterator[tuple[str, str, str]]:
-    """`table` for docs/config.md: shows a section of several places once, and keys with equal help in one row."""
+    """`table` for docs/config.md: shows a section of several places once,
+    and keys with equal help in one row.
+    """
     rows = _table(Config, "", HOMES)
-    for (_, help), alike in itertools.groupby(rows, key=lambda row: (row[0].rpartition(".")[0], row[2])):
+    for (_, help), alike in itertools.groupby(
+        rows, key=lambda row: (row[0].rpartition(".")[0], row[2])
+    ):
         names, defaults, _ = zip(*alike, strict=True)
         first, *others = names
         name = ", ".join([first, *(other.rpartition(".")[2] for other in others)])
@@ -58,7 +62,9 @@ def description(key: str) -> str:
     return next(text for name, _, text in table() if name == key)
 
 
-def _table(model: type[BaseModel], prefix: str, homes: Mapping[type[BaseModel], str]) -> Iterator[tuple[str, str, str]]:
+def _table(
+    model: type[BaseModel], prefix: str, homes: Mapping[type[BaseModel], str]
+) -> Iterator[tuple[str, str, str]]:
     for name, field in model.model_fields.items():
         if is_inherited(field):
             continue
@@ -67,10 +73,20 @@ def _table(model: type[BaseModel], prefix: str, homes: Mapping[type[BaseModel], 
         # task.labels and answers of a source may be a text or a section
         plain = inner is None or isinstance(field.default, str) or _takes_a_word(field.annotation)
         if plain:
-            default = "required" if field.is_required() else str(field.get_default(call_default_factory=True))
-            yield dotted, {"None": "", "True": "true"}.get(default, default), field.description or ""
+            default = (
+                "required"
+                if field.is_required()
+                else str(field.get_default(call_default_factory=True))
+            )
+            yield (
+                dotted,
+                {"None": "", "True": "true"}.get(default, default),
+                field.description or "",
+            )
         if inner is not None:
-            place = dotted + ("[]" if typing.get_origin(bare_type(field.annotation)) is list else "")
+            place = dotted + (
+                "[]" if typing.get_origin(bare_type(field.annotation)) is list else ""
+            )
             if homes.get(inner, place) != place:
                 yield place, "", f"{field.description}; keys as {homes[inner]}"
             else:
@@ -81,7 +97,9 @@ def _table(model: type[BaseModel], prefix: str, homes: Mapping[type[BaseModel], 
 
 def _takes_a_word(annotation: Any) -> bool:
     """True for a union with a literal, such as `Literal["json"] | Section`."""
-    return any(typing.get_origin(bare_type(choice)) is Literal for choice in typing.get_args(annotation))
+    return any(
+        typing.get_origin(bare_type(choice)) is Literal for choice in typing.get_args(annotation)
+    )
 
 
 def _sections() -> Iterator[type[BaseModel]]:

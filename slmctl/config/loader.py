@@ -15,7 +15,14 @@ from pydantic import (
     ValidationError,
 )
 
-from slmctl.config.fields import Content, is_inherited, is_remote, marks, named_section_in, section_in
+from slmctl.config.fields import (
+    Content,
+    is_inherited,
+    is_remote,
+    marks,
+    named_section_in,
+    section_in,
+)
 from slmctl.config.sections import FILENAME, PSEUDONYM_KEY, Config, inherited_keys
 from slmctl.config.strict_yaml import StrictYaml
 from slmctl.errors import UsageError
@@ -40,44 +47,56 @@ def _read(path: Path) -> str:
     """The text of a config file, at most MAX_BYTES.
 
     Raises:
-        UsageError: It is missing, too large, not UTF-8, or not a regular file (reading a named pipe would block).
+        UsageError: It is missing, too large, not UTF-8, or not a regular file (reading a named pipe
+            would block).
     """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise UsageError(f"{path} is not a regular file", hint="slmctl init FILE writes one")
         if status.st_size > MAX_BYTES:
-            raise UsageError(f"{path} has {status.st_size:,} bytes; a config has at most {MAX_BYTES:,}")
+            raise UsageError(
+                f"{path} has {status.st_size:,} bytes; a config has at most {MAX_BYTES:,}"
+            )
         with path.open("rb") as stream:
             return stream.read(MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise UsageError(
-            f"{path} does not exist", hint="slmctl init FILE makes one of your rows; or name the folder with -C"
+            f"{path} does not exist",
+            hint="slmctl init FILE makes one of your rows; or name the folder with -C",
         ) from None
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{path} cannot be read: byte {error.start} is not UTF-8", hint=f"iconv -f latin1 -t utf-8 {path}"
+            f"{path} cannot be read: byte {error.start} is not UTF-8",
+            hint=f"iconv -f latin1 -t utf-8 {path}",
         ) from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def parse(text: str, overrides: Sequence[str] = (), *, name: str = FILENAME, root: Path = Path()) -> Config:
+def parse(
+    text: str, overrides: Sequence[str] = (), *, name: str = FILENAME, root: Path = Path()
+) -> Config:
     """`load` for a text; relative paths in it start at `root`."""
     lines = StrictYaml(name)
     values = lines.read(text)
     if not isinstance(values, dict):
-        raise UsageError(f"{name} does not hold a mapping of sections", hint="slmctl init shows one")
+        raise UsageError(
+            f"{name} does not hold a mapping of sections", hint="slmctl init shows one"
+        )
     for override in overrides:
         lines.override(values, override)
     faults = lines.faults + list(_misplaced(values, lines))
     try:
         config = Config.model_validate(_inherit(values))
     except ValidationError as error:
-        first = itertools.islice(filter(_own, error.errors()), MOST_FAULTS)  # each is looked for among all keys
+        # each is looked for among all keys
+        first = itertools.islice(filter(_own, error.errors()), MOST_FAULTS)
         faults += [lines.fault(item["loc"], _explain(item, values)) for item in first]
     if faults:
-        raise UsageError("\n".join(dict.fromkeys(faults)), hint="slmctl config schema describes every key")
+        raise UsageError(
+            "\n".join(dict.fromkeys(faults)), hint="slmctl config schema describes every key"
+        )
     root = root.resolve()
     return _settle(_absolute(config, root), root)
 
@@ -85,12 +104,19 @@ def parse(text: str, overrides: Sequence[str] = (), *, name: str = FILENAME, roo
 def _misplaced(values: Mapping[str, Any], lines: StrictYaml) -> Iterator[str]:
     for section, key in inherited_keys():
         if isinstance(values.get(section), dict) and key in values[section]:
-            yield lines.fault((section, key), f"'{key}' belongs at the top of the file, not in '{section}'")
+            yield lines.fault(
+                (section, key), f"'{key}' belongs at the top of the file, not in '{section}'"
+            )
 
 
 def _inherit(values: dict[str, Any]) -> dict[str, Any]:
-    """Copy inherited keys from the top of the file into each section; an empty section becomes an empty mapping."""
-    values = {key: {} if value is None and key in Config.model_fields else value for key, value in values.items()}
+    """Copy inherited keys from the top of the file into each section; an
+    empty section becomes an empty mapping.
+    """
+    values = {
+        key: {} if value is None and key in Config.model_fields else value
+        for key, value in values.items()
+    }
     for section, key in inherited_keys():
         may_be_left_out = Config.model_fields[section].default is None
         inner = values.get(section) if may_be_left_out else values.setdefault(section, {})
@@ -100,7 +126,9 @@ def _inherit(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _own(item: Any) -> bool:
-    """False for a fault in an inherited key, since pydantic reports it at the top of the file too."""
+    """False for a fault in an inherited key, since pydantic
+    reports it at the top of the file too.
+    """
     loc = item["loc"]
     return not (len(loc) > 1 and (loc[0], loc[1]) in set(inherited_keys()))
 
@@ -126,9 +154,13 @@ def _absolute(value: Any, root: Path) -> Any:
         for name, field in type(value).model_fields.items():
             before = getattr(value, name)
             after = _absolute(before, root)
-            if isinstance(before, str) and any(isinstance(mark, Content) for mark in marks(field)):  # `base`
-                after = str(below(root, Path(before))) if before and not is_remote(before) else before
-            if after != before:  # model_copy marks updated fields as set, and `model_fields_set` is read later
+            # `base`
+            if isinstance(before, str) and any(isinstance(mark, Content) for mark in marks(field)):
+                after = (
+                    str(below(root, Path(before))) if before and not is_remote(before) else before
+                )
+            # model_copy marks updated fields as set, and `model_fields_set` is read later
+            if after != before:
                 changes[name] = after
         return value.model_copy(update=changes)
     if isinstance(value, list):
@@ -140,7 +172,9 @@ def _absolute(value: Any, root: Path) -> Any:
 
 def _settle(config: Config, root: Path) -> Config:
     """Replace `auto`, omitted shares and omitted paths by their values here, for recipes."""
-    chosen = config.finetune.model_copy(update={"matmul_dtype": resolve_matmul_dtype(config.finetune.matmul_dtype)})
+    chosen = config.finetune.model_copy(
+        update={"matmul_dtype": resolve_matmul_dtype(config.finetune.matmul_dtype)}
+    )
     prepare, sensitive = config.prepare, config.prepare.sensitive
     splits = prepare.splits.beside({source.split for source in prepare.sources})
     if splits != prepare.splits:
@@ -152,13 +186,17 @@ def _settle(config: Config, root: Path) -> Config:
 
 
 def resolve_matmul_dtype(dtype: str) -> str:
-    """`finetune.matmul_dtype` on this machine: `auto` becomes `bfloat16` if the CPU supports it, else `float32`."""
+    """`finetune.matmul_dtype` on this machine: `auto` becomes `bfloat16`
+    if the CPU supports it, else `float32`.
+    """
     if dtype != "auto":
         return dtype
     return "bfloat16" if {"avx512_bf16", "amx_bf16"} & cpu_flags() else "float32"
 
 
-_REPLACED = {"evaluate.second_opinion": "a section 'encode' adds the encoder where it helps, by 'sum.floor'"}
+_REPLACED = {
+    "evaluate.second_opinion": "a section 'encode' adds the encoder where it helps, by 'sum.floor'"
+}
 
 
 def _explain(item: Any, values: Mapping[str, Any]) -> str:
@@ -180,7 +218,9 @@ def _explain(item: Any, values: Mapping[str, Any]) -> str:
     if kind == "value_error":
         return str(context.get("error", item["msg"]))
     if kind == "literal_error":
-        near = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", context["expected"]), n=1)
+        near = difflib.get_close_matches(
+            str(value), re.findall(r"'([^']*)'", context["expected"]), n=1
+        )
         more = f"; did you mean '{near[0]}'?" if near else ""
         return f"found {shown}, expected {context['expected']}{more}"
     if kind == "too_short":
@@ -191,7 +231,11 @@ def _explain(item: Any, values: Mapping[str, Any]) -> str:
 
 def _value_at(values: Any, loc: Sequence[int | str]) -> Any:
     for key in loc:
-        inside = key in values if isinstance(values, dict) else isinstance(values, list) and key in range(len(values))
+        inside = (
+            key in values
+            if isinstance(values, dict)
+            else isinstance(values, list) and key in range(len(values))
+        )
         if inside:
             values = values[key]
         elif isinstance(values, dict | list):
@@ -215,4 +259,6 @@ def _keys_at(loc: Sequence[int | str]) -> list[str]:
         if isinstance(key, str) and key in model.model_fields:
             annotation = model.model_fields[key].annotation
             model = section_in(annotation) or named_section_in(annotation) or model
-    return [field.alias or name for name, field in model.model_fields.items() if not is_inherited(field)]
+    return [
+        field.alias or name for name, field in model.model_fields.items() if not is_inherited(field)
+    ]

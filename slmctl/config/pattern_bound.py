@@ -1,8 +1,10 @@
-"""An upper bound on the steps that Python's regular expression engine can take by backtracking from one start.
+"""An upper bound on the steps that Python's regular expression engine can take by backtracking from
+one start.
 
-The bound follows from the syntax alone and holds for any text. For each part of a pattern, `ways` counts the ways in
-which it can match, each of which the rest of the pattern may have to try; `steps` counts the characters that are read
-to try all of them. A possessive repetition, an atomic group and a look-around have one way.
+The bound follows from the syntax alone and holds for any text. For each part of a pattern, `ways`
+counts the ways in which it can match, each of which the rest of the pattern may have to try;
+`steps` counts the characters that are read to try all of them. A possessive repetition, an atomic
+group and a look-around have one way.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ MAX_PATTERN = 500  # characters of a pattern, and of a replacement
 
 
 def fault_of(pattern: str, replacement: str = "") -> str:
-    """The reason why a pattern and its replacement are refused, as a sentence; '' for accepted ones.
+    """The reason why a pattern and its replacement are refused, as a sentence; '' for accepted
+    ones.
 
     A server replaces in texts of any client, so the time may depend only on the text's length.
     """
@@ -34,23 +37,30 @@ def fault_of(pattern: str, replacement: str = "") -> str:
     except IndexError:
         return f"'{replacement}' names a group that '{pattern}' has not"
     if compiled.search(""):
-        return f"'{pattern}' also matches an empty text, so that something would stand between all letters"
+        return (
+            f"'{pattern}' also matches an empty text, so that something would stand between "
+            "all letters"
+        )
     steps = bound(compiled)
     if steps >= UNBOUNDED:
         return (
-            f"'{pattern}' can take very long: a repetition without a limit stands before something else, "
+            f"'{pattern}' can take very long: a repetition without a limit stands before something "
+            "else, "
             "or a group is matched again; write {0,80} in place of *, and {1,80} in place of +"
         )
     if steps > MAX_STEPS:
-        return f"'{pattern}' can take {steps:,} steps from one place, more than {MAX_STEPS:,}: lower its limits"
+        return (
+            f"'{pattern}' can take {steps:,} steps from one place, more than {MAX_STEPS:,}: "
+            "lower its limits"
+        )
     return ""
 
 
 def bound(pattern: re.Pattern[str]) -> int:
     """Steps from one start of a match; UNBOUNDED if they grow with the text.
 
-    An unlimited repetition is allowed where nothing after it can fail: it ends the match, and the next search starts
-    after it.
+    An unlimited repetition is allowed where nothing after it can fail: it ends the match, and the
+    next search starts after it.
     """
     return _sequence(list(parser.parse(pattern.pattern, pattern.flags)), tail=True)[1]
 
@@ -69,7 +79,9 @@ def _item(item: Any, *, tail: bool) -> tuple[int, int]:
     code, value = item
     if code in (codes.MAX_REPEAT, codes.MIN_REPEAT, codes.POSSESSIVE_REPEAT):
         low, high, body = value
-        return _repeat(low, high, list(body), is_possessive=code is codes.POSSESSIVE_REPEAT, tail=tail)
+        return _repeat(
+            low, high, list(body), is_possessive=code is codes.POSSESSIVE_REPEAT, tail=tail
+        )
     if code is codes.SUBPATTERN:
         return _sequence(list(value[3]), tail=tail)
     if code is codes.ATOMIC_GROUP:
@@ -89,9 +101,12 @@ def _may_be_empty(item: Any) -> bool:
     return code in (codes.MAX_REPEAT, codes.MIN_REPEAT, codes.POSSESSIVE_REPEAT) and value[0] == 0
 
 
-def _repeat(low: int, high: int, body: list[Any], *, is_possessive: bool, tail: bool) -> tuple[int, int]:
+def _repeat(
+    low: int, high: int, body: list[Any], *, is_possessive: bool, tail: bool
+) -> tuple[int, int]:
     if tail:
-        high = min(high, low + 1)  # further rounds only lengthen a match, and the next search starts after it
+        # further rounds only lengthen a match, and the next search starts after it
+        high = min(high, low + 1)
     if high is codes.MAXREPEAT or high > MOST:
         return 1, UNBOUNDED
     ways, steps = _sequence(body, tail=False)

@@ -33,9 +33,19 @@ from slmctl.config.fields import (
 from slmctl.network.credentials import mask
 
 KindName = Literal["classify", "tag", "extract", "generate", "call"]
-# Keys, sections and stages that only some kinds of tasks have. Everything else about a kind is in task/kinds/.
+# Keys, sections and stages that only some kinds of tasks have. Everything else about a kind is in
+# task/kinds/.
 OWN_KEYS: Mapping[str, tuple[str, ...]] = {
-    "classify": ("labels", "labels.ordered", "descriptions", "sources.label", "encode", "sum", "teachers", "document"),
+    "classify": (
+        "labels",
+        "labels.ordered",
+        "descriptions",
+        "sources.label",
+        "encode",
+        "sum",
+        "teachers",
+        "document",
+    ),
     "tag": ("labels", "descriptions", "sources.separator", "document"),
     "extract": ("schema", "encode", "sum", "teachers", "document"),
     "generate": ("teachers", "must", "must_not"),
@@ -47,7 +57,9 @@ WINDOW = 512  # tokens
 
 
 def kinds_with(key: str) -> str:
-    """The kinds of tasks that have a key of OWN_KEYS, in words: `classify, extract and generate`."""
+    """The kinds of tasks that have a key of OWN_KEYS, in words:
+    `classify, extract and generate`.
+    """
     *names, last = (kind for kind, keys in OWN_KEYS.items() if key in keys)
     return f"{', '.join(names)} and {last}" if names else last
 
@@ -59,10 +71,13 @@ class Labels(Section):
         "from-data", description="the labels, or from-data for every label in the sources"
     )
     map: dict[Text, Text] = Field(
-        default_factory=dict, description="labels of rows that mean another, such as {Rechung: Rechnung}"
+        default_factory=dict,
+        description="labels of rows that mean another, such as {Rechung: Rechnung}",
     )
     ordered: Annotated[bool, WhenSet()] = Field(
-        False, description="true where the names are levels, from low to high, such as [low, medium, high]"
+        False,
+        description="true where the names are levels, from low to high, such as [low, medium, "
+        "high]",
     )
 
     @model_validator(mode="after")
@@ -71,7 +86,9 @@ class Labels(Section):
             raise ValueError("'ordered' needs 'names', the labels from low to high")
         for name, label in self.map.items():
             if label in self.map:
-                raise ValueError(f"'{name}' is mapped to '{label}', which is mapped itself: name the last one")
+                raise ValueError(
+                    f"'{name}' is mapped to '{label}', which is mapped itself: name the last one"
+                )
             if self.names != "from-data" and label not in self.names:
                 raise ValueError(f"'{name}' is mapped to '{label}', which is none of 'names'")
         return self
@@ -84,7 +101,8 @@ class DocumentConfig(Section):
         "auto", description="tokens of a window; auto takes 512"
     )
     overlap: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
-        "auto", description="tokens that two windows share at the least; auto takes an eighth of a window"
+        "auto",
+        description="tokens that two windows share at the least; auto takes an eighth of a window",
     )
 
     @model_validator(mode="after")
@@ -105,7 +123,9 @@ class DocumentConfig(Section):
 
 
 def _form_of_labels(value: object) -> str:
-    """The union member for the written form of `labels`, so that pydantic reports a fault for this form only."""
+    """The union member for the written form of `labels`, so that
+    pydantic reports a fault for this form only.
+    """
     if isinstance(value, list):
         return "labels[list]"
     return "labels[section]" if isinstance(value, dict | Labels) else "labels[text]"
@@ -125,7 +145,8 @@ class TaskConfig(Section):
 
     kind: KindName = Field(
         "generate",
-        description="classify: one of a set of labels; tag: any number of them; extract: JSON; generate: free text; "
+        description="classify: one of a set of labels; tag: any number of them; extract: JSON; "
+        "generate: free text; "
         "call: one call of a tool, or none",
     )
     labels: Annotated[
@@ -135,35 +156,43 @@ class TaskConfig(Section):
         Discriminator(_form_of_labels),
     ] = Field(
         "from-data",
-        description="classify, tag: the labels, or from-data for every label in the sources; a mapping also renames "
+        description="classify, tag: the labels, or from-data for every label in the sources; a "
+        "mapping also renames "
         "some",
     )
     json_schema: SourcePath | None = Field(
-        None, alias="schema", description="extract: a JSON Schema file that every answer must satisfy"
+        None,
+        alias="schema",
+        description="extract: a JSON Schema file that every answer must satisfy",
     )
     tools: Annotated[SourcePath | list[dict[str, Any]] | None, WhenSet()] = Field(
         None,
-        description="call: a JSON file with the tools in OpenAI's form, or the list itself; rows may have tools of "
+        description="call: a JSON file with the tools in OpenAI's form, or the list itself; rows "
+        "may have tools of "
         "their own",
     )
     system: Text = Field("", description="the system prompt, the same in training and in use")
     descriptions: Annotated[dict[Text, Text], WhenSet()] = Field(
         default_factory=dict,
-        description="classify, tag: a sentence for each label, such as {refund: The customer wants money back}; read "
+        description="classify, tag: a sentence for each label, such as {refund: The customer wants "
+        "money back}; read "
         "by models that were not trained for the task (label, evaluate --against)",
     )
 
     document: Annotated[DocumentConfig | None, WhenSet()] = Field(
         None,
-        description="classify, tag, extract: ask a long text in windows and give one answer to all of them; a text of "
+        description="classify, tag, extract: ask a long text in windows and give one answer to all "
+        "of them; a text of "
         "one window is asked as it is",
     )
     must: Annotated[list[Pattern], Field(max_length=20), WhenSet()] = Field(
-        default_factory=list, description="generate: regular expressions that every draft must have, such as '^Hello'"
+        default_factory=list,
+        description="generate: regular expressions that every draft must have, such as '^Hello'",
     )
     must_not: Annotated[list[Pattern], Field(max_length=20), WhenSet()] = Field(
         default_factory=list,
-        description="generate: regular expressions that no draft may have, such as '(?i)we guarantee'",
+        description="generate: regular expressions that no draft may have, such as '(?i)we "
+        "guarantee'",
     )
 
     @model_validator(mode="after")
@@ -171,14 +200,20 @@ class TaskConfig(Section):
         if self.has("schema") and self.json_schema is None:
             raise ValueError(f"{self.kind} needs 'schema', the path of a JSON Schema file")
         used = {
-            "schema": self.json_schema is not None, "tools": self.tools is not None,
-            "labels": self.labels != "from-data", "descriptions": bool(self.descriptions),
-            "labels.ordered": self.ordered, "document": self.document is not None,
-            "must": bool(self.must), "must_not": bool(self.must_not),
-        }  # fmt: skip
+            "schema": self.json_schema is not None,
+            "tools": self.tools is not None,
+            "labels": self.labels != "from-data",
+            "descriptions": bool(self.descriptions),
+            "labels.ordered": self.ordered,
+            "document": self.document is not None,
+            "must": bool(self.must),
+            "must_not": bool(self.must_not),
+        }
         for key, is_used in used.items():
             if is_used and not self.has(key):
-                raise ValueError(f"'{key}' belongs to {kinds_with(key)}, and the kind is {self.kind}")
+                raise ValueError(
+                    f"'{key}' belongs to {kinds_with(key)}, and the kind is {self.kind}"
+                )
         if self.label_names is not None:
             self.require_described(self.label_names)
         return self
@@ -187,13 +222,16 @@ class TaskConfig(Section):
         """Refuse descriptions of unknown labels.
 
         Raises:
-            ValueError: A key of `descriptions` is not in `labels`; names the label that was probably meant.
+            ValueError: A key of `descriptions` is not in `labels`; names the label that was
+                probably meant.
         """
         for name in self.descriptions:
             if name not in labels:
                 near = difflib.get_close_matches(name, labels, n=1)
                 suggestion = f"; did you mean '{near[0]}'?" if near else ""
-                raise ValueError(f"'descriptions' describes '{name}', which is no label{suggestion}")
+                raise ValueError(
+                    f"'descriptions' describes '{name}', which is no label{suggestion}"
+                )
 
     def has(self, key: str) -> bool:
         """True if this kind of task has a key of OWN_KEYS."""
@@ -226,9 +264,12 @@ class Sql(Section):
 
     url: Text = Field(
         repr=False,
-        description="SQLAlchemy's address of a database; ${NAME} in it stands for a variable of the environment",
+        description="SQLAlchemy's address of a database; ${NAME} in it stands for a variable of "
+        "the environment",
     )
-    query: Text = Field(repr=False, description="the SELECT whose rows are read, in an order that it fixes")
+    query: Text = Field(
+        repr=False, description="the SELECT whose rows are read, in an order that it fixes"
+    )
 
     @field_serializer("url")
     def _masked(self, url: str) -> str:
@@ -239,7 +280,10 @@ class AnswerTable(Section):
     """A table with the answers to documents."""
 
     path: LocalPath = Field(description="a table or workbook, relative to slmctl.yaml")
-    file: Text = Field(description="column with the name of each document's file, with or without folder and suffix")
+    file: Text = Field(
+        description="column with the name of each document's file, with or without folder and "
+        "suffix"
+    )
     sheet: Text | None = Field(None, description="its sheet or table, the first when left out")
 
 
@@ -247,7 +291,9 @@ class DocumentReading(Section):
     """Treatment of documents."""
 
     scanned: Literal["reject", "keep"] = Field(
-        "reject", description="a document with pages without text, which are most often scanned: reject or keep it"
+        "reject",
+        description="a document with pages without text, which are most often scanned: reject or "
+        "keep it",
     )
 
 
@@ -272,14 +318,17 @@ class Source(Section):
 
     path: SourcePath | None = Field(
         None,
-        description="a file, a folder or a pattern such as exports/*.parquet, relative to slmctl.yaml; of documents "
+        description="a file, a folder or a pattern such as exports/*.parquet, relative to "
+        "slmctl.yaml; of documents "
         "(PDF, DOCX, EML, MBOX, HTML, TXT, MD) each is a row",
     )
     sql: Annotated[Sql | None, Outside()] = Field(None, description="a query, in place of a path")
     hf: Annotated[Text | None, Outside()] = Field(
         None, description="data set of the Hugging Face Hub, ORG/NAME@COMMIT, in place of a path"
     )
-    file: Annotated[Text | None, Outside()] = Field(None, description="hf: data files, such as data/train-*.parquet")
+    file: Annotated[Text | None, Outside()] = Field(
+        None, description="hf: data files, such as data/train-*.parquet"
+    )
     answers: Annotated[
         Annotated[Literal["json"], Tag("answers[text]")]
         | Annotated[AnswerTable, Tag("answers[section]")]
@@ -287,30 +336,40 @@ class Source(Section):
         Discriminator(_form_of_answers),
         Outside(),
     ] = Field(
-        None, description="documents: a table with their answers, or json for a JSON file of the same name beside each"
+        None,
+        description="documents: a table with their answers, or json for a JSON file of the same "
+        "name beside each",
     )
-    documents: Annotated[DocumentReading | None, Outside()] = Field(None, description="documents: how they are read")
-    format: Literal["csv", "tsv", "jsonl", "json", "parquet", "xlsx", "ods", "sqlite"] | None = Field(
-        None, description="format of the file, where its name does not end in it"
+    documents: Annotated[DocumentReading | None, Outside()] = Field(
+        None, description="documents: how they are read"
+    )
+    format: Literal["csv", "tsv", "jsonl", "json", "parquet", "xlsx", "ods", "sqlite"] | None = (
+        Field(None, description="format of the file, where its name does not end in it")
     )
     encoding: Annotated[Text | None, WhenSet()] = Field(
         None, description="encoding of a text, such as cp1252; recognised when left out"
     )
     sheet: Text | list[Text] | None = Field(
         None,
-        description='sheet of a workbook, the first when left out, several as [A, B], or "*" for all; table of an '
+        description='sheet of a workbook, the first when left out, several as [A, B], or "*" for '
+        "all; table of an "
         "SQLite database, the only one when left out; or array of a JSON object",
     )
     header_row: Annotated[int | None, WhenSet()] = Field(
         None,
         ge=1,
         le=1_048_576,
-        description="row of a sheet, or line of a text, that names the columns; found when left out",
+        description="row of a sheet, or line of a text, that names the columns; found when left "
+        "out",
     )
     name: Text | None = Field(
-        None, description="name of this source in records and reports; the name of its file when left out"
+        None,
+        description="name of this source in records and reports; the name of its file when left "
+        "out",
     )
-    conversation_format: Literal["auto", "columns", "messages", "sharegpt", "alpaca", "prompt-completion"] = Field(
+    conversation_format: Literal[
+        "auto", "columns", "messages", "sharegpt", "alpaca", "prompt-completion"
+    ] = Field(
         "auto", description="layout of a conversation in a row; auto recognises it by the columns"
     )
     input: Text = Field(
@@ -319,12 +378,18 @@ class Source(Section):
     )
     output: Text = Field("output", description="column of the reference answer, or a template")
     label: Annotated[Text | None, WhenSet()] = Field(
-        None, description="classify: the label of every row of this source, in place of an answer of its own"
+        None,
+        description="classify: the label of every row of this source, in place of an answer of its "
+        "own",
     )
     separator: Annotated[Text | None, WhenSet()] = Field(
-        None, min_length=1, description="tag: text between the labels of a cell; ; and | and line breaks when left out"
+        None,
+        min_length=1,
+        description="tag: text between the labels of a cell; ; and | and line breaks when left out",
     )
-    id: Text | None = Field(None, description="column of a row's own id, by which slmctl trace --id finds it")
+    id: Text | None = Field(
+        None, description="column of a row's own id, by which slmctl trace --id finds it"
+    )
     group: Text | None = Field(None, description="column whose equal values stay in one split")
     time: Text | None = Field(None, description="column of a row's date or time, for splits.time")
     weight: Annotated[Text | None, WhenSet()] = Field(
@@ -349,34 +414,49 @@ class Source(Section):
         if self.label is not None and "output" in self.model_fields_set:
             raise ValueError("'label' is the answer of every row, so 'output' names none")
         if self.path == Path("-"):
-            raise ValueError("standard input is no source; write the rows to a file first: cat > rows.csv")
+            raise ValueError(
+                "standard input is no source; write the rows to a file first: cat > rows.csv"
+            )
         if isinstance(self.sheet, list) and not self.sheet:
             raise ValueError("'sheet' names no sheet")
         return self
 
     @property
     def local(self) -> Path:
-        """The file to read. Queries and data sets of the hub are copied to files before a stage runs."""
+        """The file to read. Queries and data sets of the hub are
+        copied to files before a stage runs.
+        """
         assert self.path is not None
         return self.path
 
     @property
     def reading(self) -> ReadingOptions:
-        """Options for reading the file. A source with several sheets is split into several before a stage runs."""
+        """Options for reading the file. A source with several sheets is
+        split into several before a stage runs.
+        """
         assert not isinstance(self.sheet, list)
         return {
-            "sheet": self.sheet, "format": self.format, "encoding": self.encoding, "header_row": self.header_row,
-        }  # fmt: skip
+            "sheet": self.sheet,
+            "format": self.format,
+            "encoding": self.encoding,
+            "header_row": self.header_row,
+        }
 
     @property
     def title(self) -> str:
         """The name of this source in records; without its folder and without secrets."""
-        name = self.local.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        name = self.local.name.encode("utf-8", "surrogateescape").decode(
+            "utf-8", "backslashreplace"
+        )
         return self.name or name + (f":{self.sheet}" if self.sheet else "")
 
     def place(self, columns: Mapping[str, object]) -> str:
         """The name of the file that a row is of; of documents each row is one."""
-        return f"{self.title}/{columns['file']}" if self._documents and "file" in columns else self.title
+        return (
+            f"{self.title}/{columns['file']}"
+            if self._documents and "file" in columns
+            else self.title
+        )
 
     def copied(self, path: Path) -> Source:
         """This source of documents as its copy, in which each row has the file that it was."""
@@ -387,11 +467,15 @@ class Source(Section):
 
     @property
     def whole(self) -> str:
-        """The name of the source that this is one file or sheet of; '' for a source as the config has it."""
+        """The name of the source that this is one file or sheet of;
+        '' for a source as the config has it.
+        """
         return self._whole
 
     def part(self, path: Path, name: str | None, *, sheet: str | None = None) -> Source:
-        """One file or sheet of this source, with a new name; all parts must have the same columns."""
+        """One file or sheet of this source, with a new name; all
+        parts must have the same columns.
+        """
         part = self.model_copy(update={"hf": None, "file": None, "sheet": sheet, "name": name})
         return part.at(path, whole=self.name or self.hf or str(self.path))
 
@@ -406,11 +490,15 @@ class SourceLimits(Section):
     """Bounds on copying a source that is not a file: documents, a query, a data set of the hub."""
 
     timeout_s: float = Field(3600, gt=0, description="seconds that copying one source may take")
-    size_gb: float = Field(20, gt=0, description="gigabytes (10^9 bytes) that the copy of one source may have")
+    size_gb: float = Field(
+        20, gt=0, description="gigabytes (10^9 bytes) that the copy of one source may have"
+    )
 
     @property
     def size_bytes(self) -> int:
-        """The bytes that the copy of one source may have; bounded, since infinite GB are no number of bytes."""
+        """The bytes that the copy of one source may have; bounded,
+        since infinite GB are no number of bytes.
+        """
         return int(min(self.size_gb, 1e9) * 1e9)
 
 
@@ -419,11 +507,16 @@ class Shares(Section):
 
     validation: Share = Field(
         0.10,
-        description="share of rows by which training stops and settings are chosen; 0 where a source is bound to them",
+        description="share of rows by which training stops and settings are chosen; 0 where a "
+        "source is bound to them",
     )
-    calibration: Share = Field(0.15, description="share of rows on which the policy is fitted; 0 for none")
+    calibration: Share = Field(
+        0.15, description="share of rows on which the policy is fitted; 0 for none"
+    )
     test: Share = Field(
-        0.15, description="share of rows that are used for reports alone; 0 where a source is bound to them"
+        0.15,
+        description="share of rows that are used for reports alone; 0 where a source is bound to "
+        "them",
     )
 
     @model_validator(mode="after")
@@ -454,12 +547,14 @@ class Splits(Shares):
     """Held-out rows: by shares of the rows, by other shares for some labels, or by time."""
 
     labels: dict[str, Shares] = Field(
-        default_factory=dict, description="other shares for some labels, such as {fraud: {test: 0.3}}"
+        default_factory=dict,
+        description="other shares for some labels, such as {fraud: {test: 0.3}}",
     )
     time: Times | None = Field(None, description="split by the sources' time column instead")
 
     def beside(self, bound: Collection[str | None]) -> Self:
-        """The shares with 0 for validation and test where sources are bound to them, unless the config sets them.
+        """The shares with 0 for validation and test where sources are bound to them, unless the
+        config sets them.
 
         A source may be bound to calibration for out-of-scope rows alone, so that share stays.
         """
@@ -478,27 +573,33 @@ class Duplicates(Section):
 
     exact: Literal["drop", "list", "keep"] = Field(
         "drop",
-        description="duplicates: rows whose inputs differ in case, spaces and punctuation alone; the first one stays",
+        description="duplicates: rows whose inputs differ in case, spaces and punctuation alone; "
+        "the first one stays",
     )
     near: Literal["drop", "list", "keep"] = Field("list", description="near-duplicates")
     similarity: float = Field(
         0.85,
         gt=0.5,
         le=1,
-        description="similarity from which inputs are near-duplicates, also of training and held-out rows",
+        description="similarity from which inputs are near-duplicates, also of training and "
+        "held-out rows",
     )
 
 
 Action = Literal["keep", "redact", "pseudonymise", "drop", "refuse"]
 WithoutStandIn = Literal["keep", "redact", "drop", "refuse"]
-KIND_HELP = "of such values in texts: keep (counted), redact, pseudonymise (but for secrets), drop the row, or refuse"
+KIND_HELP = (
+    "of such values in texts: keep (counted), redact, pseudonymise (but for secrets), "
+    "drop the row, or refuse"
+)
 
 
 class Sensitive(Section):
     """Treatment of personal data and secrets, by kind.
 
-    `keep` only counts them and marks the record, `redact` writes a mark such as [CARD], `pseudonymise` writes the same
-    stand-in for the same value, `drop` leaves the row out, `refuse` fails the stage.
+    `keep` only counts them and marks the record, `redact` writes a mark such as [CARD],
+    `pseudonymise` writes the same stand-in for the same value, `drop` leaves the row out, `refuse`
+    fails the stage.
     """
 
     email: Action = Field("keep", description=KIND_HELP)
@@ -508,13 +609,17 @@ class Sensitive(Section):
     ip: Action = Field("keep", description=KIND_HELP)
     secret: WithoutStandIn = Field("redact", description=KIND_HELP)
     pseudonym_key: SourcePath | None = Field(
-        None, description="file with the secret that makes stand-ins; runs/.keys/pseudonyms when left out"
+        None,
+        description="file with the secret that makes stand-ins; runs/.keys/pseudonyms when left "
+        "out",
     )
 
     @property
     def actions(self) -> dict[str, Action]:
         """The action for each kind."""
-        return {kind: getattr(self, kind) for kind in ("email", "phone", "card", "iban", "ip", "secret")}
+        return {
+            kind: getattr(self, kind) for kind in ("email", "phone", "card", "iban", "ip", "secret")
+        }
 
     @model_validator(mode="after")
     def _does_something(self) -> Sensitive:
@@ -527,9 +632,12 @@ class Replace(Section):
     """A replacement in the users' texts."""
 
     pattern: Text = Field(
-        description="regular expression (Python's); a repetition before something else has a limit, as in [0-9]{1,20}"
+        description="regular expression (Python's); a repetition before something else has a "
+        "limit, as in [0-9]{1,20}"
     )
-    replacement: Text = Field("", alias="with", description="the text in place of each match; \\1 is the first group")
+    replacement: Text = Field(
+        "", alias="with", description="the text in place of each match; \\1 is the first group"
+    )
 
     @model_validator(mode="after")
     def _ends_soon(self) -> Replace:
@@ -542,14 +650,19 @@ FEWEST_HELP = "fewest rows of this split, unless its share is 0"
 
 
 class MinRows(Section):
-    """The fewest rows of a split, and of each label in training, with which a model can be trained and measured."""
+    """The fewest rows of a split, and of each label in training, with
+    which a model can be trained and measured.
+    """
 
     train: int = Field(30, ge=0, description=FEWEST_HELP)
     validation: int = Field(5, ge=0, description=FEWEST_HELP)
     calibration: int = Field(0, ge=0, description=FEWEST_HELP)
     test: int = Field(10, ge=0, description=FEWEST_HELP)
     label: int = Field(
-        1, ge=0, description="classify: fewest training rows of each label; a label without one cannot be learned"
+        1,
+        ge=0,
+        description="classify: fewest training rows of each label; a label without one cannot be "
+        "learned",
     )
 
 
@@ -557,30 +670,43 @@ class PrepareConfig(Section):
     """Turn raw rows into training, validation, calibration and test records."""
 
     task: Annotated[TaskConfig, Inherited()] = TaskConfig()
-    label: Annotated[Any, Inherited(), Outside()] = None  # where it is set, a teacher's labels are one more source
+    # where it is set, a teacher's labels are one more source
+    label: Annotated[Any, Inherited(), Outside()] = None
     sources: Annotated[list[Source], Field(min_length=1)] = Field(
         default_factory=list, description="the sources to read, in order", validate_default=False
     )
-    clean: Annotated[list[Literal["html", "quoted_mail", "signatures", "whitespace"]], WhenSet()] = Field(
+    clean: Annotated[
+        list[Literal["html", "quoted_mail", "signatures", "whitespace"]], WhenSet()
+    ] = Field(
         default_factory=list,
-        description="cleaning of the users' texts, also when the model is used: html, quoted_mail, signatures, "
+        description="cleaning of the users' texts, also when the model is used: html, quoted_mail, "
+        "signatures, "
         "whitespace; made in this order, whatever the order of the list",
     )
     replace: Annotated[list[Replace], Field(max_length=50), WhenSet()] = Field(
-        default_factory=list, description="replacements in these texts, in order, before white space is tidied"
+        default_factory=list,
+        description="replacements in these texts, in order, before white space is tidied",
     )
-    sensitive: Sensitive = Field(default_factory=Sensitive, description="treatment of personal data and secrets")
+    sensitive: Sensitive = Field(
+        default_factory=Sensitive, description="treatment of personal data and secrets"
+    )
     splits: Splits = Field(default_factory=Splits, description="held-out rows")
-    duplicates: Duplicates = Field(default_factory=Duplicates, description="treatment of duplicates")
+    duplicates: Duplicates = Field(
+        default_factory=Duplicates, description="treatment of duplicates"
+    )
     min_rows: Annotated[MinRows, WhenSet()] = Field(
-        default_factory=MinRows, description="fewest rows of a split and of a label; fewer end the stage"
+        default_factory=MinRows,
+        description="fewest rows of a split and of a label; fewer end the stage",
     )
     max_rejected: Percent = Field(0.10, description="largest share of rejected rows, such as 1 %")
     max_overlap: Percent = Field(
-        0.25, description="largest share of a held-out split that may have a run of words in common with training rows"
+        0.25,
+        description="largest share of a held-out split that may have a run of words in common with "
+        "training rows",
     )
     limits: Annotated[SourceLimits, Outside()] = Field(
-        default_factory=SourceLimits, description="bounds on copying documents, a query or a data set of the hub"
+        default_factory=SourceLimits,
+        description="bounds on copying documents, a query or a data set of the hub",
     )
     workers: Annotated[int | None, Outside()] = Field(
         None, ge=1, description="processes that read the rows; one a core when left out"
@@ -588,8 +714,14 @@ class PrepareConfig(Section):
 
     @property
     def bound_splits(self) -> list[str]:
-        """Held-out splits with the rows of the sources that are bound to them, and no share of the others."""
+        """Held-out splits with the rows of the sources that are bound
+        to them, and no share of the others.
+        """
         shares = [self.splits, *self.splits.labels.values()] if self.splits.time is None else []
         bound = {source.split for source in self.sources if shares}
         held_out = ("validation", "calibration", "test")
-        return [name for name in held_out if name in bound and not any(getattr(each, name) for each in shares)]
+        return [
+            name
+            for name in held_out
+            if name in bound and not any(getattr(each, name) for each in shares)
+        ]

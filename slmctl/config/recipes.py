@@ -20,7 +20,8 @@ from slmctl.errors import UsageError
 
 
 def recipe(section: BaseModel) -> dict[str, Any]:
-    """The JSON values of a section in a recipe; a path marked `Content` becomes the hash of its content.
+    """The JSON values of a section in a recipe; a path marked `Content` becomes the hash of its
+    content.
 
     Raises:
         UsageError: A file of the section does not exist.
@@ -44,7 +45,10 @@ def _recipe_value(value: Any, *, marked: bool) -> Any:
     if isinstance(value, list):
         return [_recipe_value(item, marked=marked) for item in value]
     if isinstance(value, dict):
-        return {key: _recipe_value(item, marked=marked and isinstance(item, Path)) for key, item in value.items()}
+        return {
+            key: _recipe_value(item, marked=marked and isinstance(item, Path))
+            for key, item in value.items()
+        }
     if marked and value is not None and not is_remote(str(value)):
         path = Path(value)
         require_path(path)
@@ -53,7 +57,8 @@ def _recipe_value(value: Any, *, marked: bool) -> Any:
 
 
 def require_path(path: Path) -> None:
-    """Refuse a path that cannot be hashed: reading a pipe would block, and reading a device would not end.
+    """Refuse a path that cannot be hashed: reading a pipe would block, and reading a device would
+    not end.
 
     Raises:
         UsageError: The path does not exist, or is neither a file nor a folder.
@@ -71,7 +76,8 @@ def require_path(path: Path) -> None:
 
 
 def changed_keys(model: type[BaseModel], recipe: JsonObject, other: JsonObject) -> JsonObject:
-    """Dotted keys of `slmctl.yaml` in which two recipes of a section differ -> the value in `other`.
+    """Dotted keys of `slmctl.yaml` in which two recipes of a section differ -> the value in
+    `other`.
 
     A list counts as one value.
     """
@@ -102,8 +108,8 @@ def contents(section: BaseModel) -> Iterator[Path]:
 
 
 def restored(model: type[Any], recorded: Mapping[str, Any], find: Callable[[str], Path]) -> Any:
-    """A section from its values in a recipe; keys that this version does not know are left out, and missing ones get
-    their defaults.
+    """A section from its values in a recipe; keys that this version does not know are left out, and
+    missing ones get their defaults.
 
     Args:
         model: Class of the section.
@@ -119,21 +125,28 @@ def restored(model: type[Any], recorded: Mapping[str, Any], find: Callable[[str]
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UsageError(
-            f"this slmctl cannot read a config of {model.__name__} that was recorded: {where}: {first['msg']}",
+            f"this slmctl cannot read a config of {model.__name__} that was recorded: {where}: "
+            f"{first['msg']}",
             hint="install the version of slmctl that the manifest names",
         ) from None
 
 
-def _restored(model: type[BaseModel], recorded: Mapping[str, Any], find: Callable[[str], Path]) -> dict[str, Any]:
+def _restored(
+    model: type[BaseModel], recorded: Mapping[str, Any], find: Callable[[str], Path]
+) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         if name in recorded:
             marked = any(isinstance(mark, Content) for mark in marks(field))
-            values[field.alias or name] = _restored_value(field.annotation, recorded[name], find, marked=marked)
+            values[field.alias or name] = _restored_value(
+                field.annotation, recorded[name], find, marked=marked
+            )
     return values
 
 
-def _restored_value(annotation: Any, value: Any, find: Callable[[str], Path], *, marked: bool) -> Any:
+def _restored_value(
+    annotation: Any, value: Any, find: Callable[[str], Path], *, marked: bool
+) -> Any:
     if marked and isinstance(value, str) and value.startswith("sha256:"):
         return str(find(value))
     if isinstance(value, list):
@@ -141,6 +154,12 @@ def _restored_value(annotation: Any, value: Any, find: Callable[[str], Path], *,
     bare = bare_type(annotation)
     if typing.get_origin(bare) is dict and isinstance(value, dict):
         inner = typing.get_args(bare)[1]
-        return {key: _restored_value(inner, item, find, marked=marked) for key, item in value.items()}
+        return {
+            key: _restored_value(inner, item, find, marked=marked) for key, item in value.items()
+        }
     section = section_in(annotation)
-    return _restored(section, value, find) if section is not None and isinstance(value, dict) else value
+    return (
+        _restored(section, value, find)
+        if section is not None and isinstance(value, dict)
+        else value
+    )

@@ -18,7 +18,9 @@ MAX_DEPTH = 20  # levels of lists and mappings
 
 
 class _BoundedLoader(yaml.SafeLoader):
-    """A loader that refuses nodes deeper than MAX_DEPTH; PyYAML recurses with them until Python's stack overflows."""
+    """A loader that refuses nodes deeper than MAX_DEPTH; PyYAML recurses
+    with them until Python's stack overflows.
+    """
 
     depth = 0
 
@@ -26,7 +28,9 @@ class _BoundedLoader(yaml.SafeLoader):
         self.depth += 1
         if self.depth > MAX_DEPTH + 2:  # plus the document, and a value in the deepest list
             mark = self.get_mark()
-            raise yaml.MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} deep", problem_mark=mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"nested more than {MAX_DEPTH} deep", problem_mark=mark
+            )
         node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -43,8 +47,8 @@ class _Float(float):
 class StrictYaml:
     """Reads strict YAML and remembers the line of every key.
 
-    Strict: a repeated key is a fault, `1e-4` is a number, tags are refused. As in YAML 1.2's core schema, `no`, `on`
-    and `12:30` are texts.
+    Strict: a repeated key is a fault, `1e-4` is a number, tags are refused. As in YAML 1.2's core
+    schema, `no`, `on` and `12:30` are texts.
     """
 
     def __init__(self, name: str) -> None:
@@ -69,7 +73,8 @@ class StrictYaml:
         except yaml.reader.ReaderError as error:
             number = text.count("\n", 0, error.position) + 1
             raise UsageError(
-                f"{self.name}:{number}: not valid YAML: it holds a control character", hint="remove the character"
+                f"{self.name}:{number}: not valid YAML: it holds a control character",
+                hint="remove the character",
             ) from None
         except yaml.YAMLError as error:
             raise UsageError(f"{self.name}: not valid YAML: {error}") from None
@@ -86,7 +91,8 @@ class StrictYaml:
         keys = dotted.strip().encode("utf-8", "backslashreplace").decode().split(".")
         if not sign or not all(keys) or len(keys) > MAX_DEPTH:
             raise UsageError(
-                f"--set {mask(assignment)[:200]}: expected SECTION.KEY=VALUE", hint="--set finetune.epochs=3"
+                f"--set {mask(assignment)[:200]}: expected SECTION.KEY=VALUE",
+                hint="--set finetune.epochs=3",
             )
         inner = values
         for key in keys[:-1]:
@@ -101,7 +107,8 @@ class StrictYaml:
         self._flags.add(tuple(keys))
 
     def fault(self, loc: Sequence[int | str], message: str) -> str:
-        """`slmctl.yaml:12: finetune.epochs: message`, with the line of the key or of the nearest section around it.
+        """`slmctl.yaml:12: finetune.epochs: message`, with the line of the key or of the nearest
+        section around it.
 
         A key that comes from `--set` is reported as `--set: …`.
         """
@@ -109,19 +116,27 @@ class StrictYaml:
         if any(place[: len(flag)] == flag for flag in self._flags):
             where = "--set"
         else:
-            flagged = {flag[:length] for flag in self._flags for length in range(1, len(flag))}  # sections of flags
+            # sections of flags
+            flagged = {flag[:length] for flag in self._flags for length in range(1, len(flag))}
             while place and place not in self._at and place not in flagged:
                 place = place[:-1]
-            where = f"{where}:{self._at[place]}" if place in self._at else "--set" if place else where
+            where = (
+                f"{where}:{self._at[place]}" if place in self._at else "--set" if place else where
+            )
         dotted = ".".join(str(key) for key in loc if not (isinstance(key, str) and "[" in key))
         return f"{where}: {dotted}: {message}" if dotted else f"{where}: {message}"
 
     def _value(self, node: yaml.Node, loc: tuple[int | str, ...]) -> Any:
         if len(loc) > MAX_DEPTH:
-            raise UsageError(f"{self.name}:{node.start_mark.line + 1}: nested more than {MAX_DEPTH} deep")
+            raise UsageError(
+                f"{self.name}:{node.start_mark.line + 1}: nested more than {MAX_DEPTH} deep"
+            )
         self._values += 1
-        if self._values > MAX_VALUES:  # aliases of aliases: a short file can stand for a billion values
-            raise UsageError(f"{self.name}:{node.start_mark.line + 1}: more than {MAX_VALUES} values")
+        # aliases of aliases: a short file can stand for a billion values
+        if self._values > MAX_VALUES:
+            raise UsageError(
+                f"{self.name}:{node.start_mark.line + 1}: more than {MAX_VALUES} values"
+            )
         self._at.setdefault(loc, node.start_mark.line + 1)
         if node.tag.startswith("!") or "python" in node.tag:
             self.faults.append(self.fault(loc, f"tag '{node.tag}' is not allowed"))
@@ -135,7 +150,8 @@ class StrictYaml:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             text, line = str(key_node.value)[:MAX_KEY], key_node.start_mark.line + 1
-            key = text.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair has no other form
+            # half a surrogate pair has no other form
+            key = text.encode("utf-8", "backslashreplace").decode()
             if key in result:
                 first = self._at[(*loc, key)]
                 self.faults.append(f"{self.name}:{line}: '{key}' is already set on line {first}")
@@ -147,7 +163,9 @@ class StrictYaml:
     def _scalar(self, node: yaml.Node, loc: tuple[int | str, ...]) -> Any:
         text: str = node.value
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            self.faults.append(self.fault(loc, "holds half a surrogate pair, which is no character"))
+            self.faults.append(
+                self.fault(loc, "holds half a surrogate pair, which is no character")
+            )
             return "\ufffd"
         if getattr(node, "style", None) is not None:
             return text

@@ -4,11 +4,11 @@ Signatures are MinHash over character 5-grams (Broder 1997). Their minima are ba
 pairs (Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3), and four bits of
 each are kept to estimate a similarity without the text (Li and Koenig 2010, "b-Bit Minwise
 Hashing"). Near-duplicates are confirmed by the texts' real similarity, so a hash collision can cost
-time but never makes two texts similar. Results depend on the texts alone, not on batches, workers or
-hash seeds.
+time but never makes two texts similar. Results depend on the texts alone, not on batches, workers
+or hash seeds.
 
-datasketch is not used: with it, `datasets` and presidio, prepare took 2.7 times as long on 10,000 rows, and 3.5 times
-the memory (`benchmarks/README.md`).
+datasketch is not used: with it, `datasets` and presidio, prepare took 2.7 times as long on 10,000
+rows, and 3.5 times the memory (`benchmarks/README.md`).
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from rapidfuzz import fuzz
 from slmctl.normal_forms import in_normal_form
 
 GRAM = 5  # characters
-BANDS, ROWS = 32, 4  # propose a pair of Jaccard similarity 0.7 with probability 0.9998, of 0.5 with 0.87
+# propose a pair of Jaccard similarity 0.7 with probability 0.9998, of 0.5 with 0.87
+BANDS, ROWS = 32, 4
 DIGEST = 16  # bytes
 BITS = 4  # bits of each minimum in a compact sketch
 WORDS = BANDS * ROWS * BITS // 64  # 64-bit words of a compact sketch
 
-_BLOCK = 1 << 16  # characters that are hashed at once, so that intermediate arrays fit into the CPU's cache
+# characters that are hashed at once, so that intermediate arrays fit into the CPU's cache
+_BLOCK = 1 << 16
 
 U8 = npt.NDArray[np.uint8]
 U32 = npt.NDArray[np.uint32]
@@ -39,10 +41,16 @@ F32 = npt.NDArray[np.float32]
 
 
 def _letters_of_ascii() -> bytes:
-    """A table for `bytes.translate`, (256,): letters to lower case, digits to 0, all other bytes to a space."""
+    """A table for `bytes.translate`, (256,): letters to lower case,
+    digits to 0, all other bytes to a space.
+    """
     return (
         bytes(
-            ord("0") if chr(code).isdigit() else ord(chr(code).lower()) if chr(code).isalpha() else ord(" ")
+            ord("0")
+            if chr(code).isdigit()
+            else ord(chr(code).lower())
+            if chr(code).isalpha()
+            else ord(" ")
             for code in range(128)
         )
         + b" " * 128
@@ -54,7 +62,8 @@ _DIGIT, _WORD = re.compile(r"\d"), re.compile(r"[^\W_]+")
 
 
 def normalise(text: str) -> str:
-    """The words of a text: NFKC, case-folded, each digit as 0, separated by single spaces, without punctuation.
+    """The words of a text: NFKC, case-folded, each digit as 0, separated by single spaces, without
+    punctuation.
 
     A text without letters and digits keeps its punctuation.
     """
@@ -77,13 +86,19 @@ def first_equal(digests: bytes | U8) -> I64:
     Args:
         digests: `(n, 16)` uint8, or the same bytes joined.
     """
-    halves = np.frombuffer(bytes(digests) if isinstance(digests, bytes) else digests.tobytes(), dtype=np.uint64)
+    halves = np.frombuffer(
+        bytes(digests) if isinstance(digests, bytes) else digests.tobytes(), dtype=np.uint64
+    )
     halves = halves.reshape(-1, DIGEST // 8)
     order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable, so equal rows stay in their order
     ordered = halves[order]
     opens = np.ones(len(order), dtype=bool)
     opens[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    first = order[np.maximum.accumulate(np.where(opens, np.arange(len(order)), 0))] if len(order) else order
+    first = (
+        order[np.maximum.accumulate(np.where(opens, np.arange(len(order)), 0))]
+        if len(order)
+        else order
+    )
     earliest = np.full(len(order), -1, dtype=np.int64)
     earliest[order] = np.where(first == order, -1, first)
     return earliest
@@ -104,9 +119,14 @@ def mixed(values: U64) -> U64:
     return values ^ (values >> np.uint64(33))
 
 
-_PLACES = mixed(np.arange(1, GRAM + 1, dtype=np.uint64)) | np.uint64(1)  # a factor for each position in a gram
-_FACTORS = (mixed(np.arange(1000, 1000 + BANDS * ROWS, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32) | 1
-_TERMS = (mixed(np.arange(2000, 2000 + BANDS * ROWS, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32)
+# a factor for each position in a gram
+_PLACES = mixed(np.arange(1, GRAM + 1, dtype=np.uint64)) | np.uint64(1)
+_FACTORS = (mixed(np.arange(1000, 1000 + BANDS * ROWS, dtype=np.uint64)) >> np.uint64(32)).astype(
+    np.uint32
+) | 1
+_TERMS = (mixed(np.arange(2000, 2000 + BANDS * ROWS, dtype=np.uint64)) >> np.uint64(32)).astype(
+    np.uint32
+)
 _MEMBERS = mixed(np.arange(3000, 3000 + ROWS, dtype=np.uint64)) | np.uint64(1)
 
 
@@ -135,17 +155,22 @@ def sketch(texts: Sequence[str]) -> U32:
 
 
 def _overlapping(text: str) -> Iterator[str]:
-    """Pieces of a long text that overlap by GRAM - 1 characters, so that each gram is in exactly one piece."""
+    """Pieces of a long text that overlap by GRAM - 1 characters, so
+    that each gram is in exactly one piece.
+    """
     for start in range(0, len(text) - GRAM + 1, _BLOCK):
         yield text[start : start + _BLOCK + GRAM - 1]
 
 
 def _minima(texts: Sequence[str]) -> U32:
     padded = [text if len(text) >= GRAM else text.ljust(GRAM, "\0") for text in texts]
-    codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
+    codes = np.frombuffer(
+        "".join(padded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32
+    ).astype(np.uint64)
     lengths = np.fromiter(map(len, padded), dtype=np.int64, count=len(padded))
     ends = np.cumsum(lengths)
-    whole = np.ones(len(codes), dtype=bool)  # true where the gram that starts here is within one text
+    # true where the gram that starts here is within one text
+    whole = np.ones(len(codes), dtype=bool)
     for back in range(1, GRAM):
         whole[ends - back] = False
     width = len(codes) - GRAM + 1
@@ -164,7 +189,9 @@ def _minima(texts: Sequence[str]) -> U32:
 
 
 def band_keys(signatures: U32) -> U64:
-    """A key for each band of signatures, `(n, BANDS)`; rows with an equal key in any band are candidate pairs."""
+    """A key for each band of signatures, `(n, BANDS)`; rows with an equal
+    key in any band are candidate pairs.
+    """
     summed = np.zeros((len(signatures), BANDS), dtype=np.uint64)
     for member in range(ROWS):
         summed += signatures[:, member::ROWS].astype(np.uint64) * _MEMBERS[member]
@@ -172,7 +199,9 @@ def band_keys(signatures: U32) -> U64:
 
 
 def compact(signatures: U32) -> U64:
-    """The lowest four bits of each minimum of signatures, `(n, WORDS)`: 64 bytes a row, for `estimate`."""
+    """The lowest four bits of each minimum of signatures, `(n,
+    WORDS)`: 64 bytes a row, for `estimate`.
+    """
     low = (signatures & np.uint32(15)).astype(np.uint8)
     return (low[:, 0::2] | (low[:, 1::2] << 4)).view("<u8")
 

@@ -2,8 +2,8 @@
 
 A near-duplicate resembles another row as a whole; this finds rows that share a passage. A run has
 13 words, as in Brown et al. 2020 ("Language Models are Few-Shot Learners", appendix C); for a
-shorter held-out row 8. Runs are compared by 64-bit hashes of the words alone, so the result does not
-depend on batches or hash seeds.
+shorter held-out row 8. Runs are compared by 64-bit hashes of the words alone, so the result does
+not depend on batches or hash seeds.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Overlap:
     Attributes:
         measured: Number of held-out rows with at least 8 words.
         overlapping: Number of these that share a run of words with a training row.
-        too_short: Number of held-out rows with fewer words, which are not measured: short equal texts
-            are found as duplicates, and shorter runs are common phrases.
+        too_short: Number of held-out rows with fewer words, which are not measured: short equal
+            texts are found as duplicates, and shorter runs are common phrases.
         pairs: (overlapping row, first training row with a common run), in order.
     """
 
@@ -53,8 +53,8 @@ class Overlap:
 def measure(rows: Spill, train: Rows, held_out: Rows) -> Overlap:
     """Find the held-out rows that share a run of words with a training row.
 
-    The runs of a held-out row with 13 words or more have 13 words, those of a row with 8 to 12 words
-    have 8. Memory is bounded for any number of rows: a part of each split is held at a time.
+    The runs of a held-out row with 13 words or more have 13 words, those of a row with 8 to 12
+    words have 8. Memory is bounded for any number of rows: a part of each split is held at a time.
     """
     first = np.full(len(held_out), _NEVER)  # first training row with a common run
     measured = np.zeros(len(held_out), dtype=bool)
@@ -71,7 +71,8 @@ def measure(rows: Spill, train: Rows, held_out: Rows) -> Overlap:
 
 
 def _parts(rows: Spill, held_out: Rows, size: int) -> Iterator[tuple[U64, I64]]:
-    """Yield (hashes of runs of `size` words, index in `held_out` of each run's row), for the rows with this size.
+    """Yield (hashes of runs of `size` words, index in `held_out` of each run's row), for the rows
+    with this size.
 
     About _HELD runs at a time; the runs of a row stay together.
     """
@@ -81,7 +82,9 @@ def _parts(rows: Spill, held_out: Rows, size: int) -> Iterator[tuple[U64, I64]]:
     for start in range(0, len(held_out), _BATCH):
         texts = rows.texts(held_out[start : start + _BATCH])
         words = np.array([text.count(" ") + 1 for text in texts])
-        of_size = np.flatnonzero(words >= LONG if size == LONG else (words >= SHORT) & (words < LONG))
+        of_size = np.flatnonzero(
+            words >= LONG if size == LONG else (words >= SHORT) & (words < LONG)
+        )
         hashed, owner = hashes([texts[k] for k in of_size], size)
         runs.append(hashed)
         owners.append(of_size[owner] + start)
@@ -99,14 +102,17 @@ def _emptied(arrays: list[np.ndarray]) -> np.ndarray:
 
 
 def _first_with(rows: Spill, train: Rows, sought: U64, size: int) -> I64:
-    """The first training row with each of the sorted runs `sought`, (len(sought),); _NEVER for none."""
+    """The first training row with each of the sorted runs
+    `sought`, (len(sought),); _NEVER for none.
+    """
     met = np.full(len(sought), _NEVER)
     for start in range(0, len(train), _BATCH):
         part = train[start : start + _BATCH]
         runs, owners = hashes(rows.texts(part), size)
         order = np.argsort(runs)  # so that successive look-ups in `sought` hit the CPU's cache
         runs, owners = runs[order], owners[order]
-        place = np.minimum(np.searchsorted(sought, runs), len(sought) - 1)  # the first of equal runs
+        # the first of equal runs
+        place = np.minimum(np.searchsorted(sought, runs), len(sought) - 1)
         hit = sought[place] == runs
         np.minimum.at(met, place[hit], part[owners[hit]])
     opened = np.arange(len(sought))  # index of the first of each run's equal runs
@@ -117,8 +123,8 @@ def _first_with(rows: Spill, train: Rows, sought: U64, size: int) -> I64:
 def hashes(texts: Sequence[str], size: int) -> tuple[U64, I64]:
     """Returns (hash of every run of `size` words, index of its text).
 
-    A hash is a polynomial of the run's bytes modulo 2**64: the difference of two prefix sums, multiplied
-    by a power of the inverse base, so that it does not depend on the position.
+    A hash is a polynomial of the run's bytes modulo 2**64: the difference of two prefix sums,
+    multiplied by a power of the inverse base, so that it does not depend on the position.
     """
     raw = [text.encode("utf-8", "surrogatepass") for text in texts]
     codes = np.frombuffer(b"".join(raw), dtype=np.uint8)
@@ -131,7 +137,9 @@ def hashes(texts: Sequence[str], size: int) -> tuple[U64, I64]:
     start, stop = starts[: len(whole)][whole], stops[size - 1 :][whole]
     sums = np.zeros(len(codes) + 1, dtype=np.uint64)
     np.cumsum(_BYTES[codes] * _powers(_BASE, len(codes)), out=sums[1:])
-    return (sums[stop] - sums[start]) * _powers(_INVERSE, len(codes))[start], owner[: len(whole)][whole]
+    return (sums[stop] - sums[start]) * _powers(_INVERSE, len(codes))[start], owner[: len(whole)][
+        whole
+    ]
 
 
 def _words(codes: np.ndarray, ends: I64) -> tuple[I64, I64]:

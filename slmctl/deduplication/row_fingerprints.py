@@ -1,10 +1,11 @@
-"""The records of a data set as hashes: enough to find a row or a near-duplicate, not enough to read one.
+"""The records of a data set as hashes: enough to find a row or a near-duplicate, not enough to read
+one.
 
 `rows.bin` is one line of JSON, then a fixed number of bytes for each record: its split, its id, a
-128-bit hash of its normalised text, and 4 bits of each minimum of its MinHash signature, from which a
-similarity is estimated. A record with a redacted text has a second entry, for the text that is trained
-on. The hashes have no key, so anyone who has a text can look it up, which is their purpose. All digits
-are 0 in a normalised text, so no number can be recovered by trying.
+128-bit hash of its normalised text, and 4 bits of each minimum of its MinHash signature, from which
+a similarity is estimated. A record with a redacted text has a second entry, for the text that is
+trained on. The hashes have no key, so anyone who has a text can look it up, which is their purpose.
+All digits are 0 in a normalised text, so no number can be recovered by trying.
 """
 
 from __future__ import annotations
@@ -30,10 +31,19 @@ SPLITS_AND_REJECTED = (*SPLITS, "rejected")
 VERSION = 1  # increase it when a result of `minhash.normalise`, `digest` or `sketch` changes
 
 ENTRY = np.dtype(
-    [("split", "u1"), ("trained", "u1"), ("id", "<u8"), ("digest", "u1", DIGEST), ("sketch", "<u8", WORDS)]
+    [
+        ("split", "u1"),
+        ("trained", "u1"),
+        ("id", "<u8"),
+        ("digest", "u1", DIGEST),
+        ("sketch", "<u8", WORDS),
+    ]
 )
 _BATCH = 1 << 16  # entries in memory at a time
-_HEADER = json.dumps({"entry_bytes": ENTRY.itemsize, "sides": SPLITS_AND_REJECTED, "version": VERSION}, sort_keys=True)
+_HEADER = json.dumps(
+    {"entry_bytes": ENTRY.itemsize, "sides": SPLITS_AND_REJECTED, "version": VERSION},
+    sort_keys=True,
+)
 
 
 @dataclass(frozen=True)
@@ -67,15 +77,21 @@ class FingerprintMatch:
     def to_json(self) -> dict[str, str | float | bool]:
         """The match in the form of `trace --json`; the key of its split is `side`."""
         return {
-            "side": self.split, "id": self.id, "exact": self.exact, "similarity": self.similarity,
-            "as_trained": self.as_trained, **({"place": self.place} if self.place else {}),
-        }  # fmt: skip
+            "side": self.split,
+            "id": self.id,
+            "exact": self.exact,
+            "similarity": self.similarity,
+            "as_trained": self.as_trained,
+            **({"place": self.place} if self.place else {}),
+        }
 
 
 def query_fingerprint(text: str) -> QueryFingerprint:
     """The fingerprint to look up a text by."""
     normalised = minhash.normalise(text)
-    return QueryFingerprint(minhash.digest(normalised), minhash.compact(minhash.sketch([normalised]))[0])
+    return QueryFingerprint(
+        minhash.digest(normalised), minhash.compact(minhash.sketch([normalised]))[0]
+    )
 
 
 class FingerprintWriter:
@@ -88,7 +104,12 @@ class FingerprintWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._stream.close()
 
     def add_texts(self, split: str, ids: Sequence[str], texts: Sequence[str]) -> None:
@@ -99,7 +120,13 @@ class FingerprintWriter:
             self.add(split, ids, digests, minhash.compact(minhash.sketch(normalised)))
 
     def add(
-        self, split: str, ids: Sequence[str], digests: bytes | U8, compact: U64, *, as_trained: bool = False
+        self,
+        split: str,
+        ids: Sequence[str],
+        digests: bytes | U8,
+        compact: U64,
+        *,
+        as_trained: bool = False,
     ) -> None:
         """Add records of one split.
 
@@ -144,9 +171,14 @@ class Fingerprints:
         ]
 
     def look_up(
-        self, fingerprints: Iterable[QueryFingerprint], *, id: str | None = None, threshold: float = 0.6
+        self,
+        fingerprints: Iterable[QueryFingerprint],
+        *,
+        id: str | None = None,
+        threshold: float = 0.6,
     ) -> list[FingerprintMatch]:
-        """The records with an equal id, or with an equal or similar text: the best match of each, sorted.
+        """The records with an equal id, or with an equal or similar text: the best match of each,
+        sorted.
 
         Args:
             threshold: Least estimated Jaccard similarity of a match, 0 to 1.
@@ -154,11 +186,19 @@ class Fingerprints:
         best: dict[tuple[str, str], FingerprintMatch] = {}
         queries = list(fingerprints)
         for entries in self._entries():
-            exact = entries["id"] == _id_number(id) if id is not None else np.zeros(len(entries), dtype=bool)
+            exact = (
+                entries["id"] == _id_number(id)
+                if id is not None
+                else np.zeros(len(entries), dtype=bool)
+            )
             similarity = np.zeros(len(entries), dtype=np.float32)
             for query in queries:
-                exact |= (entries["digest"] == np.frombuffer(query.digest, dtype=np.uint8)).all(axis=1)
-                similarity = np.maximum(similarity, minhash.estimate(entries["sketch"], query.sketch))
+                exact |= (entries["digest"] == np.frombuffer(query.digest, dtype=np.uint8)).all(
+                    axis=1
+                )
+                similarity = np.maximum(
+                    similarity, minhash.estimate(entries["sketch"], query.sketch)
+                )
             similarity[exact] = 1
             for at in np.flatnonzero(similarity >= threshold):
                 match = _match(entries[at], bool(exact[at]), float(similarity[at]))
@@ -166,11 +206,14 @@ class Fingerprints:
                 if key not in best or _rank(match) > _rank(best[key]):
                     best[key] = match
         return sorted(
-            best.values(), key=lambda m: (SPLITS_AND_REJECTED.index(m.split), not m.exact, -m.similarity, m.id)
+            best.values(),
+            key=lambda m: (SPLITS_AND_REJECTED.index(m.split), not m.exact, -m.similarity, m.id),
         )
 
     def splits_of(self, digests: Sequence[bytes]) -> list[frozenset[str]]:
-        """For each `minhash.digest`, the splits of the records with this text; empty if no record has it."""
+        """For each `minhash.digest`, the splits of the records with
+        this text; empty if no record has it.
+        """
         held: dict[bytes, set[int]] = {digest: set() for digest in digests}
         for entries in self._entries():
             raw = entries["digest"].tobytes()
@@ -178,7 +221,9 @@ class Fingerprints:
                 splits = held.get(raw[at * DIGEST : (at + 1) * DIGEST])
                 if splits is not None:
                     splits.add(split)
-        return [frozenset(SPLITS_AND_REJECTED[split] for split in held[digest]) for digest in digests]
+        return [
+            frozenset(SPLITS_AND_REJECTED[split] for split in held[digest]) for digest in digests
+        ]
 
     def _entries(self) -> Iterator[npt.NDArray[Any]]:
         with self._path.open("rb") as stream:

@@ -1,6 +1,8 @@
-"""The grammar of a tool call: one of the tools with arguments that its schema allows, in a given form, or no call.
+"""The grammar of a tool call: one of the tools with arguments that its schema allows, in a given
+form, or no call.
 
-It travels as one text in place of a JSON Schema. The text is no JSON, so no schema that a client sends is taken for it.
+It travels as one text in place of a JSON Schema. The text is no JSON, so no schema that a client
+sends is taken for it.
 """
 
 from __future__ import annotations
@@ -21,11 +23,25 @@ if TYPE_CHECKING:  # a contract is read without it
 MARK = "call:"  # first characters of the text of such a grammar
 # as answers are written
 WHITESPACE: JsonCompileOptions = {
-    "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ",
-}  # fmt: skip
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_PARTS = ("items", "prefixItems", "additionalProperties", "anyOf", "oneOf", "allOf", "not", "contains",
-          "propertyNames", "if", "then", "else")  # fmt: skip
+_PARTS = (
+    "items",
+    "prefixItems",
+    "additionalProperties",
+    "anyOf",
+    "oneOf",
+    "allOf",
+    "not",
+    "contains",
+    "propertyNames",
+    "if",
+    "then",
+    "else",
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +50,8 @@ class CallGrammar:
 
     Attributes:
         tools: The schema of the arguments of each tool, by its name.
-        before, between, after: The texts before the name, between it and the arguments, and after these.
+        before, between, after: The texts before the name, between it and the arguments, and after
+            these.
         none: The answer that calls no tool; empty where one has to be called.
         control: Texts in these that are control tokens of the model.
     """

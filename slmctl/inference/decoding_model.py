@@ -1,4 +1,6 @@
-"""A loaded model, as the scheduler drives it: batches of tokens of many sequences in, logits out."""
+"""A loaded model, as the scheduler drives it: batches of tokens
+of many sequences in, logits out.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""A GGUF in a child process: many requests at once, shared prefix, constrained answers, probabilities.
+"""A GGUF in a child process: many requests at once, shared prefix, constrained answers,
+probabilities.
 
-quantize's check, predict, chat and serve all answer through this class, so the same code is measured and served.
-llama.cpp runs in a child, since a crash of native code must not take the caller along.
+quantize's check, predict, chat and serve all answer through this class, so the same code is
+measured and served. llama.cpp runs in a child, since a crash of native code must not take the
+caller along.
 """
 
 from __future__ import annotations
@@ -20,7 +22,14 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.hardware import usable_cores
 from slmctl.inference.escalation_policy import LABELS
 from slmctl.inference.events import ControlTokens, EngineInfo, Event, ValuePlace, places_of
-from slmctl.inference.supervised_child import HANG_S, EngineDiedError, EngineError, State, Supervised, error_of
+from slmctl.inference.supervised_child import (
+    HANG_S,
+    EngineDiedError,
+    EngineError,
+    State,
+    Supervised,
+    error_of,
+)
 from slmctl.installation import require, timings_folder
 
 
@@ -31,7 +40,8 @@ class Request:
     Attributes:
         prefix: Text at its start that other requests share; computed once.
         labels: The only answers allowed, or none for free text.
-        written_labels: The labels as the model writes them, in the same order; none where it writes them as they are.
+        written_labels: The labels as the model writes them, in the same order; none where it writes
+            them as they are.
         end: Text that ends a label, such as `<|im_end|>`.
         max_tokens: Longest answer, in tokens.
         temperature: 0 takes the likeliest token.
@@ -39,13 +49,15 @@ class Request:
         stop: Texts that end an answer and are not part of it (free text).
         schema: The JSON Schema that an answer must satisfy, as JSON; empty for none.
         adapter: The LoRA adapter to answer with; empty for the model itself.
-        alternatives: Number of likeliest tokens to send with each token of the answer; -1 sends no tokens.
-        shorten: Shorten max_tokens to the room that the prompt leaves in the context, instead of refusing the request.
+        alternatives: Number of likeliest tokens to send with each token of the answer; -1 sends no
+            tokens.
+        shorten: Shorten max_tokens to the room that the prompt leaves in the context, instead of
+            refusing the request.
         question: The text that an encoder reads, where one answers; empty for none.
         document: The text in the prompt that is asked in windows where it is long; empty for none.
         client: Who asks: clients take turns, and have equal parts of each batch.
-        rest: Below 1, the end of an answer tells the `distribution` over the labels; branches that are likelier than
-            this are looked at for it. The answer itself stays the same.
+        rest: Below 1, the end of an answer tells the `distribution` over the labels; branches that
+            are likelier than this are looked at for it. The answer itself stays the same.
     """
 
     prompt: str
@@ -74,14 +86,16 @@ class Answer:
 
     Attributes:
         finish: `stop` (the model ended its turn) or `length` (it hit max_tokens).
-        confidence: Product of the probabilities of the chosen tokens, each among the allowed ones; None if an endpoint
-            sends no probabilities.
-        labels: Of a request with labels: the probability of each label that was evaluated, likeliest first.
-        logprobs: The log probability of each choice that the model made, among the tokens allowed there; a forced
-            token is no choice, and the end of the turn is one.
-        raw_logprobs: Of a request with labels: the same among the whole vocabulary. The lower it is, the less likely
-            the model would have answered with any label.
-        evidence: The label's score in an encoder's linear model before normalisation; None if a language model answers.
+        confidence: Product of the probabilities of the chosen tokens, each among the allowed ones;
+            None if an endpoint sends no probabilities.
+        labels: Of a request with labels: the probability of each label that was evaluated,
+            likeliest first.
+        logprobs: The log probability of each choice that the model made, among the tokens allowed
+            there; a forced token is no choice, and the end of the turn is one.
+        raw_logprobs: Of a request with labels: the same among the whole vocabulary. The lower it
+            is, the less likely the model would have answered with any label.
+        evidence: The label's score in an encoder's linear model before normalisation; None if a
+            language model answers.
         first: Of a sum, the answer that its linear members give alone.
         places: The places of its values in a document.
     """
@@ -114,10 +128,12 @@ class Answer:
 
 
 SEQUENCES, CONTEXT = 16, 2048  # of an engine: requests at the same time, and tokens of each
-MOST_DEADLY = 16  # requests in a row, each asked alone, that may kill the engine before retrying stops
+# requests in a row, each asked alone, that may kill the engine before retrying stops
+MOST_DEADLY = 16
 
 
-Outcomes = Iterator[tuple[int, Answer | EngineError]]  # with the index of each request, as they are finished
+# with the index of each request, as they are finished
+Outcomes = Iterator[tuple[int, Answer | EngineError]]
 
 
 class Answering:
@@ -167,14 +183,17 @@ class Answering:
         return [request.prompt]
 
     def held_bytes(self) -> int:
-        """Bytes that the processes and their grammars hold, with their part of shared memory; 0 without a process."""
+        """Bytes that the processes and their grammars hold, with their part
+        of shared memory; 0 without a process.
+        """
         raise NotImplementedError
 
     def revive(self) -> None:
         """Start the process again if it has died.
 
         Raises:
-            EngineError: The file cannot be loaded any more, or the system has no room for a process now.
+            EngineError: The file cannot be loaded any more, or the system has no room for a process
+                now.
         """
         raise NotImplementedError
 
@@ -183,7 +202,8 @@ class Answering:
         return {}
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
-        """Start answering; `on_event` is called from another thread until `finish` or `error` has come.
+        """Start answering; `on_event` is called from another thread until `finish` or `error` has
+        come.
 
         Returns:
             A function that cancels the request and frees its place; no event follows.
@@ -191,21 +211,28 @@ class Answering:
         raise NotImplementedError
 
     def ask_all(
-        self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False, through: Answering | None = None
+        self,
+        requests: Iterable[Request],
+        *,
+        widen: bool = False,
+        alone: bool = False,
+        through: Answering | None = None,
     ) -> Outcomes:
         """Answer many requests together, each with its index, in the order in which they finish.
 
-        A request that cannot be answered gives its error in place of an answer. Nobody else may ask until the last
-        outcome is taken, or the iterator closed: the process waits until its batches are full.
+        A request that cannot be answered gives its error in place of an answer. Nobody else may ask
+        until the last outcome is taken, or the iterator closed: the process waits until its batches
+        are full.
 
         Args:
-            widen: Ask those that do not fit the context once more after the others, in a longer one: as long as
-                the model was trained on, and as the memory of all sequences holds. It stays, with fewer sequences
-                in the same memory.
-            alone: Ask those during which the engine died once more, one by one: most of them only shared a batch with
-                one that ends it. After MOST_DEADLY in a row it is the machine that ends it, and the others keep
-                their error.
-            through: Gets each request first, instead of this one, and passes on those that it does not answer.
+            widen: Ask those that do not fit the context once more after the others, in a longer
+                one: as long as the model was trained on, and as the memory of all sequences holds.
+                It stays, with fewer sequences in the same memory.
+            alone: Ask those during which the engine died once more, one by one: most of them only
+                shared a batch with one that ends it. After MOST_DEADLY in a row it is the machine
+                that ends it, and the others keep their error.
+            through: Gets each request first, instead of this one, and passes on those that it does
+                not answer.
         """
         raise NotImplementedError
 
@@ -244,10 +271,12 @@ class Engine(Supervised, Answering):
         threads: CPU threads; the cores this process may use, by default.
         adapters: LoRA adapters over the model, by the name that requests call them.
         hang_s: Seconds without a sign of life after which the process is killed.
-        grammars: Requests have a schema; the tables of the vocabulary that grammars need are built with the file.
-        mostly_reads: Requests are for labels or about documents, so reading takes the time: quantized weights are held
-            as BF16 where prompts are read faster with them here (`expansion`); without grammars the fused attention is
-            used for a file that is not quantized too.
+        grammars: Requests have a schema; the tables of the vocabulary that grammars need are built
+            with the file.
+        mostly_reads: Requests are for labels or about documents, so reading takes the time:
+            quantized weights are held as BF16 where prompts are read faster with them here
+            (`expansion`); without grammars the fused attention is used for a file that is not
+            quantized too.
 
     Raises:
         MissingError: llama-cpp-python is not installed.
@@ -273,10 +302,14 @@ class Engine(Supervised, Answering):
         self.sequences, self.context = sequences, context
         self._cells = sequences * context  # tokens that the memory holds, however it is shared out
         self._settings: dict[str, Any] = {
-            "sequences": sequences, "context": context, "threads": threads or usable_cores(), "grammars": grammars,
-            "mostly_reads": mostly_reads, "timings": timings_folder(),
+            "sequences": sequences,
+            "context": context,
+            "threads": threads or usable_cores(),
+            "grammars": grammars,
+            "mostly_reads": mostly_reads,
+            "timings": timings_folder(),
             "adapters": {name: str(path) for name, path in (adapters or {}).items()},
-        }  # fmt: skip
+        }
         super().__init__(gguf, hang_s=hang_s)
 
     def command(self) -> tuple[str, ...]:
@@ -295,7 +328,12 @@ class Engine(Supervised, Answering):
         return functools.partial(self.cancel, id)
 
     def ask_all(
-        self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False, through: Answering | None = None
+        self,
+        requests: Iterable[Request],
+        *,
+        widen: bool = False,
+        alone: bool = False,
+        through: Answering | None = None,
     ) -> Outcomes:
         first = through or self
         events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
@@ -315,7 +353,8 @@ class Engine(Supervised, Answering):
         def put(index: int, event: Event) -> None:
             events.put((index, event))
 
-        # the same requests make the same batches, however fast they come: answers are then equal to the last digit
+        # the same requests make the same batches, however fast they come: answers are then equal to
+        # the last digit
         self.tell({"fill": "all"})
         try:
             feed(first.ahead)
@@ -325,12 +364,19 @@ class Engine(Supervised, Answering):
                     pending[index][1].append(event["piece"])
                     continue
                 request, pieces = pending.pop(index)
-                if widen and event.get("refused") and (needs := self._needs(request, first)) > self.context:
+                if (
+                    widen
+                    and event.get("refused")
+                    and (needs := self._needs(request, first)) > self.context
+                ):
                     long[index] = request, needs
                 elif alone and event.get("died"):
                     died[index] = request
                 else:
-                    yield index, error_of(event) if "error" in event else answer_of(event, "".join(pieces))
+                    yield (
+                        index,
+                        error_of(event) if "error" in event else answer_of(event, "".join(pieces)),
+                    )
                 feed()
         finally:
             self.tell({"fill": ""})
@@ -347,8 +393,12 @@ class Engine(Supervised, Answering):
                 yield indices[place], answer
         yield from self._ask_alone(died, widen, through)
 
-    def _ask_alone(self, died: Mapping[int, Request], widen: bool, through: Answering | None) -> Outcomes:
-        """Answer requests during which the engine died, one by one, until MOST_DEADLY in a row end it again."""
+    def _ask_alone(
+        self, died: Mapping[int, Request], widen: bool, through: Answering | None
+    ) -> Outcomes:
+        """Answer requests during which the engine died, one by one,
+        until MOST_DEADLY in a row end it again.
+        """
         deadly = 0
         for index, request in died.items():
             if deadly < MOST_DEADLY:
@@ -357,15 +407,22 @@ class Engine(Supervised, Answering):
             yield index, again
 
     def _needs(self, request: Request, first: Answering) -> int:
-        """Tokens of the longest prompt of a request with its answer; 0 if the engine cannot tokenize it."""
+        """Tokens of the longest prompt of a request with its answer;
+        0 if the engine cannot tokenize it.
+        """
         with contextlib.suppress(EngineError):
-            ends = [len(self.tokenize(label + request.end)) for label in request.written_labels or request.labels]
+            ends = [
+                len(self.tokenize(label + request.end))
+                for label in request.written_labels or request.labels
+            ]
             longest = max(len(self.tokenize(prompt)) for prompt in first.prompts(request))
             return longest + max(ends, default=request.max_tokens)
         return 0
 
     def _widen(self, context: int) -> None:
-        """Start the child again with another context, and as many sequences as the same memory then holds."""
+        """Start the child again with another context, and as many
+        sequences as the same memory then holds.
+        """
         self.close()
         self.context, self.sequences = context, self._cells // context
         self._settings |= {"context": self.context, "sequences": self.sequences}
@@ -387,6 +444,20 @@ def answer_of(event: Event, text: str) -> Answer:
     counts = event["prompt_tokens"], event["completion_tokens"]
     likely = tuple(event.get("logprobs", ())), tuple(event.get("raw_logprobs", ()))
     labels, evidence = event.get("labels", {}), event.get("evidence")
-    alone = answer_of(first, next(iter(first["labels"]))) if (first := event.get("first")) is not None else None
+    alone = (
+        answer_of(first, next(iter(first["labels"])))
+        if (first := event.get("first")) is not None
+        else None
+    )
     places = tuple(places_of(event))
-    return Answer(text, event["finish"], event["confidence"], *counts, labels, *likely, evidence, alone, places)
+    return Answer(
+        text,
+        event["finish"],
+        event["confidence"],
+        *counts,
+        labels,
+        *likely,
+        evidence,
+        alone,
+        places,
+    )

@@ -1,8 +1,9 @@
-"""Decides whether a local answer is kept: its probabilities -> how likely it is right -> keep or escalate.
+"""Decides whether a local answer is kept: its probabilities -> how likely it is right -> keep or
+escalate.
 
-`calibrate` fits a policy on predictions and `serve` asks it about every answer: both read the answer's
-signals here, from the same fields, so the measured policy is the one that decides. A policy is plain JSON, bound to
-one GGUF file and one task, and needs nothing to be asked.
+`calibrate` fits a policy on predictions and `serve` asks it about every answer: both read the
+answer's signals here, from the same fields, so the measured policy is the one that decides. A
+policy is plain JSON, bound to one GGUF file and one task, and needs nothing to be asked.
 """
 
 from __future__ import annotations
@@ -32,29 +33,38 @@ FLOOR = 1e-7  # probabilities below it are taken for it: predictions hold six di
 def signals(answer: Mapping[str, Any], *, out_of_scope: str = "") -> dict[str, float]:
     """The signals of an answer, from its probabilities, for a linear score.
 
-    Of labels: `odds`, the log odds of the chosen label against all others; `allowed`, the log odds that the model
-    would answer with any label and not with another text; `out_of_scope`, the log probability of that label. The
-    second finds questions that are out of scope: a model that never saw such a question is as sure of a label, but
-    less likely to answer with one. Of an encoder alone, `evidence` takes its place: what speaks for the label by
-    itself, which is little for a text unlike all training rows. Of other answers: `mean` and `least`, the mean and the
-    least log probability of a choice, and `choices`, the log of their number.
+    Of labels: `odds`, the log odds of the chosen label against all others; `allowed`, the log odds
+    that the model would answer with any label and not with another text; `out_of_scope`, the log
+    probability of that label. The second finds questions that are out of scope: a model that never
+    saw such a question is as sure of a label, but less likely to answer with one. Of an encoder
+    alone, `evidence` takes its place: what speaks for the label by itself, which is little for a
+    text unlike all training rows. Of other answers: `mean` and `least`, the mean and the least log
+    probability of a choice, and `choices`, the log of their number.
 
     Args:
-        answer: A line of predictions, or the engine's last event: `confidence` and `logprobs` and, of labels,
-            `raw_logprobs` or `evidence`, and `labels` with their probabilities, likeliest first.
+        answer: A line of predictions, or the engine's last event: `confidence` and `logprobs` and,
+            of labels, `raw_logprobs` or `evidence`, and `labels` with their probabilities,
+            likeliest first.
         out_of_scope: The label of questions that are out of scope, where the task has one.
 
     Raises:
         ValueError: It has no confidence or no log probabilities, or they are no numbers.
     """
-    sure, choices = answer.get("confidence"), [_logprob(value) for value in answer.get("logprobs") or ()]
+    sure, choices = (
+        answer.get("confidence"),
+        [_logprob(value) for value in answer.get("logprobs") or ()],
+    )
     if isinstance(sure, bool) or not isinstance(sure, int | float) or not 0 <= sure <= 1:
         raise ValueError("the answer has no confidence")
     if not choices:
         raise ValueError("the answer has no log probabilities")
     listed = list((answer.get("labels") or {}).items())[:LABELS]
     if not listed:
-        return {"mean": math.fsum(choices) / len(choices), "least": min(choices), "choices": math.log(len(choices))}
+        return {
+            "mean": math.fsum(choices) / len(choices),
+            "least": min(choices),
+            "choices": math.log(len(choices)),
+        }
     values, evidence = {"odds": _log_odds(sure)}, answer.get("evidence")
     if evidence is not None:
         values["evidence"] = _number(evidence)
@@ -109,7 +119,8 @@ class Decision:
 
 
 class CurvePoint(TypedDict, total=False):
-    """One threshold of the cost-quality curve, over the rows that tested it; all but the threshold are shares.
+    """One threshold of the cost-quality curve, over the rows that tested it; all but the threshold
+    are shares.
 
     Attributes:
         threshold: Score from which on an answer is kept.
@@ -130,26 +141,31 @@ class PolicyFigures(TypedDict, total=False):
     """The measurements of a fit; shares, unless they are numbers of rows.
 
     Attributes:
-        rows, fitted_on, tested_on: Numbers of all rows, of those that fit the score, of those that test the threshold.
-        groups, design_effect: Number of groups of all rows, and how many of the kept rows tell as much as one
-            independent row; only for rows with groups.
+        rows, fitted_on, tested_on: Numbers of all rows, of those that fit the score, of those that
+            test the threshold.
+        groups, design_effect: Number of groups of all rows, and how many of the kept rows tell as
+            much as one independent row; only for rows with groups.
         cost: Of a thousand questions, with its interval; this and the next three only with costs.
         saved_by_more: Of the cost, by 100 more calibration rows, as foreseen.
-        labels: Of each label with a cost of its own, the numbers of rows to which a wrong answer is kept, and of all.
+        labels: Of each label with a cost of its own, the numbers of rows to which a wrong answer is
+            kept, and of all.
         label_bounds: Upper bounds of these shares, of labels with enough rows.
-        kept_by_more: Share of the answers that would be kept beyond `kept` with 100 more calibration rows, as foreseen.
+        kept_by_more: Share of the answers that would be kept beyond `kept` with 100 more
+            calibration rows, as foreseen.
         ms: Milliseconds of a question; 0 if they were not measured.
         kept, error, error_bound: At the threshold of the policy; see CurvePoint.
-        chance_to_pass: Chance that any threshold passes, predicted from the scores; a policy that passed against the
-            odds is more often over max_error.
+        chance_to_pass: Chance that any threshold passes, predicted from the scores; a policy that
+            passed against the odds is more often over max_error.
         max_error, confidence: The largest error allowed, and the confidence of its bound.
         accuracy: Share of right answers to rows in scope.
-        p_correct, right: Mean P(correct), and share of answers that are right to keep, among all calibration rows that
-            test the threshold.
+        p_correct, right: Mean P(correct), and share of answers that are right to keep, among all
+            calibration rows that test the threshold.
         first_kept: Share of the answers that the first step keeps; only of a first step.
         min_token_f1: Least token F1 of a right text; left out where it is 1.
-        out_of_scope_rows: Number of out-of-scope rows; this and the following are left out without such rows.
-        out_of_scope_kept, out_of_scope_bound: Share of these rows that is kept, and its upper bound.
+        out_of_scope_rows: Number of out-of-scope rows; this and the following are left out without
+            such rows.
+        out_of_scope_kept, out_of_scope_bound: Share of these rows that is kept, and its upper
+            bound.
         in_scope_kept: Share of the rows in scope that is kept.
     """
 
@@ -182,7 +198,8 @@ class PolicyFigures(TypedDict, total=False):
     in_scope_kept: float
 
 
-# Figures decide nothing, so a file may lack some or have others: it is held to having an object in their place.
+# Figures decide nothing, so a file may lack some or have others: it is held to having an object in
+# their place.
 _AS_AN_OBJECT = GetPydanticSchema(lambda _source, handler: handler(dict[str, Any]))
 
 
@@ -191,16 +208,22 @@ Knots = tuple[tuple[float, float], ...]  # (score, P(correct)), both rising
 
 @dataclass(frozen=True)
 class FirstStep:
-    """The part of a policy by which the linear members of a sum answer alone, and the file is asked for the rest.
+    """The part of a policy by which the linear members of a sum answer alone, and the file is asked
+    for the rest.
 
     Attributes:
         weights, bias, knots, threshold: As in a Policy, for the answers of the linear members.
-        rest_knots, rest_threshold: As in a Policy, for the sum's answers to the rest, with the policy's own weights.
+        rest_knots, rest_threshold: As in a Policy, for the sum's answers to the rest, with the
+            policy's own weights.
         figures: The measurements of all kept answers together.
         words_alone: The step is one of words, and the encoder is asked together with the file.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+    __pydantic_config__: ClassVar[ConfigDict] = {
+        "extra": "forbid",
+        "strict": True,
+        "allow_inf_nan": False,
+    }
 
     weights: dict[str, float]
     bias: float
@@ -222,7 +245,11 @@ class AnswerCosts:
         label: The same by the right label, for those with a cost of their own.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+    __pydantic_config__: ClassVar[ConfigDict] = {
+        "extra": "forbid",
+        "strict": True,
+        "allow_inf_nan": False,
+    }
 
     escalated: float
     wrong: float
@@ -230,7 +257,9 @@ class AnswerCosts:
     currency: str
 
     def of(self, decision: Decision, labels: Mapping[str, float]) -> float:
-        """The expected cost of a decision on an answer with these probabilities, of which the first is the answer's."""
+        """The expected cost of a decision on an answer with these
+        probabilities, of which the first is the answer's.
+        """
         if not decision.keep:
             return self.escalated
         others = [(p, self.label.get(label, self.wrong)) for label, p in [*labels.items()][1:]]
@@ -250,14 +279,20 @@ class Policy:
         correct: The rule by which an answer counted as right, in words.
         out_of_scope: The label of questions that are out of scope; empty for none.
         weights, bias: The linear score over the signals.
-        knots: (score, P(correct)), both rising; between knots P is interpolated, beyond the last one it is constant.
+        knots: (score, P(correct)), both rising; between knots P is interpolated, beyond the last
+            one it is constant.
         threshold: Score from which on an answer is kept.
         figures: The measurements of the fit.
-        first: The step of the linear members of a sum; None where none was fitted. It is taken by `--first-look` alone.
+        first: The step of the linear members of a sum; None where none was fitted. It is taken by
+            `--first-look` alone.
         costs: Those that it was fitted for; None for none.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+    __pydantic_config__: ClassVar[ConfigDict] = {
+        "extra": "forbid",
+        "strict": True,
+        "allow_inf_nan": False,
+    }
 
     gguf: str
     task: str
@@ -278,7 +313,8 @@ class Policy:
         """Read the policy in an artifact's folder, or in a single file.
 
         Raises:
-            IntegrityError: It does not exist, its schema is newer, or its values are wrong; all faults are named.
+            IntegrityError: It does not exist, its schema is newer, or its values are wrong; all
+                faults are named.
         """
         path, hint = path / FILENAME if path.is_dir() else path, "slmctl calibrate makes one"
         if not path.exists():
@@ -300,14 +336,25 @@ class Policy:
         (folder / FILENAME).write_bytes(canonical(fields))
 
     def in_steps(self) -> tuple[Policy, Policy]:
-        """The policies of the linear members' answers, and of the sum's answers to the rest; `first` must be there."""
+        """The policies of the linear members' answers, and of the sum's
+        answers to the rest; `first` must be there.
+        """
         step = self.first
         assert step is not None
         members = dataclasses.replace(
-            self, weights=step.weights, bias=step.bias, knots=step.knots, threshold=step.threshold, first=None
+            self,
+            weights=step.weights,
+            bias=step.bias,
+            knots=step.knots,
+            threshold=step.threshold,
+            first=None,
         )
         return members, dataclasses.replace(
-            self, knots=step.rest_knots, threshold=step.rest_threshold, figures=step.figures, first=None
+            self,
+            knots=step.rest_knots,
+            threshold=step.rest_threshold,
+            figures=step.figures,
+            first=None,
         )
 
     def require(self, gguf: str, task: str) -> None:
@@ -324,7 +371,8 @@ class Policy:
             fitted, served = fitted.removeprefix("sha256:"), served.removeprefix("sha256:")
             if fitted != served:
                 raise IntegrityError(
-                    f"the policy is for another {subject}: fitted on {fitted[:12]}, and {served[:12]} answers here",
+                    f"the policy is for another {subject}: fitted on {fitted[:12]}, and "
+                    f"{served[:12]} answers here",
                     hint="slmctl calibrate, with what is served: the file, or the file in its sum",
                 )
 
@@ -352,7 +400,8 @@ class Policy:
         """
         score = self.score(answer)
         most = UNSURE ** (1 / self.figures["rows"]) if self.figures.get("rows") else 1.0
-        p_correct = round(min(self.p_correct(score), most), 4)  # n right answers show no more than this share
+        # n right answers show no more than this share
+        p_correct = round(min(self.p_correct(score), most), 4)
         if self.out_of_scope and text.strip() == self.out_of_scope:
             return Decision(False, p_correct, "out-of-scope")
         keep = score >= self.threshold

@@ -1,4 +1,6 @@
-"""The types that the engine answers with: events of an answer, tokens, the description of a model."""
+"""The types that the engine answers with: events of an answer,
+tokens, the description of a model.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ from typing import NotRequired
 
 from typing_extensions import TypedDict  # of typing's own, pydantic can check none
 
-EXPANDED = ", weights as BF16"  # after a build, since expanded weights give slightly other probabilities
+# after a build, since expanded weights give slightly other probabilities
+EXPANDED = ", weights as BF16"
 
 
 class TokenText(TypedDict):
@@ -54,7 +57,8 @@ class Event(TypedDict, total=False):
     Attributes:
         piece: The next part of the answer's text.
         tokens: Those of a piece or of the end, for a request with `alternatives`.
-        finish, prompt_tokens, completion_tokens, confidence, logprobs, labels, raw_logprobs: As in an Answer.
+        finish, prompt_tokens, completion_tokens, confidence, logprobs, labels, raw_logprobs: As in
+            an Answer.
         evidence: As in an Answer.
         first: Of a sum, the end of the answer that its linear members give alone.
         p_correct: Probability that the answer is right, by the first step of a policy that kept it.
@@ -85,7 +89,9 @@ class Event(TypedDict, total=False):
 
 
 def places_of(event: Event) -> list[ValuePlace]:
-    """The places of an answer by its last event: those of its values, or that of the likeliest label."""
+    """The places of an answer by its last event: those of its
+    values, or that of the likeliest label.
+    """
     label = next(iter(event.get("labels", {})), None)
     return [place for place in event.get("places", []) if place["path"] or place["value"] == label]
 

@@ -1,9 +1,11 @@
-"""Expands the weights of a quantized GGUF file to BF16 in memory, if this processor multiplies these faster.
+"""Expands the weights of a quantized GGUF file to BF16 in memory, if this processor multiplies
+these faster.
 
-A question is read as one batch of tokens, in which some processors multiply 16-bit weights faster than 8-bit blocks. A
-text is written token by token, each of which reads all weights once, so the smaller file is faster. Whoever chooses
-labels, or answers about documents, mostly reads: the engine then expands the file at loading, if a timing of both on
-this processor says so and the memory suffices.
+A question is read as one batch of tokens, in which some processors multiply 16-bit weights faster
+than 8-bit blocks. A text is written token by token, each of which reads all weights once, so the
+smaller file is faster. Whoever chooses labels, or answers about documents, mostly reads: the engine
+then expands the file at loading, if a timing of both on this processor says so and the memory
+suffices.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ WORKING_BYTES = 64 << 20  # of rows that llama.cpp converts at once
 
 
 def faster(model: Any, path: str, *, threads: int, cache: str) -> Any:
-    """The model with its weights expanded, where that is faster here and fits; else None, and `model` is kept.
+    """The model with its weights expanded, where that is faster here and fits; else None, and
+    `model` is kept.
 
     Args:
         model: The file, loaded by llama.cpp.
@@ -63,7 +66,9 @@ def faster(model: Any, path: str, *, threads: int, cache: str) -> Any:
 
 
 def expand(path: str, *, threads: int) -> Any:
-    """Load a file with its weights as BF16, from a copy in memory that ends with the process; None where it fails."""
+    """Load a file with its weights as BF16, from a copy in memory that ends
+    with the process; None where it fails.
+    """
     copy = os.memfd_create("weights")
     try:
         params = lc.llama_model_quantize_default_params()
@@ -116,7 +121,9 @@ def _seconds(model: Any, threads: int) -> list[float]:
 
 
 def _kept(model: Any, threads: int, cache: str) -> Path | None:
-    """The file that keeps the timing: of all models of these shapes and types, on this processor, with this build."""
+    """The file that keeps the timing: of all models of these shapes and
+    types, on this processor, with this build.
+    """
     if not cache:
         return None
     name = ctypes.create_string_buffer(128)

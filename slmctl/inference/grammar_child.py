@@ -1,9 +1,12 @@
-"""The child process of `grammar_pool`: compiles JSON Schemas and follows their answers, each schema in its own fork.
+"""The child process of `grammar_pool`: compiles JSON Schemas and follows their answers, each schema
+in its own fork.
 
-    python -m slmctl.inference.grammar_child [MODEL.gguf]     sockets come in over stdin; a fork serves each
+    python -m slmctl.inference.grammar_child [MODEL.gguf]
+        sockets come in over stdin; a fork serves each
 
-The vocabulary is read once, before the forks. A fork has a limit of memory, and ends itself when one message takes
-longer than its time, also inside native code. Without a model the tokens are bytes, which is enough to check a schema.
+The vocabulary is read once, before the forks. A fork has a limit of memory, and ends itself when
+one message takes longer than its time, also inside native code. Without a model the tokens are
+bytes, which is enough to check a schema.
 """
 
 from __future__ import annotations
@@ -44,11 +47,13 @@ def main(model: str | None) -> None:
     if model is None:
         tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Bytes()))
     else:
-        from slmctl.inference.llama_child import grammar_tokenizer  # llama.cpp, which a check does not need
+        # llama.cpp, which a check does not need
+        from slmctl.inference.llama_child import grammar_tokenizer
 
         tokenizer = grammar_tokenizer(model)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the forks
-    for number in (signal.SIGINT, signal.SIGTERM):  # they reach a whole group, of which the parent decides
+    # they reach a whole group, of which the parent decides
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=os.dup(0))
     control.sendall(b"r")

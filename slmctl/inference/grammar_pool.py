@@ -1,8 +1,10 @@
-"""Grammars of JSON Schemas, each in its own process: a schema that hangs, grows or crashes costs its own answers.
+"""Grammars of JSON Schemas, each in its own process: a schema that hangs, grows or crashes costs
+its own answers.
 
-Clients send schemas, and a grammar's compiler takes seconds, gigabytes or the whole process for some of them. Each
-schema is therefore compiled and followed in a process with a limit of memory and a budget of time for every message,
-forked from one that holds the vocabulary. The thread that decodes never waits for one.
+Clients send schemas, and a grammar's compiler takes seconds, gigabytes or the whole process for
+some of them. Each schema is therefore compiled and followed in a process with a limit of memory and
+a budget of time for every message, forked from one that holds the vocabulary. The thread that
+decodes never waits for one.
 """
 
 from __future__ import annotations
@@ -40,8 +42,9 @@ class GrammarState:
     Attributes:
         forced: The tokens that must come next, whatever the model would choose.
         finished: True where nothing but the end of the turn may follow them.
-        allowed: True for every token id that may follow them, and the end of the turn where the answer may end;
-            (n_vocab rounded up to a multiple of 8,), or empty where the answer is finished.
+        allowed: True for every token id that may follow them, and the end of the turn where the
+            answer may end; (n_vocab rounded up to a multiple of 8,), or empty where the answer is
+            finished.
     """
 
     forced: tuple[int, ...]
@@ -50,7 +53,9 @@ class GrammarState:
 
 
 class _Nursery:
-    """The process that the others are forked from; started by the first schema, and again after its end."""
+    """The process that the others are forked from; started by the
+    first schema, and again after its end.
+    """
 
     def __init__(self, model: str | None) -> None:
         self._arguments = [model] if model is not None else []
@@ -76,7 +81,9 @@ class _Nursery:
             raise DataError(f"no grammar can be made of the schema now: {error}") from None
 
     def prepare(self) -> None:
-        """Start the process; one that does not start is tried again with the first schema, which gets its words."""
+        """Start the process; one that does not start is tried again with
+        the first schema, which gets its words.
+        """
         with self._lock, contextlib.suppress(OSError):
             self._start()
 
@@ -87,9 +94,12 @@ class _Nursery:
         self._control, other = socket.socketpair()
         with other:
             self._process = child.start(
-                "slmctl.inference.grammar_child", *self._arguments, stdin=other.fileno(), stdout=subprocess.DEVNULL,
+                "slmctl.inference.grammar_child",
+                *self._arguments,
+                stdin=other.fileno(),
+                stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-            )  # fmt: skip
+            )
         self._control.settimeout(START_S)
         if self._control.recv(1) != b"r":
             assert self._process.stderr is not None
@@ -162,8 +172,12 @@ class _Grammar:
     def _explain(self, took_s: float, budget_s: float) -> NoReturn:
         self.close()
         if took_s >= budget_s:
-            raise DataError(f"no grammar can be made of the schema: it takes longer than {budget_s:g} s")
-        raise DataError("no grammar can be made of the schema: it takes more memory than a grammar may have")
+            raise DataError(
+                f"no grammar can be made of the schema: it takes longer than {budget_s:g} s"
+            )
+        raise DataError(
+            "no grammar can be made of the schema: it takes more memory than a grammar may have"
+        )
 
 
 @dataclass(frozen=True)
@@ -178,12 +192,14 @@ class Grammars:
 
     Args:
         model: The GGUF file with the vocabulary of the grammars.
-        deliver: Called from these threads with an answer's id and its state, or the sentence that ends it.
+        deliver: Called from these threads with an answer's id and its state, or the sentence that
+            ends it.
     """
 
     def __init__(self, model: str, deliver: Callable[[str, GrammarState | str], None]) -> None:
         self._nursery, self._deliver = _Nursery(model), deliver
-        self._lines: dict[str, queue.SimpleQueue[_Job | None]] = {}  # by schema, the one used last at the end
+        # by schema, the one used last at the end
+        self._lines: dict[str, queue.SimpleQueue[_Job | None]] = {}
         self._schemas: dict[str, str] = {}  # of each answer
 
     def prepare(self) -> None:
@@ -196,7 +212,9 @@ class Grammars:
         line = self._lines.pop(schema, None)
         if line is None:
             line = queue.SimpleQueue()
-            threading.Thread(target=self._run, args=(line, _Grammar(self._nursery, schema)), daemon=True).start()
+            threading.Thread(
+                target=self._run, args=(line, _Grammar(self._nursery, schema)), daemon=True
+            ).start()
         self._lines[schema] = line
         line.put(_Job(walk))
 
@@ -205,7 +223,9 @@ class Grammars:
         self._lines[self._schemas[walk]].put(_Job(walk, token))
 
     def end(self, walk: str) -> None:
-        """Drop an answer; an unknown one is ignored. A state that is on its way may still be delivered: ignore it."""
+        """Drop an answer; an unknown one is ignored. A state that is on its
+        way may still be delivered: ignore it.
+        """
         schema = self._schemas.pop(walk, None)
         if schema is None:
             return
@@ -241,7 +261,8 @@ _checks = _Nursery(None)
 
 
 def fault_of(schema: str) -> str:
-    """The reason why no answer can be held to a schema, or to a call's grammar; empty where answers can.
+    """The reason why no answer can be held to a schema, or to a call's grammar; empty where answers
+    can.
 
     It is compiled, and its first tokens found, by another process, in at most COMPILE_S seconds.
     """

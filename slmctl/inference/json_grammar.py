@@ -1,8 +1,9 @@
-"""Compiles a JSON Schema to the tokens that may come next: the engine and HF models are held to the same grammar.
+"""Compiles a JSON Schema to the tokens that may come next: the engine and HF models are held to the
+same grammar.
 
 The grammar is llguidance's; llama.cpp's own converter drops `pattern`, `format` and `items` in a
-schema with a list of types, and allows bare line breaks in strings. An answer is written as `prepare` writes it:
-keys in alphabetical order, `, ` and `: ` between them, no other white space.
+schema with a list of types, and allows bare line breaks in strings. An answer is written as
+`prepare` writes it: keys in alphabetical order, `, ` and `: ` between them, no other white space.
 """
 
 from __future__ import annotations
@@ -45,8 +46,12 @@ class Walk:
         return bool(self._matcher.is_stopped())
 
     def allowed(self) -> npt.NDArray[np.intp]:
-        """The tokens that may come next, in order; the end of the turn is one of them where the answer may end."""
-        return np.flatnonzero(np.unpackbits(np.frombuffer(self.mask(), np.uint8), bitorder="little"))
+        """The tokens that may come next, in order; the end of the turn is
+        one of them where the answer may end.
+        """
+        return np.flatnonzero(
+            np.unpackbits(np.frombuffer(self.mask(), np.uint8), bitorder="little")
+        )
 
     def mask(self) -> bytes:
         """The same as a bit a token, the first one lowest.
@@ -98,16 +103,21 @@ def _of_schema(schema: str) -> str:
         if texts := subset_grammar.choices(value):
             return llguidance.LLMatcher.grammar_from_lark(subset_grammar.lark(texts))
         text = json.dumps(call_grammar.ordered(value))
-        return llguidance.LLMatcher.grammar_from_json_schema(text, overrides=call_grammar.WHITESPACE)
+        return llguidance.LLMatcher.grammar_from_json_schema(
+            text, overrides=call_grammar.WHITESPACE
+        )
     except RecursionError:
         raise DataError("no grammar can be made of the schema: it is nested too deeply") from None
-    except ValueError as error:  # it is nested too deeply for llguidance, or holds what is no JSON there
+    except (
+        ValueError
+    ) as error:  # it is nested too deeply for llguidance, or holds what is no JSON there
         raise _refusal(str(error)) from None
 
 
 def _refusal(fault: str) -> DataError:
     return DataError(
-        f"no grammar can be made of the schema: {_one_line(fault)}", hint="leave that keyword out of the schema"
+        f"no grammar can be made of the schema: {_one_line(fault)}",
+        hint="leave that keyword out of the schema",
     )
 
 

@@ -1,7 +1,9 @@
-"""Prefixes that prompts share, each kept in its own sequence: a request copies the prefix instead of computing it.
+"""Prefixes that prompts share, each kept in its own sequence: a request copies the prefix instead
+of computing it.
 
-Clients with different system prompts get one each, up to PREFIXES. A kept prefix takes cells of the cache, and every
-token of a batch attends over all cells, so a prefix that no request used lately is dropped.
+Clients with different system prompts get one each, up to PREFIXES. A kept prefix takes cells of the
+cache, and every token of a batch attends over all cells, so a prefix that no request used lately is
+dropped.
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ from slmctl.inference.decoding_model import BATCH, DecodingModel, common
 
 PREFIXES = 4  # that are kept of an attention model, and one more for each LoRA adapter
 IDLE = 64  # requests in a row without a prefix, after which it is dropped
-MERGED = 4  # last tokens in which equal prefixes may differ: tokens merge with the text that follows
+# last tokens in which equal prefixes may differ: tokens merge with the text that follows
+MERGED = 4
 
 
 def count_of(recurrent: bool, adapters: int) -> int:
-    """Number of sequences for prefixes; a recurrent model has one, since each holds a whole state."""
+    """Number of sequences for prefixes; a recurrent model has
+    one, since each holds a whole state.
+    """
     return (1 if recurrent else PREFIXES) + adapters
 
 
@@ -42,13 +47,16 @@ class KeptPrefixes:
         self._requests = 0
 
     def make_room(self, cells: int, adapter: str, prefix: list[int]) -> bool:
-        """Forget other prefixes than this one, as many as is needed for all to take at most `cells`.
+        """Forget other prefixes than this one, as many as is needed for all to take at most
+        `cells`.
 
         Returns:
             True if they then do.
         """
         own = self._closest(adapter, prefix)
-        others = [entry for entry in sorted(self._kept, key=lambda entry: entry.used) if entry is not own]
+        others = [
+            entry for entry in sorted(self._kept, key=lambda entry: entry.used) if entry is not own
+        ]
         while (taken := sum(len(entry.tokens) for entry in self._kept)) > cells and others:
             self._forget(others.pop(0))
         return taken <= cells
@@ -72,7 +80,8 @@ class KeptPrefixes:
             return 0, 0
         if (own := self._closest(adapter, prefix)) is not None:
             same, whole = common(own.tokens, prefix), self._model.recurrent
-            if same >= max(len(prefix), len(own.tokens) if whole else 0) - MERGED:  # it stays, for the others' sake
+            # it stays, for the others' sake
+            if same >= max(len(prefix), len(own.tokens) if whole else 0) - MERGED:
                 own.used = self._requests
                 return own.sequence, 0 if whole and same < len(own.tokens) else same
         new = min(self._kept, key=lambda entry: (bool(entry.tokens), entry.used))
@@ -82,14 +91,20 @@ class KeptPrefixes:
 
     def _closest(self, adapter: str, prefix: list[int]) -> _Prefix | None:
         """The entry that begins most like `prefix`; None where none begins alike."""
-        own = [entry for entry in self._kept if entry.adapter == adapter and common(entry.tokens, prefix)]
+        own = [
+            entry
+            for entry in self._kept
+            if entry.adapter == adapter and common(entry.tokens, prefix)
+        ]
         return max(own, key=lambda entry: common(entry.tokens, prefix), default=None)
 
     def _compute(self, new: _Prefix, adapter: str, prefix: list[int]) -> None:
         self._model.use(adapter)
         for start in range(0, len(prefix), BATCH):
             part = prefix[start : start + BATCH]
-            self._model.decode([(token, start + k, new.sequence, False) for k, token in enumerate(part)])
+            self._model.decode(
+                [(token, start + k, new.sequence, False) for k, token in enumerate(part)]
+            )
         new.adapter, new.tokens, new.used = adapter, prefix, self._requests
 
     def _forget(self, entry: _Prefix) -> None:

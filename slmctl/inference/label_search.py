@@ -1,7 +1,8 @@
-"""The likeliest label of a task, by its tokens: the model is asked only where the labels leave it a choice.
+"""The likeliest label of a task, by its tokens: the model is asked only where the labels leave it a
+choice.
 
-A label's probability is the product of the probabilities of its tokens, each among the tokens that the labels allow
-there; over all labels they add up to 1.
+A label's probability is the product of the probabilities of its tokens, each among the tokens that
+the labels allow there; over all labels they add up to 1.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class TrieNode:
             yield from node.labels()
 
 
-Branch = tuple[float, int, list[int], TrieNode]  # minus its probability, its turn, its tokens, where they lead
+# minus its probability, its turn, its tokens, where they lead
+Branch = tuple[float, int, list[int], TrieNode]
 
 
 class LabelChoice(NamedTuple):
@@ -65,11 +67,15 @@ class LabelTrie:
             node = self.root
             for token in ids:
                 if node.label is not None:
-                    raise ValueError(f"the label '{self.labels[node.label]}' begins '{self.labels[index]}'")
+                    raise ValueError(
+                        f"the label '{self.labels[node.label]}' begins '{self.labels[index]}'"
+                    )
                 node = node.next.setdefault(token, TrieNode())
             if node.next or node.label is not None:
                 other = next(k for k, tokens in enumerate(self.tokens) if tokens[: len(ids)] == ids)
-                raise ValueError(f"the label '{self.labels[index]}' begins or equals '{self.labels[other]}'")
+                raise ValueError(
+                    f"the label '{self.labels[index]}' begins or equals '{self.labels[other]}'"
+                )
             node.label = index
 
     @property
@@ -84,17 +90,21 @@ class LabelTrie:
 
 
 class LabelTree:
-    """The beginnings of some labels, each once: in one sequence after a prompt, they give every label's probability.
+    """The beginnings of some labels, each once: in one sequence after a prompt, they give every
+    label's probability.
 
     Attributes:
-        places: The place of each beginning; no label is among them, since nothing is asked after it.
+        places: The place of each beginning; no label is among them, since nothing is asked after
+            it.
         seen: (n, n), True where the beginning of a column begins the one of the row, or is it.
         ways: The places of each label's beginnings; its second token follows the first of them.
     """
 
     def __init__(self, tokens: Sequence[Sequence[int]]) -> None:
         paths = [[tuple(ids[:length]) for length in range(1, len(ids))] for ids in tokens]
-        self.places = {path: place for place, path in enumerate(dict.fromkeys(itertools.chain(*paths)))}
+        self.places = {
+            path: place for place, path in enumerate(dict.fromkeys(itertools.chain(*paths)))
+        }
         self.ways = [[self.places[path] for path in each] for each in paths]
         self.seen = np.eye(len(self.places), dtype=bool)
         for path, place in self.places.items():
@@ -103,14 +113,16 @@ class LabelTree:
 
 
 class LabelSearch:
-    """One walk through a trie: `path` names the position whose logits are needed, `take` takes them.
+    """One walk through a trie: `path` names the position whose logits are needed, `take` takes
+    them.
 
-    It first takes the likeliest token at every choice, as free decoding does. A skipped branch that is
-    likelier than the label found is followed too, LOOKS times at most: an uncertain model would else
-    evaluate half of its labels.
+    It first takes the likeliest token at every choice, as free decoding does. A skipped branch that
+    is likelier than the label found is followed too, LOOKS times at most: an uncertain model would
+    else evaluate half of its labels.
 
     Args:
-        rest: When the answer is found, branches that are likelier than this are followed for `distribution` alone.
+        rest: When the answer is found, branches that are likelier than this are followed for
+            `distribution` alone.
     """
 
     def __init__(self, trie: LabelTrie, *, rest: float = 1.0) -> None:
@@ -119,14 +131,17 @@ class LabelSearch:
         self._order = itertools.count()  # of equally likely branches the earlier one comes first
         self._open: list[Branch] = []  # a heap: the likeliest branch has the least number
         self._likelihood: dict[int, float] = {}
-        self._found: dict[int, float] = {}  # the labels among which the answer is the likeliest, when it is found
+        # the labels among which the answer is the likeliest, when it is found
+        self._found: dict[int, float] = {}
         self._asked: dict[tuple[int, ...], LabelChoice] = {}
         self._here = self._branch(1.0, [], trie.root)
         self._first = True  # on the way to the first label
 
     @property
     def path(self) -> list[int] | None:
-        """Tokens after the prompt, for which the logits of the next token are needed; None at the end of the search."""
+        """Tokens after the prompt, for which the logits of the next token are
+        needed; None at the end of the search.
+        """
         return None if self._here is None else self._here[2]
 
     def take(self, logits: npt.NDArray[np.float32]) -> None:
@@ -139,7 +154,9 @@ class LabelSearch:
         among = weights / weights.sum()
         shares = -negative * among
         weight = float(scores.max()) + math.log(float(weights.sum()))
-        self._asked[tuple(path)] = LabelChoice(tuple(path), dict(zip(tokens, among.tolist(), strict=True)), weight)
+        self._asked[tuple(path)] = LabelChoice(
+            tuple(path), dict(zip(tokens, among.tolist(), strict=True)), weight
+        )
         branches = [
             self._branch(float(share), [*path, token], node.next[token])
             for token, share in zip(tokens, shares, strict=True)
@@ -167,7 +184,9 @@ class LabelSearch:
         return [self._asked[path] for path in paths if path in self._asked]
 
     def probabilities(self) -> dict[str, float]:
-        """The labels that the search reached for the answer with their probability, likeliest first."""
+        """The labels that the search reached for the answer with
+        their probability, likeliest first.
+        """
         return self._told(self._found or self._likelihood)
 
     def distribution(self) -> dict[str, float]:
@@ -186,7 +205,9 @@ class LabelSearch:
         return {self.trie.labels[index]: float(f"{shares[index]:.6g}") for index in order}
 
     def _another(self) -> Branch | None:
-        """The branch to follow next; None where none is likelier than the best label, and none of the rest is asked."""
+        """The branch to follow next; None where none is likelier than the
+        best label, and none of the rest is asked.
+        """
         likeliest = -self._open[0][0] if self._open else 0.0
         if not self._found:
             if self._left and likeliest > max(self._likelihood.values()):
@@ -196,7 +217,9 @@ class LabelSearch:
         return heapq.heappop(self._open) if likeliest > self._rest else None
 
     def _branch(self, mass: float, path: list[int], node: TrieNode) -> Branch | None:
-        """The branch from a choice to the next one, over tokens that are forced; None where it ends in a label."""
+        """The branch from a choice to the next one, over tokens that are
+        forced; None where it ends in a label.
+        """
         while node.label is None and len(node.next) == 1:
             token = next(iter(node.next))
             path = [*path, token]

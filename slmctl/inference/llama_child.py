@@ -1,6 +1,7 @@
 """The child process of `engine`: llama.cpp through llama-cpp-python's low-level batch API.
 
-    python -m slmctl.inference.llama_child MODEL.gguf SETTINGS     requests as JSON lines in, events out
+    python -m slmctl.inference.llama_child MODEL.gguf SETTINGS
+        requests as JSON lines in, events out
 
 Only this module, `expansion`, `model_loading` and `model_files.quantizer_child` import
 llama_cpp; `scheduler` decides what is decoded next.
@@ -37,15 +38,29 @@ class LlamaModel:
     """A loaded GGUF with its context."""
 
     def __init__(
-        self, path: str, *, sequences: int, context: int, threads: int, adapters: dict[str, str],
-        grammars: bool = False, mostly_reads: bool = False, timings: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        path: str,
+        *,
+        sequences: int,
+        context: int,
+        threads: int,
+        adapters: dict[str, str],
+        grammars: bool = False,
+        mostly_reads: bool = False,
+        timings: str = "",
+    ) -> None:
         self.model = model_loading.load(path)
         if not self.model:
             raise SystemExit(f"llama.cpp cannot load {path}")
         if lc.llama_model_has_encoder(self.model) or lc.llama_model_is_diffusion(self.model):
-            raise SystemExit("error: the model does not generate its text token by token from a prompt")
-        larger = expansion.faster(self.model, path, threads=threads, cache=timings) if mostly_reads else None
+            raise SystemExit(
+                "error: the model does not generate its text token by token from a prompt"
+            )
+        larger = (
+            expansion.faster(self.model, path, threads=threads, cache=timings)
+            if mostly_reads
+            else None
+        )
         self.expanded = larger is not None
         if larger is not None:
             lc.llama_model_free(self.model)
@@ -60,17 +75,22 @@ class LlamaModel:
         settings.n_ctx, settings.n_batch, settings.n_ubatch = self.cells, BATCH, BATCH
         others = self.sequences + kept_prefixes.count_of(self.recurrent, len(adapters))
         # each of a recurrent model has a state of its own
-        self.spare = 0 if self.recurrent else min(SPARE, max(0, lc.llama_max_parallel_sequences() - others))
+        self.spare = (
+            0 if self.recurrent else min(SPARE, max(0, lc.llama_max_parallel_sequences() - others))
+        )
         settings.n_seq_max = others + self.spare
         settings.n_threads = settings.n_threads_batch = threads
         settings.kv_unified = True
-        # The fused attention sums in float16, and is 20 % faster. Without it a file that is not quantized gives the
-        # same logits to 1e-6 whatever is decoded beside a sequence, so the same texts; a quantized one does not anyway.
+        # The fused attention sums in float16, and is 20 % faster. Without it a file that is not
+        # quantized gives the same logits to 1e-6 whatever is decoded beside a sequence, so the same
+        # texts; a quantized one does not anyway.
         if self.metadata("general.file_type") in NOT_QUANTIZED and (grammars or not mostly_reads):
             settings.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.context = lc.llama_init_from_model(self.model, settings)
         if not self.context:
-            raise SystemExit(f"llama.cpp cannot make a context of {self.cells} tokens: out of memory")
+            raise SystemExit(
+                f"llama.cpp cannot make a context of {self.cells} tokens: out of memory"
+            )
         self.memory = lc.llama_get_memory(self.context)
         self.batch = lc.llama_batch_init(BATCH, 0, 1)
         self._tokens = np.ctypeslib.as_array(self.batch.token, shape=(BATCH,))
@@ -91,7 +111,9 @@ class LlamaModel:
         if adapter == self._used:
             return
         count = 1 if adapter else 0
-        chosen = (lc.llama_adapter_lora_p_ctypes * count)(*([self._adapters[adapter]] if adapter else []))
+        chosen = (lc.llama_adapter_lora_p_ctypes * count)(
+            *([self._adapters[adapter]] if adapter else [])
+        )
         if lc.llama_set_adapters_lora(self.context, chosen, count, (ctypes.c_float * 1)(1.0)):
             raise RuntimeError(f"llama.cpp cannot take the adapter '{adapter}'")
         self._used = adapter
@@ -105,7 +127,9 @@ class LlamaModel:
         try:
             raw = text.encode()
         except UnicodeEncodeError:
-            raise DataError("the text holds half of a surrogate pair, which is no Unicode") from None
+            raise DataError(
+                "the text holds half of a surrogate pair, which is no Unicode"
+            ) from None
         buffer = (lc.llama_token * (len(raw) + 8))()
         count = lc.llama_tokenize(self.vocab, raw, len(raw), buffer, len(buffer), False, True)
         return list(buffer[:count])
@@ -125,8 +149,14 @@ class LlamaModel:
         return buffer.value.decode(errors="replace") if count >= 0 else ""
 
     def controls(self) -> dict[str, Any]:
-        """Texts of the control tokens and of the tokens that begin and end a text; see `events.ControlTokens`."""
-        listed = [t for t in range(self.n_vocab) if lc.llama_vocab_is_control(self.vocab, t) or self.ends(t)]
+        """Texts of the control tokens and of the tokens that begin and
+        end a text; see `events.ControlTokens`.
+        """
+        listed = [
+            t
+            for t in range(self.n_vocab)
+            if lc.llama_vocab_is_control(self.vocab, t) or self.ends(t)
+        ]
         begin, end = lc.llama_vocab_bos(self.vocab), lc.llama_vocab_eos(self.vocab)
         return {
             "tokens": [text for text in map(self._name, listed) if text],
@@ -136,7 +166,11 @@ class LlamaModel:
         }
 
     def _name(self, token: int) -> str:
-        return lc.llama_vocab_get_text(self.vocab, token).decode(errors="replace") if token >= 0 else ""
+        return (
+            lc.llama_vocab_get_text(self.vocab, token).decode(errors="replace")
+            if token >= 0
+            else ""
+        )
 
     def chat_template(self) -> str:
         raw = lc.llama_model_chat_template(self.model, None)
@@ -146,58 +180,88 @@ class LlamaModel:
         """Decode (token, position, sequence, wants logits); at most BATCH of them.
 
         Returns:
-            For the items that want them, in order: the sequence, and logits (n_vocab,) that the next call overwrites.
+            For the items that want them, in order: the sequence, and logits (n_vocab,) that the
+            next call overwrites.
         """
         if self.recurrent:
-            items = sorted(items, key=lambda item: item[2])  # llama.cpp computes consecutive sequences together
+            # llama.cpp computes consecutive sequences together
+            items = sorted(items, key=lambda item: item[2])
         count = len(items)
         tokens, positions, sequences, needed = zip(*items, strict=True)
         self.batch.n_tokens = count
-        self._tokens[:count], self._positions[:count], self._needed[:count] = tokens, positions, needed
+        self._tokens[:count], self._positions[:count], self._needed[:count] = (
+            tokens,
+            positions,
+            needed,
+        )
         for k, sequence in enumerate(sequences):
             self.batch.seq_id[k][0] = sequence
         status = lc.llama_decode(self.context, self.batch)
         if status != 0:
             raise RuntimeError(f"llama_decode failed with {status}")
         return [
-            (sequence, np.ctypeslib.as_array(lc.llama_get_logits_ith(self.context, k), shape=(self.n_vocab,)))
+            (
+                sequence,
+                np.ctypeslib.as_array(
+                    lc.llama_get_logits_ith(self.context, k), shape=(self.n_vocab,)
+                ),
+            )
             for k, sequence in enumerate(sequences)
             if needed[k]
         ]
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Have `target` hold the first `length` tokens of `source`, which are all of them in a recurrent model."""
-        lc.llama_memory_seq_cp(self.memory, source, target, *((-1, -1) if self.recurrent else (0, length)))
+        """Have `target` hold the first `length` tokens of `source`, which
+        are all of them in a recurrent model.
+        """
+        lc.llama_memory_seq_cp(
+            self.memory, source, target, *((-1, -1) if self.recurrent else (0, length))
+        )
 
     def forget(self, sequence: int, start: int = 0) -> None:
         """Free the cells of a sequence from position `start` on."""
         if not lc.llama_memory_seq_rm(self.memory, sequence, start, -1):
-            raise RuntimeError(f"llama.cpp cannot take sequence {sequence} back to position {start}")
+            raise RuntimeError(
+                f"llama.cpp cannot take sequence {sequence} back to position {start}"
+            )
 
 
 def grammar_tokenizer(path: str) -> llguidance.LLTokenizer:
-    """The vocabulary of a GGUF file as grammars need it; takes a second or two, and loads no weights."""
+    """The vocabulary of a GGUF file as grammars need it; takes a
+    second or two, and loads no weights.
+    """
     params = lc.llama_model_default_params()
     params.vocab_only = True
     model = lc.llama_model_load_from_file(path.encode(), params)
     if not model:
         raise SystemExit(f"llama.cpp cannot load the vocabulary of {path}")
     vocab = lc.llama_model_get_vocab(model)
-    ends = [token for token in range(lc.llama_vocab_n_tokens(vocab)) if lc.llama_vocab_is_eog(vocab, token)]
+    ends = [
+        token
+        for token in range(lc.llama_vocab_n_tokens(vocab))
+        if lc.llama_vocab_is_eog(vocab, token)
+    ]
     return llguidance.llamacpp.lltokenizer_from_vocab(vocab, eos_token=ends or None)
 
 
 def serve(path: str, settings: dict[str, Any]) -> None:
     """Answer requests from stdin until it closes."""
     parent = Parent()
-    inbox = parent.inbox  # of the parent, and {"grammar": id, "state": its state or the sentence that ends it}
+    # of the parent, and {"grammar": id, "state": its state or the sentence that ends it}
+    inbox = parent.inbox
 
     grammars = Grammars(path, lambda id, state: inbox.put({"grammar": id, "state": state}))
     if settings["grammars"]:
         grammars.prepare()
     model = LlamaModel(path, **settings)
     scheduler = Scheduler(
-        model, model.sequences, settings["context"], parent.send, grammars, settings["adapters"], spare=model.spare
+        model,
+        model.sequences,
+        settings["context"],
+        parent.send,
+        grammars,
+        settings["adapters"],
+        spare=model.spare,
     )
     parent.ready(
         chat_template=model.chat_template(),
@@ -210,7 +274,9 @@ def serve(path: str, settings: dict[str, Any]) -> None:
         try:
             if not scheduler.busy:
                 message = inbox.get()
-            elif scheduler.awaits_grammar:  # in a moment their tokens can be decoded with the others'
+            elif (
+                scheduler.awaits_grammar
+            ):  # in a moment their tokens can be decoded with the others'
                 message = inbox.get(timeout=GRAMMAR_WAIT_S)
             else:
                 message = inbox.get_nowait()
@@ -220,7 +286,9 @@ def serve(path: str, settings: dict[str, Any]) -> None:
         _take(message, model, scheduler, parent.send)
 
 
-def _take(message: Message, model: LlamaModel, scheduler: Scheduler, send: Callable[..., None]) -> None:
+def _take(
+    message: Message, model: LlamaModel, scheduler: Scheduler, send: Callable[..., None]
+) -> None:
     """Carry out one message of the parent."""
     if "grammar" in message:
         scheduler.take_grammar(message["grammar"], message["state"])

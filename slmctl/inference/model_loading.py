@@ -1,4 +1,6 @@
-"""Load a GGUF file as a llama.cpp model, with its weights in a layout in which all products are correct."""
+"""Load a GGUF file as a llama.cpp model, with its weights in a layout
+in which all products are correct.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +15,20 @@ import llama_cpp as lc
 
 from slmctl.hardware import held_bytes
 
-COPIED = 0.6  # share of a file in new memory, above which its weights were repacked and are no longer read from it
+# share of a file in new memory, above which its weights were repacked and are no longer read from
+# it
+COPIED = 0.6
 LEAST_WIDTH = 64  # of the states, from which on the products in the layout for AMX are right
 
 
 def load(path: str) -> Any:
     """Returns llama.cpp's model of a file, or None if it cannot be loaded.
 
-    llama.cpp lays the weights out anew for some processors. In the layout for AMX its products are wrong in two cases
-    (llama-cpp-python 0.3.36): where an input has a dimension for sequences, as those of recurrent layers have, every
-    sequence of a batch but the first gets what lay in the memory; and where an input has one block of 32 columns, as
-    in models made for tests. Such models keep the layout of the file.
+    llama.cpp lays the weights out anew for some processors. In the layout for AMX its products are
+    wrong in two cases (llama-cpp-python 0.3.36): where an input has a dimension for sequences, as
+    those of recurrent layers have, every sequence of a batch but the first gets what lay in the
+    memory; and where an input has one block of 32 columns, as in models made for tests. Such models
+    keep the layout of the file.
     """
     before = held_bytes()
     model = _load(path, lays_out=True)
@@ -39,8 +44,8 @@ def load(path: str) -> Any:
 def forget(path: str) -> None:
     """Release the memory pages of a file after its weights were copied.
 
-    llama.cpp keeps the whole file mapped, and then needs only the embeddings of later tokens, which are read again
-    when they are needed.
+    llama.cpp keeps the whole file mapped, and then needs only the embeddings of later tokens, which
+    are read again when they are needed.
     """
     libc, file = ctypes.CDLL(None), os.fsencode(Path(path).resolve())
     for line in Path("/proc/self/maps").read_bytes().split(b"\n"):

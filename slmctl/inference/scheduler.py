@@ -1,8 +1,9 @@
 """Requests in, events out: decodes all requests together with a loaded model, batch by batch.
 
-Every sequence has a place in one llama.cpp context; the tokens that they need next are decoded together (continuous
-batching). Clients take turns, and as many sequences of each go on in a batch, so that one that floods slows no other.
-A recurrent model has one state a sequence, copied whole or not at all.
+Every sequence has a place in one llama.cpp context; the tokens that they need next are decoded
+together (continuous batching). Clients take turns, and as many sequences of each go on in a batch,
+so that one that floods slows no other. A recurrent model has one state a sequence, copied whole or
+not at all.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ TURN = 8  # batches in a row for the requests of one adapter, while others wait
 
 
 class Text:
-    """Turns bytes of tokens into text; holds back half characters and all that is or may become a stop string."""
+    """Turns bytes of tokens into text; holds back half characters and all
+    that is or may become a stop string.
+    """
 
     def __init__(self, stop: Iterable[str]) -> None:
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
@@ -49,12 +52,22 @@ class Text:
             shown, self._held = self._held[: min(places)], ""
             return shown
         keep = 0 if final else max((self._overlap(text) for text in self._stop), default=0)
-        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        shown, self._held = (
+            self._held[: len(self._held) - keep],
+            self._held[len(self._held) - keep :],
+        )
         return shown
 
     def _overlap(self, stop: str) -> int:
         """Length of the longest end of the held text that begins `stop`."""
-        return next((n for n in range(min(len(stop), len(self._held)), 0, -1) if self._held.endswith(stop[:n])), 0)
+        return next(
+            (
+                n
+                for n in range(min(len(stop), len(self._held)), 0, -1)
+                if self._held.endswith(stop[:n])
+            ),
+            0,
+        )
 
 
 @dataclass
@@ -71,18 +84,23 @@ class Sequence:
     search: LabelSearch | None = None  # for labels
     schema: str = ""  # for JSON
     grammar: GrammarState | None = None  # of what is answered so far; None while it is awaited
-    chosen: list[int] = field(default_factory=list)  # the token of which the grammar's state is awaited
+    # the token of which the grammar's state is awaited
+    chosen: list[int] = field(default_factory=list)
     slot: int = 0
-    kept: int = 0  # of a recurrent model: the sequence that keeps the state at the first choice of a label
+    # of a recurrent model: the sequence that keeps the state at the first choice of a label
+    kept: int = 0
     first: int = 0  # tokens of the path that it holds
     position: int = 0  # tokens of this sequence in the context so far
     pending: list[int] = field(default_factory=list)  # tokens to decode next
-    path: list[int] = field(default_factory=list)  # tokens of labels in the context, after the prompt
+    # tokens of labels in the context, after the prompt
+    path: list[int] = field(default_factory=list)
     answered: int = 0
     probability: float = 1.0  # of the choices made, each among what was allowed
     logprobs: list[float] = field(default_factory=list)  # of each of these choices
-    totals: dict[tuple[int, ...], float] = field(default_factory=dict)  # log of all weights, by path of a label
-    untold: list[tuple[int, TokenInfo]] = field(default_factory=list)  # tokens not sent, with their places in bytes
+    # log of all weights, by path of a label
+    totals: dict[tuple[int, ...], float] = field(default_factory=dict)
+    # tokens not sent, with their places in bytes
+    untold: list[tuple[int, TokenInfo]] = field(default_factory=list)
     raw: int = 0  # bytes answered
     shown: int = 0  # of these, sent
 
@@ -99,17 +117,25 @@ class Scheduler:
         spare: Places beside these, for clients that have no sequence yet.
 
     Attributes:
-        fills: `all` while more requests of a run follow at once: a batch waits until they take all places, and for the
-            grammars of all; `rest` once the last one is here: for the grammars alone. The same run makes the same
-            batches then, however fast its parts come. Empty for requests that come as they like.
+        fills: `all` while more requests of a run follow at once: a batch waits until they take all
+            places, and for the grammars of all; `rest` once the last one is here: for the grammars
+            alone. The same run makes the same batches then, however fast its parts come. Empty for
+            requests that come as they like.
     """
 
     fills = ""
 
     def __init__(
-        self, model: DecodingModel, slots: int, context: int, send: Callable[..., None], grammars: Grammars,
-        adapters: Iterable[str] = (), *, spare: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        model: DecodingModel,
+        slots: int,
+        context: int,
+        send: Callable[..., None],
+        grammars: Grammars,
+        adapters: Iterable[str] = (),
+        *,
+        spare: int = 0,
+    ) -> None:
         self.model, self.context, self.send, self.grammars = model, context, send, grammars
         self.slots, self.spare = slots, spare
         places = slots + self.spare
@@ -118,7 +144,9 @@ class Scheduler:
         self.compiling: dict[str, Sequence] = {}
         self.adapters = [*adapters, ""]
         prefixes = kept_prefixes.count_of(model.recurrent, len(self.adapters) - 1)
-        self.prefixes = kept_prefixes.KeptPrefixes(model, [0, *range(places + 1, places + prefixes)])
+        self.prefixes = kept_prefixes.KeptPrefixes(
+            model, [0, *range(places + 1, places + prefixes)]
+        )
         self.waiting = Turns[Sequence]()
         self.active: list[Sequence] = []
         self._turn, self._left = "", TURN
@@ -126,18 +154,24 @@ class Scheduler:
 
     @property
     def busy(self) -> bool:
-        """True where there is something to do that does not wait for a grammar, nor for requests that fill a batch."""
+        """True where there is something to do that does not wait for a
+        grammar, nor for requests that fill a batch.
+        """
         if self.fills and (self.awaits_grammar or self.compiling):
             return False
         if self.fills == "all" and len(self.waiting) < self._places:
             return False
-        return self._next_admitted() is not None or any(sequence.pending for sequence in self.active)
+        return self._next_admitted() is not None or any(
+            sequence.pending for sequence in self.active
+        )
 
     @property
     def _places(self) -> int:
         """Number of requests that the free places are enough for, the spare ones left out."""
         following = self.waiting.next()
-        return (len(self.free) - self.spare) // (2 if following is not None and self._keeps_state(following) else 1)
+        return (len(self.free) - self.spare) // (
+            2 if following is not None and self._keeps_state(following) else 1
+        )
 
     @property
     def awaits_grammar(self) -> bool:
@@ -147,11 +181,17 @@ class Scheduler:
     def _next_admitted(self) -> Sequence | None:
         """The request whose turn it is, where there are as many free places as it takes."""
         sequence = self.waiting.next(self._may_enter)
-        return sequence if sequence and len(self.free) >= (2 if self._keeps_state(sequence) else 1) else None
+        return (
+            sequence
+            if sequence and len(self.free) >= (2 if self._keeps_state(sequence) else 1)
+            else None
+        )
 
     def _may_enter(self, client: str) -> bool:
         """False for a client with sequences where the spare places alone are left."""
-        return len(self.free) > self.spare or all(sequence.request.client != client for sequence in self.active)
+        return len(self.free) > self.spare or all(
+            sequence.request.client != client for sequence in self.active
+        )
 
     def _keeps_state(self, sequence: Sequence) -> bool:
         return self.model.recurrent and sequence.search is not None
@@ -168,8 +208,12 @@ class Scheduler:
         self._compile()
 
     def _compile(self) -> None:
-        """Have schemas compiled, a few at a time, and no more than there are places for their answers."""
-        held = len(self.compiling) + sum(bool(sequence.schema) for sequence in (*self.waiting, *self.active))
+        """Have schemas compiled, a few at a time, and no more than
+        there are places for their answers.
+        """
+        held = len(self.compiling) + sum(
+            bool(sequence.schema) for sequence in (*self.waiting, *self.active)
+        )
         while self.unread and len(self.compiling) < COMPILING and held < self.slots + COMPILING:
             sequence = self.unread.take()
             self.compiling[sequence.id] = sequence
@@ -177,7 +221,9 @@ class Scheduler:
             held += 1
 
     def take_grammar(self, id: str, state: GrammarState | str) -> None:
-        """Take the grammar's state for an answer, or the error sentence of a grammar that failed."""
+        """Take the grammar's state for an answer, or the error
+        sentence of a grammar that failed.
+        """
         sequence = self.compiling.pop(id, None)
         if sequence is not None:
             if isinstance(state, str):
@@ -188,11 +234,17 @@ class Scheduler:
                 self.waiting.put(sequence.request.client, sequence)
             self._compile()
             return
-        for sequence in [sequence for sequence in self.active if sequence.id == id and sequence.chosen]:
+        for sequence in [
+            sequence for sequence in self.active if sequence.id == id and sequence.chosen
+        ]:
             if isinstance(state, str):
                 self._fail(sequence, state)
             else:
-                tokens, sequence.chosen, sequence.grammar = [*sequence.chosen, *state.forced], [], state
+                tokens, sequence.chosen, sequence.grammar = (
+                    [*sequence.chosen, *state.forced],
+                    [],
+                    state,
+                )
                 self._append(sequence, tokens)
 
     def _require_fit(self, sequence: Sequence, request: Request) -> None:
@@ -210,7 +262,9 @@ class Scheduler:
     def cancel(self, id: str) -> None:
         """Forget a request and free its place."""
         self.unread.remove(lambda sequence: sequence.id == id)
-        if self.compiling.pop(id, None) or any(sequence.id == id and sequence.schema for sequence in self.waiting):
+        if self.compiling.pop(id, None) or any(
+            sequence.id == id and sequence.schema for sequence in self.waiting
+        ):
             self.grammars.end(id)
         self.waiting.remove(lambda sequence: sequence.id == id)
         for sequence in [sequence for sequence in self.active if sequence.id == id]:
@@ -221,7 +275,11 @@ class Scheduler:
         """Admit, decode one batch, choose the next tokens."""
         self._admit()
         adapter = self._whose_turn()
-        turn = [sequence for sequence in self.active if sequence.request.adapter == adapter and sequence.pending]
+        turn = [
+            sequence
+            for sequence in self.active
+            if sequence.request.adapter == adapter and sequence.pending
+        ]
         items: list[Item] = []
         for part, room in self._parts(turn):
             end = len(items) + room
@@ -233,14 +291,17 @@ class Scheduler:
         self.model.use(adapter)
         for slot, logits in self.model.decode(items):
             self._heard(by_slot[slot], logits)
-        # Sequences that generate go before those that still read a prompt, so a long prompt cannot stall answers.
+        # Sequences that generate go before those that still read a prompt, so a long prompt cannot
+        # stall answers.
         self.active.sort(key=lambda sequence: len(sequence.pending) > 1)
 
     def _parts(self, turn: list[Sequence]) -> list[tuple[list[Sequence], int]]:
-        """Of each client the sequences that go on now, as many of each, and the tokens that they may take.
+        """Of each client the sequences that go on now, as many of each, and the tokens that they
+        may take.
 
-        A client alone has all of its own in a batch. Where another one asked lately, one of them reads its prompt, so
-        that the other one, when it comes again, waits for no longer batch than a client with one request makes.
+        A client alone has all of its own in a batch. Where another one asked lately, one of them
+        reads its prompt, so that the other one, when it comes again, waits for no longer batch than
+        a client with one request makes.
         """
         by_client: dict[str, list[Sequence]] = {}
         for sequence in turn:
@@ -249,12 +310,15 @@ class Scheduler:
             return []
         fewest, room = min(map(len, by_client.values())), max(1, BATCH // len(by_client))
         if len(by_client) == 1 and self.waiting.is_shared:
-            fewest = 1 + sum(len(sequence.pending) == 1 for sequence in turn)  # those that generate are the first ones
+            # those that generate are the first ones
+            fewest = 1 + sum(len(sequence.pending) == 1 for sequence in turn)
         return [(part[:fewest], room) for part in by_client.values()]
 
     def _whose_turn(self) -> str:
         """The adapter of the next batch: an adapter changes the whole model, so a batch has one."""
-        names = list(dict.fromkeys(sequence.request.adapter for sequence in self.active if sequence.pending))
+        names = list(
+            dict.fromkeys(sequence.request.adapter for sequence in self.active if sequence.pending)
+        )
         if self._turn not in names or (self._left <= 0 and len(names) > 1):
             order = self.adapters
             later = order[order.index(self._turn) + 1 :] + order
@@ -271,9 +335,11 @@ class Scheduler:
         if request.labels:
             trie = self._trie(request.labels, request.written_labels, request.end)
             sequence.search = LabelSearch(trie, rest=request.rest)
-            sequence.max_tokens = trie.depth  # a label needs no more room than the longest one has tokens
+            # a label needs no more room than the longest one has tokens
+            sequence.max_tokens = trie.depth
         elif request.schema:
-            sequence.text = Text(())  # the grammar ends an answer; a stop string may stand inside a value
+            # the grammar ends an answer; a stop string may stand inside a value
+            sequence.text = Text(())
             sequence.schema = request.schema
         return sequence
 
@@ -281,7 +347,8 @@ class Scheduler:
         take, sequence.pending = sequence.pending[:room], sequence.pending[room:]
         begin, end = sequence.position, sequence.position + len(take)
         sequence.position = end
-        last = end - (not sequence.pending)  # the position whose logits are needed; it may come in a later batch
+        # the position whose logits are needed; it may come in a later batch
+        last = end - (not sequence.pending)
         return [(token, k, sequence.slot, k == last) for k, token in enumerate(take, start=begin)]
 
     def _admit(self) -> None:
@@ -305,14 +372,19 @@ class Scheduler:
                 self._append(sequence, list(sequence.grammar.forced))
             elif sequence.search is not None and sequence.search.path is None:
                 self._end_label(sequence)  # there is only one label
-            elif sequence.search is not None and sequence.search.path:  # all labels begin with these tokens
+            elif (
+                sequence.search is not None and sequence.search.path
+            ):  # all labels begin with these tokens
                 sequence.path = list(sequence.search.path)
                 sequence.pending = [*sequence.pending, *sequence.path]
 
     def _heard(self, sequence: Sequence, logits: Logits) -> None:
         """Continue a sequence with the logits of its next token."""
         if math.isnan(logits.max()):
-            self._fail(sequence, "llama.cpp computed NaN: the file is damaged, or its products are wrong here")
+            self._fail(
+                sequence,
+                "llama.cpp computed NaN: the file is damaged, or its products are wrong here",
+            )
         elif sequence.search is not None:
             self._label(sequence, sequence.search, logits)
         elif sequence.grammar is not None:
@@ -321,7 +393,9 @@ class Scheduler:
             self._free_text(sequence, logits)
 
     def _label(self, sequence: Sequence, search: LabelSearch, logits: Logits) -> None:
-        """Walk the trie: ask only where there is a choice, go back where another branch is likelier."""
+        """Walk the trie: ask only where there is a choice, go back
+        where another branch is likelier.
+        """
         assert search.path is not None
         sequence.totals[tuple(search.path)] = log_sum(logits)
         search.take(logits)
@@ -362,14 +436,23 @@ class Scheduler:
         for k, token in enumerate(tokens if sequence.request.alternatives >= 0 else ()):
             shares = choices[k].shares if k in choices else {token: 1.0}
             if not self.model.ends(token):
-                self._tell(sequence, token, log(shares[token]), [(item, log(share)) for item, share in shares.items()])
+                self._tell(
+                    sequence,
+                    token,
+                    log(shares[token]),
+                    [(item, log(share)) for item, share in shares.items()],
+                )
         sequence.raw = len(label.encode())
         self._emit(sequence, label)
         more = {"distribution": search.distribution()} if sequence.request.rest < 1 else {}
-        self._finish(sequence, "stop", labels=search.probabilities(), raw_logprobs=among_all, **more)
+        self._finish(
+            sequence, "stop", labels=search.probabilities(), raw_logprobs=among_all, **more
+        )
 
     def _json(self, sequence: Sequence, grammar: GrammarState, logits: Logits) -> None:
-        """Choose among what the grammar allows; its state then says what it forces, which is not asked for."""
+        """Choose among what the grammar allows; its state then says
+        what it forces, which is not asked for.
+        """
         if not grammar.allowed.any():
             self._fail(sequence, "the grammar allows nothing more")
             return
@@ -402,12 +485,20 @@ class Scheduler:
             self._tell(sequence, token, sequence.logprobs[-1], others)
         return token
 
-    def _tell(self, sequence: Sequence, token: int, logprob: float, others: list[tuple[int, float]]) -> None:
+    def _tell(
+        self, sequence: Sequence, token: int, logprob: float, others: list[tuple[int, float]]
+    ) -> None:
         """Keep a token for a request that asks for tokens, with the likeliest ones in its place."""
         raw = self.model.piece(token)
         likeliest = sorted(others, key=lambda entry: -entry[1])[: sequence.request.alternatives]
-        top: list[TokenAlternative] = [{**named(self.model.piece(id)), "logprob": value} for id, value in likeliest]
-        begins = sequence.untold[-1][0] + len(sequence.untold[-1][1]["bytes"]) if sequence.untold else sequence.raw
+        top: list[TokenAlternative] = [
+            {**named(self.model.piece(id)), "logprob": value} for id, value in likeliest
+        ]
+        begins = (
+            sequence.untold[-1][0] + len(sequence.untold[-1][1]["bytes"])
+            if sequence.untold
+            else sequence.raw
+        )
         sequence.untold.append((begins, {**named(raw), "logprob": logprob, "top": top}))
 
     def _append(self, sequence: Sequence, tokens: list[int]) -> None:
@@ -416,7 +507,8 @@ class Scheduler:
         cut, tokens = len(tokens) > room, tokens[:room]
         sequence.answered += len(tokens)
         if sequence.request.alternatives >= 0 and sequence.grammar is not None:
-            for token in tokens[1 if sequence.logprobs else 0 :]:  # the first one was chosen, the others are forced
+            # the first one was chosen, the others are forced
+            for token in tokens[1 if sequence.logprobs else 0 :]:
                 self._tell(sequence, token, 0.0, [(token, 0.0)])
         raw = b"".join(map(self.model.piece, tokens))
         sequence.raw += len(raw)
@@ -433,8 +525,9 @@ class Scheduler:
     def _sample(self, sequence: Sequence, logits: Logits) -> tuple[int, float]:
         """The next token, and its probability at temperature 1.
 
-        A draw goes through the tokens in the order of the vocabulary: with a seed it then hardly depends on
-        the last bits of the logits, which differ with the company that a sequence is decoded in.
+        A draw goes through the tokens in the order of the vocabulary: with a seed it then hardly
+        depends on the last bits of the logits, which differ with the company that a sequence is
+        decoded in.
         """
         token = int(logits.argmax())
         scores = logits - logits[token]
@@ -443,11 +536,19 @@ class Scheduler:
             shares = np.exp(scores.astype(np.float64) / sequence.request.temperature)
             if sequence.request.top_p < 1:
                 order = np.argsort(-shares, kind="stable")
-                kept = int(np.searchsorted(np.cumsum(shares[order]), sequence.request.top_p * shares.sum())) + 1
+                kept = (
+                    int(
+                        np.searchsorted(
+                            np.cumsum(shares[order]), sequence.request.top_p * shares.sum()
+                        )
+                    )
+                    + 1
+                )
                 shares[order[kept:]] = 0
             sums = np.cumsum(shares)
             token = int(np.searchsorted(sums, sequence.random.random() * sums[-1], side="right"))
-            token = min(token, int(np.searchsorted(sums, sums[-1])))  # the last one that has a share
+            # the last one that has a share
+            token = min(token, int(np.searchsorted(sums, sums[-1])))
         return token, math.exp(float(scores[token])) / total
 
     def _emit(self, sequence: Sequence, text: str) -> None:
@@ -458,7 +559,10 @@ class Scheduler:
     def _tokens(self, sequence: Sequence, end: int) -> dict[str, list[TokenInfo]]:
         """The tokens that begin before a byte of the answer and have not been sent yet."""
         count = sum(begins < end for begins, _ in sequence.untold)
-        tokens, sequence.untold = [token for _, token in sequence.untold[:count]], sequence.untold[count:]
+        tokens, sequence.untold = (
+            [token for _, token in sequence.untold[:count]],
+            sequence.untold[count:],
+        )
         return {"tokens": tokens} if tokens else {}
 
     def _end_text(self, sequence: Sequence, reason: str) -> None:
@@ -495,11 +599,16 @@ class Scheduler:
         key = (end, tuple(labels), tuple(written))
         if key not in self._tries:
             try:
-                trie = LabelTrie(labels, [self.model.tokenize(label + end) for label in written or labels])
+                trie = LabelTrie(
+                    labels, [self.model.tokenize(label + end) for label in written or labels]
+                )
             except ValueError as error:
                 raise DataError(str(error)) from None
             # a client may send labels with each request
-            if len(self._tries) >= KEPT or sum(item.size for item in self._tries.values()) > KEPT_TOKENS:
+            if (
+                len(self._tries) >= KEPT
+                or sum(item.size for item in self._tries.values()) > KEPT_TOKENS
+            ):
                 self._tries.clear()
             self._tries[key] = trie
         return self._tries[key]

@@ -1,4 +1,6 @@
-"""The grammar of a JSON array that holds some of a few texts: each once at most, in their order, or none of them."""
+"""The grammar of a JSON array that holds some of a few texts: each once at
+most, in their order, or none of them.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +8,26 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-KEYWORDS = {"type", "items", "uniqueItems"}  # of such a schema; others beside them leave it to llguidance
+# of such a schema; others beside them leave it to llguidance
+KEYWORDS = {"type", "items", "uniqueItems"}
 
 
 def choices(schema: Any) -> tuple[str, ...]:
-    """Returns the enum's texts if a JSON Schema is an array of unique items of an enum of texts; else ()."""
-    if not isinstance(schema, dict) or schema.keys() != KEYWORDS or schema["uniqueItems"] is not True:
+    """Returns the enum's texts if a JSON Schema is an array of unique
+    items of an enum of texts; else ().
+    """
+    if (
+        not isinstance(schema, dict)
+        or schema.keys() != KEYWORDS
+        or schema["uniqueItems"] is not True
+    ):
         return ()
     items = schema["items"]
-    if schema["type"] != "array" or not isinstance(items, dict) or not {"enum"} <= items.keys() <= {"enum", "type"}:
+    if (
+        schema["type"] != "array"
+        or not isinstance(items, dict)
+        or not {"enum"} <= items.keys() <= {"enum", "type"}
+    ):
         return ()
     texts = items["enum"]
     fits = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
@@ -22,7 +35,9 @@ def choices(schema: Any) -> tuple[str, ...]:
 
 
 def lark(texts: Sequence[str]) -> str:
-    """The grammar in llguidance's Lark, a rule for each text: it and one after it, or one after it alone."""
+    """The grammar in llguidance's Lark, a rule for each text: it and
+    one after it, or one after it alone.
+    """
     lines = ['start: "[]" | "[" r0 "]"']
     for k, text in enumerate(texts):
         literal = json.dumps(json.dumps(text, ensure_ascii=False), ensure_ascii=False)

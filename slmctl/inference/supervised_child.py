@@ -1,6 +1,8 @@
-"""A child process that answers messages by their ids; it is watched and restarted, and lost messages get an error.
+"""A child process that answers messages by their ids; it is watched and restarted, and lost
+messages get an error.
 
-llama.cpp runs in such a child, that of `engine`. `Supervised` is the parent's half, `Parent` the child's.
+llama.cpp runs in such a child, that of `engine`. `Supervised` is the parent's half, `Parent` the
+child's.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class EngineError(StageError):
 
 
 class EngineDiedError(EngineError):
-    """The child died while it answered: this request may have killed it, or another one of the same batch."""
+    """The child died while it answered: this request may have killed
+    it, or another one of the same batch.
+    """
 
 
 def error_of(event: Event) -> EngineError:
@@ -56,7 +60,8 @@ class Supervised:
 
     Attributes:
         name: Name of the process in error sentences.
-        purpose: Use of the file in the error of a failed load, such as " as a sentence encoder"; may be empty.
+        purpose: Use of the file in the error of a failed load, such as " as a sentence encoder";
+            may be empty.
         stuck_s: Seconds that one piece of work may take.
         info: The first line of the child.
         on_death: Called from another thread, when the process has died.
@@ -74,13 +79,15 @@ class Supervised:
         self.gguf = file
         self._ids = itertools.count()
         self._lock = threading.RLock()
-        # each request with the child that answers it: when that child dies, only these requests fail
+        # each request with the child that answers it: when that child dies, only these requests
+        # fail
         self._pending: dict[str, tuple[subprocess.Popen[str], Callable[[Any], None]]] = {}
         self._child: subprocess.Popen[str] | None = None
         self._outbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self.on_death: Callable[[], None] = lambda: None
         self._listener: threading.Thread | None = None
-        self._hang_s, self._heard = hang_s, time.monotonic()  # when the child last gave a sign of life
+        # when the child last gave a sign of life
+        self._hang_s, self._heard = hang_s, time.monotonic()
         self._start()
 
     def command(self) -> tuple[str, ...]:
@@ -116,7 +123,9 @@ class Supervised:
         """`ready`, `hung` while the process runs and gives no sign of life, or `dead`."""
         if not self.alive:
             return "dead"
-        return "hung" if time.monotonic() - self._heard > min(DOUBT_S, self._hang_s / 2) else "ready"
+        return (
+            "hung" if time.monotonic() - self._heard > min(DOUBT_S, self._hang_s / 2) else "ready"
+        )
 
     @property
     def pid(self) -> int:
@@ -132,7 +141,8 @@ class Supervised:
         """Start the process again if it has died.
 
         Raises:
-            EngineError: The file cannot be loaded any more, or the system has no room for a process now.
+            EngineError: The file cannot be loaded any more, or the system has no room for a process
+                now.
         """
         with self._lock:
             if not self.alive:
@@ -182,27 +192,40 @@ class Supervised:
     def _start(self) -> None:
         try:
             self._launch()
-        except (OSError, RuntimeError) as error:  # no file descriptor, memory or thread left: later there may be
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # no file descriptor, memory or thread left: later there may be
             raise EngineError(f"{self.name} cannot be started: {error}") from None
 
     def _launch(self) -> None:
         with contextlib.ExitStack() as undo:
             log = undo.enter_context(tempfile.TemporaryFile())
             child = start(
-                *self.command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                encoding="utf-8", errors="replace",  # half a character at the end of a killed child's output
-            )  # fmt: skip
+                *self.command(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                # half a character at the end of a killed child's output
+                encoding="utf-8",
+                errors="replace",
+            )
             undo.callback(_end, child)
             info = self._loaded(child, log)
             outbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
             threading.Thread(target=_feed, args=(child, outbox), daemon=True).start()
-            loaded = log.seek(0, os.SEEK_END)  # text written at loading does not explain a later death
-            listener = threading.Thread(target=self._listen, args=(child, outbox, log, loaded), daemon=True)
+            # text written at loading does not explain a later death
+            loaded = log.seek(0, os.SEEK_END)
+            listener = threading.Thread(
+                target=self._listen, args=(child, outbox, log, loaded), daemon=True
+            )
             listener.start()
             undo.pop_all()  # the listener ends them, when it has read why the child died
         self.info, self._heard = info, time.monotonic()
         self._child, self._outbox, self._listener = child, outbox, listener
-        with contextlib.suppress(RuntimeError):  # without a thread left it is not watched, and answers all the same
+        # without a thread left it is not watched, and answers all the same
+        with contextlib.suppress(RuntimeError):
             threading.Thread(target=self._watch, args=(child, outbox), daemon=True).start()
 
     def _loaded(self, child: subprocess.Popen[str], log: IO[bytes]) -> Any:
@@ -216,10 +239,16 @@ class Supervised:
         if line.endswith("\n"):
             return json.loads(line)
         child.communicate()
-        raise EngineError(f"{self.gguf.name} cannot be loaded{self.purpose}: {DiedError(1, _text(log)).words}")
+        raise EngineError(
+            f"{self.gguf.name} cannot be loaded{self.purpose}: {DiedError(1, _text(log)).words}"
+        )
 
     def _listen(
-        self, child: subprocess.Popen[str], outbox: queue.SimpleQueue[str | None], log: IO[bytes], loaded: int
+        self,
+        child: subprocess.Popen[str],
+        outbox: queue.SimpleQueue[str | None],
+        log: IO[bytes],
+        loaded: int,
     ) -> None:
         assert child.stdout is not None
         try:
@@ -231,7 +260,9 @@ class Supervised:
             self._mourn(child, outbox, log, loaded)
 
     def _relay(self, lines: Iterable[str]) -> None:
-        """Hand on events until the first line that is not an event: the child was writing it when it died."""
+        """Hand on events until the first line that is not an event:
+        the child was writing it when it died.
+        """
         for line in lines:
             try:
                 event = json.loads(line)
@@ -253,7 +284,11 @@ class Supervised:
                 on_event(event)
 
     def _mourn(
-        self, child: subprocess.Popen[str], outbox: queue.SimpleQueue[str | None], log: IO[bytes], loaded: int
+        self,
+        child: subprocess.Popen[str],
+        outbox: queue.SimpleQueue[str | None],
+        log: IO[bytes],
+        loaded: int,
     ) -> None:
         """Tell every request of a child that it has died."""
         assert child.stdout is not None
@@ -261,28 +296,41 @@ class Supervised:
         with log:
             death = DiedError(code, _text(log, loaded))
         killed = code == -signal.SIGKILL
-        reason = f"exit {code}: {'killed, as the kernel does when memory runs out' if killed else death.words}"
+        reason = (
+            f"exit {code}: "
+            f"{'killed, as the kernel does when memory runs out' if killed else death.words}"
+        )
         with self._lock:
             child.stdout.close()
             outbox.put(None)
             unexpected = child is self._child
-            lost = {id: on_event for id, (owner, on_event) in self._pending.items() if owner is child}
+            lost = {
+                id: on_event for id, (owner, on_event) in self._pending.items() if owner is child
+            }
             for id in lost:
                 del self._pending[id]
         for id, on_event in lost.items():
-            on_event({"error": f"{self.name} died ({reason}) while it answered request {id}", "died": True})
+            on_event(
+                {
+                    "error": f"{self.name} died ({reason}) while it answered request {id}",
+                    "died": True,
+                }
+            )
         if unexpected:
             self.on_death()
 
     def _watch(self, child: subprocess.Popen[str], outbox: queue.SimpleQueue[str | None]) -> None:
-        """Ask the child for a sign of life all the time, and kill one that has given none for long."""
+        """Ask the child for a sign of life all the time, and kill
+        one that has given none for long.
+        """
         while True:
             outbox.put('{"ping": true}\n')
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(HEARTBEAT_S)
                 return
             if child is self._child and time.monotonic() - self._heard > self._hang_s:
-                child.kill()  # SIGKILL ends a process that is stopped, too; the listener tells its requests
+                # SIGKILL ends a process that is stopped, too; the listener tells its requests
+                child.kill()
 
 
 def _end(child: subprocess.Popen[str]) -> None:
@@ -292,7 +340,9 @@ def _end(child: subprocess.Popen[str]) -> None:
 
 
 def _feed(child: subprocess.Popen[str], outbox: queue.SimpleQueue[str | None]) -> None:
-    """Write messages to the child, in a separate thread: a child that does not read blocks no other thread."""
+    """Write messages to the child, in a separate thread: a child that
+    does not read blocks no other thread.
+    """
     assert child.stdin is not None
     # an OSError: the child has died; the listening thread says so to every request
     with contextlib.suppress(OSError), child.stdin as pipe:
@@ -344,13 +394,17 @@ class Parent:
             message = json.loads(line)
             if "ping" in message:
                 began = self._began
-                self.send(pong=message["ping"], stuck_s=0.0 if began is None else time.monotonic() - began)
+                self.send(
+                    pong=message["ping"], stuck_s=0.0 if began is None else time.monotonic() - began
+                )
             else:
                 self.inbox.put(message)
         os._exit(0)  # the parent has gone; unloading is the kernel's work
 
 
-def _die(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+def _die(
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+) -> None:
     """Exit at once: without its reading thread a child would live on and take no request."""
     try:
         sys.__excepthook__(kind, error or kind(), trace)

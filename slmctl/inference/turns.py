@@ -1,4 +1,6 @@
-"""A queue that clients share: of each client the oldest entry first, and clients in turns, however many each has."""
+"""A queue that clients share: of each client the oldest entry first, and
+clients in turns, however many each has.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Turns(Generic[T]):
         self._waiting.setdefault(client, deque()).append(entry)
 
     def next(self, may: Callable[[str], bool] = lambda client: True) -> T | None:
-        """The entry whose turn it is: of the client that was served longest ago, among those that may."""
+        """The entry whose turn it is: of the client that was served
+        longest ago, among those that may.
+        """
         client = self._whose(may)
         return None if client is None else self._waiting[client][0]
 
@@ -52,8 +56,13 @@ class Turns(Generic[T]):
 
     def remove(self, is_gone: Callable[[T], bool]) -> None:
         """Remove every entry for which this is true."""
-        kept = {client: deque(each for each in row if not is_gone(each)) for client, row in self._waiting.items()}
+        kept = {
+            client: deque(each for each in row if not is_gone(each))
+            for client, row in self._waiting.items()
+        }
         self._waiting = {client: row for client, row in kept.items() if row}
 
     def _whose(self, may: Callable[[str], bool]) -> str | None:
-        return min(filter(may, self._waiting), key=lambda client: self._served.get(client, 0), default=None)
+        return min(
+            filter(may, self._waiting), key=lambda client: self._served.get(client, 0), default=None
+        )

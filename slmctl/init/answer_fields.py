@@ -1,4 +1,6 @@
-"""Several columns -> one JSON object a row: its template, and a search for columns with values from the text."""
+"""Several columns -> one JSON object a row: its template, and a search
+for columns with values from the text.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ class AnswerFields:
 
     Attributes:
         names: Names of the columns, which are the object's keys.
-        bare: The columns with cells that are JSON values, such as numbers; the cells of the others are texts.
+        bare: The columns with cells that are JSON values, such as numbers; the cells of the others
+            are texts.
     """
 
     names: tuple[str, ...]
@@ -49,11 +52,17 @@ class AnswerFields:
     @property
     def pairs(self) -> list[str]:
         """The key of each column, with the expression that gives its value."""
-        return [f"{json.dumps(name, ensure_ascii=False)}: {self._value(name)}" for name in self.names]
+        return [
+            f"{json.dumps(name, ensure_ascii=False)}: {self._value(name)}" for name in self.names
+        ]
 
     def _value(self, name: str) -> str:
         cell = reference(name)
-        return f"{{{{ {cell} or 'null' }}}}" if name in self.bare else f"{{{{ ({cell} or none) | tojson }}}}"
+        return (
+            f"{{{{ {cell} or 'null' }}}}"
+            if name in self.bare
+            else f"{{{{ ({cell} or none) | tojson }}}}"
+        )
 
     def of(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The object of a row, equal to the template's result."""
@@ -69,7 +78,9 @@ class AnswerFields:
 
 
 def named(look: FirstLook, spec: str) -> AnswerFields | None:
-    """The fields of a list of columns such as `brand,size`; None for one column, a template or an empty list."""
+    """The fields of a list of columns such as `brand,size`; None for one
+    column, a template or an empty list.
+    """
     if look.column(spec) is not None or is_template(spec) or "," not in spec:
         return None
     names = [name.strip() for name in next(csv.reader([spec], skipinitialspace=True))]
@@ -80,22 +91,29 @@ def named(look: FirstLook, spec: str) -> AnswerFields | None:
 def make(look: FirstLook, names: list[str]) -> AnswerFields:
     """The object of these columns; an unknown column counts as text."""
     columns = [column for name in names if (column := look.column(name)) is not None]
-    return AnswerFields(tuple(names), frozenset(column.name for column in columns if _is_bare(look, column)))
+    return AnswerFields(
+        tuple(names), frozenset(column.name for column in columns if _is_bare(look, column))
+    )
 
 
 def _is_bare(look: FirstLook, column: Column) -> bool:
-    """True for a column with cells, in the sample, that are all JSON values other than texts, or numbers as text."""
+    """True for a column with cells, in the sample, that are all JSON values
+    other than texts, or numbers as text.
+    """
     cells = [cell for row in look.sample if as_text(cell := row.get(column.name))]
     numbers = column.kind == "number" and all(map(_NUMBER.fullmatch, column.counts))
     return bool(cells) and all(
-        not isinstance(cell, str) or (numbers and _NUMBER.fullmatch(cell.strip()) is not None) for cell in cells
+        not isinstance(cell, str) or (numbers and _NUMBER.fullmatch(cell.strip()) is not None)
+        for cell in cells
     )
 
 
 def found(
     look: FirstLook, text_of: Callable[[Mapping[str, Any]], str], *, beside: Collection[str]
 ) -> AnswerFields | None:
-    """The columns with values that the text of their row mostly contains; None without one. `beside` are skipped."""
+    """The columns with values that the text of their row mostly contains;
+    None without one. `beside` are skipped.
+    """
     rows = look.sample[:: max(1, len(look.sample) // LOOKED)]
     texts = [text_of(row).casefold() for row in rows]
     names = []

@@ -1,4 +1,6 @@
-"""JSON answers -> a JSON Schema that all of them satisfy: keys, types, required keys, and enums of few words."""
+"""JSON answers -> a JSON Schema that all of them satisfy: keys, types,
+required keys, and enums of few words.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,26 @@ from typing import Any
 from slmctl.artifacts.bounded_json import JsonObject
 
 MAX_CHOICES, LONGEST_CHOICE = 12, 40  # values of an enum, and characters of a value
-ROWS_A_CHOICE = 8  # least number of rows for each value of an enum, so that the list is probably complete
-MOST_ONCE = 0.02  # of the rows may have a value that no other row has; about as many new rows have a new one
-STANDING = 0.5  # least share of the rows in which the text holds the value, for values that are read from it
+# least number of rows for each value of an enum, so that the list is probably complete
+ROWS_A_CHOICE = 8
+# of the rows may have a value that no other row has; about as many new rows have a new one
+MOST_ONCE = 0.02
+# least share of the rows in which the text holds the value, for values that are read from it
+STANDING = 0.5
 LEGAL_FORM = re.compile(  # of a company, at the end of its name
-    r"\S (GmbH|mbH|AG|KG|KGaA|OHG|UG|SE|e\.? ?[KV]|Ltd|Limited|LLC|LLP|Inc|Corp|Co|PLC|plc|S\.?A\.?S?|SARL|S\.?r\.?l"
+    r"\S (GmbH|mbH|AG|KG|KGaA|OHG|UG|SE|e\.? "
+    r"?[KV]|Ltd|Limited|LLC|LLP|Inc|Corp|Co|PLC|plc|S\.?A\.?S?|SARL|S\.?r\.?l"
     r"|S\.?p\.?A|S\.?L|B\.?V|N\.?V|A/S|ApS|AB|AS|Oy|Kft|s\.r\.o|sp\. z o\.o)\.?$"
 )
 MAX_KEYS = 60  # keys of an object; with more, the keys are treated as free names
-_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", list: "array"}
+_TYPES = {
+    str: "string",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    dict: "object",
+    list: "array",
+}
 
 
 class SchemaBuilder:
@@ -77,28 +90,40 @@ class SchemaBuilder:
                 result["enum"] = [*choices, None]
         if "object" in kinds and self._keys is not None:
             result["properties"] = {key: self._keys[key].schema() for key in sorted(self._keys)}
-            result["required"] = sorted(key for key, inner in self._keys.items() if inner.count == self._objects)
+            result["required"] = sorted(
+                key for key, inner in self._keys.items() if inner.count == self._objects
+            )
             result["additionalProperties"] = False
         if "array" in kinds and self._items is not None and self._items.count:
             result["items"] = self._items.schema()
         return result
 
     def _choices(self) -> list[str]:
-        """The different texts, sorted, if they are few, recur, and are no names that stand in the texts; else []."""
+        """The different texts, sorted, if they are few, recur, and are no
+        names that stand in the texts; else [].
+        """
         texts = self._texts or Counter()
         total, once = texts.total(), sum(rows == 1 for rows in texts.values())
         is_complete = total >= ROWS_A_CHOICE * len(texts) and once <= MOST_ONCE * total
-        if len(texts) < 2 or not is_complete or (self._standing >= STANDING * total and are_names(texts)):
+        if (
+            len(texts) < 2
+            or not is_complete
+            or (self._standing >= STANDING * total and are_names(texts))
+        ):
             return []
         return sorted(texts)
 
 
 def are_names(values: Mapping[str, int]) -> bool:
-    """True for values like names: one has a legal form, or most have several capitalised words of their own."""
+    """True for values like names: one has a legal form, or most have
+    several capitalised words of their own.
+    """
     words = [value.split() for value in values]
     shared = set(words[0]).intersection(*words)
     capital = [sum(word[:1].isupper() for word in set(each) - shared) for each in words]
-    return any(map(LEGAL_FORM.search, values)) or 2 * sum(number > 1 for number in capital) > len(words)
+    return any(map(LEGAL_FORM.search, values)) or 2 * sum(number > 1 for number in capital) > len(
+        words
+    )
 
 
 def closed_lists(schema: JsonObject, path: str = "") -> Iterator[tuple[str, list[str]]]:

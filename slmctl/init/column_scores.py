@@ -1,4 +1,6 @@
-"""A column -> its score as the answer, the text, the subject, the id, the group or the time of a row."""
+"""A column -> its score as the answer, the text, the subject, the
+id, the group or the time of a row.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,10 @@ from slmctl.init.column_names import is_flag, suggests
 from slmctl.init.columns import Column
 
 Role = Literal["answer", "input", "subject", "id", "group", "time"]
-NO_DOUBT, LEAST = 2.0, 1.0  # least scores of an answer that is taken without a question, and of a possible answer
-# (role, kinds of column, hint in its name or '' for any name, score); the first row that fits decides.
+# least scores of an answer that is taken without a question, and of a possible answer
+NO_DOUBT, LEAST = 2.0, 1.0
+# (role, kinds of column, hint in its name or '' for any name, score); the first row that fits
+# decides.
 _SCORES: tuple[tuple[Role, tuple[str, ...], str, float], ...] = (
     ("answer", ("labels",), "label", 4.0),
     ("answer", ("labels",), "", 3.0),

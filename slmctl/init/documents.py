@@ -1,4 +1,6 @@
-"""A folder of documents -> a source with the answers that stand in it or beside it, and its rows for a first look."""
+"""A folder of documents -> a source with the answers that stand in it or
+beside it, and its rows for a first look.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ class DocumentFolder:
         if not own:
             raise DataError(
                 f"the documents of {self.source.local.name} have no answers",
-                hint="a table beside the folder with a column of file names, a JSON file beside each, or a folder for "
+                hint="a table beside the folder with a column of file names, a JSON file beside "
+                "each, or a folder for "
                 "each label",
             )
         return own[0] if len(own) == 1 else AnswerFields(tuple(own), frozenset()).spec
@@ -69,19 +72,30 @@ def documents_at(path: Path, sheet: str | None = None) -> DocumentFolder | None:
         return None
     if sheet is not None:
         raise UsageError(
-            f"{path.name} holds documents, and has no sheet '{sheet}'", hint="answers.sheet in slmctl.yaml"
+            f"{path.name} holds documents, and has no sheet '{sheet}'",
+            hint="answers.sheet in slmctl.yaml",
         )
     counts = Counter(PurePosixPath(name).suffix.lower() for name in names)
-    return DocumentFolder(source, "documents (" + ", ".join(f"{n} {kind}" for kind, n in counts.most_common()) + ")")
+    return DocumentFolder(
+        source, "documents (" + ", ".join(f"{n} {kind}" for kind, n in counts.most_common()) + ")"
+    )
 
 
-def _answered(path: Path, root: Path, names: Sequence[str], tables: Sequence[Path]) -> Source | None:
-    """The source with its answers: JSON files beside, or the table in the folder or beside it that names most files."""
+def _answered(
+    path: Path, root: Path, names: Sequence[str], tables: Sequence[Path]
+) -> Source | None:
+    """The source with its answers: JSON files beside, or the table in the
+    folder or beside it that names most files.
+    """
     jsons = [file for file in tables if file.suffix.lower() == ".json"]
     beside = [file.relative_to(root).as_posix()[: -len(".json")] for file in jsons]
     if answers.matched(beside, names) >= LEAST * len(names):
         return Source(path=path, answers="json")
-    near = sorted(file for file in root.parent.iterdir() if file.is_file() and known_format(file)) if not tables else []
+    near = (
+        sorted(file for file in root.parent.iterdir() if file.is_file() and known_format(file))
+        if not tables
+        else []
+    )
     best = max((_table(file, names) for file in [*tables, *near][:TABLES]), default=(0, path, ""))
     if best[0] >= LEAST * len(names):
         return Source(path=path, answers=AnswerTable(path=best[1], file=best[2]))
@@ -91,9 +105,16 @@ def _answered(path: Path, root: Path, names: Sequence[str], tables: Sequence[Pat
 def _table(path: Path, names: Sequence[str]) -> tuple[int, Path, str]:
     """Returns (number of files that a column of a table names, the table, the column)."""
     try:
-        rows = [row.columns for row in itertools.islice(read_rows(path), 2 * len(names) + 100) if not row.fault]
+        rows = [
+            row.columns
+            for row in itertools.islice(read_rows(path), 2 * len(names) + 100)
+            if not row.fault
+        ]
     except SlmctlError:
         return 0, path, ""
     columns = rows[0] if rows else {}
-    counts = [(answers.matched([as_text(row.get(name)) for row in rows], names), path, name) for name in columns]
+    counts = [
+        (answers.matched([as_text(row.get(name)) for row in rows], names), path, name)
+        for name in columns
+    ]
     return max(counts, default=(0, path, ""))

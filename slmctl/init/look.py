@@ -26,7 +26,8 @@ class FirstLook:
         unusable: Number of rows with a fault.
         fault: Row number and fault of the first of these.
         columns: The columns, in the order of the source.
-        sample: Up to 2 * SAMPLE usable rows, all if there are no more; in order, including the last row.
+        sample: Up to 2 * SAMPLE usable rows, all if there are no more; in order, including the last
+            row.
     """
 
     rows: int
@@ -42,7 +43,8 @@ class FirstLook:
 
 
 def look(rows: Iterable[Row], *, numbered: bool = True) -> FirstLook:
-    """Read up to COUNTED rows, and describe their columns; rows that are not `numbered` name themselves in faults.
+    """Read up to COUNTED rows, and describe their columns; rows that are not `numbered` name
+    themselves in faults.
 
     Raises:
         DataError: See the reader of the rows.
@@ -63,13 +65,20 @@ def look(rows: Iterable[Row], *, numbered: bool = True) -> FirstLook:
         usable, last = usable + 1, row.columns
         sample.add(row.columns)
         _count(row.columns, counts)
-    taken = tuple(sample.rows) + ((last,) if last is not None and last is not sample.rows[-1] else ())
-    columns = [describe(name, [row.get(name) for row in taken], counted or {}) for name, counted in counts.items()]
+    taken = tuple(sample.rows) + (
+        (last,) if last is not None and last is not sample.rows[-1] else ()
+    )
+    columns = [
+        describe(name, [row.get(name) for row in taken], counted or {})
+        for name, counted in counts.items()
+    ]
     return FirstLook(usable, complete, unusable, fault, tuple(columns), taken)
 
 
 class _Sample:
-    """A sample at equal distances, since the first rows of a file sorted by label hold only its first labels."""
+    """A sample at equal distances, since the first rows of a file sorted
+    by label hold only its first labels.
+    """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Cell]] = []
@@ -78,8 +87,12 @@ class _Sample:
     def add(self, row: dict[str, Cell]) -> None:
         if self._seen % self._distance == 0:
             self.rows.append(row)
-            self._characters += sum(len(cell) if isinstance(cell, str) else len(str(cell)) for cell in row.values())
-            if len(self.rows) == 2 * SAMPLE or (self._characters > _CHARACTERS and len(self.rows) > 1):
+            self._characters += sum(
+                len(cell) if isinstance(cell, str) else len(str(cell)) for cell in row.values()
+            )
+            if len(self.rows) == 2 * SAMPLE or (
+                self._characters > _CHARACTERS and len(self.rows) > 1
+            ):
                 self.rows = self.rows[::2]
                 self._characters //= 2
                 self._distance *= 2
@@ -87,7 +100,9 @@ class _Sample:
 
 
 def _count(row: dict[str, Cell], counts: dict[str, Counter[str] | None]) -> None:
-    """Add a row to the counts by value of each column; None for a column with too many or too long values."""
+    """Add a row to the counts by value of each column; None for a
+    column with too many or too long values.
+    """
     for name, cell in row.items():
         counted = counts.setdefault(name, Counter())
         if counted is None or not (text := as_text(cell)):

@@ -1,4 +1,6 @@
-"""A proposal or a template -> the folder of a project: `slmctl.yaml` with comments, and the files that it names."""
+"""A proposal or a template -> the folder of a project: `slmctl.yaml` with
+comments, and the files that it names.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ UNPACKED = "data"  # the folder in a template's archive
 def copy_template(template: str, folder: Path) -> list[Path]:
     """Copy a template and its example data into `folder`; its name becomes the project's name.
 
-    A template with documents has them in an archive of its name, since their bytes have much in common.
+    A template with documents has them in an archive of its name, since their bytes have much in
+    common.
 
     Returns:
         The written files, and the unpacked folder.
@@ -29,13 +32,20 @@ def copy_template(template: str, folder: Path) -> list[Path]:
     Raises:
         UsageError: One of the files exists; nothing is overwritten.
     """
-    text = resources.files("slmctl.templates").joinpath(template).joinpath(FILENAME).read_text(encoding="utf-8")
+    text = (
+        resources.files("slmctl.templates")
+        .joinpath(template)
+        .joinpath(FILENAME)
+        .read_text(encoding="utf-8")
+    )
     settings = config.parse(text, root=folder)
     examples = resources.files("slmctl.examples").joinpath("data")
     archive = examples.joinpath(f"{template}.tar.xz")
     has_documents = archive.is_file()
     named = [] if has_documents else [source.local for source in settings.prepare.sources]
-    named += [path for path in (settings.task.json_schema, settings.task.tools) if isinstance(path, Path)]
+    named += [
+        path for path in (settings.task.json_schema, settings.task.tools) if isinstance(path, Path)
+    ]
     text = re.sub(r"(?m)^project: .*$", f"project: {project_name(folder)}", text, count=1)
     files = {path.name: examples.joinpath(path.name).read_bytes() for path in named}
     require_free(folder, *([UNPACKED] if has_documents else []))
@@ -63,7 +73,9 @@ def write(proposal: Proposal, folder: Path) -> list[Path]:
 
 
 def _write_files(text: str, files: Mapping[str, bytes], folder: Path) -> list[Path]:
-    """Write slmctl.yaml and its files, unless one of them exists; only the editors' schema is overwritten."""
+    """Write slmctl.yaml and its files, unless one of them exists; only
+    the editors' schema is overwritten.
+    """
     schema = json.dumps(config.schema(), indent=1) + "\n"
     files = {FILENAME: text.encode(), **files, SCHEMA_FILE: schema.encode()}
     require_free(folder, *(name for name in files if name != SCHEMA_FILE))
@@ -81,9 +93,14 @@ def require_free(folder: Path, *names: str, base: str | None = None) -> None:
     """
     for name in names:
         if (folder / name).exists():
-            way = "" if name != FILENAME else f"slmctl run takes it; to change its base, {_other_base(base)}; or "
+            way = (
+                ""
+                if name != FILENAME
+                else f"slmctl run takes it; to change its base, {_other_base(base)}; or "
+            )
             raise UsageError(
-                f"{folder / name} exists already", hint=f"{way}name another folder: slmctl init SOURCE FOLDER"
+                f"{folder / name} exists already",
+                hint=f"{way}name another folder: slmctl init SOURCE FOLDER",
             )
 
 

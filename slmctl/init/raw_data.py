@@ -1,4 +1,6 @@
-"""A file, a folder, a pattern, documents or a query -> a description of its rows, which are read as in `prepare`."""
+"""A file, a folder, a pattern, documents or a query -> a description of its
+rows, which are read as in `prepare`.
+"""
 
 from __future__ import annotations
 
@@ -48,12 +50,14 @@ class RawData:
     Attributes:
         title: Name of the source for the user.
         form: Format, encoding and the like, in words.
-        origin: The keys of the source in slmctl.yaml, without columns; `path` and a database file are absolute.
+        origin: The keys of the source in slmctl.yaml, without columns; `path` and a database file
+            are absolute.
         look: Description of the rows, of several sheets with the same columns together.
         rows: Reads all rows again.
         notes: Sentences about the source.
         parts: The files or sheets as separate sources, if one is held out; else empty.
-        output: The columns of the answers, where the source itself names them, as `--output` has them.
+        output: The columns of the answers, where the source itself names them, as `--output` has
+            them.
         copies: Copies of documents by name, as `snapshot.gather` makes them.
     """
 
@@ -93,12 +97,20 @@ def read(source: str, root: Path, *, sheet: str | None = None, query: str | None
     if source.startswith("sql:"):
         return _of_query(source.removeprefix("sql:"), query, root)
     if query is not None:
-        place = "sqlite:///" + source if FORMATS.get(Path(source).suffix) == "sqlite" else "postgresql://HOST/DATABASE"
-        raise UsageError("--query is for a database", hint=f"slmctl init sql:{place} --query SELECT…")
+        place = (
+            "sqlite:///" + source
+            if FORMATS.get(Path(source).suffix) == "sqlite"
+            else "postgresql://HOST/DATABASE"
+        )
+        raise UsageError(
+            "--query is for a database", hint=f"slmctl init sql:{place} --query SELECT…"
+        )
     path = below(root, Path(source))
     if reviewed.is_reviewed(path):
         rows = _kept(Source(path=path), root)
-        return RawData(path.name, "reviews, JSON Lines", {"path": path}, look(rows), lambda: iter(rows))
+        return RawData(
+            path.name, "reviews, JSON Lines", {"path": path}, look(rows), lambda: iter(rows)
+        )
     if (documents := documents_at(path, sheet)) is not None:
         return _of_documents(documents, root)
     if not is_several(path):
@@ -112,10 +124,14 @@ def read(source: str, root: Path, *, sheet: str | None = None, query: str | None
     _require_header(path, looked)
     origin: dict[str, object] = {"path": path} if sheet is None else {"path": path, "sheet": sheet}
     if form.encoding is not None and not form.encoding.certain and len(parts) == 1:
-        origin["encoding"] = form.encoding.name  # so that later versions of the file are read in the same way
+        # so that later versions of the file are read in the same way
+        origin["encoding"] = form.encoding.name
     words = f"{len(parts)} files of {form.words}" if len(parts) > 1 else form.words
     files = files_of(path) if len(parts) > 1 else ()
-    own = [(name, {"path": file} | ({"name": name} if "/" in name else {}), counts[file]) for name, file in files]
+    own = [
+        (name, {"path": file} | ({"name": name} if "/" in name else {}), counts[file])
+        for name, file in files
+    ]
     return RawData(path.name, words, origin, looked, lambda: _rows(parts), parts=_parts(own))
 
 
@@ -129,9 +145,13 @@ def _rows(parts: Sequence[Source], counts: Counter[Path] | None = None) -> Itera
 
 
 def _parts(files: Sequence[tuple[str, Mapping[str, object], int]]) -> tuple[SplitPart, ...]:
-    """Files or sheets (name, keys, rows) as separate sources; () unless some, not all, are named after a split."""
+    """Files or sheets (name, keys, rows) as separate sources; () unless
+    some, not all, are named after a split.
+    """
     parts = tuple(SplitPart(origin, split_named(name), rows) for name, origin, rows in files)
-    return parts if len({bool(part.split) for part in parts}) == 2 and len(parts) <= MAX_PARTS else ()
+    return (
+        parts if len({bool(part.split) for part in parts}) == 2 and len(parts) <= MAX_PARTS else ()
+    )
 
 
 def _kept(source: Source, root: Path, limits: SourceLimits = QUERY_LIMITS) -> list[Row]:
@@ -153,8 +173,18 @@ def _of_documents(documents: DocumentFolder, root: Path) -> RawData:
     elif source.answers is not None:
         origin["answers"] = source.answers
     useless = {("folder", "constant")} | {(column.name, "empty") for column in looked.columns}
-    output = documents.output([each.name for each in looked.columns if (each.name, each.kind) not in useless])
-    return RawData(source.local.name, documents.words, origin, looked, lambda: iter(rows), output=output, copies=copies)
+    output = documents.output(
+        [each.name for each in looked.columns if (each.name, each.kind) not in useless]
+    )
+    return RawData(
+        source.local.name,
+        documents.words,
+        origin,
+        looked,
+        lambda: iter(rows),
+        output=output,
+        copies=copies,
+    )
 
 
 def _of_sheets(path: Path, sheets: Sequence[str]) -> RawData:
@@ -167,17 +197,30 @@ def _of_sheets(path: Path, sheets: Sequence[str]) -> RawData:
         except DataError as error:  # a pivot or a legend may be no table
             faults.append(error.message)
             continue
-        if looked.rows >= LEAST_ROWS and len(looked.columns) > 1 and any(c.kind == "text" for c in looked.columns):
+        if (
+            looked.rows >= LEAST_ROWS
+            and len(looked.columns) > 1
+            and any(c.kind == "text" for c in looked.columns)
+        ):
             looks[sheet] = looked
     if not looks:
-        least = f"no sheet of {path.name} has a column with texts and {LEAST_ROWS} rows: {listed(sheets)}"
+        least = (
+            f"no sheet of {path.name} has a column with texts and {LEAST_ROWS} rows: "
+            f"{listed(sheets)}"
+        )
         raise DataError("; ".join([least, *faults]), hint="name one: --sheet NAME")
     largest = max(looks, key=lambda sheet: looks[sheet].rows)
     names = [column.name for column in looks[largest].columns]
-    alike = [sheet for sheet, looked in looks.items() if [column.name for column in looked.columns] == names]
+    alike = [
+        sheet
+        for sheet, looked in looks.items()
+        if [column.name for column in looked.columns] == names
+    ]
     others = [sheet for sheet in sheets if sheet not in alike]
     parts = [Source(path=path, sheet=sheet) for sheet in alike]
-    note = f"of {len(sheets)} sheets or tables {listed(alike)} hold{'s' * (len(alike) == 1)} the rows"
+    note = (
+        f"of {len(sheets)} sheets or tables {listed(alike)} hold{'s' * (len(alike) == 1)} the rows"
+    )
     note += f"; not used: {listed(others)}" if others else ", with the same columns"
     return RawData(
         title=path.name,
@@ -193,7 +236,10 @@ def _of_sheets(path: Path, sheets: Sequence[str]) -> RawData:
 def _of_query(url: str, query: str | None, root: Path) -> RawData:
     """The rows of a query, within QUERY_LIMITS."""
     if query is None:
-        raise UsageError("a sql: address needs --query", hint="--query 'SELECT text, label FROM tickets ORDER BY id'")
+        raise UsageError(
+            "a sql: address needs --query",
+            hint="--query 'SELECT text, label FROM tickets ORDER BY id'",
+        )
     if mask(url) != url:
         raise UsageError(
             "the address of the database holds a password, which would stand in slmctl.yaml",
@@ -202,14 +248,23 @@ def _of_query(url: str, query: str | None, root: Path) -> RawData:
     rows = _kept(Source(sql=Sql(url=url, query=query)), root)
     here = with_file(url, lambda path: str((root / path).resolve()))
     title = f"the query on {sql.place(url).removeprefix('the ')}"
-    return RawData(title, "SQL", {"sql": {"url": here, "query": query}}, look(rows), lambda: iter(rows))
+    return RawData(
+        title, "SQL", {"sql": {"url": here, "query": query}}, look(rows), lambda: iter(rows)
+    )
 
 
 def _require_header(path: Path, looked: FirstLook) -> None:
-    """Refuse a table without a header, recognised by a column name that is as long as a sentence."""
-    odd = [column.name for column in looked.columns if len(column.name.split()) > 8 or len(column.name) > 80]
+    """Refuse a table without a header, recognised by a column
+    name that is as long as a sentence.
+    """
+    odd = [
+        column.name
+        for column in looked.columns
+        if len(column.name.split()) > 8 or len(column.name) > 80
+    ]
     if odd:
         raise DataError(
-            f"{path.name} has no header: its first row is '{listed([column.name for column in looked.columns])}'",
+            f"{path.name} has no header: its first row is "
+            f"'{listed([column.name for column in looked.columns])}'",
             hint="add a first row with the names of the columns, such as text,label",
         )

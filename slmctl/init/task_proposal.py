@@ -1,4 +1,6 @@
-"""Described rows -> the proposal of a task: its kind, the columns of input and answer, notes and open questions."""
+"""Described rows -> the proposal of a task: its kind, the columns of input
+and answer, notes and open questions.
+"""
 
 from __future__ import annotations
 
@@ -34,16 +36,18 @@ class TaskProposal:
     """A task for the rows of a source.
 
     Attributes:
-        input, output: A column or a template; '' if the rows are conversations. `output` may also be several columns,
-            separated by commas, that form a JSON object.
+        input, output: A column or a template; '' if the rows are conversations. `output` may also
+            be several columns, separated by commas, that form a JSON object.
         fields: The JSON object of several columns; None for another output.
         id, group, time: Columns; '' for none.
-        is_conversation: True if the rows are conversations, in a layout that is recognised by its columns.
+        is_conversation: True if the rows are conversations, in a layout that is recognised by its
+            columns.
         answers: The answers, described as a column.
         pairs: (input, answer) of the rows of the sample that have both.
         usable: Share of the rows that have both.
         calls: Share of the rows with a tool call in one of their messages.
-        unread: Answer -> number of rows of the sample without a text, which are not counted as labels.
+        unread: Answer -> number of rows of the sample without a text, which are not counted as
+            labels.
         own_system: True if the rows have their own system prompts.
         notes: Sentences about the data.
         doubts: (flag, question) of each flag that the user must decide; empty if all is certain.
@@ -80,20 +84,34 @@ class TaskProposal:
 
     @cached_property
     def labels(self) -> dict[str, int]:
-        """Label -> number of rows, the most frequent first; over all counted rows, or over the sample."""
+        """Label -> number of rows, the most frequent first; over
+        all counted rows, or over the sample.
+        """
         if not self.rules.has_labels:
             return {}
         counts: Mapping[str, int] = self.answers.counts
         several = self.rules.structured
         if not counts or (self.answers.kind == "labels") != several:
-            sets = (label_sets.read(cell, self.separator) if several else [cell] for _, cell in self.pairs)
+            sets = (
+                label_sets.read(cell, self.separator) if several else [cell]
+                for _, cell in self.pairs
+            )
             counts = Counter(label for labels in sets for label in set(labels))
-        read = {label: rows for label, count in counts.items() if (rows := count - self.unread.get(label, 0)) > 0}
+        read = {
+            label: rows
+            for label, count in counts.items()
+            if (rows := count - self.unread.get(label, 0)) > 0
+        }
         return dict(sorted(read.items(), key=lambda item: (-item[1], item[0])))
 
 
 def propose(
-    look: FirstLook, title: str, *, input: str | None = None, output: str | None = None, kind: KindName | None = None
+    look: FirstLook,
+    title: str,
+    *,
+    input: str | None = None,
+    output: str | None = None,
+    kind: KindName | None = None,
 ) -> TaskProposal:
     """The task for a source; arguments that are set are kept. `title` names the source in errors.
 
@@ -107,14 +125,17 @@ def propose(
             hint="a header and rows with a text and its answer are needed",
         )
     columns = {column.name for column in look.columns}
-    name = next((name for name, needs in conversation_formats.NEEDS.items() if set(needs) <= columns), "")
+    name = next(
+        (name for name, needs in conversation_formats.NEEDS.items() if set(needs) <= columns), ""
+    )
     if input is None and output is None and name:
         task = _of_conversations(look, name, kind)
     else:
         task = _of_columns(look, title, input, output, kind)
     if len(task.labels) == 1:
         raise DataError(
-            f"every row of {title} has the answer '{shown(next(iter(task.labels)), 60)}', so there is nothing to "
+            f"every row of {title} has the answer '{shown(next(iter(task.labels)), 60)}', so there "
+            "is nothing to "
             "tell apart",
             hint="add conversations that end in other answers"
             if task.is_conversation
@@ -139,7 +160,12 @@ def _of_conversations(look: FirstLook, name: str, kind: KindName | None) -> Task
             faults.append(error.reason)
             continue
         messages = conversation.messages
-        pairs.append((question_of(messages[:-1]), messages[-1]["content"] or as_text(messages[-1].get("tool_calls"))))
+        pairs.append(
+            (
+                question_of(messages[:-1]),
+                messages[-1]["content"] or as_text(messages[-1].get("tool_calls")),
+            )
+        )
         tools += bool(conversation.tools)
         calls[len(messages[-1].get("tool_calls") or ())] += 1
         own_system += messages[0]["role"] == "system"
@@ -155,8 +181,16 @@ def _of_conversations(look: FirstLook, name: str, kind: KindName | None) -> Task
     notes = [f"{percent(tools / max(len(pairs), 1), 0)} of the rows offer tools"] if tools else []
     if called and not kind_of(kind or by_answer).calls:
         notes.append(f"{percent(called / len(pairs), 0)} of the rows hold calls of tools")
-    notes += ["the rows bring system prompts of their own, so slmctl.yaml has none"] if own_system else []
-    notes += [f"{len(faults)} of {len(look.sample)} rows are no conversation: {faults[0]}"] if faults else []
+    notes += (
+        ["the rows bring system prompts of their own, so slmctl.yaml has none"]
+        if own_system
+        else []
+    )
+    notes += (
+        [f"{len(faults)} of {len(look.sample)} rows are no conversation: {faults[0]}"]
+        if faults
+        else []
+    )
     return TaskProposal(
         kind=kind or by_answer,
         input="",
@@ -189,7 +223,10 @@ def _of_columns(
     if input is None:
         input, question = _choose_input(look, title, fields.names if fields else [output])
         doubts += [("--input", question)] if question else []
-    read_text, read_answer = _reader(look, title, "--input", input), _reader(look, title, "--output", output, fields)
+    read_text, read_answer = (
+        _reader(look, title, "--input", input),
+        _reader(look, title, "--output", output, fields),
+    )
     answer = look.column(output) or describe(output, [read_answer(row) for row in look.sample])
     kind = kind or ("extract" if fields else _kind_of(answer))
     _require_sense(look, input, answer, fields, kind, chosen=chosen)
@@ -224,11 +261,15 @@ def _of_columns(
         ),
         doubts=tuple(doubts),
     )
-    where = f" in rows with a text (of {answer.different})" * (0 < len(task.labels) < answer.different)
+    where = f" in rows with a text (of {answer.different})" * (
+        0 < len(task.labels) < answer.different
+    )
     reason = {
         "classify": f"'{output}' has {len(task.labels)} different values{where}",
         "tag": f"a row may have several of {len(task.labels)} labels",
-        "extract": f"{_and(fields.names)} make one JSON object" if fields else f"'{output}' holds JSON",
+        "extract": f"{_and(fields.names)} make one JSON object"
+        if fields
+        else f"'{output}' holds JSON",
         "generate": f"'{output}' holds texts of {answer.words:.0f} words on average",
         "call": f"'{output}' holds calls",
     }[kind]
@@ -238,12 +279,16 @@ def _of_columns(
 def _reader(
     look: FirstLook, title: str, flag: str, spec: str, fields: AnswerFields | None = None
 ) -> Callable[[Mapping[str, Any]], str]:
-    """A function that returns the text of a row like `prepare`, '' for a row that `prepare` rejects.
+    """A function that returns the text of a row like `prepare`, '' for a row that `prepare`
+    rejects.
 
     Raises:
         UsageError: A column does not exist, or a template is not valid.
     """
-    source, columns = _ROWS.model_copy(update={"name": title}), [column.name for column in look.columns]
+    source, columns = (
+        _ROWS.model_copy(update={"name": title}),
+        [column.name for column in look.columns],
+    )
     try:
         for name in fields.names if fields else ():
             conversation_formats.require_column(source, columns, name)
@@ -266,7 +311,9 @@ def _reader(
 def _choose_output(
     look: FirstLook, title: str, input: str | None, kind: KindName | None
 ) -> tuple[str, AnswerFields | None, str, list[str]]:
-    """Returns (output, its fields or None, question if other outputs are equally likely or '', notes)."""
+    """Returns (output, its fields or None, question if other
+    outputs are equally likely or '', notes).
+    """
     held = _held_fields(look, title, input) if kind is None or kind_of(kind).has("schema") else None
     several = held if held is not None and (len(held.names) > 1 or kind) else None
     try:
@@ -274,16 +321,28 @@ def _choose_output(
     except DataError:
         if several is None:
             raise
-        question = "" if kind else f"is the answer JSON of {_and(several.names)}, whose values the text holds?"
+        question = (
+            ""
+            if kind
+            else f"is the answer JSON of {_and(several.names)}, whose values the text holds?"
+        )
         return several.spec, several, question, []
     if several is None or kind:
         return answer.name, None, question, []
-    if answer.name in several.names and not (suggests(answer.name, "label") or suggests(answer.name, "likely label")):
-        question = question or f"is the answer in '{answer.name}'?"  # a text rarely contains its category
+    if answer.name in several.names and not (
+        suggests(answer.name, "label") or suggests(answer.name, "likely label")
+    ):
+        # a text rarely contains its category
+        question = question or f"is the answer in '{answer.name}'?"
     if question:
-        question = f"{question[:-1]}, or JSON of {_and(several.names)}, whose values the text holds?"
+        question = (
+            f"{question[:-1]}, or JSON of {_and(several.names)}, whose values the text holds?"
+        )
         return several.spec, several, question, []
-    note = f"the text holds the values of {_and(several.names)}: to extract these, --output '{several.spec}'"
+    note = (
+        f"the text holds the values of {_and(several.names)}: to extract these, --output "
+        f"'{several.spec}'"
+    )
     return answer.name, None, "", [note]
 
 
@@ -293,7 +352,11 @@ def _held_fields(look: FirstLook, title: str, input: str | None) -> AnswerFields
         if not likeliest(look.columns, "input"):
             return None
         input, _ = _choose_input(look, title, ())
-    beside = [column.name for column in look.columns if column.name == input or reference(column.name) in input]
+    beside = [
+        column.name
+        for column in look.columns
+        if column.name == input or reference(column.name) in input
+    ]
     return answer_fields.found(look, _reader(look, title, "--input", input), beside=beside)
 
 
@@ -302,12 +365,21 @@ def _and(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(shown_names[:-1]), shown_names[-1])))
 
 
-def _left_out(fields: AnswerFields, others: Sequence[Column], read: Collection[str]) -> Iterator[str]:
-    """A note on the columns that the JSON object of the proposed `fields` lacks; `read` is the input."""
+def _left_out(
+    fields: AnswerFields, others: Sequence[Column], read: Collection[str]
+) -> Iterator[str]:
+    """A note on the columns that the JSON object of the proposed
+    `fields` lacks; `read` is the input.
+    """
     kinds = ("constant", "empty", "id", "JSON")
-    if names := [column.name for column in others if column.kind not in kinds and column.name not in read]:
+    if names := [
+        column.name for column in others if column.kind not in kinds and column.name not in read
+    ]:
         whole = replace(fields, names=(*fields.names, *names)).spec
-        yield f"{_and(names)} stand in few texts as they are written; to take them too: --output '{whole}'"
+        yield (
+            f"{_and(names)} stand in few texts as they are written; to take them too: --output "
+            f"'{whole}'"
+        )
 
 
 def _odd_rows(pairs: Sequence[tuple[str, str]], fields: AnswerFields | None) -> Iterator[str]:
@@ -315,18 +387,28 @@ def _odd_rows(pairs: Sequence[tuple[str, str]], fields: AnswerFields | None) -> 
     empty = as_text(dict.fromkeys(fields.names)) if fields else ""
     if blank := sum(value == empty for _, value in pairs):
         yield (
-            f"{percent(blank / len(pairs), 0)} of the rows have none of these values, so null is their right answer: "
+            f"{percent(blank / len(pairs), 0)} of the rows have none of these values, so null is "
+            "their right answer: "
             "take them out of the file if nobody has looked at them"
         )
     if pairs and is_total(pairs[-1][0]):
-        yield f"the last row looks like a sum ('{shown(pairs[-1][0], 40)}'): take it out of the file, or it is learned"
+        yield (
+            f"the last row looks like a sum ('{shown(pairs[-1][0], 40)}'): take it out of the "
+            "file, or it is learned"
+        )
 
 
-def _choose_answer(look: FirstLook, title: str, input: str, kind: KindName | None) -> tuple[Column, str]:
+def _choose_answer(
+    look: FirstLook, title: str, input: str, kind: KindName | None
+) -> tuple[Column, str]:
     """Returns (column of the answer, question if other columns are equally likely or '')."""
     others = [column for column in look.columns if column.name != input]
     texts = [column for column in others if column.kind == "text"]
-    fitting = [column for column in others if _fits(column, kind) and (column.kind != "text" or len(texts) > 1)]
+    fitting = [
+        column
+        for column in others
+        if _fits(column, kind) and (column.kind != "text" or len(texts) > 1)
+    ]
     likely = likeliest(fitting, "answer")
     best = score(likely[0], "answer") if likely else 0.0
     doubt = best < NO_DOUBT or len(likely) > 1
@@ -334,7 +416,8 @@ def _choose_answer(look: FirstLook, title: str, input: str, kind: KindName | Non
         if len(texts) <= 1 - bool(input) or (kind is not None and not kind_of(kind).is_free):
             raise DataError(
                 f"{title} has no column with an answer: {_what_there_is(look)}",
-                hint="add a column with the right answer of each row (a category, JSON, or a text), or name it: "
+                hint="add a column with the right answer of each row (a category, JSON, or a "
+                "text), or name it: "
                 "--output COLUMN",
             )
         likely = texts[-2:]
@@ -344,7 +427,9 @@ def _choose_answer(look: FirstLook, title: str, input: str, kind: KindName | Non
 
 def _fits(column: Column, kind: KindName | None) -> bool:
     """True for a column with values that are answers of this kind of task; None is any kind."""
-    return kind in (None, _kind_of(column)) or (kind is not None and kind_of(kind).has("schema") and column.is_json)
+    return kind in (None, _kind_of(column)) or (
+        kind is not None and kind_of(kind).has("schema") and column.is_json
+    )
 
 
 def _kind_of(answer: Column) -> KindName:
@@ -356,7 +441,9 @@ def _kind_of(answer: Column) -> KindName:
 
 
 def _choose_input(look: FirstLook, title: str, taken: Collection[str]) -> tuple[str, str]:
-    """Returns (column not in `taken`, or template, for the input; question if others are equally likely or '')."""
+    """Returns (column not in `taken`, or template, for the input;
+    question if others are equally likely or '').
+    """
     others = [column for column in look.columns if column.name not in taken]
     likely = sorted(likeliest(others, "input"), key=lambda column: -column.words)
     if not likely:
@@ -382,33 +469,53 @@ def columns_in(spec: str, columns: Sequence[Column]) -> list[str]:
 
 
 def _require_sense(
-    look: FirstLook, input: str, answer: Column, fields: AnswerFields | None, kind: KindName, *, chosen: bool
+    look: FirstLook,
+    input: str,
+    answer: Column,
+    fields: AnswerFields | None,
+    kind: KindName,
+    *,
+    chosen: bool,
 ) -> None:
     """Raise UsageError for columns that do not fit each other or the kind of task."""
     column = look.column(input)
     if column is answer or (fields is not None and input in fields.names):
-        raise UsageError(f"'{input}' is named as input and as answer", hint="--input TEXT --output ANSWER")
+        raise UsageError(
+            f"'{input}' is named as input and as answer", hint="--input TEXT --output ANSWER"
+        )
     rules = kind_of(kind)
     if fields is not None and (rules.calls or not rules.structured):
         raise UsageError(
-            f"several columns make one JSON object, which is the answer of extract, and the task is {kind}",
-            hint="--task extract, --task tag where they tick labels, or one column: --output COLUMN",
+            "several columns make one JSON object, which is the answer of extract, and the task "
+            f"is {kind}",
+            hint="--task extract, --task tag where they tick labels, or one column: --output "
+            "COLUMN",
         )
     if rules.calls:
         raise UsageError(
-            "init proposes a task of calls for conversations that offer tools, and these rows are a table",
+            "init proposes a task of calls for conversations that offer tools, and these rows are "
+            "a table",
             hint="slmctl init tool-calls shows a project; task.tools names the tools of a table",
         )
     if rules.has("schema") and not answer.is_json:
         raise UsageError(
             f"extract wants JSON in '{answer.name}', which holds '{shown(answer.example, 40)}'",
-            hint="--output A,B for one JSON object of several columns, --task generate for texts, --task classify for "
+            hint="--output A,B for one JSON object of several columns, --task generate for texts, "
+            "--task classify for "
             "few values",
         )
-    if chosen and column is not None and column.kind == "label" and answer.kind == "text" and not rules.is_free:
+    if (
+        chosen
+        and column is not None
+        and column.kind == "label"
+        and answer.kind == "text"
+        and not rules.is_free
+    ):
         raise UsageError(
-            f"the columns look swapped: '{input}' has {column.distinct} short values, and '{answer.name}' holds texts",
-            hint=f"--input {answer.name} --output {input}, or --task generate if that is what you want",
+            f"the columns look swapped: '{input}' has {column.distinct} short values, and "
+            f"'{answer.name}' holds texts",
+            hint=f"--input {answer.name} --output {input}, or --task generate if that is what you "
+            "want",
         )
 
 
@@ -417,11 +524,15 @@ def _swapped(input: str, answer: Column) -> Iterator[str]:
     named_text = suggests(answer.name, "text") and not suggests(answer.name, "label")
     if named_text and suggests(input, "label") and answer.kind in ("label", "constant"):
         yield (
-            f"the columns look swapped: '{answer.name}' has {answer.different} short values, and '{input}' holds "
+            f"the columns look swapped: '{answer.name}' has {answer.different} short values, and "
+            f"'{input}' holds "
             "the texts; they are taken by what they hold"
         )
 
 
 def _what_there_is(look: FirstLook) -> str:
     """The first columns with their kinds, for an error."""
-    return ", ".join(f"'{shown(column.name, 40)}' ({column.kind}, {column.reason})" for column in look.columns[:8])
+    return ", ".join(
+        f"'{shown(column.name, 40)}' ({column.kind}, {column.reason})"
+        for column in look.columns[:8]
+    )

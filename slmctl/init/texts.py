@@ -1,4 +1,6 @@
-"""A proposal -> its two texts, by the templates in `templates/init/`: slmctl.yaml, and lines for a person."""
+"""A proposal -> its two texts, by the templates in `templates/init/`:
+slmctl.yaml, and lines for a person.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,15 @@ from slmctl.init.answer_fields import AnswerFields
 from slmctl.init.answer_schema import closed_lists
 from slmctl.init.column_names import split_named, suggests
 from slmctl.init.columns import Column
-from slmctl.init.proposal import MAX_LENGTH, THIN, Proposal, gates, plain, surely_better, system_prompt
+from slmctl.init.proposal import (
+    MAX_LENGTH,
+    THIN,
+    Proposal,
+    gates,
+    plain,
+    surely_better,
+    system_prompt,
+)
 from slmctl.init.raw_data import RawData, SplitPart
 from slmctl.init.task_proposal import columns_in
 from slmctl.installation import WITHOUT_MODEL, is_installed
@@ -45,13 +55,25 @@ def _rendered(template: str, values: Mapping[str, object]) -> list[str]:
     import jinja2
 
     environment = jinja2.Environment(  # noqa: S701 - YAML and plain text; the filters quote and clean values
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
-        "count": count, "either": either, "flow": _flow, "number": "{:,}".format, "percent": percent, "shown": shown,
-        "template": _template, "wrapped": _wrapped, "yaml": _yaml,
-    }  # fmt: skip
-    text = resources.files("slmctl.templates").joinpath("init", template).read_text(encoding="utf-8")
+        "count": count,
+        "either": either,
+        "flow": _flow,
+        "number": "{:,}".format,
+        "percent": percent,
+        "shown": shown,
+        "template": _template,
+        "wrapped": _wrapped,
+        "yaml": _yaml,
+    }
+    text = (
+        resources.files("slmctl.templates").joinpath("init", template).read_text(encoding="utf-8")
+    )
     return environment.from_string(text).render(values).split("\n")
 
 
@@ -62,12 +84,20 @@ def about_data(data: RawData) -> Iterator[str]:
     """Lines on the source and its columns."""
     look = data.look
     more = "" if look.complete else "more than "
-    yield f"{data.title}: {data.form}, {more}{count(look.rows, 'row')}, {count(len(look.columns), 'column')}"
+    yield (
+        f"{data.title}: {data.form}, {more}{count(look.rows, 'row')}, "
+        f"{count(len(look.columns), 'column')}"
+    )
     names = [shown(column.name, NAME) for column in look.columns]
-    widths = [max(map(len, cells), default=0) for cells in (names, [column.reason for column in look.columns])]
+    widths = [
+        max(map(len, cells), default=0)
+        for cells in (names, [column.reason for column in look.columns])
+    ]
     for column, name in zip(look.columns, names, strict=True):
         example = shown(column.example, EXAMPLE)
-        yield f"  {name:<{widths[0]}}  {column.kind:<8}  {column.reason:<{widths[1]}}  {example}".rstrip()
+        yield (
+            f"  {name:<{widths[0]}}  {column.kind:<8}  {column.reason:<{widths[1]}}  {example}"
+        ).rstrip()
     if look.unusable:
         what = "row" if data.output is None else "document"
         yield f"note: {count(look.unusable, what)} cannot be used; {shown(look.fault)}"
@@ -95,26 +125,42 @@ def about_project(project: Proposal) -> list[str]:
         "split_columns": list(_split_columns(project.data.look.columns)),
         "conflicting": conflicting,
         "best": best,
-        "slips": [f"{shown(slip, 40)} for {shown(likely, 40)}" for slip, likely in project.label_map.items()],
+        "slips": [
+            f"{shown(slip, 40)} for {shown(likely, 40)}"
+            for slip, likely in project.label_map.items()
+        ],
         "alike": [
-            f"{shown(pair['label'], 40)} {pair['count']:,} and {shown(pair['likely'], 40)} {pair['likely_count']:,}"
+            f"{shown(pair['label'], 40)} {pair['count']:,} and {shown(pair['likely'], 40)} "
+            f"{pair['likely_count']:,}"
             for pair in alike_labels(project.labels)
         ],
-        "thin": [f"{shown(label, 40)} {rows}" for label, rows in project.labels.items() if rows < THIN],
+        "thin": [
+            f"{shown(label, 40)} {rows}" for label, rows in project.labels.items() if rows < THIN
+        ],
     }
     return list(filter(None, _rendered("notes.txt.j2", values)))
 
 
 def _split_columns(columns: Iterable[Column]) -> Iterator[tuple[str, int]]:
-    """Columns that name the split of each row, where a source is bound to one as a whole, and their test rows."""
+    """Columns that name the split of each row, where a source is bound to
+    one as a whole, and their test rows.
+    """
     for column in columns:
-        rows = Counter({value: number for value, number in column.counts.items() if split_named(value) == "test"})
+        rows = Counter(
+            {
+                value: number
+                for value, number in column.counts.items()
+                if split_named(value) == "test"
+            }
+        )
         if rows and all(split_named(value) or suggests(value, "train") for value in column.counts):
             yield shown(column.name, NAME), rows.total()
 
 
 def _conflicts(pairs: Sequence[tuple[str, str]]) -> tuple[int, float]:
-    """The number of texts with different answers in different rows, and the share of the rows that can be right."""
+    """The number of texts with different answers in different rows, and
+    the share of the rows that can be right.
+    """
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for text, answer in pairs:
         answers[plain(text)][answer] += 1
@@ -148,7 +194,10 @@ def _values(proposal: Proposal, folder: Path) -> dict[str, object]:
     data, task, base = proposal.data, proposal.task, proposal.base.source
     labels = sorted(proposal.labels)
     parts = data.parts or [SplitPart({}, "", data.look.rows)]
-    origins = [{key: _placed(value, folder) for key, value in {**data.origin, **part.origin}.items()} for part in parts]
+    origins = [
+        {key: _placed(value, folder) for key, value in {**data.origin, **part.origin}.items()}
+        for part in parts
+    ]
     return {
         "proposal": proposal,
         "task": task,
@@ -157,11 +206,14 @@ def _values(proposal: Proposal, folder: Path) -> dict[str, object]:
         "schema_line": SCHEMA_LINE,
         "schema_name": schema_name(proposal),
         "labels": proposal.levels or labels,
-        # by name, so that a row with a new label is left out and ends no run; from-data where they are many
+        # by name, so that a row with a new label is left out and ends no run; from-data where they
+        # are many
         "named": bool(proposal.levels) or (data.look.complete and len(labels) <= MOST_NAMES),
         "slips": [f"{_flow(slip)}: {_flow(label)}" for slip, label in proposal.label_map.items()],
         "system": system_prompt(task.kind, proposal.languages.main),
-        "parts": [replace(part, origin=origin) for part, origin in zip(parts, origins, strict=True)],
+        "parts": [
+            replace(part, origin=origin) for part, origin in zip(parts, origins, strict=True)
+        ],
         "most_rejected": min(math.ceil(100 * (0.02 + proposal.rejected)), 100),
         "encoder": EncodeConfig().encoder,
         "gates": [] if proposal.is_trial else gates(task, proposal.independent_test_rows),
@@ -194,7 +246,9 @@ def _wrapped(values: Iterable[str], head: str, end: str) -> str:
 
 
 def _template(fields: AnswerFields) -> str:
-    """The template of an object as YAML; between quotes a line break is a space, so it takes several lines."""
+    """The template of an object as YAML; between quotes a line break is
+    a space, so it takes several lines.
+    """
     written = _yaml(fields.template)
     if not written.startswith("'"):  # the name of a column has characters that YAML escapes
         return f"      output: {written}"
@@ -217,7 +271,9 @@ def _yaml(value: object) -> str:
 def _flow(value: object) -> str:
     """A value as YAML on one line, to stand in a list or mapping on one line too."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_flow(key)}: {_flow(inner)}" for key, inner in value.items()) + "}"
+        return (
+            "{" + ", ".join(f"{_flow(key)}: {_flow(inner)}" for key, inner in value.items()) + "}"
+        )
     if isinstance(value, str) and "\n" in value:
         return json.dumps(value, ensure_ascii=False)
     # in a list, so that what may stand in no list or mapping on one line is quoted

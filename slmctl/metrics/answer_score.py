@@ -13,7 +13,8 @@ from slmctl.errors import GateError
 from slmctl.inference.escalation_policy import Knots, linear
 from slmctl.metrics.statistics import hashed_position
 
-FIT_SHARE = 0.3  # share of the rows that fit the score; the others, held out from the fit, test the thresholds
+# share of the rows that fit the score; the others, held out from the fit, test the thresholds
+FIT_SHARE = 0.3
 RIDGE = 1.0  # L2 penalty of the weights, as strong as one row
 
 Floats = npt.NDArray[np.float64]
@@ -31,10 +32,13 @@ class CalibrationRows:
         signals: (n, k), see `escalation_policy.signals`.
         right: (n,) true where the answer is right.
         outside: (n,) true where the reference answer is the out-of-scope label.
-        says_outside: (n,) true where the answer is the out-of-scope label; such answers are never kept.
+        says_outside: (n,) true where the answer is the out-of-scope label; such answers are never
+            kept.
         fits: (n,) true for rows that fit the score; the others test thresholds.
-        groups: (n,) the number of each row's group, which lies as a whole on one side of `fits`; None without groups.
-        dear: (n,) the reference label where it has a cost of its own, else ''; None where no label has one.
+        groups: (n,) the number of each row's group, which lies as a whole on one side of `fits`;
+            None without groups.
+        dear: (n,) the reference label where it has a cost of its own, else ''; None where no label
+            has one.
     """
 
     names: tuple[str, ...]
@@ -47,16 +51,22 @@ class CalibrationRows:
     dear: Labels | None = None
 
     def only(self, mask: Mask) -> CalibrationRows:
-        arrays = {name: value[mask] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        arrays = {
+            name: value[mask] for name, value in vars(self).items() if isinstance(value, np.ndarray)
+        }
         return CalibrationRows(**{**vars(self), **arrays})
 
     @property
     def good(self) -> Mask:
-        """(n,) true where the answer is right to keep, which one to an out-of-scope row never is."""
+        """(n,) true where the answer is right to keep, which one
+        to an out-of-scope row never is.
+        """
         return self.right & ~self.outside
 
     def losses(self, config: CalibrateConfig) -> Floats:
-        """(n,) cost of a kept answer to each row, as a multiple of `wrong` of the costs: 0 where it is right."""
+        """(n,) cost of a kept answer to each row, as a multiple of
+        `wrong` of the costs: 0 where it is right.
+        """
         losses = (~self.good).astype(np.float64)
         if config.costs is not None and self.dear is not None:
             for label, cost in config.costs.label.items():
@@ -66,7 +76,9 @@ class CalibrationRows:
     def scores(self, weights: dict[str, float], bias: float) -> Floats:
         """(n,) linear scores."""
         rows = self.signals.tolist()
-        return np.array([linear(weights, bias, dict(zip(self.names, row, strict=True))) for row in rows])
+        return np.array(
+            [linear(weights, bias, dict(zip(self.names, row, strict=True))) for row in rows]
+        )
 
 
 def weights_of(rows: CalibrationRows) -> tuple[dict[str, float], float]:
@@ -83,8 +95,12 @@ def weights_of(rows: CalibrationRows) -> tuple[dict[str, float], float]:
     return dict(zip(rows.names, weights, strict=True)), bias
 
 
-def least_score(scores: Floats, rows: CalibrationRows, config: CalibrateConfig, least_p: float) -> float:
-    """Least score of an answer that is right with a chance of `least_p`, and cheaper to keep than to escalate."""
+def least_score(
+    scores: Floats, rows: CalibrationRows, config: CalibrateConfig, least_p: float
+) -> float:
+    """Least score of an answer that is right with a chance of `least_p`,
+    and cheaper to keep than to escalate.
+    """
     floor = floor_of(isotonic(scores, rows.good), least_p)
     if config.unit_costs is None or not len(scores):
         return floor
@@ -93,7 +109,9 @@ def least_score(scores: Floats, rows: CalibrationRows, config: CalibrateConfig, 
 
 
 def logistic(x: Floats, good: Mask) -> tuple[list[float], float]:
-    """Weights (k,) and bias of a logistic regression with a slight L2 penalty, by Newton's method; x: (n, k)."""
+    """Weights (k,) and bias of a logistic regression with a slight L2
+    penalty, by Newton's method; x: (n, k).
+    """
     mean, scale = x.mean(axis=0), x.std(axis=0)
     scale = np.where(scale > 1e-9, scale, 1.0)  # a constant signal carries no information
     z = np.hstack([(x - mean) / scale, np.ones((len(x), 1))])
@@ -103,7 +121,8 @@ def logistic(x: Floats, good: Mask) -> tuple[list[float], float]:
         p = 1 / (1 + np.exp(-np.clip(z @ w, -30, 30)))
         gradient = z.T @ (p - good) + pull * w
         step = np.linalg.solve((z * (p * (1 - p))[:, None]).T @ z + np.diag(pull), gradient)
-        w -= step * min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-12))  # bounded, for classes that are separable
+        # bounded, for classes that are separable
+        w -= step * min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-12))
         if np.abs(step).max() < 1e-8:
             break
     weights = w[:-1] / scale
@@ -139,8 +158,10 @@ def floor_of(knots: Knots, least_p: float) -> float:
 
 
 def fits_score(id: str) -> bool:
-    """True for a row that fits the score. It depends on the row's id alone, so it is the same in every run.
+    """True for a row that fits the score. It depends on the row's id alone, so it is the same in
+    every run.
 
-    `id` is that of the row's group, where it has one: rows of one group would tell the score about those that test it.
+    `id` is that of the row's group, where it has one: rows of one group would tell the score about
+    those that test it.
     """
     return hashed_position(f"calibrate/{id}") < FIT_SHARE

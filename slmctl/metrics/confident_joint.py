@@ -1,6 +1,8 @@
-"""Out-of-fold probabilities and labels -> rows with a label that is probably wrong, by confident learning.
+"""Out-of-fold probabilities and labels -> rows with a label that is probably wrong, by confident
+learning.
 
-Source: Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR 70 (2021).
+Source: Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels",
+JAIR 70 (2021).
 """
 
 from __future__ import annotations
@@ -13,9 +15,12 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.floating]
 Indices = npt.NDArray[np.int64]
 
-SLACK = 1e-6  # tolerance of the comparison with a threshold, since a mean of equal values is rounded
-SURE = 0.8  # least share of labels that a model must agree with; a weaker model doubts mostly right labels
-DIGITS = 4  # decimals of a score, so that the order of rows does not depend on a machine's last bits
+# tolerance of the comparison with a threshold, since a mean of equal values is rounded
+SLACK = 1e-6
+# least share of labels that a model must agree with; a weaker model doubts mostly right labels
+SURE = 0.8
+# decimals of a score, so that the order of rows does not depend on a machine's last bits
+DIGITS = 4
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,9 @@ class LabelErrors:
 
 
 def thresholds(chances: Floats, labels: Indices) -> npt.NDArray[np.float64]:
-    """The mean probability of each label over the rows that have it, (labels,); 1 for a label without rows."""
+    """The mean probability of each label over the rows that have it,
+    (labels,); 1 for a label without rows.
+    """
     count = chances.shape[1]
     own = chances[np.arange(len(labels)), labels].astype(np.float64)
     rows = np.bincount(labels, minlength=count)
@@ -44,10 +51,12 @@ def thresholds(chances: Floats, labels: Indices) -> npt.NDArray[np.float64]:
 
 
 def joint(chances: Floats, labels: Indices) -> npt.NDArray[np.int64]:
-    """The confident joint, (labels, labels): number of rows by their label, and by the label that is confidently true.
+    """The confident joint, (labels, labels): number of rows by their label, and by the label that
+    is confidently true.
 
-    A label is confidently true of a row if its probability reaches that label's threshold; of several the likeliest
-    counts, and a row without one is not counted. Each cell of the diagonal is at least 1.
+    A label is confidently true of a row if its probability reaches that label's threshold; of
+    several the likeliest counts, and a row without one is not counted. Each cell of the diagonal is
+    at least 1.
     """
     confident = chances >= thresholds(chances, labels) - SLACK  # (n, labels)
     belongs = np.where(confident.sum(axis=1) > 1, chances.argmax(axis=1), confident.argmax(axis=1))
@@ -61,9 +70,9 @@ def joint(chances: Floats, labels: Indices) -> npt.NDArray[np.int64]:
 def find(chances: Floats, labels: Indices) -> LabelErrors:
     """Find the rows with a label that is probably wrong.
 
-    Their number: for each label, its rows times its share off the diagonal of the confident joint. Chosen are the rows
-    with the highest `scores`. The paper orders by the difference of the two probabilities; ordered by their ratio,
-    more of the first rows are errors (benchmarks/README.md).
+    Their number: for each label, its rows times its share off the diagonal of the confident joint.
+    Chosen are the rows with the highest `scores`. The paper orders by the difference of the two
+    probabilities; ordered by their ratio, more of the first rows are errors (benchmarks/README.md).
 
     `chances`: (n, labels), out-of-fold probabilities; `labels`: (n,) indices.
     """
@@ -71,7 +80,10 @@ def find(chances: Floats, labels: Indices) -> LabelErrors:
     right = counts.diagonal() / counts.sum(axis=1)
     expected = round(float((np.bincount(labels, minlength=len(counts)) * (1 - right)).sum()))
     likeliest = chances.argmax(axis=1)
-    own, best = chances[rows, labels].astype(np.float64), chances[rows, likeliest].astype(np.float64)
+    own, best = (
+        chances[rows, labels].astype(np.float64),
+        chances[rows, likeliest].astype(np.float64),
+    )
     scores = np.round(best / (best + own), DIGITS)
     doubted = np.flatnonzero(likeliest != labels)
     worst = doubted[np.argsort(-scores[doubted], kind="stable")][:expected]

@@ -1,7 +1,9 @@
-"""Labelled rows in folds -> logistic regression on all of them, and what models without a row's fold say of the row.
+"""Labelled rows in folds -> logistic regression on all of them, and what models without a row's
+fold say of the row.
 
-Few rows are too few to lay some aside: each row is judged by a model of the other folds, the judgements choose the
-strength of the regularisation (and, in `label_sum`, the weights), and one model learns all rows.
+Few rows are too few to lay some aside: each row is judged by a model of the other folds, the
+judgements choose the strength of the regularisation (and, in `label_sum`, the weights), and one
+model learns all rows.
 
 scikit-learn (the extra `evaluate`) is imported when models are fitted.
 """
@@ -22,11 +24,14 @@ import numpy.typing as npt
 from slmctl.metrics.likelihood import Logprobs, sharpest
 
 Indices = npt.NDArray[np.int64]
-# Inverse regularisations (C), tried in this order until two in a row do no better on validation rows. On 300 and 1,000
-# training rows of Banking77 and of CLINC150 the first gave more right answers than 0.5.
+# Inverse regularisations (C), tried in this order until two in a row do no better on validation
+# rows. On 300 and 1,000 training rows of Banking77 and of CLINC150 the first gave more right
+# answers than 0.5.
 STRENGTHS = (2.0, 8.0, 32.0, 128.0, 512.0, 2048.0)
 FOLDS = 5
-MOST = 4_000  # rows that are dealt to folds; of more, the validation rows are the one fold, as models of all take long
+# rows that are dealt to folds; of more, the validation rows are the one fold, as models of all take
+# long
+MOST = 4_000
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,8 @@ class CrossFit:
 
     Attributes:
         models: Of each part.
-        logprobs: (rows, L) of all labels, sorted, for each judged row; alike for any other row, and for a row whose
-            label its model has not learned, so that such a row tells nothing.
+        logprobs: (rows, L) of all labels, sorted, for each judged row; alike for any other row, and
+            for a row whose label its model has not learned, so that such a row tells nothing.
         likelihood: Of the judged rows, at their best sharpness.
     """
 
@@ -63,11 +68,15 @@ class CrossFit:
     likelihood: float
 
 
-def folds(labels: Sequence[str], groups: Sequence[Hashable], *, validation: int, apart: bool = False) -> Indices:
-    """The fold of each row, (n,), from 0; the rows of a group share one. -1 for a row that none judges.
+def folds(
+    labels: Sequence[str], groups: Sequence[Hashable], *, validation: int, apart: bool = False
+) -> Indices:
+    """The fold of each row, (n,), from 0; the rows of a group share one. -1 for a row that none
+    judges.
 
-    Of more than MOST rows, the last `validation` ones are the only fold; so are they where they are of another time or
-    source than the rows before (`apart`): a model of their like would look better than it will be on the next.
+    Of more than MOST rows, the last `validation` ones are the only fold; so are they where they are
+    of another time or source than the rows before (`apart`): a model of their like would look
+    better than it will be on the next.
     """
     if len(labels) > MOST or (apart and validation):
         return np.repeat([-1, 0], [len(labels) - validation, validation])
@@ -79,7 +88,9 @@ def folds(labels: Sequence[str], groups: Sequence[Hashable], *, validation: int,
 
 
 def dealt(labels: Indices, count: int) -> Indices:
-    """The fold of each row, (n,): the rows of a label go to the folds in turn; label k begins with fold k % count."""
+    """The fold of each row, (n,): the rows of a label go to the folds in
+    turn; label k begins with fold k % count.
+    """
     order = np.argsort(labels, kind="stable")
     counts = np.bincount(labels)
     rank = np.empty(len(labels), np.int64)
@@ -88,23 +99,34 @@ def dealt(labels: Indices, count: int) -> Indices:
     return turn
 
 
-def splits(fold: Indices, labels: npt.NDArray[np.str_], *, whole: bool = True) -> list[tuple[Indices, Indices]]:
-    """(places of the rows that a model learns, of those that it judges) for each fold; at the end all rows, and none.
+def splits(
+    fold: Indices, labels: npt.NDArray[np.str_], *, whole: bool = True
+) -> list[tuple[Indices, Indices]]:
+    """(places of the rows that a model learns, of those that it judges) for each fold; at the end
+    all rows, and none.
 
-    A fold without which one label is left is not judged. Without `whole`, for judgements alone, the folds are all,
-    unless none is judged.
+    A fold without which one label is left is not judged. Without `whole`, for judgements alone, the
+    folds are all, unless none is judged.
     """
-    each = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in np.unique(fold[fold >= 0])]
+    each = [
+        (np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in np.unique(fold[fold >= 0])
+    ]
     able = [split for split in each if len(np.unique(labels[split[0]])) > 1]
     return able if able and not whole else [*able, (np.arange(len(fold)), np.zeros(0, np.int64))]
 
 
 def fit(
-    parts: Sequence[FoldRows], labels: npt.NDArray[np.str_], *, strengths: Sequence[float] = STRENGTHS, **solver: Any
+    parts: Sequence[FoldRows],
+    labels: npt.NDArray[np.str_],
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    **solver: Any,
 ) -> CrossFit:
-    """Fit logistic regression on each part, with the strength by which the judged rows are the likeliest.
+    """Fit logistic regression on each part, with the strength by which the judged rows are the
+    likeliest.
 
-    Each strength begins at the weights of the one before. Strengths are tried until two in a row do no better.
+    Each strength begins at the weights of the one before. Strengths are tried until two in a row do
+    no better.
 
     Args:
         parts: Those of the folds, and all rows at the end.
@@ -124,7 +146,8 @@ def fit(
         table = _judged(parts, models, labels, names)
         likelihood = sharpest(list(names), table[judged], labels[judged].tolist())[1]
         worse += 1
-        if likelihood > best.likelihood:  # a shallow copy is enough: the next fit gives a model new arrays
+        # a shallow copy is enough: the next fit gives a model new arrays
+        if likelihood > best.likelihood:
             best, worse = CrossFit([*map(copy.copy, models)], strength, table, likelihood), 0
         if worse == 2 or not likelihood:
             break
@@ -132,7 +155,10 @@ def fit(
 
 
 def _judged(
-    parts: Sequence[FoldRows], models: Sequence[Any], labels: npt.NDArray[np.str_], names: npt.NDArray[np.str_]
+    parts: Sequence[FoldRows],
+    models: Sequence[Any],
+    labels: npt.NDArray[np.str_],
+    names: npt.NDArray[np.str_],
 ) -> Logprobs:
     """`logprobs` of a `CrossFit`."""
     table = np.full((len(labels), len(names)), -math.log(len(names)))
@@ -141,23 +167,28 @@ def _judged(
         if not learned.any():
             continue
         chances = np.zeros((int(learned.sum()), len(names)))
-        chances[:, np.searchsorted(names, model.classes_)] = model.predict_proba(part.judged[learned])
+        chances[:, np.searchsorted(names, model.classes_)] = model.predict_proba(
+            part.judged[learned]
+        )
         table[part.places[learned]] = np.log(np.maximum(chances, 1e-12))
     return table
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Limit BLAS to one thread, and silence scikit-learn's ConvergenceWarning: 200 passes are enough to predict with.
+    """Limit BLAS to one thread, and silence scikit-learn's ConvergenceWarning: 200 passes are
+    enough to predict with.
 
-    BLAS threads wait for each other at every product: on two busy cores, preparing a data set took 57 to 97 s with two
-    threads, and 13 s with one.
+    BLAS threads wait for each other at every product: on two busy cores, preparing a data set took
+    57 to 97 s with two threads, and 13 s with one.
     """
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
     with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
         warnings.simplefilter("ignore", ConvergenceWarning)
-        warnings.filterwarnings("ignore", "Label .* is present in all training examples")  # or in none
-        warnings.filterwarnings("ignore", "The number of unique classes is greater")  # less than two rows a label
+        # or in none
+        warnings.filterwarnings("ignore", "Label .* is present in all training examples")
+        # less than two rows a label
+        warnings.filterwarnings("ignore", "The number of unique classes is greater")
         yield

@@ -20,7 +20,8 @@ from slmctl.metrics.stored_arrays import StoredArrays
 
 NAME = "encoder_logistic"  # in reports and gates
 Floats = npt.NDArray[np.float32]
-Named = tuple[Sequence[str], Floats]  # labels, and the vectors (n, size) of their names and descriptions
+# labels, and the vectors (n, size) of their names and descriptions
+Named = tuple[Sequence[str], Floats]
 _UNSPOKEN = re.compile(r"[\W_]+")
 
 
@@ -39,10 +40,16 @@ class EncoderHead:
 
     @classmethod
     def of(cls, kept: StoredArrays, labels: Sequence[str]) -> EncoderHead | None:
-        """The head with these labels among stored arrays; None without one. Raises a ValueError for a bad one."""
+        """The head with these labels among stored arrays; None without
+        one. Raises a ValueError for a bad one.
+        """
         if "bias" not in kept:
             return None
-        return cls(tuple(labels), kept.numbers("weights", len(labels), None), kept.numbers("bias", len(labels)))
+        return cls(
+            tuple(labels),
+            kept.numbers("weights", len(labels), None),
+            kept.numbers("bias", len(labels)),
+        )
 
     @property
     def size(self) -> int:
@@ -65,8 +72,8 @@ class HeadFit:
 
     Attributes:
         logprobs: Judgements as of `CrossFit`.
-        learns_unlabelled: True where heads that learn the unlabelled rows too make the judged rows likelier, by
-            LEAST_GAIN at the least.
+        learns_unlabelled: True where heads that learn the unlabelled rows too make the judged rows
+            likelier, by LEAST_GAIN at the least.
         strength: The inverse regularisation of a head of the labelled rows alone.
     """
 
@@ -77,29 +84,42 @@ class HeadFit:
 
 
 def cross_fit(
-    vectors: Floats, labels: Sequence[str], *, fold: Indices, named: Named | None = None,
-    unlabelled: Floats | None = None, whole: bool = True, strengths: Sequence[float] = cross_fitting.STRENGTHS,
-) -> HeadFit:  # fmt: skip
-    """Fit logistic regression over vectors, with the regularisation by which the judged rows are the likeliest.
+    vectors: Floats,
+    labels: Sequence[str],
+    *,
+    fold: Indices,
+    named: Named | None = None,
+    unlabelled: Floats | None = None,
+    whole: bool = True,
+    strengths: Sequence[float] = cross_fitting.STRENGTHS,
+) -> HeadFit:
+    """Fit logistic regression over vectors, with the regularisation by which the judged rows are
+    the likeliest.
 
     Args:
         vectors, labels: Vectors (n, size) and labels of the rows.
         fold: (n,) of the rows, as `cross_fitting.folds` gives it.
-        named: (labels, vectors of their names), learned as rows too; other labels than those of the rows are left out.
-        unlabelled: (m, size) vectors of rows without a label, learned where that helps, with labels that a head
-            without them, and neighbours, give them (`label_spreading`).
+        named: (labels, vectors of their names), learned as rows too; other labels than those of the
+            rows are left out.
+        unlabelled: (m, size) vectors of rows without a label, learned where that helps, with labels
+            that a head without them, and neighbours, give them (`label_spreading`).
         whole: As in `cross_fitting.splits`; without, the head is that of the last fold.
         strengths: As in `cross_fitting.fit`.
     """
     answers = np.array(labels)
     if len(names := np.unique(answers)) < 2:
-        head = EncoderHead((labels[0],), np.zeros((1, vectors.shape[1]), np.float32), np.zeros(1, np.float32))
+        head = EncoderHead(
+            (labels[0],), np.zeros((1, vectors.shape[1]), np.float32), np.zeros(1, np.float32)
+        )
         return HeadFit(head, np.zeros((len(labels), 1)))
     parts = []
     for learned, judged in cross_fitting.splits(fold, answers, whole=whole):
         rows, own = vectors[learned], answers[learned]
         if named is not None and (spoken := np.isin(named[0], own)).any():
-            rows, own = np.concatenate([rows, named[1][spoken]]), np.concatenate([own, np.array(named[0])[spoken]])
+            rows, own = (
+                np.concatenate([rows, named[1][spoken]]),
+                np.concatenate([own, np.array(named[0])[spoken]]),
+            )
         parts.append(FoldRows(rows, own, vectors[judged], judged))
     alone = cross_fitting.fit(parts, answers, strengths=strengths, solver="lbfgs", max_iter=2000)
     if unlabelled is not None:
@@ -115,13 +135,20 @@ def cross_fit(
     return HeadFit(_head(alone.models[-1]), alone.logprobs, strength=alone.strength)
 
 
-def _with_spread(part: FoldRows, head: EncoderHead, unlabelled: Floats, sharpness: float) -> FoldRows:
-    """The part with unlabelled rows, whose labels follow from a head of its own rows and from neighbours."""
+def _with_spread(
+    part: FoldRows, head: EncoderHead, unlabelled: Floats, sharpness: float
+) -> FoldRows:
+    """The part with unlabelled rows, whose labels follow from a head
+    of its own rows and from neighbours.
+    """
     chances = np.exp(normalised(sharpness * head.evidence(unlabelled)))
     places, weights = label_spreading.spread(
         part.rows, np.searchsorted(head.labels, part.labels), unlabelled, chances
-    )  # fmt: skip
-    rows, labels = np.concatenate([part.rows, unlabelled]), np.concatenate([part.labels, np.array(head.labels)[places]])
+    )
+    rows, labels = (
+        np.concatenate([part.rows, unlabelled]),
+        np.concatenate([part.labels, np.array(head.labels)[places]]),
+    )
     weights = np.concatenate([np.ones(len(part.labels), np.float32), weights])
     return replace(part, rows=rows, labels=labels, weights=weights)
 
@@ -129,6 +156,10 @@ def _with_spread(part: FoldRows, head: EncoderHead, unlabelled: Floats, sharpnes
 def _head(model: Any) -> EncoderHead:
     """The head of a fitted logistic regression."""
     coefficients, bias = model.coef_.astype(np.float32), model.intercept_.astype(np.float32)
-    if len(coefficients) == 1:  # for two labels scikit-learn keeps one row of weights, of the second label
-        coefficients, bias = np.concatenate([-coefficients, coefficients]) / 2, np.concatenate([-bias, bias]) / 2
+    # for two labels scikit-learn keeps one row of weights, of the second label
+    if len(coefficients) == 1:
+        coefficients, bias = (
+            np.concatenate([-coefficients, coefficients]) / 2,
+            np.concatenate([-bias, bias]) / 2,
+        )
     return EncoderHead(tuple(map(str, model.classes_)), coefficients, bias)

@@ -1,7 +1,9 @@
-"""Answers with signals -> a score for each answer, and a threshold: at most `max_error` of the answers above are wrong.
+"""Answers with signals -> a score for each answer, and a threshold: at most `max_error` of the
+answers above are wrong.
 
-Some of the rows fit the score; the others, held out from the fit, test thresholds from the strictest to the loosest by
-the exact bound of Clopper and Pearson. `calibrate` applies it to a model's answers, `label` to a teacher's.
+Some of the rows fit the score; the others, held out from the fit, test thresholds from the
+strictest to the loosest by the exact bound of Clopper and Pearson. `calibrate` applies it to a
+model's answers, `label` to a teacher's.
 """
 
 from __future__ import annotations
@@ -46,10 +48,13 @@ from slmctl.metrics.statistics import (
 MIN_ROWS = 200  # fewer cannot bound an error of a few percent
 STEPS = 100  # approximate number of thresholds that are tested
 CURVE = 50  # approximate number of points of the curve
-FIRST_SHARE = 0.5  # of max_error: the expected share of wrong answers among those that a first step keeps
-PERSON_MS = 60_000.0  # of a person's time: without costs, a question that is not kept is dearer than any member
+# of max_error: the expected share of wrong answers among those that a first step keeps
+FIRST_SHARE = 0.5
+# of a person's time: without costs, a question that is not kept is dearer than any member
+PERSON_MS = 60_000.0
 MORE_ROWS = 100  # calibration rows whose worth is foreseen
-CERTAIN = 1e9  # above every score: of answers that a first step keeps, which are kept at every threshold
+# above every score: of answers that a first step keeps, which are kept at every threshold
+CERTAIN = 1e9
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ class Missed:
 
     Attributes:
         wrong: Number of wrong answers to them that are kept.
-        rows, tells: Number of all of them, and of independent ones that tell as much where none is wrong.
+        rows, tells: Number of all of them, and of independent ones that tell as much where none is
+            wrong.
         expected: The number of wrong ones, as the scores and the rows that fit them expect it.
         effect: Design effect of the rows, by their groups.
     """
@@ -85,8 +91,10 @@ class Cut:
         expected: Number of wrong answers among the kept ones, as predicted from their scores.
         wrong: Number of wrong answers among the kept ones.
         outside_kept: Number of out-of-scope rows among the kept ones.
-        effect: Design effect of the kept answers: rows of them that tell as much as one independent row.
-        planned: The same as the rows that fit the score expect it; the order of the tests follows from it.
+        effect: Design effect of the kept answers: rows of them that tell as much as one independent
+            row.
+        planned: The same as the rows that fit the score expect it; the order of the tests follows
+            from it.
         outside_effect: Design effect of the out-of-scope rows, by their own groups.
         missed: Of each label with a cost of its own.
     """
@@ -106,15 +114,21 @@ class Cut:
         return error_bound(*_independent(self.wrong, self.kept, self.effect), confidence)
 
     def outside_bound(self, outside: int, confidence: float) -> float:
-        """Upper bound of the share of out-of-scope questions that the threshold keeps, from `outside` rows."""
-        return error_bound(*_independent(self.outside_kept, outside, self.outside_effect), confidence)
+        """Upper bound of the share of out-of-scope questions that the
+        threshold keeps, from `outside` rows.
+        """
+        return error_bound(
+            *_independent(self.outside_kept, outside, self.outside_effect), confidence
+        )
 
 
 @dataclass(frozen=True)
 class AnswerSequence:
-    """Models that answer one after the other, before a person or a generalist does, and what that should cost.
+    """Models that answer one after the other, before a person or a generalist does, and what that
+    should cost.
 
-    All but the answers of the rows outside of `fits` decides on it, so these can test the one that is chosen.
+    All but the answers of the rows outside of `fits` decides on it, so these can test the one that
+    is chosen.
 
     Attributes:
         rows: n rows with the answers that the sequence gives.
@@ -129,7 +143,8 @@ class AnswerSequence:
     ms: float = 0.0
 
     def foreseen(self, config: CalibrateConfig, *, more: float = 0.0) -> tuple[float, float]:
-        """(share of kept answers, cost of a question), as expected at the threshold that should save most.
+        """(share of kept answers, cost of a question), as expected at the threshold that should
+        save most.
 
         A threshold saves with the chance that it passes. Without costs, they are milliseconds.
 
@@ -137,19 +152,29 @@ class AnswerSequence:
             more: Number of rows that test thresholds beyond those that are there.
         """
         tests = np.flatnonzero(~self.rows.fits & ~self.rows.says_outside)
-        order, n = tests[np.argsort(-self.scores[tests], kind="stable")], int((~self.rows.fits).sum())
+        order, n = (
+            tests[np.argsort(-self.scores[tests], kind="stable")],
+            int((~self.rows.fits).sum()),
+        )
         factor = np.full(len(order), 1 + more / max(n, 1))
         if self.rows.groups is not None:
             planned = _likeness(self.rows.only(self.rows.fits), unknown=0.0)
             factor /= _effects(self.rows.groups[order], planned)
-        kept, wrongs = np.arange(1, len(order) + 1), factor * np.cumsum(_chance_wrong(self.odds[order]))
+        kept, wrongs = (
+            np.arange(1, len(order) + 1),
+            factor * np.cumsum(_chance_wrong(self.odds[order])),
+        )
         chances = _chances(kept * factor, wrongs, config)
         escalated, wrong, of_ms = config.unit_costs or (PERSON_MS, 0.0, 1.0)
         lost = self.rows.losses(config)[self.rows.fits & ~self.rows.good]
         mean_loss = wrong * (1 + lost.sum()) / (1 + len(lost))
-        saved = chances * (escalated * kept - mean_loss * np.cumsum(_chance_wrong(self.odds[order])))
+        saved = chances * (
+            escalated * kept - mean_loss * np.cumsum(_chance_wrong(self.odds[order]))
+        )
         best = int(np.argmax(saved))
-        return float(chances[best] * kept[best]) / n, escalated - float(saved[best]) / n + of_ms * self.ms
+        return float(chances[best] * kept[best]) / n, escalated - float(
+            saved[best]
+        ) / n + of_ms * self.ms
 
 
 class FittedThreshold(TypedDict):
@@ -169,7 +194,9 @@ class FittedThreshold(TypedDict):
     figures: PolicyFigures
 
 
-def fit(rows: CalibrationRows, config: CalibrateConfig, *, least_p: float = 0.0, ms: float = 0.0) -> FittedThreshold:
+def fit(
+    rows: CalibrationRows, config: CalibrateConfig, *, least_p: float = 0.0, ms: float = 0.0
+) -> FittedThreshold:
     """Fit the score on the rows of `fits`, and choose the threshold on the other rows.
 
     Args:
@@ -184,7 +211,13 @@ def fit(rows: CalibrationRows, config: CalibrateConfig, *, least_p: float = 0.0,
     knots = isotonic(scores, rows.good)
     sequence = AnswerSequence(rows, scores, scores, ms)
     threshold, figures = _tested(sequence, config, least_score(scores, rows, config, least_p))
-    return {"weights": weights, "bias": bias, "threshold": threshold, "knots": knots, "figures": figures}
+    return {
+        "weights": weights,
+        "bias": bias,
+        "threshold": threshold,
+        "knots": knots,
+        "figures": figures,
+    }
 
 
 def fit_first(
@@ -196,31 +229,39 @@ def fit_first(
     least_p: float = 0.0,
     ms: Mapping[str, float] | None = None,
 ) -> FirstStep:
-    """Fit the first step that should cost least, and the threshold behind it by all answers that both keep.
+    """Fit the first step that should cost least, and the threshold behind it by all answers that
+    both keep.
 
-    Each of some members may look first, and its threshold follows from scores that the rows of `fits` fitted: the
-    loosest by which it is expected to be wrong in a part of `max_error`. The step with the least foreseen cost is
-    chosen. The other rows test thresholds behind it, with what the first step keeps in every test.
+    Each of some members may look first, and its threshold follows from scores that the rows of
+    `fits` fitted: the loosest by which it is expected to be wrong in a part of `max_error`. The
+    step with the least foreseen cost is chosen. The other rows test thresholds behind it, with what
+    the first step keeps in every test.
 
     Args:
-        looks: The answers to the same rows of those that may look first, by name; WORDS for words alone.
+        looks: The answers to the same rows of those that may look first, by name; WORDS for words
+            alone.
         rows: The answers of the sum.
         fitted: The fit of those.
         least_p: As in `fit`, for the answers of each step.
         ms: Milliseconds of an answer by each look, and of the sum as ''.
 
     Raises:
-        GateError: The first step keeps nothing, or no threshold behind it keeps the error low enough.
+        GateError: The first step keeps nothing, or no threshold behind it keeps the error low
+            enough.
     """
     scores = rows.scores(fitted["weights"], fitted["bias"])
     behind = AnswerSequence(rows, scores, scores, (ms or {}).get("", 0.0))
-    looked = [_look(name, first, behind, config, least_p, ms or {}) for name, first in looks.items()]
+    looked = [
+        _look(name, first, behind, config, least_p, ms or {}) for name, first in looks.items()
+    ]
     if not (steps := [look for look in looked if look is not None]):
         raise GateError("the linear members are sure of too few answers", reason="max_error")
     step, kept, sequence = min(steps, key=lambda look: look[2].foreseen(config)[1])
     rest = rows.only(~kept)
     rest_knots = isotonic(scores[~kept], rest.good) or fitted["knots"]
-    threshold, figures = _tested(sequence, config, least_score(scores[~kept], rest, config, least_p))
+    threshold, figures = _tested(
+        sequence, config, least_score(scores[~kept], rest, config, least_p)
+    )
     figures["first_kept"] = float(kept[~rows.fits].mean())
     return replace(step, rest_knots=rest_knots, rest_threshold=threshold, figures=figures)
 
@@ -233,25 +274,37 @@ def _look(
     least_p: float,
     ms: Mapping[str, float],
 ) -> tuple[FirstStep, Mask, AnswerSequence] | None:
-    """The first step of some members, (n,) true where it keeps its answer, and the sequence; None if it keeps none."""
+    """The first step of some members, (n,) true where it keeps its answer,
+    and the sequence; None if it keeps none.
+    """
     weights, bias = weights_of(first)
     sure = first.scores(weights, bias)
     usable = np.sort(sure[~first.says_outside])[::-1]
     expected = np.cumsum(_chance_wrong(usable)) / np.arange(1, len(usable) + 1)
     few = usable[expected <= FIRST_SHARE * config.max_error]
-    threshold = max(float(few[-1]), least_score(sure, first, config, least_p)) if len(few) else math.inf
+    threshold = (
+        max(float(few[-1]), least_score(sure, first, config, least_p)) if len(few) else math.inf
+    )
     kept = (sure >= threshold) & ~first.says_outside
     rows = behind.rows
     if not kept[~rows.fits].any():
         return None
     sequence = AnswerSequence(
-        replace(rows, right=np.where(kept, first.right, rows.right), says_outside=rows.says_outside & ~kept),
+        replace(
+            rows,
+            right=np.where(kept, first.right, rows.right),
+            says_outside=rows.says_outside & ~kept,
+        ),
         np.where(kept, CERTAIN, behind.scores),
         np.where(kept, sure, behind.odds),
         ms.get(name, 0.0) + float((~kept).mean()) * behind.ms,
     )
     knots = isotonic(sure, first.good)
-    return FirstStep(weights, bias, knots, threshold, (), 0.0, words_alone=name == WORDS), kept, sequence
+    return (
+        FirstStep(weights, bias, knots, threshold, (), 0.0, words_alone=name == WORDS),
+        kept,
+        sequence,
+    )
 
 
 @functools.cache
@@ -259,22 +312,31 @@ def _needed(wrong: int, max_error: float, confidence: float) -> int:
     """Number of independent rows from which so many wrong ones pass the bound."""
     rows = range(wrong + 1, 1 << 24)
     level = 1 - confidence
-    return rows[bisect.bisect_left(rows, True, key=lambda n: chance_of_at_most(wrong, n, max_error) <= level)]
+    return rows[
+        bisect.bisect_left(
+            rows, True, key=lambda n: chance_of_at_most(wrong, n, max_error) <= level
+        )
+    ]
 
 
 def _chances(kept: Floats, expected: Floats, config: CalibrateConfig) -> Floats:
-    """Predicted chances, 0 to 1, that the wrong ones among these numbers of kept answers pass the error bound.
+    """Predicted chances, 0 to 1, that the wrong ones among these numbers of kept answers pass the
+    error bound.
 
-    Their number is modelled as geometric with mean `expected`, a wide distribution: few rows fitted the scores, so
-    `expected` may be far off. This favours cuts with more rows, which tolerate that.
+    Their number is modelled as geometric with mean `expected`, a wide distribution: few rows fitted
+    the scores, so `expected` may be far off. This favours cuts with more rows, which tolerate that.
     """
     needed = (_needed(wrong, config.max_error, config.confidence) for wrong in itertools.count())
     steps = [*itertools.takewhile(lambda rows: rows <= kept.max(initial=0), needed)]
-    chances: Floats = 1 - (expected / (1 + expected)) ** np.searchsorted(np.array(steps), kept, side="right")
+    chances: Floats = 1 - (expected / (1 + expected)) ** np.searchsorted(
+        np.array(steps), kept, side="right"
+    )
     return chances
 
 
-def _tested(sequence: AnswerSequence, config: CalibrateConfig, floor: float) -> tuple[float, PolicyFigures]:
+def _tested(
+    sequence: AnswerSequence, config: CalibrateConfig, floor: float
+) -> tuple[float, PolicyFigures]:
     """The threshold that the rows outside of `fits` choose, with its figures.
 
     Args:
@@ -287,7 +349,11 @@ def _tested(sequence: AnswerSequence, config: CalibrateConfig, floor: float) -> 
     tests = rows.only(~rows.fits)
     likeness, planned = _likeness(rows), _likeness(rows.only(rows.fits), unknown=0.0)
     missed = rows.only(rows.fits & ~rows.good).dear
-    cuts = list(_cuts(scores[~rows.fits], odds[~rows.fits], tests, missed, likeness=likeness, planned=planned))
+    cuts = list(
+        _cuts(
+            scores[~rows.fits], odds[~rows.fits], tests, missed, likeness=likeness, planned=planned
+        )
+    )
     outside = int(tests.outside.sum())
     chosen = choose(cuts, outside, config)
     chance = max((_chance_to_pass(cut, config) for cut in _tried(cuts, config)), default=0.0)
@@ -301,10 +367,17 @@ def _tested(sequence: AnswerSequence, config: CalibrateConfig, floor: float) -> 
         raise GateError(text, reason="max_error", hint=hint)
     kept = above[-1]
     figures = _figures(kept, cuts, tests, config)
-    # what the floor holds back is likelier wrong than the rest, so the bound of the test holds without it too
+    # what the floor holds back is likelier wrong than the rest, so the bound of the test holds
+    # without it too
     figures["error_bound"] = min(each.bound(config.confidence) for each in (kept, chosen))
-    figures |= {"rows": len(rows.right), "fitted_on": int(rows.fits.sum()), "chance_to_pass": chance}
-    (now, paid), (then, less) = (sequence.foreseen(config, more=k * (1 - FIT_SHARE)) for k in (0, MORE_ROWS))
+    figures |= {
+        "rows": len(rows.right),
+        "fitted_on": int(rows.fits.sum()),
+        "chance_to_pass": chance,
+    }
+    (now, paid), (then, less) = (
+        sequence.foreseen(config, more=k * (1 - FIT_SHARE)) for k in (0, MORE_ROWS)
+    )
     figures |= {"kept_by_more": max(then - now, 0.0), "ms": sequence.ms}
     if config.costs is not None:
         figures["saved_by_more"] = 1000 * max(paid - less, 0.0)
@@ -314,12 +387,14 @@ def _tested(sequence: AnswerSequence, config: CalibrateConfig, floor: float) -> 
 
 
 def choose(cuts: Sequence[Cut], outside: int, config: CalibrateConfig) -> Cut | None:
-    """The loosest threshold with an error bound within `max_error`, by fixed-sequence testing; None if none passes.
+    """The loosest threshold with an error bound within `max_error`, by fixed-sequence testing; None
+    if none passes.
 
-    The order of the tests follows from scores and groups alone and the first failure ends them, so each is made at full
-    level (Bauer 1991, Statistics in Medicine 10; Angelopoulos et al. 2021, Learn then Test). The sequence starts where
-    a test most likely passes: a stricter one keeps so few rows that a single wrong answer fails it, a looser one keeps
-    more wrong answers. The start is predicted from scores, without the reference answers of the testing rows.
+    The order of the tests follows from scores and groups alone and the first failure ends them, so
+    each is made at full level (Bauer 1991, Statistics in Medicine 10; Angelopoulos et al. 2021,
+    Learn then Test). The sequence starts where a test most likely passes: a stricter one keeps so
+    few rows that a single wrong answer fails it, a looser one keeps more wrong answers. The start
+    is predicted from scores, without the reference answers of the testing rows.
 
     `cuts` go from the strictest to the loosest; `outside` is the number of out-of-scope rows.
     """
@@ -358,20 +433,26 @@ def _likeliest(tried: Sequence[Cut], config: CalibrateConfig) -> Cut:
 def _chance_to_pass(cut: Cut, config: CalibrateConfig) -> float:
     """Predicted chance, 0 to 1, that this cut passes all of its error bounds."""
     tests = [(cut.kept / cut.planned, cut.expected / cut.planned)]
-    kept, expected = np.array(tests + [(each.tells, each.expected) for each in _bounded(cut, config)]).T
+    kept, expected = np.array(
+        tests + [(each.tells, each.expected) for each in _bounded(cut, config)]
+    ).T
     return float(_chances(kept, expected, config).prod())
 
 
 def _independent(wrong: int, total: int, effect: float) -> tuple[int, int]:
     """Counts of independent rows that tell as much, rounded so that the bound is not too small."""
-    return (wrong, total) if effect == 1 else (math.ceil(wrong / effect), math.floor(total / effect))
+    return (
+        (wrong, total) if effect == 1 else (math.ceil(wrong / effect), math.floor(total / effect))
+    )
 
 
 def _likeness(rows: CalibrationRows, *, unknown: float = 1.0) -> float:
-    """Correlation, 0 to 1, of right and wrong answers within groups, over all these rows: few kept answers are wrong.
+    """Correlation, 0 to 1, of right and wrong answers within groups, over all these rows: few kept
+    answers are wrong.
 
-    The design effect of rows in groups of equal size m is 1 + (m - 1) * correlation (Kish 1965). Where all answers are
-    right, or all wrong, the correlation is `unknown`; a bound assumes 1, as in `design_effect`.
+    The design effect of rows in groups of equal size m is 1 + (m - 1) * correlation (Kish 1965).
+    Where all answers are right, or all wrong, the correlation is `unknown`; a bound assumes 1, as
+    in `design_effect`.
     """
     if rows.groups is None:
         return 0.0
@@ -383,7 +464,9 @@ def _likeness(rows: CalibrationRows, *, unknown: float = 1.0) -> float:
 
 
 def _effects(groups: Groups, likeness: float) -> Floats:
-    """Design effect of the first k + 1 of some rows, for every k; groups: (n,), in the order of the rows."""
+    """Design effect of the first k + 1 of some rows, for every k;
+    groups: (n,), in the order of the rows.
+    """
     seen: Counter[int] = Counter()
     squares = np.empty(len(groups))
     for k, group in enumerate(groups.tolist()):
@@ -403,7 +486,9 @@ def _chance_wrong(odds: Floats) -> Floats:
 
 
 def _effects_among(order: Groups, counted: Mask, among: Mask, groups: Groups) -> Floats:
-    """Design effect of some rows, of which `counted` count where they are kept: the first k + 1 in this order."""
+    """Design effect of some rows, of which `counted` count where they are
+    kept: the first k + 1 in this order.
+    """
     kept, effects = np.zeros(len(among)), list[float]()
     for at in order.tolist():
         kept[at] = counted[at]
@@ -422,10 +507,11 @@ def _cuts(
     likeness: float,
     planned: float,
 ) -> Iterator[Cut]:
-    """Every distinct score as a threshold, from the strictest to the loosest; `scores`, `odds` of an AnswerSequence.
+    """Every distinct score as a threshold, from the strictest to the loosest; `scores`, `odds` of
+    an AnswerSequence.
 
-    `missed` has the `dear` of wrong answers that fitted the score. `likeness` and `planned` are correlations of right
-    answers within groups, for the bounds and for their order.
+    `missed` has the `dear` of wrong answers that fitted the score. `likeness` and `planned` are
+    correlations of right answers within groups, for the bounds and for their order.
     """
     usable = np.flatnonzero(~rows.says_outside)
     order = usable[np.argsort(-scores[usable], kind="stable")]
@@ -455,19 +541,29 @@ def _cuts(
             )
 
 
-def _misses(label: str, order: Groups, expected: Floats, rows: CalibrationRows, missed: Labels | None) -> list[Missed]:
+def _misses(
+    label: str, order: Groups, expected: Floats, rows: CalibrationRows, missed: Labels | None
+) -> list[Missed]:
     """The rows of a label where the first k + 1 rows in this order are kept, for every k."""
     assert rows.dear is not None and missed is not None
     of_label = rows.dear == label
     wrong, total = of_label & ~rows.good, int(of_label.sum())
     share = (int((missed == label).sum()) + 0.5) / (len(missed) + 1)  # of the wrong answers
-    effects = np.ones(len(order)) if rows.groups is None else _effects_among(order, wrong, of_label, rows.groups)
-    counted = zip(np.cumsum(wrong[order]).tolist(), (share * expected).tolist(), effects.tolist(), strict=True)
+    effects = (
+        np.ones(len(order))
+        if rows.groups is None
+        else _effects_among(order, wrong, of_label, rows.groups)
+    )
+    counted = zip(
+        np.cumsum(wrong[order]).tolist(), (share * expected).tolist(), effects.tolist(), strict=True
+    )
     return [Missed(label, count, total, total / effects.max(), *rest) for count, *rest in counted]
 
 
 def _thinned(cuts: Sequence[Cut]) -> list[Cut]:
-    """About STEPS of the cuts, evenly spaced by kept rows; the strictest and the loosest are among them."""
+    """About STEPS of the cuts, evenly spaced by kept rows; the
+    strictest and the loosest are among them.
+    """
     step = max(1, (cuts[-1].kept if cuts else 0) // STEPS)
     kept: list[Cut] = []
     for cut in cuts:
@@ -477,12 +573,16 @@ def _thinned(cuts: Sequence[Cut]) -> list[Cut]:
 
 
 def _least(config: CalibrateConfig) -> int:
-    """Smallest number of rows with an error bound within `max_error` where none of their answers is wrong."""
+    """Smallest number of rows with an error bound within `max_error`
+    where none of their answers is wrong.
+    """
     n = math.ceil(math.log(1 - config.confidence) / math.log(1 - config.max_error))
     return n if error_bound(0, n, config.confidence) <= config.max_error else n + 1
 
 
-def _figures(chosen: Cut, cuts: Sequence[Cut], rows: CalibrationRows, config: CalibrateConfig) -> PolicyFigures:
+def _figures(
+    chosen: Cut, cuts: Sequence[Cut], rows: CalibrationRows, config: CalibrateConfig
+) -> PolicyFigures:
     n, outside = len(rows.right), int(rows.outside.sum())
     inside = n - outside
     figures: PolicyFigures = {
@@ -504,12 +604,19 @@ def _figures(chosen: Cut, cuts: Sequence[Cut], rows: CalibrationRows, config: Ca
         }
     if config.costs is not None and config.unit_costs is not None:
         escalated, wrong, _ = config.unit_costs
-        counts = [(escalated, n - chosen.kept), (wrong, chosen.wrong - sum(each.wrong for each in chosen.missed))]
+        counts = [
+            (escalated, n - chosen.kept),
+            (wrong, chosen.wrong - sum(each.wrong for each in chosen.missed)),
+        ]
         counts += [(config.costs.label[each.label], each.wrong) for each in chosen.missed]
-        parts = [(cost, *_share(count, n, chosen.effect, config.confidence)) for cost, count in counts]
+        parts = [
+            (cost, *_share(count, n, chosen.effect, config.confidence)) for cost, count in counts
+        ]
         figures["cost"] = thousand(parts)
         figures["labels"] = {each.label: (each.wrong, each.rows) for each in chosen.missed}
-        figures["label_bounds"] = {each.label: each.bound(config.confidence) for each in _bounded(chosen, config)}
+        figures["label_bounds"] = {
+            each.label: each.bound(config.confidence) for each in _bounded(chosen, config)
+        }
     return figures
 
 
@@ -543,14 +650,22 @@ def _spread(cuts: Sequence[Cut]) -> list[Cut]:
     return spread
 
 
-def _unreachable(cuts: Sequence[Cut], outside: int, config: CalibrateConfig, chance: float) -> GateError:
-    """The error where no cut passes: there are too few rows, too many wrong ones, or `outside` rows are kept."""
+def _unreachable(
+    cuts: Sequence[Cut], outside: int, config: CalibrateConfig, chance: float
+) -> GateError:
+    """The error where no cut passes: there are too few rows, too many
+    wrong ones, or `outside` rows are kept.
+    """
     hint = "a larger calibrate.max_error, more rows, or a better model"
     chances = f" (by the scores, {percent(chance, 0)} of such data sets pass)"
     tried, least = _tried(cuts, config), _least(config)
     if not tried or all(cut.kept / cut.effect < least for cut in tried):
         count, effect = (cuts[-1].kept, cuts[-1].effect) if cuts else (0, 1.0)
-        alike = f", as many as {count / effect:.0f} independent ones by their groups," if effect > 1 else ""
+        alike = (
+            f", as many as {count / effect:.0f} independent ones by their groups,"
+            if effect > 1
+            else ""
+        )
         return GateError(
             f"an error of at most {percent(config.max_error)} cannot be shown: {count} rows{alike} "
             f"test it, and at least {least} rows without a wrong answer are needed{chances}",
@@ -558,24 +673,34 @@ def _unreachable(cuts: Sequence[Cut], outside: int, config: CalibrateConfig, cha
             hint=hint,
         )
     sure, start = percent(config.confidence, 0), _likeliest(tried, config)
-    if config.max_out_of_scope_kept is not None and start.bound(config.confidence) <= config.max_error:
+    if (
+        config.max_out_of_scope_kept is not None
+        and start.bound(config.confidence) <= config.max_error
+    ):
         return GateError(
-            f"no threshold keeps at most {percent(config.max_out_of_scope_kept)} of the out-of-scope questions with "
+            f"no threshold keeps at most {percent(config.max_out_of_scope_kept)} of the "
+            "out-of-scope questions with "
             f"{sure} confidence: of {outside} such rows {start.outside_kept} are kept, so up to "
             f"{percent(start.outside_bound(outside, config.confidence))} may be",
             reason="out_of_scope",
-            hint=f"a larger calibrate.max_out_of_scope_kept, or more rows with the label '{config.out_of_scope}'",
+            hint="a larger calibrate.max_out_of_scope_kept, or more rows with the label "
+            f"'{config.out_of_scope}'",
         )
-    missed = [each for each in _bounded(start, config) if each.bound(config.confidence) > config.max_error]
+    missed = [
+        each for each in _bounded(start, config) if each.bound(config.confidence) > config.max_error
+    ]
     if missed and start.bound(config.confidence) <= config.max_error:
         return GateError(
-            f"no threshold keeps a wrong answer to at most {percent(config.max_error)} of the questions "
-            f"'{missed[0].label}' with {sure} confidence: of {missed[0].rows} such rows {missed[0].wrong} have one",
+            f"no threshold keeps a wrong answer to at most {percent(config.max_error)} of the "
+            "questions "
+            f"'{missed[0].label}' with {sure} confidence: of {missed[0].rows} such rows "
+            f"{missed[0].wrong} have one",
             reason="max_error",
             hint=f"more rows with the label '{missed[0].label}', or a larger calibrate.max_error",
         )
     return GateError(
-        f"no threshold keeps the error at or below {percent(config.max_error)} with {sure} confidence: "
+        f"no threshold keeps the error at or below {percent(config.max_error)} with {sure} "
+        "confidence: "
         f"of the {tried[0].kept} most confident answers {tried[0].wrong} are wrong{chances}",
         reason="max_error",
         hint=hint,

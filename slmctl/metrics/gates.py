@@ -1,6 +1,7 @@
 """A report and gates -> the result of every gate.
 
-Gates are part of no recipe, so that a changed gate is checked against the same report without a new measurement.
+Gates are part of no recipe, so that a changed gate is checked against the same report without a new
+measurement.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ CHEAP = {
 
 @dataclass(frozen=True)
 class GateResult:
-    """Result of a gate; `text` is a sentence with the measured value, its bound, and the limit of the gate.
+    """Result of a gate; `text` is a sentence with the measured value, its bound, and the limit of
+    the gate.
 
     `groups`: number of groups of the rows that it compares; 0 for rows without groups.
     """
@@ -80,10 +82,15 @@ def enforce(gates: Sequence[Gate], report: EvaluationReport) -> list[GateResult]
 
 
 def _advice(missed: Sequence[Gate], failed: Sequence[GateResult], report: EvaluationReport) -> str:
-    """Advice on failed gates: test what ships, release a cheap model that won, or make the model better."""
+    """Advice on failed gates: test what ships, release a cheap model
+    that won, or make the model better.
+    """
     hint = "more or cleaner data, more epochs, or a larger quantization type"
     if groups := max(result.groups for result in failed):
-        hint = f"rows of one group are alike, so {groups} groups show no small difference: more groups; or {hint}"
+        hint = (
+            f"rows of one group are alike, so {groups} groups show no small difference: more "
+            f"groups; or {hint}"
+        )
     lost = {gate.against for gate in missed}
     if cheap := [command for name, command in CHEAP.items() if name in lost]:
         hint = f"release the cheap model: {cheap[0]}; or {hint}"
@@ -94,7 +101,10 @@ def _advice(missed: Sequence[Gate], failed: Sequence[GateResult], report: Evalua
 
 def _check(gate: Gate, report: EvaluationReport) -> GateResult:
     if gate.release is not None and gate.release not in report["models"]:
-        return GateResult(True, f"no {gate.release} release yet: nothing to compare {gate.metric} of {gate.model} with")
+        return GateResult(
+            True,
+            f"no {gate.release} release yet: nothing to compare {gate.metric} of {gate.model} with",
+        )
     model = _named(gate.model, report)
     if gate.metric in (WIN_RATE, CORRECTED_WIN_RATE):
         return _preferred(gate, model, report)
@@ -110,19 +120,41 @@ def _check(gate: Gate, report: EvaluationReport) -> GateResult:
     assert gate.against is not None  # Gate's own validator
     other = _named(gate.against, report)
     if gate.model == gate.against:
-        raise UsageError(f"a gate compares {model} with itself", hint=f"measured: {', '.join(_entries(report))}")
+        raise UsageError(
+            f"a gate compares {model} with itself", hint=f"measured: {', '.join(_entries(report))}"
+        )
     if gate.rows is not None and not _part(gate, report)["n"]:
-        return GateResult(True, f"no row is {gate.rows} to {other}: nothing to compare {gate.metric} of {model} with")
+        return GateResult(
+            True,
+            f"no row is {gate.rows} to {other}: nothing to compare {gate.metric} of {model} with",
+        )
     drop, most, p = (0.0, 0.0, 1.0) if model == other else _drop(other, model, gate, report)
-    is_chance = gate.max_drop is None and p > 1 - gate.confidence  # the p-value that the report's page shows
+    # the p-value that the report's page shows
+    is_chance = gate.max_drop is None and p > 1 - gate.confidence
     bound, limit = _apart(gate.metric, abs(most), abs(gate.allowed_drop), show=_amount)
-    where = f" on the {_part(gate, report)['n']:,} {gate.rows} rows" if gate.rows is not None else ""
-    verb = "gains at least" if most < 0 else "loses at most" if most <= gate.allowed_drop else "may lose up to"
-    of = "in" if gate.metric in report["lower_is_better"] else "of"  # a model loses accuracy, but not error
-    measured = f"{_amount(gate.metric, abs(drop))} {'better' if drop < 0 else 'worse'}" if drop else "equal"
+    where = (
+        f" on the {_part(gate, report)['n']:,} {gate.rows} rows" if gate.rows is not None else ""
+    )
+    verb = (
+        "gains at least"
+        if most < 0
+        else "loses at most"
+        if most <= gate.allowed_drop
+        else "may lose up to"
+    )
+    # a model loses accuracy, but not error
+    of = "in" if gate.metric in report["lower_is_better"] else "of"
+    measured = (
+        f"{_amount(gate.metric, abs(drop))} {'better' if drop < 0 else 'worse'}"
+        if drop
+        else "equal"
+    )
+    allowed = (
+        f"a gain of {limit} required" if gate.max_drop is None else f"a loss of {limit} allowed"
+    )
     text = (
         f"{model} {verb} {bound} {of} {gate.metric} {'on' if most < 0 else 'to'} {other}{where} "
-        f"({f'a gain of {limit} required' if gate.max_drop is None else f'a loss of {limit} allowed'}, "
+        f"({allowed}, "
         f"{percent(gate.confidence, 0)} confidence; measured: {measured})"
     )
     differences, n = ({}, 0) if model == other else _differences(other, model, gate, report)
@@ -135,13 +167,17 @@ def _check(gate: Gate, report: EvaluationReport) -> GateResult:
 
 
 def _preferred(gate: Gate, model: str, report: EvaluationReport) -> GateResult:
-    """The gate on the win rate: its bound must meet `min`, and from a half on the sign test must decide too."""
+    """The gate on the win rate: its bound must meet `min`, and from a
+    half on the sign test must decide too.
+    """
     assert gate.against is not None and gate.min is not None  # Gate's own validator
     other = _named(gate.against, report)
     entries = _entries(report)
     for name in (model, other):
         if name not in entries:
-            raise UsageError(f"a gate names the model '{name}'", hint=f"measured: {', '.join(entries)}")
+            raise UsageError(
+                f"a gate names the model '{name}'", hint=f"measured: {', '.join(entries)}"
+            )
     entry = judged_of(report, model, other)
     if entry is None:
         how = f"slmctl review --pairs {model} {other}, and evaluate.pairs names its file"
@@ -154,8 +190,10 @@ def _preferred(gate: Gate, model: str, report: EvaluationReport) -> GateResult:
     is_chance = gate.min >= 0.5 and rate.p > 1 - gate.confidence
     least, limit = _apart(gate.metric, bound, gate.min)
     text = (
-        f"{model} wins at least {least} of {rate.pairs} judged pairs against {other} (at least {limit} required, "
-        f"{percent(gate.confidence, 0)} confidence; measured: {percent(rate.rate)}, sign test p = {rate.p:.2g})"
+        f"{model} wins at least {least} of {rate.pairs} judged pairs against {other} (at least "
+        f"{limit} required, "
+        f"{percent(gate.confidence, 0)} confidence; measured: {percent(rate.rate)}, sign test p = "
+        f"{rate.p:.2g})"
     )
     text += ", which may be chance" if is_chance and bound >= gate.min else ""
     return GateResult(bound >= gate.min and not is_chance, text, entry.get("groups", 0))
@@ -166,17 +204,30 @@ def _corrected(gate: Gate, entry: JudgedEntry) -> GateResult:
     assert gate.min is not None  # Gate's own validator
     pair, judge = f"{entry['model']} and {entry['against']}", entry.get("judge")
     if judge is None or "win_rate" not in judge:
-        how = "slmctl evaluate --judge NAME" if judge is None else "people's pairs, or gate on win_rate"
-        state = "no judge was asked" if judge is None else f"{judge['judge']} is not admitted as a judge"
+        how = (
+            "slmctl evaluate --judge NAME"
+            if judge is None
+            else "people's pairs, or gate on win_rate"
+        )
+        state = (
+            "no judge was asked"
+            if judge is None
+            else f"{judge['judge']} is not admitted as a judge"
+        )
         if judge is not None and judge["missing"]:
-            state, how = f"{judge['judge']} was not asked", "ask again: slmctl evaluate --judge NAME"
+            state, how = (
+                f"{judge['judge']} was not asked",
+                "ask again: slmctl evaluate --judge NAME",
+            )
         return GateResult(False, f"{state} about pairs of {pair} ({how})")
     level = 1 - (1 - gate.confidence) / judge["tried"]
     bound = judge["centre"] - t_quantile(level, judge["freedom"]) * judge["deviation"]
     least, limit = _apart(gate.metric, bound, gate.min)
     text = (
-        f"{entry['model']} wins at least {least} of {judge['rows']} pairs against {entry['against']} (at least {limit} "
-        f"required, {percent(gate.confidence, 0)} confidence; {judge['judge']} with {judge['pairs']} pairs of people: "
+        f"{entry['model']} wins at least {least} of {judge['rows']} pairs against "
+        f"{entry['against']} (at least {limit} "
+        f"required, {percent(gate.confidence, 0)} confidence; {judge['judge']} with "
+        f"{judge['pairs']} pairs of people: "
         f"{percent(judge['win_rate'])})"
     )
     return GateResult(bound >= gate.min, text, entry.get("groups", 0))
@@ -187,7 +238,10 @@ def _amount(metric: str, value: float, digits: int = 1) -> str:
 
 
 def _apart(
-    metric: str, value: float, bound: float, show: Callable[[str, float, int], str] = scoreboard.figure
+    metric: str,
+    value: float,
+    bound: float,
+    show: Callable[[str, float, int], str] = scoreboard.figure,
 ) -> tuple[str, str]:
     """Value and bound as texts, with enough digits (1 to 6) to show that they differ."""
     for digits in range(1, 7):
@@ -200,9 +254,9 @@ def _apart(
 def rows_needed(gate: Gate) -> int:
     """Smallest number of measured rows with which a gate can pass.
 
-    For `max_drop` above 0: the number where two models that answer every row alike pass. `max_drop: 0` and `min_gain`
-    need a difference: the number where a model that is right on every row passes against one that is always wrong.
-    1 for other gates and for metrics that are not shares.
+    For `max_drop` above 0: the number where two models that answer every row alike pass. `max_drop:
+    0` and `min_gain` need a difference: the number where a model that is right on every row passes
+    against one that is always wrong. 1 for other gates and for metrics that are not shares.
     """
     if gate.against is None or gate.metric not in SHARES:
         return 1
@@ -210,40 +264,63 @@ def rows_needed(gate: Gate) -> int:
 
     def passes(rows: int) -> bool:
         is_chance = gate.max_drop is None and mcnemar(0, rows) > 1 - gate.confidence
-        return not is_chance and drop_bound(0, 0 if tie else rows, rows, gate.confidence) <= gate.allowed_drop
+        return (
+            not is_chance
+            and drop_bound(0, 0 if tie else rows, rows, gate.confidence) <= gate.allowed_drop
+        )
 
     high = 1
     while not passes(high):
         high *= 2
-    return bisect.bisect_left(range(high), True, lo=high // 2, key=lambda rows: rows > 0 and passes(rows))
+    return bisect.bisect_left(
+        range(high), True, lo=high // 2, key=lambda rows: rows > 0 and passes(rows)
+    )
 
 
 def out_of_reach(gates: Sequence[Gate], rows: int, groups: float | None = None) -> list[str]:
-    """A sentence for each gate that cannot pass on this number of rows, with the number that it needs.
+    """A sentence for each gate that cannot pass on this number of rows, with the number that it
+    needs.
 
     `groups`: the effective number of groups of these rows; None where each row is independent.
     """
     count = rows if groups is None else independent_rows(groups)
-    of = "" if groups is None else f" of {groups:.0f} groups, which tell as much as {count:.0f} independent ones,"
+    of = (
+        ""
+        if groups is None
+        else f" of {groups:.0f} groups, which tell as much as {count:.0f} independent ones,"
+    )
     return [
         f"{rows} rows{of} are too few for the gate {_title(gate)}: it takes "
-        + (f"{needed}, even where both answer every row alike" if gate.allowed_drop > 0 else f"at least {needed}")
+        + (
+            f"{needed}, even where both answer every row alike"
+            if gate.allowed_drop > 0
+            else f"at least {needed}"
+        )
         for gate in gates
         if (needed := rows_needed(gate)) > count
     ]
 
 
 def _title(gate: Gate) -> str:
-    limit = f"min_gain {gate.min_gain:g}" if gate.max_drop is None else f"max_drop {gate.max_drop:g}"
+    limit = (
+        f"min_gain {gate.min_gain:g}" if gate.max_drop is None else f"max_drop {gate.max_drop:g}"
+    )
     rows = f" on {gate.rows} rows" if gate.rows is not None else ""
-    return f"{limit} in {gate.metric} of {gate.model} against {gate.against}{rows} at confidence {gate.confidence:g}"
+    return (
+        f"{limit} in {gate.metric} of {gate.model} against {gate.against}{rows} at confidence "
+        f"{gate.confidence:g}"
+    )
 
 
-def _drop(first: str, second: str, gate: Gate, report: EvaluationReport) -> tuple[float, float, float]:
-    """Returns (drop, upper bound of it, p-value); drop: how much worse `second` is than `first` in the gate's metric.
+def _drop(
+    first: str, second: str, gate: Gate, report: EvaluationReport
+) -> tuple[float, float, float]:
+    """Returns (drop, upper bound of it, p-value); drop: how much worse `second` is than `first` in
+    the gate's metric.
 
-    The bound is Tango's for a share; for another metric a percentile of the paired bootstrap. The report holds those
-    for some levels of confidence; the lowest level at or above the gate's is taken.
+    The bound is Tango's for a share; for another metric a percentile of the paired bootstrap. The
+    report holds those for some levels of confidence; the lowest level at or above the gate's is
+    taken.
     """
     _metric(first, gate.metric, report)
     metrics, n = _differences(first, second, gate, report)
@@ -271,7 +348,9 @@ def _drop(first: str, second: str, gate: Gate, report: EvaluationReport) -> tupl
 def _differences(
     first: str, second: str, gate: Gate, report: EvaluationReport
 ) -> tuple[Mapping[str, MetricDifference], int]:
-    """Returns (differences by metric, second model minus first; number of rows that both answered)."""
+    """Returns (differences by metric, second model minus first;
+    number of rows that both answered).
+    """
     if gate.rows is not None:
         part = _part(gate, report)
         return part["differences"].get(second, {}), part["n"]
@@ -288,14 +367,17 @@ def _part(gate: Gate, report: EvaluationReport) -> ReleaseRows:
     release = report.get("release")
     if release is None or gate.rows not in release["rows"]:
         raise UsageError(
-            f"a gate asks for the {gate.rows} rows of {gate.against}, and its data set is not below runs/",
+            f"a gate asks for the {gate.rows} rows of {gate.against}, and its data set is not "
+            "below runs/",
             hint="evaluate in the project that made the release, or leave out 'rows'",
         )
     return release["rows"][gate.rows]
 
 
 def _named(model: str, report: EvaluationReport) -> str:
-    """The participant that a gate names; the base by its plain name, with whatever examples in its prompt."""
+    """The participant that a gate names; the base by its plain name,
+    with whatever examples in its prompt.
+    """
     choice = report["choice"]
     if model == RELEASE:
         if choice is not None:
@@ -304,28 +386,36 @@ def _named(model: str, report: EvaluationReport) -> str:
     if model != "chosen":
         return model_named(report, model) or model
     if choice is None:
-        raise UsageError("a gate names the model 'chosen'", hint="evaluate.choose: {smallest_within: 0.01} picks one")
+        raise UsageError(
+            "a gate names the model 'chosen'",
+            hint="evaluate.choose: {smallest_within: 0.01} picks one",
+        )
     return chosen_file(choice)
 
 
 def alone(gate: Gate, report: EvaluationReport) -> str:
-    """A sentence about a gate that tests a GGUF file alone where the release answers by more; '' for any other gate.
+    """A sentence about a gate that tests a GGUF file alone where the release answers by more; ''
+    for any other gate.
 
-    A comparison with the model that the file was made of is about the file: that is what quantization costs.
+    A comparison with the model that the file was made of is about the file: that is what
+    quantization costs.
     """
     shipped = released(report)
     file = file_of(report, shipped)
     if shipped == file or gate.model not in (file, "chosen") or gate.against in _sources(report):
         return ""
     return (
-        f"a gate on {gate.model} tests the file alone; 'model: {RELEASE}' tests {shipped}, by which a release answers"
+        f"a gate on {gate.model} tests the file alone; 'model: {RELEASE}' tests {shipped}, by "
+        "which a release answers"
     )
 
 
 def own_check(gates: Sequence[Gate], report: EvaluationReport) -> list[GateResult]:
-    """A failed result where the file of the release surely loses over LOSS to the model that it was made of; else none.
+    """A failed result where the file of the release surely loses over LOSS to the model that it was
+    made of; else none.
 
-    The linear models of a release can hide a broken file. A gate that compares a model with the source replaces this.
+    The linear models of a release can hide a broken file. A gate that compares a model with the
+    source replaces this.
     """
     file, metric = file_of(report, released(report)), report["primary_metric"]
     sources = _sources(report)
@@ -338,7 +428,10 @@ def own_check(gates: Sequence[Gate], report: EvaluationReport) -> list[GateResul
     if difference["interval"][1] >= -LOSS:
         return []
     lost, limit = _amount(metric, abs(difference["difference"])), _amount(metric, LOSS)
-    text = f"the file {file} loses {lost} of {metric} to {sources[-1]}, surely more than {limit}: it is broken"
+    text = (
+        f"the file {file} loses {lost} of {metric} to {sources[-1]}, surely more than {limit}: "
+        "it is broken"
+    )
     return [GateResult(False, text)]
 
 
@@ -355,7 +448,8 @@ def chosen_file(choice: ChoiceEntry, *, among: Container[str | None] | None = No
     """
     if choice["model"] is None or (among is not None and choice["model"] not in among):
         raise GateError(
-            f"no GGUF file meets evaluate.choose: {choice['metric']} within {choice['smallest_within']:g} of "
+            f"no GGUF file meets evaluate.choose: {choice['metric']} within "
+            f"{choice['smallest_within']:g} of "
             f"{choice['of']}, and min_tokens_per_s where it is set",
             reason="none_chosen",
             hint="allow a larger loss or a lower speed, or add a larger type to quantize.types",
@@ -370,8 +464,12 @@ def _entries(report: EvaluationReport) -> dict[str, ParticipantEntry]:
 def _metric(model: str, metric: str, report: EvaluationReport) -> float:
     entries = _entries(report)
     if model not in entries:
-        raise UsageError(f"a gate names the model '{model}'", hint=f"measured: {', '.join(entries)}")
+        raise UsageError(
+            f"a gate names the model '{model}'", hint=f"measured: {', '.join(entries)}"
+        )
     metrics = entries[model]["metrics"]
     if metric not in metrics:
-        raise UsageError(f"a gate names the metric '{metric}'", hint=f"measured: {', '.join(metrics)}")
+        raise UsageError(
+            f"a gate names the metric '{metric}'", hint=f"measured: {', '.join(metrics)}"
+        )
     return metrics[metric]

@@ -1,4 +1,6 @@
-"""An answer and the texts that it rests on -> its ungrounded facts, which no text has or implies."""
+"""An answer and the texts that it rests on -> its ungrounded
+facts, which no text has or implies.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from math import ceil, floor
 from slmctl.metrics.text_facts import LEAP, Fact, Reading, dated, facts_of, joined
 
 MOST_FACTS = 50  # ungrounded facts of one answer that are named
-MOST_OPERANDS = 40  # values of the texts that are combined, the last ones first; as many of the answer beside them
+# values of the texts that are combined, the last ones first; as many of the answer beside them
+MOST_OPERANDS = 40
 MOST_DAYS = 400  # between two dates, one of which follows from the other
 OPERANDS = ("number", "amount", "percent", "date", "days")
 
@@ -19,12 +22,15 @@ OPERANDS = ("number", "amount", "percent", "date", "days")
 def ungrounded(answer: str, texts: Sequence[str], *, constants: str = "") -> list[Fact]:
     """The facts of an answer that no text has or implies, in order, at most MOST_FACTS of them.
 
-    A fact is implied by its value in another form, by a sum, difference, product or share in percent of two values, and
-    by a date some days apart; an implied value can imply others. `constants`, the system prompt, are one more text, but
-    two numbers of it imply nothing: a dozen terms would imply nearly every other one below 50.
+    A fact is implied by its value in another form, by a sum, difference, product or share in
+    percent of two values, and by a date some days apart; an implied value can imply others.
+    `constants`, the system prompt, are one more text, but two numbers of it imply nothing: a dozen
+    terms would imply nearly every other one below 50.
     """
     grounds = _Grounds(texts, constants)
-    return list(itertools.islice((fact for fact in facts_of(answer) if not grounds.hold(fact)), MOST_FACTS))
+    return list(
+        itertools.islice((fact for fact in facts_of(answer) if not grounds.hold(fact)), MOST_FACTS)
+    )
 
 
 class _Grounds:
@@ -44,7 +50,10 @@ class _Grounds:
             for reading in readings:
                 self._stated.update(_implied(reading))
                 self._combine(reading, MOST_OPERANDS)
-            whole = sum((value for kind, *values in readings if kind == "amount" for value in values), Fraction())
+            whole = sum(
+                (value for kind, *values in readings if kind == "amount" for value in values),
+                Fraction(),
+            )
             self._derived.add(("amount", whole))
 
     def hold(self, fact: Fact) -> bool:
@@ -82,11 +91,18 @@ def _implied(reading: Reading) -> Iterator[Reading]:
         case ("amount" | "percent", value):
             yield "number", value
         case ("date", int(year), int(month), int(day)):
-            yield from (("date", 0, month, day), ("date", year, month, 0), ("month", month), ("day", day))
+            yield from (
+                ("date", 0, month, day),
+                ("date", year, month, 0),
+                ("month", month),
+                ("day", day),
+            )
             yield ("number", Fraction(year)) if year else ("yearless", month, day)
             yield from (("weekday", _date(year, month, day).weekday()),) if year and day else ()
         case ("link", str(text)):
-            yield from (("link", text[:place]) for place, letter in enumerate(text) if letter == "/")
+            yield from (
+                ("link", text[:place]) for place, letter in enumerate(text) if letter == "/"
+            )
         case ("address", str(text)):
             yield "link", text.partition("@")[2]
 
@@ -94,17 +110,31 @@ def _implied(reading: Reading) -> Iterator[Reading]:
 def _results(first: Reading, second: Reading) -> Iterator[Reading]:
     """Values that follow from two values in this order."""
     match first, second:
-        case ("date", int(year), int(month), int(day)), ("days", int(days)) if day and days <= MOST_DAYS:
+        case ("date", int(year), int(month), int(day)), ("days", int(days)) if (
+            day and days <= MOST_DAYS
+        ):
             for moved in (_date(year, month, day + days), _date(year, month, day - days)):
                 yield from dated(moved.year if year else 0, moved.month, moved.day)
                 yield "date", 0, moved.month, moved.day
-        case ("date", int(year), int(month), int(day)), ("date", int(other), int(until), int(last)) if day and last:
+        case ("date", int(year), int(month), int(day)), (
+            "date",
+            int(other),
+            int(until),
+            int(last),
+        ) if day and last:
             apart = (_date(other or year, until, last) - _date(year or other, month, day)).days
             yield from (("number", Fraction(abs(apart) + more)) for more in (0, 1))
         case ("percent", Fraction() as share), (str(kind), Fraction() as value):
-            for result in (value * share / 100, value * (100 - share) / 100, value * (100 + share) / 100):
+            for result in (
+                value * share / 100,
+                value * (100 - share) / 100,
+                value * (100 + share) / 100,
+            ):
                 yield from _in_cents(kind, result)
-        case (str(kind), Fraction() as a), (str(other_kind), Fraction() as b) if "percent" not in (kind, other_kind):
+        case (str(kind), Fraction() as a), (str(other_kind), Fraction() as b) if "percent" not in (
+            kind,
+            other_kind,
+        ):
             if kind == other_kind:
                 yield from ((kind, a + b), (kind, abs(a - b)))
                 yield from (("percent", 100 * a / b),) if b else ()
@@ -114,10 +144,16 @@ def _results(first: Reading, second: Reading) -> Iterator[Reading]:
 
 
 def _date(year: int, month: int, day: int) -> datetime.date:
-    """A day of a month, counted on beyond its ends: there may be no 29 February in the year of another date."""
+    """A day of a month, counted on beyond its ends: there may be no 29
+    February in the year of another date.
+    """
     return datetime.date(year or LEAP, month, 1) + datetime.timedelta(day - 1)
 
 
 def _in_cents(kind: str, value: Fraction) -> Iterator[Reading]:
     """A value, and the values to two digits next to it: people and programs round differently."""
-    yield from ((kind, value), (kind, Fraction(floor(100 * value), 100)), (kind, Fraction(ceil(100 * value), 100)))
+    yield from (
+        (kind, value),
+        (kind, Fraction(floor(100 * value), 100)),
+        (kind, Fraction(ceil(100 * value), 100)),
+    )

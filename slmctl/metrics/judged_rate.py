@@ -1,4 +1,5 @@
-"""A judge's verdicts beside people's decisions -> may the judge count, and the win rate that both give together.
+"""A judge's verdicts beside people's decisions -> may the judge count, and the win rate that both
+give together.
 
 A score of a pair is 1 where the model in question wins it, 0 where it loses it, and 0.5 for a tie.
 """
@@ -37,15 +38,25 @@ class Agreement:
 
     @property
     def is_admitted(self) -> bool:
-        """True for a judge that surely agrees with people more often than both rules, on enough pairs."""
+        """True for a judge that surely agrees with people more
+        often than both rules, on enough pairs.
+        """
         return self.pairs >= FEWEST and self.lead > 0
 
     @classmethod
-    def of(cls, people: Floats, judge: Floats, longer: Floats, groups: Ints, *, confidence: float = 0.95) -> Agreement:
+    def of(
+        cls,
+        people: Floats,
+        judge: Floats,
+        longer: Floats,
+        groups: Ints,
+        *,
+        confidence: float = 0.95,
+    ) -> Agreement:
         """The agreement of verdicts with people's decisions, all (n,) scores.
 
-        Both rules must be beaten, so the chance that a judge which beats only one is admitted is at most
-        1 - confidence (Berger 1982, Technometrics 24).
+        Both rules must be beaten, so the chance that a judge which beats only one is admitted is at
+        most 1 - confidence (Berger 1982, Technometrics 24).
 
         Args:
             longer: The scores of the rule that prefers the longer answer.
@@ -58,8 +69,12 @@ class Agreement:
         return cls(len(people), right, same, longest, min(leads))
 
 
-def _lead(right: npt.NDArray[np.bool_], rival: npt.NDArray[np.bool_], groups: Ints, confidence: float) -> float:
-    """Lower bound of the share of `right` less that of `rival` on the same rows; see `drop_bound`."""
+def _lead(
+    right: npt.NDArray[np.bool_], rival: npt.NDArray[np.bool_], groups: Ints, confidence: float
+) -> float:
+    """Lower bound of the share of `right` less that of `rival` on
+    the same rows; see `drop_bound`.
+    """
     if not len(right):
         return -1.0
     apart = right.astype(np.float64) - rival
@@ -76,7 +91,8 @@ class CorrectedRate:
         rate: Estimate, 0 to 1.
         weight: Weight of the judge, 0 for none to 1.
         centre, deviation, freedom: Of the t distribution whose quantiles are the bounds.
-        worth: Number of pairs of people, without a judge, that would tell as much; never fewer than theirs.
+        worth: Number of pairs of people, without a judge, that would tell as much; never fewer than
+            theirs.
     """
 
     rate: float
@@ -92,20 +108,23 @@ class CorrectedRate:
 
     @classmethod
     def of(cls, people: Floats, judge: Floats, others: Floats, groups: Ints) -> CorrectedRate:
-        """The rate that the scores of people and judge on n pairs, and of the judge on N others, give together.
+        """The rate that the scores of people and judge on n pairs, and of the judge on N others,
+        give together.
 
-        PPI++ (Angelopoulos, Duchi and Zrnic 2023, arXiv 2311.01453), which is efficient for win rates (arXiv
-        2601.05420) where corrections by the judge's error rates (arXiv 2511.21140) are not: mean(people) + weight
-        (mean(others) - mean(judge)), with the weight of least variance. The variance is that of the groups' sums, so
-        rows of a group may be among the n and the N; each sum is taken as the jackknife takes it. One pair that people
-        alone have won and one that they alone have lost are added before, so that a few pairs on which all agree
-        prove nothing (Bonett and Price 2012, Journal of Educational and Behavioral Statistics 37).
+        PPI++ (Angelopoulos, Duchi and Zrnic 2023, arXiv 2311.01453), which is efficient for win
+        rates (arXiv 2601.05420) where corrections by the judge's error rates (arXiv 2511.21140) are
+        not: mean(people) + weight (mean(others) - mean(judge)), with the weight of least variance.
+        The variance is that of the groups' sums, so rows of a group may be among the n and the N;
+        each sum is taken as the jackknife takes it. One pair that people alone have won and one
+        that they alone have lost are added before, so that a few pairs on which all agree prove
+        nothing (Bonett and Price 2012, Journal of Educational and Behavioral Statistics 37).
 
         Args:
             groups: (n + N,) the number of each row's group, people's pairs first.
         """
         n, count = len(people), int(groups.max()) + 3
-        effect = design_effect(people, groups[:n])  # an added pair weighs as much as one independent pair
+        # an added pair weighs as much as one independent pair
+        effect = design_effect(people, groups[:n])
         own = np.append(groups[:n], [count - 2, count - 1])
         weights = np.append(np.ones(n), [effect, effect])
         of_people = _sums(np.append(people, [1.0, 0.0]), own, weights, count)
@@ -118,15 +137,23 @@ class CorrectedRate:
         alone = float((of_people**2).sum()) * (freedom + 2) / freedom
         shift = weight * (float(others.mean()) - float(judge.mean()))
         added = 2 * effect / (n + 2 * effect)
-        centre = (1 - added) * (float(people.mean()) - weight * float(judge.mean())) + added * (0.5 - weight / 2)
+        centre = (1 - added) * (float(people.mean()) - weight * float(judge.mean())) + added * (
+            0.5 - weight / 2
+        )
         return cls(
-            float(people.mean()) + shift, weight, centre + weight * float(others.mean()), math.sqrt(variance), freedom,
+            float(people.mean()) + shift,
+            weight,
+            centre + weight * float(others.mean()),
+            math.sqrt(variance),
+            freedom,
             n * max(1.0, alone / variance),
-        )  # fmt: skip
+        )
 
 
 def _sums(scores: Floats, groups: Ints, weights: Floats, count: int) -> Floats:
-    """(count,) shares of each group in the deviation of a mean, as if the group were left out (Wolter 1985)."""
+    """(count,) shares of each group in the deviation of a mean, as if
+    the group were left out (Wolter 1985).
+    """
     whole = weights.sum()
     share = np.bincount(groups, weights, count) / whole
     apart = scores - weights @ scores / whole
@@ -135,7 +162,9 @@ def _sums(scores: Floats, groups: Ints, weights: Floats, count: int) -> Floats:
 
 
 def preferred_longer(scores: Sequence[float] | Floats, longer: Floats) -> tuple[int, int]:
-    """Number of decided pairs of which the longer answer won, and number of decided pairs of unlike lengths."""
+    """Number of decided pairs of which the longer answer won, and
+    number of decided pairs of unlike lengths.
+    """
     scores = np.asarray(scores)
     decided = (scores != 0.5) & (longer != 0.5)
     return int((scores == longer)[decided].sum()), int(decided.sum())

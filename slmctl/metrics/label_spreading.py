@@ -1,8 +1,9 @@
-"""Vectors of rows, some with labels -> a label and a weight for each of the others, which a model then learns too.
+"""Vectors of rows, some with labels -> a label and a weight for each of the others, which a model
+then learns too.
 
-Label spreading over nearest neighbours (Zhou et al. 2004, "Learning with local and global consistency"). The seed of
-an unlabelled row is what a model of the labelled rows says of it, so rows far from all labels take the label of no
-far neighbour.
+Label spreading over nearest neighbours (Zhou et al. 2004, "Learning with local and global
+consistency"). The seed of an unlabelled row is what a model of the labelled rows says of it, so
+rows far from all labels take the label of no far neighbour.
 
 scikit-learn (the extra `evaluate`) is imported when labels are spread.
 """
@@ -23,14 +24,18 @@ STEPS = 10  # the seed of a row so many steps away has a share of PULL**STEPS, a
 WEIGHT = 0.3  # of an unlabelled row with a sure label; a labelled row has 1
 
 
-def spread(vectors: Floats, labels: Indices, unlabelled: Floats, chances: Floats) -> tuple[Indices, Floats]:
-    """Returns (label (m,), weight (m,)) of each unlabelled row; the weight is WEIGHT * probability**2.
+def spread(
+    vectors: Floats, labels: Indices, unlabelled: Floats, chances: Floats
+) -> tuple[Indices, Floats]:
+    """Returns (label (m,), weight (m,)) of each unlabelled row; the weight is WEIGHT *
+    probability**2.
 
-    Each label's scores are scaled to its share of the labelled rows, so a frequent label takes no rows from a rare one.
-    The time grows with (n + m)**2: 15,000 rows take some seconds.
+    Each label's scores are scaled to its share of the labelled rows, so a frequent label takes no
+    rows from a rare one. The time grows with (n + m)**2: 15,000 rows take some seconds.
 
     Args:
-        vectors, labels: (n, size) and (n,) of the labelled rows and of the labels' names; a label is an index below L.
+        vectors, labels: (n, size) and (n,) of the labelled rows and of the labels' names; a label
+            is an index below L.
         unlabelled: (m, size) vectors of the unlabelled rows.
         chances: (m, L) probabilities of the labels for them, by a model of the labelled rows.
     """
@@ -47,12 +52,15 @@ def spread(vectors: Floats, labels: Indices, unlabelled: Floats, chances: Floats
 
 
 def _graph(vectors: Floats) -> Any:
-    """Sparse (rows, rows): the similarity of neighbours, symmetric, each divided by the root of both rows' sums."""
+    """Sparse (rows, rows): the similarity of neighbours, symmetric, each
+    divided by the root of both rows' sums.
+    """
     from sklearn.neighbors import kneighbors_graph
 
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     graph = kneighbors_graph(vectors, min(NEIGHBOURS, len(vectors) - 1), mode="distance")
-    graph.data = np.maximum(1 - graph.data.astype(np.float32) ** 2 / 2, 0) ** POWER  # of unit vectors the cosine
+    # of unit vectors the cosine
+    graph.data = np.maximum(1 - graph.data.astype(np.float32) ** 2 / 2, 0) ** POWER
     graph = graph.maximum(graph.T)
     scale = 1 / np.sqrt(np.maximum(np.asarray(graph.sum(axis=1)).ravel(), 1e-12)).astype(np.float32)
     return graph.multiply(scale[:, None]).multiply(scale[None]).tocsr()

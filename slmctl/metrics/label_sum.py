@@ -1,9 +1,10 @@
-"""Members that say how likely each label is -> their weighted sum, with weights by the likelihood of held-out rows.
+"""Members that say how likely each label is -> their weighted sum, with weights by the likelihood
+of held-out rows.
 
-The members of a task with labels: the GGUF file, the head of a sentence encoder, and a linear model on hashed words.
-They err on different rows, so a sum of those that help is usually better than each (`benchmarks/sharper.py`): a
-logarithmic opinion pool, softmax(sum of weight * log probability). A weight holds a member's sharpness too. No text of
-a row is part of it.
+The members of a task with labels: the GGUF file, the head of a sentence encoder, and a linear model
+on hashed words. They err on different rows, so a sum of those that help is usually better than each
+(`benchmarks/sharper.py`): a logarithmic opinion pool, softmax(sum of weight * log probability). A
+weight holds a member's sharpness too. No text of a row is part of it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from slmctl.metrics.stored_arrays import StoredArrays
 
 ENCODER, WORDS = "encoder", "words"
 MEMBERS = (FILE, ENCODER, WORDS)
-LEAST = math.log(1e-6)  # of a label's log probability by a member, so that none overrules the others for good
+# of a label's log probability by a member, so that none overrules the others for good
+LEAST = math.log(1e-6)
 RIDGE = 1.0  # L2 penalty of the weights, as strong as one row
 Places = npt.NDArray[np.int64]
 
@@ -59,15 +61,20 @@ class LabelSum:
         return self.weights.get(FILE, 0.0)
 
     def logprobs(self, texts: Sequence[str], vectors: Floats) -> dict[str, Logprobs]:
-        """The log probabilities (n, L) of each linear member for n texts, whose vectors are (n, size)."""
+        """The log probabilities (n, L) of each linear member for n
+        texts, whose vectors are (n, size).
+        """
         heads = {} if self.head is None else {ENCODER: normalised(self.head.evidence(vectors))}
-        return heads | ({} if self.words is None or not len(texts) else {WORDS: self.words.logprobs(texts)})
+        return heads | (
+            {} if self.words is None or not len(texts) else {WORDS: self.words.logprobs(texts)}
+        )
 
     def scored(self, texts: Sequence[str], vectors: Floats) -> tuple[Logprobs, Logprobs]:
-        """The weighted sum of the linear members and, as evidence, what one of them says of each label by itself.
+        """The weighted sum of the linear members and, as evidence, what one of them says of each
+        label by itself.
 
-        Where the evidence of no label is large, the text is unlike all training rows, however likely a label beside the
-        others. Both are (n, L).
+        Where the evidence of no label is large, the text is unlike all training rows, however
+        likely a label beside the others. Both are (n, L).
         """
         members = self.logprobs(texts, vectors)
         summed = weighted(members, self.weights)
@@ -83,7 +90,9 @@ class LabelSum:
         """All of it as arrays of numpy without a pickle; `of` gives it back."""
         weights = np.array([self.weights.get(name, 0.0) for name in MEMBERS])
         arrays: dict[str, Any] = {"labels": np.array(self.labels), "sum": weights}
-        arrays |= {} if self.head is None else {"weights": self.head.weights, "bias": self.head.bias}
+        arrays |= (
+            {} if self.head is None else {"weights": self.head.weights, "bias": self.head.bias}
+        )
         return arrays | ({} if self.words is None else self.words.arrays())
 
     def write(self, path: Path) -> None:
@@ -110,9 +119,15 @@ class LabelSum:
         weights = dict(zip(MEMBERS, map(float, kept.numbers("sum", len(MEMBERS))), strict=True))
         head, words = EncoderHead.of(kept, names), LinearModel.of(kept, names)
         lacking = (weights[ENCODER] and head is None) or (weights[WORDS] and words is None)
-        if lacking or min(weights.values()) < 0 or (head is None and words is None and not weights[FILE]):
+        if (
+            lacking
+            or min(weights.values()) < 0
+            or (head is None and words is None and not weights[FILE])
+        ):
             raise ValueError("its weights are of other members than it holds")
-        return cls(names, {name: weight for name, weight in weights.items() if weight > 0}, head, words)
+        return cls(
+            names, {name: weight for name, weight in weights.items() if weight > 0}, head, words
+        )
 
 
 @dataclass(frozen=True)
@@ -121,9 +136,9 @@ class Weighing:
 
     Attributes:
         weights: By member that is kept.
-        gains: By member, the share of right answers that the sum expects to lose without it, by its own probabilities
-            on the rows that chose the weights. Few rows differ, so this tells more than counting them; it is never
-            below 0, and too high more often than too low.
+        gains: By member, the share of right answers that the sum expects to lose without it, by its
+            own probabilities on the rows that chose the weights. Few rows differ, so this tells
+            more than counting them; it is never below 0, and too high more often than too low.
     """
 
     weights: dict[str, float]
@@ -145,45 +160,69 @@ class SumFit:
 
 
 def fit(
-    texts: Sequence[str], vectors: Floats | None, labels: Sequence[str], *, fold: Indices, named: Named | None = None,
-    unlabelled: Floats | None = None, whole: bool = True,
-) -> SumFit:  # fmt: skip
-    """The linear members of some rows, and the weights of both by rows that a member judged before it learned them.
+    texts: Sequence[str],
+    vectors: Floats | None,
+    labels: Sequence[str],
+    *,
+    fold: Indices,
+    named: Named | None = None,
+    unlabelled: Floats | None = None,
+    whole: bool = True,
+) -> SumFit:
+    """The linear members of some rows, and the weights of both by rows that a member judged before
+    it learned them.
 
     Args:
         texts, vectors, labels: The n rows; vectors (n, size) of an encoder, None without one.
         fold: (n,) of the rows, as `cross_fitting.folds` gives it.
         named, unlabelled: As in `encoder_head.cross_fit`.
-        whole: True for a model of all rows; without, for judgements alone, it is that of the last fold.
+        whole: True for a model of all rows; without, for judgements alone, it is that of the last
+            fold.
 
     Raises:
         DataError: Neither member can learn anything.
     """
     head = None
     if vectors is not None:
-        head = encoder_head.cross_fit(vectors, labels, fold=fold, named=named, unlabelled=unlabelled, whole=whole)
+        head = encoder_head.cross_fit(
+            vectors, labels, fold=fold, named=named, unlabelled=unlabelled, whole=whole
+        )
     words = linear_baseline.cross_fit(texts, labels, fold=fold, whole=whole)
     if head is None and words is None:
-        raise DataError("there is nothing to learn from: one label, or texts without a word that two rows have")
+        raise DataError(
+            "there is nothing to learn from: one label, or texts without a word that two rows have"
+        )
     names, judged = sorted(set(labels)), np.flatnonzero(fold >= 0).tolist()
-    logprobs = ({} if head is None else {ENCODER: head.logprobs}) | ({} if words is None else {WORDS: words[1]})
+    logprobs = ({} if head is None else {ENCODER: head.logprobs}) | (
+        {} if words is None else {WORDS: words[1]}
+    )
     references = np.array(labels)[judged].tolist()
-    weights = choose({name: table[judged] for name, table in logprobs.items()}, names, references).weights
+    weights = choose(
+        {name: table[judged] for name, table in logprobs.items()}, names, references
+    ).weights
     model = LabelSum(
-        tuple(names), weights, None if head is None else head.head, None if words is None else words[0]
-    )  # fmt: skip
+        tuple(names),
+        weights,
+        None if head is None else head.head,
+        None if words is None else words[0],
+    )
     return SumFit(model, logprobs, head)
 
 
 def choose(
-    members: Mapping[str, Logprobs], names: Sequence[str], references: Sequence[str], *, floor: float = 0.0
+    members: Mapping[str, Logprobs],
+    names: Sequence[str],
+    references: Sequence[str],
+    *,
+    floor: float = 0.0,
 ) -> Weighing:
-    """The weights by which held-out rows are the likeliest, without a file or encoder that brings less than the floor.
+    """The weights by which held-out rows are the likeliest, without a file or encoder that brings
+    less than the floor.
 
-    Where both bring less, the file goes first, the dearer to serve; then the others are judged anew. Words cost next to
-    nothing and stay while they have a weight: few held-out rows seldom show their gain. The likelihood is concave in
-    the weights. Where no row tells, the first member answers alone, and where each one misleads, the last one: a sum
-    has a member.
+    Where both bring less, the file goes first, the dearer to serve; then the others are judged
+    anew. Words cost next to nothing and stay while they have a weight: few held-out rows seldom
+    show their gain. The likelihood is concave in the weights. Where no row tells, the first member
+    answers alone, and where each one misleads, the last one: a sum has a member.
 
     Args:
         members: By name, log probabilities (n, L), in the order of `MEMBERS`.
@@ -192,8 +231,16 @@ def choose(
         floor: Least gain of a file or an encoder that is kept, see `Weighing`.
     """
     learned = np.isin(references, names)
-    places = np.searchsorted(np.array(names), np.array(references)[learned]) if learned.any() else np.zeros(0, np.int64)
-    rows = {name: np.maximum(logprobs[learned], LEAST) for name, logprobs in members.items()} if len(places) else {}
+    places = (
+        np.searchsorted(np.array(names), np.array(references)[learned])
+        if learned.any()
+        else np.zeros(0, np.int64)
+    )
+    rows = (
+        {name: np.maximum(logprobs[learned], LEAST) for name, logprobs in members.items()}
+        if len(places)
+        else {}
+    )
     if not rows:
         return Weighing(dict.fromkeys(list(members)[:1], 1.0), {})
     gains: dict[str, float] = {}
@@ -203,18 +250,28 @@ def choose(
         best = shares.max(axis=1)
         for left in rows:
             others = {name: table for name, table in rows.items() if name != left}
-            answers = weighted(others, _likeliest(others, places)).argmax(axis=1) if others else None
+            answers = (
+                weighted(others, _likeliest(others, places)).argmax(axis=1) if others else None
+            )
             without = shares[np.arange(len(places)), answers] if answers is not None else 0.0
             gains[left] = float((best - without).mean())
-        idle = [name for name in rows if weights[name] <= 0 or (gains[name] < floor and name != WORDS)]
+        idle = [
+            name for name in rows if weights[name] <= 0 or (gains[name] < floor and name != WORDS)
+        ]
         if len(rows) == 1 or not idle:
             return Weighing(weights if any(weights.values()) else dict.fromkeys(rows, 1.0), gains)
         del rows[idle[0]]
 
 
 def weighted(members: Mapping[str, Logprobs], weights: Mapping[str, float]) -> Logprobs:
-    """The weighted sum (n, L) of log probabilities, not normalised; a member without a weight has no part in it."""
-    parts = [weights[name] * np.maximum(table, LEAST) for name, table in members.items() if name in weights]
+    """The weighted sum (n, L) of log probabilities, not normalised; a
+    member without a weight has no part in it.
+    """
+    parts = [
+        weights[name] * np.maximum(table, LEAST)
+        for name, table in members.items()
+        if name in weights
+    ]
     result: Logprobs = np.sum(parts, axis=0)
     return result
 
@@ -231,7 +288,9 @@ def right(names: Sequence[str], table: Logprobs, references: Sequence[str]) -> i
 
 
 def spread(reached: Mapping[str, float], labels: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Log probabilities of all labels, from those that a model reached; the others share what is left alike."""
+    """Log probabilities of all labels, from those that a model reached;
+    the others share what is left alike.
+    """
     left = max(0.0, 1.0 - sum(reached.values())) / max(1, len(labels) - len(reached))
     shares = np.array([reached.get(label, left) for label in labels], np.float64)
     result: npt.NDArray[np.float64] = np.maximum(np.log(np.maximum(shares, 1e-300)), LEAST)
@@ -239,7 +298,9 @@ def spread(reached: Mapping[str, float], labels: Sequence[str]) -> npt.NDArray[n
 
 
 def _likeliest(members: Mapping[str, Logprobs], places: Places) -> dict[str, float]:
-    """The weights, none below zero, with the highest penalised likelihood of the labels at `places`."""
+    """The weights, none below zero, with the highest penalised
+    likelihood of the labels at `places`.
+    """
     from scipy.optimize import minimize
 
     tables = np.stack(list(members.values()))  # (members, n, L)

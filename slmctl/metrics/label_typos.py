@@ -14,11 +14,15 @@ from rapidfuzz.distance import OSA
 from slmctl.normal_forms import in_normal_form
 
 ALIKE = 0.8  # similarity from which one label looks like another's misspelling
-RARE = 0.1  # a typo has at most this share of the other label's rows; a more frequent label is meant
-# In a word of at least SLIP_LETTERS, one wrong letter (not the first) is a typo up to SLIP_SHARE of the other's rows.
+# a typo has at most this share of the other label's rows; a more frequent label is meant
+RARE = 0.1
+# In a word of at least SLIP_LETTERS, one wrong letter (not the first) is a typo up to SLIP_SHARE of
+# the other's rows.
 SLIP_LETTERS, SLIP_ROWS, SLIP_SHARE = 5, 10, 0.3
-ALIKE_SHARE = 0.5  # of the other's rows, up to which a label that differs by one letter is asked about
-PLURALS = ("e", "s", "n", "en", "er", "es", "se", "nen")  # endings that make a plural of a word, in several languages
+# of the other's rows, up to which a label that differs by one letter is asked about
+ALIKE_SHARE = 0.5
+# endings that make a plural of a word, in several languages
+PLURALS = ("e", "s", "n", "en", "er", "es", "se", "nen")
 _SPELLINGS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "-": "_", " ": "_"})
 _ACCENTS = re.compile("(?<=[a-z])[\u0300-\u036f]+")
 
@@ -41,29 +45,49 @@ def label_typos(counts: Mapping[str, int]) -> list[LabelTypo]:
         likely = spelled.setdefault(_plain(label), label)
         if likely == label:
             # a typo has at most SLIP_SHARE of its label's rows, so rarer labels are not compared
-            commoner = common[: bisect.bisect_right(common, -count / SLIP_SHARE, key=lambda item: -item[1])]
-            likely = next((other for other, rows in commoner if _is_typo(label, count, other, rows)), label)
+            commoner = common[
+                : bisect.bisect_right(common, -count / SLIP_SHARE, key=lambda item: -item[1])
+            ]
+            likely = next(
+                (other for other, rows in commoner if _is_typo(label, count, other, rows)), label
+            )
         if likely != label:
-            typos.append({"label": label, "count": count, "likely": likely, "likely_count": counts[likely]})
+            typos.append(
+                {"label": label, "count": count, "likely": likely, "likely_count": counts[likely]}
+            )
     return typos
 
 
 def alike_labels(counts: Mapping[str, int]) -> list[LabelTypo]:
-    """Labels that people should look at: too frequent for a typo, one letter from a commoner one, or its plural."""
+    """Labels that people should look at: too frequent for a typo, one
+    letter from a commoner one, or its plural.
+    """
     typos = {typo["label"] for typo in label_typos(counts)}
-    common = sorted(((label, rows) for label, rows in counts.items() if label not in typos), key=lambda item: -item[1])
-    places = defaultdict[tuple[str, ...], list[int]](list)  # in `common`: of 3,000 labels few share all but one word
+    common = sorted(
+        ((label, rows) for label, rows in counts.items() if label not in typos),
+        key=lambda item: -item[1],
+    )
+    # in `common`: of 3,000 labels few share all but one word
+    places = defaultdict[tuple[str, ...], list[int]](list)
     for place, (label, _) in enumerate(common):
         for shared in _shared_by_slips(label):
             places[shared].append(place)
     pairs: list[LabelTypo] = []
     for own, (label, count) in enumerate(common):
         commoner = bisect.bisect_right(common, -count / ALIKE_SHARE, key=lambda item: -item[1])
-        near = sorted({place for shared in _shared_by_slips(label) for place in places[shared] if place < own})
+        near = sorted(
+            {place for shared in _shared_by_slips(label) for place in places[shared] if place < own}
+        )
         others = ((place < commoner, common[place][0]) for place in near)
-        alike = (other for rare, other in others if (rare and _is_slip(label, other)) or _is_plural(label, other))
+        alike = (
+            other
+            for rare, other in others
+            if (rare and _is_slip(label, other)) or _is_plural(label, other)
+        )
         if (likely := next(alike, None)) is not None:
-            pairs.append({"label": label, "count": count, "likely": likely, "likely_count": counts[likely]})
+            pairs.append(
+                {"label": label, "count": count, "likely": likely, "likely_count": counts[likely]}
+            )
     return pairs
 
 
@@ -75,41 +99,55 @@ def _is_typo(label: str, count: int, other: str, rows: int) -> bool:
 
 
 def _plain(label: str) -> str:
-    """A label without differences of spelling: lower case, one separator, no accents, `ae` for `ä`."""
+    """A label without differences of spelling: lower case, one
+    separator, no accents, `ae` for `ä`.
+    """
     text = in_normal_form(label, "NFC").casefold().translate(_SPELLINGS)
     # accents are removed from Latin letters only: in other scripts such a mark makes another letter
     return in_normal_form(_ACCENTS.sub("", in_normal_form(text, "NFD")), "NFC")
 
 
 def _shared_by_slips(label: str) -> Iterator[tuple[str, ...]]:
-    """The words of a label with the first letter alone of a long one, each in turn: slips share one of these."""
+    """The words of a label with the first letter alone of a long one,
+    each in turn: slips share one of these.
+    """
     words = _plain(label).split("_")
     long = (k for k, word in enumerate(words) if len(word) >= SLIP_LETTERS - 1)
     yield from ((*words[:k], words[k][0], *words[k + 1 :]) for k in long)
 
 
 def _alike(label: str, other: str) -> bool:
-    """True for labels that differ in a letter or two and in no digit: `card_2` and `card_3` differ by intent."""
+    """True for labels that differ in a letter or two and in no digit:
+    `card_2` and `card_3` differ by intent.
+    """
     digits = [[c for c in text if c.isdigit()] for text in (label, other)]
     return digits[0] == digits[1] and fuzz.ratio(label.casefold(), other.casefold()) / 100 >= ALIKE
 
 
 def _is_slip(label: str, other: str) -> bool:
-    """True for labels that differ in one long word by one letter: missing, added, wrong or swapped with the next."""
+    """True for labels that differ in one long word by one letter: missing,
+    added, wrong or swapped with the next.
+    """
     words, others = (_plain(text).split("_") for text in (label, other))
     if len(words) != len(others):
         return False
     apart = [(word, meant) for word, meant in zip(words, others, strict=True) if word != meant]
     return len(apart) == 1 and all(
-        re.fullmatch(f"[a-z]{{{SLIP_LETTERS},}}", meant) and word[:1] == meant[0] and OSA.distance(word, meant) == 1
+        re.fullmatch(f"[a-z]{{{SLIP_LETTERS},}}", meant)
+        and word[:1] == meant[0]
+        and OSA.distance(word, meant) == 1
         for word, meant in apart
     )
 
 
 def _is_plural(label: str, other: str) -> bool:
-    """True for labels of which one has the plural of a word of the other, such as `Ersatzteil` and `Ersatzteile`."""
+    """True for labels of which one has the plural of a word of the other,
+    such as `Ersatzteil` and `Ersatzteile`.
+    """
     words, others = (_plain(text).split("_") for text in (label, other))
-    apart = [sorted(pair, key=len) for pair in zip(words, others, strict=False) if pair[0] != pair[1]]
+    apart = [
+        sorted(pair, key=len) for pair in zip(words, others, strict=False) if pair[0] != pair[1]
+    ]
     if len(words) != len(others) or len(apart) != 1:
         return False
     singular, plural = apart[0]

@@ -1,4 +1,6 @@
-"""Log probabilities of labels -> the inverse temperature by which validation rows are the likeliest."""
+"""Log probabilities of labels -> the inverse temperature by which
+validation rows are the likeliest.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 Logprobs = npt.NDArray[np.float64]
-SHARPNESS = (0.25, 0.32, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 2.5, 3.2)  # inverse temperatures tried
-LEAST_GAIN = 1.0  # nats of all judged rows: a dearer model must make them likelier by more to be taken
+# inverse temperatures tried
+SHARPNESS = (0.25, 0.32, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 2.5, 3.2)
+# nats of all judged rows: a dearer model must make them likelier by more to be taken
+LEAST_GAIN = 1.0
 
 
 def normalised(scores: Logprobs) -> Logprobs:
@@ -19,10 +23,13 @@ def normalised(scores: Logprobs) -> Logprobs:
     return result
 
 
-def sharpest(names: Sequence[str], scores: Logprobs, references: Sequence[str]) -> tuple[float, float]:
+def sharpest(
+    names: Sequence[str], scores: Logprobs, references: Sequence[str]
+) -> tuple[float, float]:
     """Returns (inverse temperature of log probabilities, log likelihood of the references with it).
 
-    A reference that is none of the names counts for nothing; without any other the inverse temperature is 1.
+    A reference that is none of the names counts for nothing; without any other the inverse
+    temperature is 1.
 
     Args:
         names: The L labels, sorted as scikit-learn sorts classes.
@@ -32,7 +39,10 @@ def sharpest(names: Sequence[str], scores: Logprobs, references: Sequence[str]) 
     learned = np.isin(references, names)
     if not learned.any():
         return 1.0, 0.0
-    places, scores = np.searchsorted(np.array(names), np.array(references)[learned]), scores[learned]
+    places, scores = (
+        np.searchsorted(np.array(names), np.array(references)[learned]),
+        scores[learned],
+    )
 
     def likelihood(sharpness: float) -> float:
         return float(normalised(sharpness * scores)[np.arange(len(places)), places].sum())

@@ -1,7 +1,8 @@
-"""Texts with labels -> a linear model: TF-IDF with logistic regression, which every fine-tuned model should beat.
+"""Texts with labels -> a linear model: TF-IDF with logistic regression, which every fine-tuned
+model should beat.
 
-Its features are words, word pairs and, up to a bound of work, character n-grams of 2 to 5 within each word. A
-model that is stored has them hashed into places, so that it holds no word of a row.
+Its features are words, word pairs and, up to a bound of work, character n-grams of 2 to 5 within
+each word. A model that is stored has them hashed into places, so that it holds no word of a row.
 
 scikit-learn (the extra `evaluate`) is imported when a model is fitted.
 """
@@ -40,14 +41,17 @@ EXACT_WORK = 60_000_000  # as RUN_WORK; above, the solver stops at a larger tole
 MUCH = 2_000_000  # characters of all texts; from here on memory is bounded by the two limits below
 WEIGHTS = 20_000_000  # largest number of features times labels: 80 MB
 LONGEST = 4_000  # characters of each text that are read
-LONG, PIECE = 1 << 14, 1 << 16  # characters of a text that is hashed in pieces, and features of a piece
+# characters of a text that is hashed in pieces, and features of a piece
+LONG, PIECE = 1 << 14, 1 << 16
 
 
 @dataclass(frozen=True)
 class LinearModel:
-    """A fitted model. Without a classifier (one label only, or no words) it always answers the most frequent label.
+    """A fitted model. Without a classifier (one label only, or no words) it always answers the most
+    frequent label.
 
-    With `several` (task `tag`) each label has a binary model; the answer is a JSON list of those with p > 0.5.
+    With `several` (task `tag`) each label has a binary model; the answer is a JSON list of those
+    with p > 0.5.
     """
 
     most_frequent: str
@@ -57,7 +61,9 @@ class LinearModel:
     several: tuple[str, ...] = ()
 
     def answers(self, texts: Sequence[str]) -> tuple[list[str], list[float] | None]:
-        """Returns (answer to each text, its probability); the second is None without a classifier."""
+        """Returns (answer to each text, its probability); the
+        second is None without a classifier.
+        """
         if self.classifier is None:
             return [self.most_frequent] * len(texts), None
         chances = self.classifier.predict_proba(self.vectorizer.transform(texts))  # (n, labels)
@@ -69,29 +75,40 @@ class LinearModel:
         return labels, [float(value) for value in chances.max(axis=1)]
 
     def logprobs(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
-        """Log probability of every label for each text, (n, labels), in the order of `classifier.classes_`."""
+        """Log probability of every label for each text, (n, labels), in
+        the order of `classifier.classes_`.
+        """
         chances = self.classifier.predict_proba(self.vectorizer.transform(texts)).astype(np.float64)
         result: npt.NDArray[np.float64] = np.log(np.maximum(chances, 1e-12))
         return result
 
     def chances(self, texts: Sequence[str], labels: Sequence[str]) -> list[float]:
-        """The probability of labels[k] for texts[k]; 0 for a label that is not in the training rows."""
+        """The probability of labels[k] for texts[k]; 0 for a label
+        that is not in the training rows.
+        """
         if self.classifier is None:
             return [float(label == self.most_frequent) for label in labels]
         table = self.classifier.predict_proba(self.vectorizer.transform(texts))  # (n, labels)
         columns = {str(name): k for k, name in enumerate(self.classifier.classes_)}
-        return [float(table[row, columns[label]]) if label in columns else 0.0 for row, label in enumerate(labels)]
+        return [
+            float(table[row, columns[label]]) if label in columns else 0.0
+            for row, label in enumerate(labels)
+        ]
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The weights of a hashed model as arrays of numpy, which hold no word."""
-        arrays = {"coef": self.classifier.coef_.astype(np.float16), "intercept": self.classifier.intercept_}
+        arrays = {
+            "coef": self.classifier.coef_.astype(np.float16),
+            "intercept": self.classifier.intercept_,
+        }
         for part in self.vectorizer.parts:
             arrays |= {f"{part.name}_places": part.places, f"{part.name}_idf": part.idf}
         return arrays
 
     @classmethod
     def of(cls, kept: StoredArrays, labels: Sequence[str]) -> LinearModel | None:
-        """The model that `arrays` gave, for its labels in their order; None where no such arrays are kept.
+        """The model that `arrays` gave, for its labels in their order; None where no such arrays
+        are kept.
 
         Raises:
             ValueError: They are of other shapes, or say nothing.
@@ -104,16 +121,21 @@ class LinearModel:
         for name in [name for name in FEATURES if f"{name}_places" in kept]:
             places = kept.places(f"{name}_places", PLACES)
             parts.append(_Hashed(name, places, kept.numbers(f"{name}_idf", len(places))))
-        rows = 1 if len(labels) == 2 else len(labels)  # for two labels scikit-learn keeps the weights of the second
+        # for two labels scikit-learn keeps the weights of the second
+        rows = 1 if len(labels) == 2 else len(labels)
         classifier, features = LogisticRegression(), sum(len(part.places) for part in parts)
         classifier.coef_ = kept.numbers("coef", rows, features, half=True).astype(np.float32)
-        classifier.intercept_, classifier.classes_ = kept.numbers("intercept", rows), np.array(labels)
+        classifier.intercept_, classifier.classes_ = (
+            kept.numbers("intercept", rows),
+            np.array(labels),
+        )
         return cls(labels[0], _HashedFeatures(parts), classifier)
 
 
 @dataclass(frozen=True)
 class _Hashed:
-    """TF-IDF of one part's features, hashed into places; of those that two rows have, for a place of one row tells it.
+    """TF-IDF of one part's features, hashed into places; of those that two rows have, for a place
+    of one row tells it.
 
     Attributes:
         places: (n,) the places in use, rising.
@@ -128,7 +150,9 @@ class _Hashed:
     def fitted(cls, name: str, texts: Sequence[str]) -> Self:
         counts = np.bincount(_hashes(name, texts).indices, minlength=PLACES)
         places = np.flatnonzero(counts >= 2).astype(np.int32)
-        return cls(name, places, (np.log((1 + len(texts)) / (1 + counts[places])) + 1).astype(np.float32))
+        return cls(
+            name, places, (np.log((1 + len(texts)) / (1 + counts[places])) + 1).astype(np.float32)
+        )
 
     def transform(self, texts: Sequence[str]) -> Any:
         """Sparse rows (texts, n), each of length 1."""
@@ -152,16 +176,21 @@ class _HashedFeatures:
 
 
 def _hashes(name: str, texts: Sequence[str]) -> Any:
-    """Counts of the hashed features of each text, (texts, PLACES); those of a long text are hashed in pieces."""
+    """Counts of the hashed features of each text, (texts, PLACES); those
+    of a long text are hashed in pieces.
+    """
     import scipy.sparse
     from sklearn.feature_extraction.text import HashingVectorizer
 
     hashing = HashingVectorizer(
         **FEATURES[name], n_features=PLACES, alternate_sign=False, norm=None, dtype=np.float32
-    )  # fmt: skip
+    )
     if all(len(text) <= LONG for text in texts):
         return hashing.transform(texts)
-    rows = [_hashes_of_long(name, text) if len(text) > LONG else hashing.transform([text]) for text in texts]
+    rows = [
+        _hashes_of_long(name, text) if len(text) > LONG else hashing.transform([text])
+        for text in texts
+    ]
     return scipy.sparse.vstack(rows, format="csr")
 
 
@@ -202,21 +231,26 @@ def most_frequent(labels: Sequence[str]) -> str:
 
 
 def fit(
-    texts: Sequence[str], labels: Sequence[str], *, choosing: Sequence[str], chosen: Sequence[str],
-    strengths: Sequence[float] = STRENGTHS, several: tuple[str, ...] = (),
-) -> LinearModel:  # fmt: skip
+    texts: Sequence[str],
+    labels: Sequence[str],
+    *,
+    choosing: Sequence[str],
+    chosen: Sequence[str],
+    strengths: Sequence[float] = STRENGTHS,
+    several: tuple[str, ...] = (),
+) -> LinearModel:
     """Fit TF-IDF of words, word pairs and character n-grams with logistic regression.
 
-    The solver lbfgs always converges, but slowly on many weights: on Banking77 (10,003 rows, 23,608 words and pairs, 77
-    labels) it took 11 s of processor time, sag in float32 0.7 s, to the same accuracy. Each strength begins at the
-    weights of the one before, which halves the time.
+    The solver lbfgs always converges, but slowly on many weights: on Banking77 (10,003 rows, 23,608
+    words and pairs, 77 labels) it took 11 s of processor time, sag in float32 0.7 s, to the same
+    accuracy. Each strength begins at the weights of the one before, which halves the time.
 
     Args:
         texts, labels: The training rows.
         choosing, chosen: Texts and labels of the rows that choose the regularisation.
         strengths: Inverse regularisations to choose from, in the order in which they are tried.
-        several: All labels of a task where a row has several; `labels` and `chosen` are then JSON lists of labels, and
-            one binary model is fitted for each label.
+        several: All labels of a task where a row has several; `labels` and `chosen` are then JSON
+            lists of labels, and one binary model is fitted for each label.
     """
     common, kinds = most_frequent(labels), len(several or set(labels))
     work = 4 * sum(map(len, texts)) * kinds  # products of a pass
@@ -227,7 +261,10 @@ def fit(
     others = vectorizer.transform(choosing) if len(choosing) else rows[:0]
     answers: list[Any] = [labels, chosen]
     if several:
-        answers = [np.array([[name in json.loads(row) for name in several] for row in side]) for side in answers]
+        answers = [
+            np.array([[name in json.loads(row) for name in several] for row in side])
+            for side in answers
+        ]
     best = _fitted(rows, answers[0], others, answers[1], strengths=strengths, **solver)
     return LinearModel(common, vectorizer, *best, several)
 
@@ -235,7 +272,8 @@ def fit(
 def cross_fit(
     texts: Sequence[str], labels: Sequence[str], *, fold: Indices, whole: bool = True
 ) -> tuple[LinearModel, Logprobs] | None:
-    """Returns (a model of all rows whose features are hashed, so that it can be stored; judgements as of `CrossFit`).
+    """Returns (a model of all rows whose features are hashed, so that it can be stored; judgements
+    as of `CrossFit`).
 
     None where there is nothing to learn: one label, or no word that two rows have.
 
@@ -255,18 +293,28 @@ def cross_fit(
         return None
     _, solver = _solver(made[1], kinds, tolerance=1e-3 if work <= EXACT_WORK else 5e-2)
     best: CrossFit = cross_fitting.fit(parts, answers, **solver)
-    best.models[-1].coef_ = best.models[-1].coef_.astype(np.float16).astype(np.float32)  # as it will be stored
-    return LinearModel(most_frequent(labels), made[0], best.models[-1], best.strength), best.logprobs
+    # as it will be stored
+    best.models[-1].coef_ = best.models[-1].coef_.astype(np.float16).astype(np.float32)
+    return LinearModel(
+        most_frequent(labels), made[0], best.models[-1], best.strength
+    ), best.logprobs
 
 
 def _fitted(
-    rows: Any, labels: Any, others: Any, references: Any, *, strengths: Sequence[float], **solver: Any
+    rows: Any,
+    labels: Any,
+    others: Any,
+    references: Any,
+    *,
+    strengths: Sequence[float],
+    **solver: Any,
 ) -> tuple[Any, float]:
-    """Returns (logistic regression, its strength): the strength with the most right answers, on a tie the first.
+    """Returns (logistic regression, its strength): the strength with the most right answers, on a
+    tie the first.
 
     Args:
-        rows, labels: Training features (n, features), and labels (n,), at least two different ones; or, where a row
-            has several, booleans (n, labels).
+        rows, labels: Training features (n, features), and labels (n,), at least two different ones;
+            or, where a row has several, booleans (n, labels).
         others, references: Features and labels of the rows that choose the strength.
         strengths: Inverse regularisations, in the order in which they are tried.
         solver: Further settings of LogisticRegression.
@@ -297,15 +345,18 @@ def _fitted(
 def out_of_fold(
     texts: Sequence[str], labels: npt.NDArray[np.int64], *, folds: int, strength: float
 ) -> npt.NDArray[np.float32] | None:
-    """Out-of-fold probabilities: of every label for each text, by a model trained on the other folds.
+    """Out-of-fold probabilities: of every label for each text, by a model trained on the other
+    folds.
 
-    The rows of a label are dealt out to the folds in order, so equal rows give equal folds. From MUCH characters on,
-    memory is bounded: LONGEST characters of each text are read, a term must occur in two texts (a term of one text
-    tells nothing about other folds), and the most frequent terms are kept up to WEIGHTS.
+    The rows of a label are dealt out to the folds in order, so equal rows give equal folds. From
+    MUCH characters on, memory is bounded: LONGEST characters of each text are read, a term must
+    occur in two texts (a term of one text tells nothing about other folds), and the most frequent
+    terms are kept up to WEIGHTS.
 
     Args:
         texts: The n texts.
-        labels: (n,) index of each text's label, from 0 without a gap; each label has at least `folds` rows.
+        labels: (n,) index of each text's label, from 0 without a gap; each label has at least
+            `folds` rows.
         folds: Number of models.
         strength: Inverse regularisation of each model.
 
@@ -316,7 +367,8 @@ def out_of_fold(
 
     count = int(labels.max()) + 1
     much = sum(map(len, texts)) >= MUCH
-    # one vectorizer for all folds leaks nothing: the IDF of a word follows from texts, not from labels
+    # one vectorizer for all folds leaks nothing: the IDF of a word follows from texts, not from
+    # labels
     made = _vectorized(
         [text[:LONGEST] for text in texts] if much else texts,
         fewest=2 if much else 1,
@@ -324,7 +376,8 @@ def out_of_fold(
     )
     if made is None:
         return None
-    rows, solver = _solver(made[1], count, tolerance=1e-2)  # takes a third less time and finds the same suspects
+    # takes a third less time and finds the same suspects
+    rows, solver = _solver(made[1], count, tolerance=1e-2)
     chances = np.zeros((len(texts), count), np.float32)
     fold = cross_fitting.dealt(labels, folds)
     with cross_fitting.one_thread():
@@ -335,12 +388,18 @@ def out_of_fold(
 
 
 def _vectorized(
-    texts: Sequence[str], *, runs: bool = False, fewest: int = 1, most: int | None = None, hashed: bool = False
+    texts: Sequence[str],
+    *,
+    runs: bool = False,
+    fewest: int = 1,
+    most: int | None = None,
+    hashed: bool = False,
 ) -> tuple[Any, Any] | None:
     """Returns (vectorizer, sparse TF-IDF rows (texts, features)); None where no text has a word.
 
-    Features are words and word pairs that occur in at least `fewest` texts, the `most` most frequent of them. With
-    `runs` also character n-grams of 2 to 5 within a padded word (`char_wb`) that occur in two texts or more.
+    Features are words and word pairs that occur in at least `fewest` texts, the `most` most
+    frequent of them. With `runs` also character n-grams of 2 to 5 within a padded word (`char_wb`)
+    that occur in two texts or more.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import FeatureUnion
@@ -350,7 +409,9 @@ def _vectorized(
         places = _HashedFeatures([part for part in hashed_parts if len(part.places)])
         return (places, places.transform(texts)) if places.parts else None
     common = {"sublinear_tf": True, "dtype": np.float32}
-    parts = [("words", TfidfVectorizer(**FEATURES["words"], min_df=fewest, max_features=most, **common))]
+    parts = [
+        ("words", TfidfVectorizer(**FEATURES["words"], min_df=fewest, max_features=most, **common))
+    ]
     if runs:
         parts.append(("runs", TfidfVectorizer(**FEATURES["runs"], min_df=2, **common)))
     vectorizer = FeatureUnion(parts)
@@ -361,7 +422,14 @@ def _vectorized(
 
 
 def _solver(rows: Any, labels: int, *, tolerance: float) -> tuple[Any, dict[str, Any]]:
-    """Returns (rows in the solver's dtype, settings of the solver): the faster solver for this number of weights."""
+    """Returns (rows in the solver's dtype, settings of the solver): the
+    faster solver for this number of weights.
+    """
     if rows.shape[1] * labels <= SMALL:
         return rows, {"solver": "lbfgs", "max_iter": 2000}
-    return rows.astype(np.float32), {"solver": "sag", "tol": tolerance, "max_iter": 200, "random_state": 0}
+    return rows.astype(np.float32), {
+        "solver": "sag",
+        "tol": tolerance,
+        "max_iter": 200,
+        "random_state": 0,
+    }

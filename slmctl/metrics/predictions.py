@@ -1,4 +1,6 @@
-"""predictions artifact -> typed records: what `predict` writes, and `evaluate` and `calibrate` read."""
+"""predictions artifact -> typed records: what `predict` writes,
+and `evaluate` and `calibrate` read.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,12 @@ from slmctl.reports.evaluation_report import LatencyFigures, require_type
 class PredictionFacts(TypedDict):
     """The model that answered, and the speed of its answers: the metrics of a predictions artifact.
 
-    `sha256`: of the model's file, '' for an endpoint. `base_sha256`: of the base file, where the model is an adapter
-    file. `rows_per_s`: None where every answer was resumed from an earlier run. `matmul_dtype`: dtype of matrix
-    products, None for a GGUF file. `release`: project and version of a release that gates compare with. `learned`: the
-    model has learned these rows. `sample`: number of rows that were asked, where not all were. `step_ms`: of a file
-    in a sum, the median milliseconds of an answer by words, by the linear members, and by all as ''.
+    `sha256`: of the model's file, '' for an endpoint. `base_sha256`: of the base file, where the
+    model is an adapter file. `rows_per_s`: None where every answer was resumed from an earlier run.
+    `matmul_dtype`: dtype of matrix products, None for a GGUF file. `release`: project and version
+    of a release that gates compare with. `learned`: the model has learned these rows. `sample`:
+    number of rows that were asked, where not all were. `step_ms`: of a file in a sum, the median
+    milliseconds of an answer by words, by the linear members, and by all as ''.
     """
 
     model: str
@@ -56,9 +59,8 @@ class LinearAnswer(TypedDict):
 class Prediction(TypedDict):
     """One line of `predictions.jsonl`.
 
-    `expected` is the record's reference answer; `answer` is None for a row that was not sent, not of the sample or not
-    answered; `first`
-    is there where a file and linear members answered.
+    `expected` is the record's reference answer; `answer` is None for a row that was not sent, not
+    of the sample or not answered; `first` is there where a file and linear members answered.
     """
 
     id: str
@@ -84,7 +86,10 @@ def facts_of(predictions: Artifact) -> PredictionFacts:
         IntegrityError: The manifest holds none, or a value of another type.
     """
     facts: PredictionFacts = require_type(
-        PredictionFacts, predictions.metrics, where=f"the manifest of {predictions.path}", hint="slmctl predict"
+        PredictionFacts,
+        predictions.metrics,
+        where=f"the manifest of {predictions.path}",
+        hint="slmctl predict",
     )
     return facts
 

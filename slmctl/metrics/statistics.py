@@ -1,7 +1,7 @@
 """Confidence intervals and tests for shares and for bootstrapped metrics, single and paired.
 
-Plain arithmetic, tested against published values and scipy. Paired means that two models answered the same rows, so
-smaller differences are significant.
+Plain arithmetic, tested against published values and scipy. Paired means that two models answered
+the same rows, so smaller differences are significant.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def wilson(right: float, total: float, confidence: float = 0.95) -> tuple[float,
 
 
 def error_bound(wrong: int, total: int, confidence: float = 0.95) -> float:
-    """The exact one-sided upper bound of a share (Clopper and Pearson 1934); 1 when nothing was counted.
+    """The exact one-sided upper bound of a share (Clopper and Pearson 1934); 1 when nothing was
+    counted.
 
     The true share is at or below the bound with a probability of at least `confidence`.
     """
@@ -63,9 +64,11 @@ def exact_interval(right: int, total: int, confidence: float = 0.95) -> tuple[fl
 
 
 def thousand(parts: Sequence[tuple[float, float, float, float]]) -> tuple[float, float, float]:
-    """The cost of a thousand questions, and its interval, from (price, share, low, high) of each kind of outcome.
+    """The cost of a thousand questions, and its interval, from (price, share, low, high) of each
+    kind of outcome.
 
-    The interval is that of a sum by the intervals of its parts (Zou and Donner 2008, Statistics in Medicine 27).
+    The interval is that of a sum by the intervals of its parts (Zou and Donner 2008, Statistics in
+    Medicine 27).
     """
     cost = math.fsum(price * share for price, share, _, _ in parts)
     below = math.hypot(*(price * (share - low) for price, share, low, _ in parts))
@@ -79,40 +82,56 @@ def chance_of_at_most(k: int, n: int, share: float) -> float:
 
     counts = np.arange(1, k + 1, dtype=np.float64)
     ways = np.concatenate([[0.0], np.cumsum(np.log((n - counts + 1) / counts))])
-    logs = ways + np.arange(k + 1) * math.log(share or 1e-300) + (n - np.arange(k + 1)) * math.log1p(-share)
+    logs = (
+        ways
+        + np.arange(k + 1) * math.log(share or 1e-300)
+        + (n - np.arange(k + 1)) * math.log1p(-share)
+    )
     return float(np.exp(logs).sum())
 
 
 def batch_bound(wrong: int, tested: int, batch: int, confidence: float = 0.95) -> int:
-    """Upper bound of the number of wrong rows in a batch, from `tested` rows drawn like it, of which `wrong` are wrong.
+    """Upper bound of the number of wrong rows in a batch, from `tested` rows drawn like it, of
+    which `wrong` are wrong.
 
-    Exact: if the batch had more, at most `wrong` of the tested rows would be wrong with a chance of no more than
-    1 - confidence (hypergeometric; Thatcher 1964, Journal of the Royal Statistical Society B 26).
+    Exact: if the batch had more, at most `wrong` of the tested rows would be wrong with a chance of
+    no more than 1 - confidence (hypergeometric; Thatcher 1964, Journal of the Royal Statistical
+    Society B 26).
     """
     most = 0
-    while most < batch and _drawn_at_most(wrong, tested, wrong + most + 1, tested + batch) > 1 - confidence:
+    while (
+        most < batch
+        and _drawn_at_most(wrong, tested, wrong + most + 1, tested + batch) > 1 - confidence
+    ):
         most += 1
     return most
 
 
 def _drawn_at_most(k: int, n: int, wrong: int, total: int) -> float:
-    """Hypergeometric probability of at most k wrong rows among n that are drawn from `total`, `wrong` of them wrong."""
+    """Hypergeometric probability of at most k wrong rows among n that are
+    drawn from `total`, `wrong` of them wrong.
+    """
 
     def ways(a: int, b: int) -> float:
         return math.lgamma(a + 1) - math.lgamma(b + 1) - math.lgamma(a - b + 1)
 
     counts = range(max(0, n - total + wrong), min(k, n, wrong) + 1)
-    return math.fsum(math.exp(ways(wrong, j) + ways(total - wrong, n - j) - ways(total, n)) for j in counts)
+    return math.fsum(
+        math.exp(ways(wrong, j) + ways(total - wrong, n - j) - ways(total, n)) for j in counts
+    )
 
 
-def drop_bound(only_first: float, only_second: float, total: float, confidence: float = 0.95) -> float:
+def drop_bound(
+    only_first: float, only_second: float, total: float, confidence: float = 0.95
+) -> float:
     """Upper bound of (share of right answers of the first model) - (share of the second).
 
-    The one-sided score bound for the difference of two paired shares (Tango 1998, Statistics in Medicine 17). It is
-    valid also where the two never differ; there a bootstrap would give 0.
+    The one-sided score bound for the difference of two paired shares (Tango 1998, Statistics in
+    Medicine 17). It is valid also where the two never differ; there a bootstrap would give 0.
 
     Args:
-        only_first, only_second: Rows that exactly one of the models answered right, of `total` that both answered.
+        only_first, only_second: Rows that exactly one of the models answered right, of `total` that
+            both answered.
         confidence: One-sided, 0.5 to 1.
     """
     if total == 0:
@@ -129,7 +148,9 @@ def drop_bound(only_first: float, only_second: float, total: float, confidence: 
 
 
 def _tango(b: float, c: float, n: float, drop: float) -> float:
-    """Tango's score statistic of the null hypothesis that the drop is `drop`; b, c, n: the counts of `drop_bound`."""
+    """Tango's score statistic of the null hypothesis that the drop is
+    `drop`; b, c, n: the counts of `drop_bound`.
+    """
     linear = -b - c + (2 * n - b + c) * drop
     constant = -c * drop * (1 - drop)
     q21 = (math.sqrt(max(linear * linear - 8 * n * constant, 0.0)) - linear) / (4 * n)
@@ -143,13 +164,18 @@ def _tango(b: float, c: float, n: float, drop: float) -> float:
 def difference_interval(
     only_first: float, only_second: float, total: float, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Tango's two-sided interval of (share of right answers of the second model) - (share of the first)."""
+    """Tango's two-sided interval of (share of right answers of the
+    second model) - (share of the first).
+    """
     side = (1 + confidence) / 2
-    return -drop_bound(only_first, only_second, total, side), drop_bound(only_second, only_first, total, side)
+    return -drop_bound(only_first, only_second, total, side), drop_bound(
+        only_second, only_first, total, side
+    )
 
 
 def mcnemar(only_first: int, only_second: int, effect: float = 1.0) -> float:
-    """Exact two-sided p-value of the null hypothesis that two models are right equally often (McNemar 1947, binomial).
+    """Exact two-sided p-value of the null hypothesis that two models are right equally often
+    (McNemar 1947, binomial).
 
     Counts are divided by the design effect `effect`, rounded so that p is not too small.
     """
@@ -157,17 +183,21 @@ def mcnemar(only_first: int, only_second: int, effect: float = 1.0) -> float:
     least = math.ceil(min(only_first, only_second) / effect)
     if 2 * least >= n:
         return 1.0
-    chances = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(least + 1))
+    chances = (
+        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(least + 1)
+    )
     return min(1.0, 2 * math.fsum(math.exp(chance - n * math.log(2)) for chance in chances))
 
 
 def detectable_share(discordant: float, total: float, confidence: float = 0.95) -> float:
-    """The smallest true difference of two paired shares that a test on `total` rows finds with the chance POWER.
+    """The smallest true difference of two paired shares that a test on `total` rows finds with the
+    chance POWER.
 
-    Connor's sample size for McNemar's test (1987, Biometrics 43), solved for the difference. The share of discordant
-    rows is the observed one, but at least the difference itself.
+    Connor's sample size for McNemar's test (1987, Biometrics 43), solved for the difference. The
+    share of discordant rows is the observed one, but at least the difference itself.
 
-    `discordant`: rows that exactly one of the two models answered right; `confidence`: 1 - level of the two-sided test.
+    `discordant`: rows that exactly one of the two models answered right; `confidence`: 1 - level of
+    the two-sided test.
     """
     if total == 0:
         return 1.0
@@ -182,18 +212,23 @@ def detectable_share(discordant: float, total: float, confidence: float = 0.95) 
 
 
 def detectable(deviation: float, confidence: float = 0.95) -> float:
-    """The smallest true difference that a two-sided test finds with the chance POWER, from its bootstrap deviation."""
+    """The smallest true difference that a two-sided test finds with the
+    chance POWER, from its bootstrap deviation.
+    """
     return (NormalDist().inv_cdf((1 + confidence) / 2) + NormalDist().inv_cdf(POWER)) * deviation
 
 
 def t_quantile(share: float, freedom: float) -> float:
-    """Quantile of Student's t with `freedom` degrees of freedom at `share`, 0.5 to 1 (Student 1908).
+    """Quantile of Student's t with `freedom` degrees of freedom at `share`, 0.5 to 1 (Student
+    1908).
 
-    With t = sqrt(freedom) tan(a) the density of the angle a is proportional to cos(a) ** (freedom - 1).
+    With t = sqrt(freedom) tan(a) the density of the angle a is proportional to cos(a) ** (freedom -
+    1).
     """
     import numpy as np
 
-    freedom = min(freedom, 1e5)  # above, the density is narrower than the steps below, and t is normal
+    # above, the density is narrower than the steps below, and t is normal
+    freedom = min(freedom, 1e5)
     angles = np.linspace(0, math.pi / 2, 10_001)
     density = np.cos(angles) ** (freedom - 1)
     grown = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
@@ -210,15 +245,18 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def effective_groups(sizes: Collection[int]) -> float:
-    """Number of groups of equal size that tell as much as groups of these `sizes`: (sum n)^2 / sum n^2 (Kish 1965)."""
+    """Number of groups of equal size that tell as much as groups of these
+    `sizes`: (sum n)^2 / sum n^2 (Kish 1965).
+    """
     return float(sum(sizes) ** 2 / sum(size * size for size in sizes))
 
 
 def independent_rows(groups: float) -> float:
-    """Number of independent rows that tell as much as `groups` effective groups of rows that are all alike.
+    """Number of independent rows that tell as much as `groups` effective groups of rows that are
+    all alike.
 
-    So few groups leave their variance uncertain: Student's t with one degree of freedom less stands for the normal
-    quantile (Korn and Graubard 1998, Survey Methodology 24).
+    So few groups leave their variance uncertain: Student's t with one degree of freedom less stands
+    for the normal quantile (Korn and Graubard 1998, Survey Methodology 24).
     """
     side = (1 + 0.95) / 2
     return groups * (NormalDist().inv_cdf(side) / t_quantile(side, max(groups - 1, 1))) ** 2
@@ -227,8 +265,8 @@ def independent_rows(groups: float) -> float:
 def design_effect(values: Floats, groups: npt.NDArray[np.int64]) -> float:
     """Number of grouped rows that tell as much about their mean as one independent row; at least 1.
 
-    `jackknife_effect`, widened since groups are few. Where all values are equal, the correlation within groups is
-    unknown and is assumed to be 1.
+    `jackknife_effect`, widened since groups are few. Where all values are equal, the correlation
+    within groups is unknown and is assumed to be 1.
 
     Args:
         values: (n,) of the rows.
@@ -246,10 +284,11 @@ def design_effect(values: Floats, groups: npt.NDArray[np.int64]) -> float:
 
 
 def jackknife_effect(values: Floats, groups: npt.NDArray[np.int64]) -> float:
-    """Variance of a mean over grouped rows, divided by that over independent rows; at least 1, also for equal values.
+    """Variance of a mean over grouped rows, divided by that over independent rows; at least 1, also
+    for equal values.
 
-    The delete-a-group jackknife (Wolter 1985, Introduction to Variance Estimation), which holds where one group is much
-    larger than the others.
+    The delete-a-group jackknife (Wolter 1985, Introduction to Variance Estimation), which holds
+    where one group is much larger than the others.
 
     Args: As `design_effect`.
     """
@@ -266,7 +305,9 @@ def jackknife_effect(values: Floats, groups: npt.NDArray[np.int64]) -> float:
     return max(1.0, (count - 1) / count * float((moved**2).sum()) / spread)
 
 
-def resamples(n: int, *, count: int = RESAMPLES, seed: int = 0) -> Iterator[npt.NDArray[np.float32]]:
+def resamples(
+    n: int, *, count: int = RESAMPLES, seed: int = 0
+) -> Iterator[npt.NDArray[np.float32]]:
     """Draw `count` bootstrap resamples of n rows, as the number of times that each row is drawn.
 
     The same seed gives the same resamples, so two models are always compared on the same ones.
@@ -285,7 +326,9 @@ def resamples(n: int, *, count: int = RESAMPLES, seed: int = 0) -> Iterator[npt.
 
 
 def percentiles(values: Floats, confidence: float = 0.95) -> tuple[float, float]:
-    """Percentile interval (low, high) of a metric's bootstrap values (Efron and Tibshirani 1993, chapter 13)."""
+    """Percentile interval (low, high) of a metric's bootstrap values
+    (Efron and Tibshirani 1993, chapter 13).
+    """
     import numpy as np
 
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -293,10 +336,11 @@ def percentiles(values: Floats, confidence: float = 0.95) -> tuple[float, float]
 
 
 def bootstrap_p_value(differences: Floats) -> float:
-    """Two-sided p-value of the null hypothesis of no difference, from bootstrap values of the difference.
+    """Two-sided p-value of the null hypothesis of no difference, from bootstrap values of the
+    difference.
 
-    1 minus the confidence at which the percentile interval just reaches 0, and at least 2 / (1 + n) for n resamples
-    (Davison and Hinkley 1997, chapter 4).
+    1 minus the confidence at which the percentile interval just reaches 0, and at least 2 / (1 + n)
+    for n resamples (Davison and Hinkley 1997, chapter 4).
     """
     below, above = int((differences <= 0).sum()), int((differences >= 0).sum())
     return min(1.0, 2 * (1 + min(below, above)) / (1 + len(differences)))

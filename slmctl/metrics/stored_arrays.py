@@ -1,4 +1,6 @@
-"""Arrays of numpy in an `.npz` file of a linear model, read without trust: names, types, shapes, finite numbers."""
+"""Arrays of numpy in an `.npz` file of a linear model, read without trust:
+names, types, shapes, finite numbers.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,25 @@ from numpy.lib.npyio import NpzFile
 from slmctl.errors import IntegrityError
 
 MOST_BYTES = 1 << 30  # of all arrays of a file
-# The head of an array is Python, which numpy reads with `tokenize`; a cut one ends with EOFError, which click takes for
-# Ctrl-D, an encrypted one with RuntimeError.
+# The head of an array is Python, which numpy reads with `tokenize`; a cut one ends with EOFError,
+# which click takes for Ctrl-D, an encrypted one with RuntimeError.
 _FAULTS = (
-    ValueError, KeyError, EOFError, RuntimeError, MemoryError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    SyntaxError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
     zlib.error,
-)  # fmt: skip
+)
 
 
 class StoredArrays:
-    """The arrays of an open file, each read when it is asked for; a ValueError says what is wrong with one."""
+    """The arrays of an open file, each read when it is asked for; a
+    ValueError says what is wrong with one.
+    """
 
     def __init__(self, kept: NpzFile, prefix: str = "") -> None:
         self._kept, self._prefix = kept, prefix
@@ -41,7 +52,9 @@ class StoredArrays:
     def numbers(self, name: str, *shape: int | None, half: bool = False) -> npt.NDArray[Any]:
         """A float array of a shape, in which None is any length; with `half`, of 16 bits."""
         array = self._read(name)
-        fits = len(array.shape) == len(shape) and all(b in (a, None) for a, b in zip(array.shape, shape, strict=True))
+        fits = len(array.shape) == len(shape) and all(
+            b in (a, None) for a, b in zip(array.shape, shape, strict=True)
+        )
         if array.dtype not in ((np.float16,) if half else (np.float32, np.float64)) or not fits:
             raise ValueError(f"'{name}' is {array.dtype} of shape {array.shape}")
         if not np.isfinite(array).all():
@@ -51,13 +64,19 @@ class StoredArrays:
     def places(self, name: str, below: int) -> npt.NDArray[np.int32]:
         """Different whole numbers from 0 on, rising."""
         array = self._read(name)
-        if array.dtype != np.int32 or array.ndim != 1 or not np.array_equal(array, np.unique(array)):
+        if (
+            array.dtype != np.int32
+            or array.ndim != 1
+            or not np.array_equal(array, np.unique(array))
+        ):
             raise ValueError(f"'{name}' is no rising list of whole numbers")
         if len(array) and not 0 <= array[0] <= array[-1] < below:
             raise ValueError(f"'{name}' holds a number beyond {below}")
         return array
 
-    def labels(self, name: str = "labels", *, among: Sequence[str] | None = None) -> tuple[str, ...]:
+    def labels(
+        self, name: str = "labels", *, among: Sequence[str] | None = None
+    ) -> tuple[str, ...]:
         """Different texts.
 
         Args:
@@ -89,12 +108,16 @@ def opened(path: Path) -> Iterator[StoredArrays]:
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > MOST_BYTES:
                 raise ValueError(f"more than {MOST_BYTES} bytes")
-            if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in archive.filelist):
+            if any(
+                entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+                for entry in archive.filelist
+            ):
                 raise ValueError("an unknown compression")
         with NpzFile(path.open("rb"), own_fid=True, allow_pickle=False) as kept:
             yield StoredArrays(kept)
     except _FAULTS as error:
         raise IntegrityError(
-            f"{path.name} holds no linear model that slmctl wrote: {str(error) or type(error).__name__}",
+            f"{path.name} holds no linear model that slmctl wrote: "
+            f"{str(error) or type(error).__name__}",
             hint=f"fetch the release of {path.parent} again, or make it again: slmctl encode",
         ) from None

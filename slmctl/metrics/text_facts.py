@@ -1,7 +1,9 @@
-"""A text -> its facts: numbers, amounts, dates, times, mail addresses, links and codes, in English and German forms.
+"""A text -> its facts: numbers, amounts, dates, times, mail addresses, links and codes, in English
+and German forms.
 
-A fact has readings, the values that it may stand for: `1.500` is 1500 or 1.5, `two weeks` are 2 or 14, `3/4/2026` is a
-day of April or of March. Two facts are the same where they have a reading in common.
+A fact has readings, the values that it may stand for: `1.500` is 1500 or 1.5, `two weeks` are 2 or
+14, `3/4/2026` is a day of April or of March. Two facts are the same where they have a reading in
+common.
 """
 
 from __future__ import annotations
@@ -15,48 +17,92 @@ from typing import TypeAlias
 
 from slmctl.normal_forms import in_normal_form
 
-# ("number" | "amount" | "percent" | "name", Fraction), ("date", year or 0, month, day or 0), ("yearless", month, day),
-# ("time", minute of the day), ("weekday", 0 to 6), ("month", 1 to 12), ("day", of a month), or a kind and its text
+# ("number" | "amount" | "percent" | "name", Fraction), ("date", year or 0, month, day or 0),
+# ("yearless", month, day), ("time", minute of the day), ("weekday", 0 to 6), ("month", 1 to 12),
+# ("day", of a month), or a kind and its text
 Reading: TypeAlias = tuple[str | int | Fraction, ...]
 
 
 def _numbered(words: str, begin: int = 0, step: int = 1) -> dict[str, int]:
-    return {word: begin + step * k for k, names in enumerate(words.split("|")) for word in names.split()}
+    return {
+        word: begin + step * k for k, names in enumerate(words.split("|")) for word in names.split()
+    }
 
 
 _SMALL = _numbered(
-    "null zero|eins ein eine einen einem einer one|zwei zwo two|drei three|vier four|fünf five|sechs six|sieben seven|"
-    "acht eight|neun nine|zehn ten|elf eleven|zwölf twelve|dreizehn thirteen|vierzehn fourteen|fünfzehn fifteen|"
+    "null zero|eins ein eine einen einem einer one|zwei zwo two|drei three|vier four|fünf "
+    "five|sechs six|sieben seven|"
+    "acht eight|neun nine|zehn ten|elf eleven|zwölf twelve|dreizehn thirteen|vierzehn "
+    "fourteen|fünfzehn fifteen|"
     "sechzehn sixteen|siebzehn seventeen|achtzehn eighteen|neunzehn nineteen"
 ) | _numbered(
-    "zwanzig twenty|dreißig dreissig thirty|vierzig forty|fünfzig fifty|sechzig sixty|siebzig seventy|achtzig eighty|"
-    "neunzig ninety", 20, 10,
-)  # fmt: skip
-_LARGE = {"hundert": 100, "hundred": 100, "tausend": 1000, "thousand": 1000, "tsd": 1000, "million": 10**6,
-          "millionen": 10**6, "mio": 10**6, "milliarden": 10**9, "mrd": 10**9, "billion": 10**9}  # fmt: skip
+    "zwanzig twenty|dreißig dreissig thirty|vierzig forty|fünfzig fifty|sechzig sixty|siebzig "
+    "seventy|achtzig eighty|"
+    "neunzig ninety",
+    20,
+    10,
+)
+_LARGE = {
+    "hundert": 100,
+    "hundred": 100,
+    "tausend": 1000,
+    "thousand": 1000,
+    "tsd": 1000,
+    "million": 10**6,
+    "millionen": 10**6,
+    "mio": 10**6,
+    "milliarden": 10**9,
+    "mrd": 10**9,
+    "billion": 10**9,
+}
 _MONTHS = _numbered(
-    "january jan januar jänner|february feb februar|march mar märz mär|april apr|may mai|june jun juni|july jul juli|"
-    "august aug|september sep sept|october oct oktober okt|november nov|december dec dezember dez", 1,
-)  # fmt: skip
+    "january jan januar jänner|february feb februar|march mar märz mär|april apr|may mai|june jun "
+    "juni|july jul juli|"
+    "august aug|september sep sept|october oct oktober okt|november nov|december dec dezember dez",
+    1,
+)
 _DAYS = _numbered(
-    "monday montag|tuesday dienstag|wednesday mittwoch|thursday donnerstag|friday freitag|saturday samstag sonnabend|"
+    "monday montag|tuesday dienstag|wednesday mittwoch|thursday donnerstag|friday freitag|saturday "
+    "samstag sonnabend|"
     "sunday sonntag"
 )
-# words that are no fact of an answer, though one may follow from them: `both chairs`, `half the price`
+# words that are no fact of an answer, though one may follow from them: `both chairs`, `half the
+# price`
 _VAGUE = {
     word: ("percent" if value in (25, 50) else "number", Fraction(value))
     for value, words in (
-        (1, "first erste ersten"), (25, "quarter viertel"), (12, "dozen dutzend monthly monatlich"),
-        (2, "twice both double pair couple beide beiden zweimal doppelt doppelte second zweite zweiten"),
-        (3, "third dritte dritten dreimal"), (50, "half halb halbe halben hälfte"),
-    ) for word in words.split()
-} | {name: ("month", month) for name, month in _MONTHS.items()}  # fmt: skip
+        (1, "first erste ersten"),
+        (25, "quarter viertel"),
+        (12, "dozen dutzend monthly monatlich"),
+        (
+            2,
+            "twice both double pair couple beide beiden zweimal doppelt doppelte second zweite "
+            "zweiten",
+        ),
+        (3, "third dritte dritten dreimal"),
+        (50, "half halb halbe halben hälfte"),
+    )
+    for word in words.split()
+} | {name: ("month", month) for name, month in _MONTHS.items()}
 _SCHEME = re.compile(r"^(?:https?://)?(?:www\.)?")
 LEAP = 2024  # for dates without a year
 _ONE = [word for word, value in _SMALL.items() if value == 1]
 _SHOWN = {"percent": "number", "weekday": "date", "month": "date"}
-_PARTS = {"woche": 7, "week": 7, "jahr": 12, "year": 12, "stunde": 60, "hour": 60, "tag": 24, "day": 24, "minute": 60,
-          "dutzend": 12, "dozen": 12, "kg": 1000, "km": 1000}  # of a unit, in the next smaller one  # fmt: skip
+_PARTS = {
+    "woche": 7,
+    "week": 7,
+    "jahr": 12,
+    "year": 12,
+    "stunde": 60,
+    "hour": 60,
+    "tag": 24,
+    "day": 24,
+    "minute": 60,
+    "dutzend": 12,
+    "dozen": 12,
+    "kg": 1000,
+    "km": 1000,
+}  # of a unit, in the next smaller one
 
 
 def _any(words: Iterable[str]) -> str:
@@ -65,8 +111,10 @@ def _any(words: Iterable[str]) -> str:
 
 _MONTH, _TH, _IN_LINK = rf"(?:{_any(_MONTHS)})\b", r"(?:st|nd|rd|th|\.)", r"[^\s<>\"'()\[\]{}|]"
 _WORD = _any((*_SMALL, *_LARGE))
-_AFTER_NUMBER = (  # a number is not the beginning of a code, but may have its unit or a large word after it
-    rf"(?:[ ]?(?:{_any(_LARGE)})\b|(?:st|nd|rd|th)\b|(?=-?(?:[kcm]?[gml]|h|min|s|[kmgt]b|k?wh?|v|x|ct|eur|uhr|euros?"
+# a number is not the beginning of a code, but may have its unit or a large word after it
+_AFTER_NUMBER = (
+    rf"(?:[ ]?(?:{_any(_LARGE)})\b|(?:st|nd|rd|th)\b"
+    r"|(?=-?(?:[kcm]?[gml]|h|min|s|[kmgt]b|k?wh?|v|x|ct|eur|uhr|euros?"
     r"|(?:day|week|month|year|hour)s?)\b)|(?=-\d{1,4}\b(?!-))|(?![\w/-]{1,20}\d|\w))"
 )
 _FACT = re.compile(
@@ -75,18 +123,22 @@ _FACT = re.compile(
       (?:com|de|org|net|eu|at|ch|io|info|shop|app|uk|example)\b(?:/{_IN_LINK}{{0,2000}})?)
     |(?P<idiom>\b24/7\b|^[ ]{{0,8}}\d\d?[.)][ ](?!{_MONTH})|\b(?:step|schritt|punkt)[ ]\d\d?\b
       |(?<!\bin[ ])(?<!within[ ])(?<!innerhalb[ ]von[ ])(?<!binnen[ ])\b24[ ](?:hours|stunden)\b
-      |\b100[ ]?(?:%|per[ ]?cent\b|prozent\b)|\b(?:two|three|four|zwei|drei|vier|[2-4])[ ](?:options|ways|choices
+      |\b100[ ]?(?:%|per[ ]?cent\b|prozent\b)
+      |\b(?:two|three|four|zwei|drei|vier|[2-4])[ ](?:options|ways|choices
       |possibilities|steps|optionen|wege|möglichkeiten|schritte)\b)
-    |(?P<time>\b\d\d?:\d\d(?![\d:])(?:[ ]?(?:uhr|[ap]\.?m)\b)?|\b\d\d?(?:\.\d\d)?[ ]?(?:uhr|[ap]\.?m)\b)
+    |(?P<time>\b\d\d?:\d\d(?![\d:])(?:[ ]?(?:uhr|[ap]\.?m)\b)?
+      |\b\d\d?(?:\.\d\d)?[ ]?(?:uhr|[ap]\.?m)\b)
     |(?P<date>\b\d{{4}}-\d\d?-\d\d?\b|\b\d\d?/\d\d?(?:/(?:\d{{4}}|\d\d))?\b(?!/)
       |\b\d\d?\.[ ]?\d\d?\.(?:[ ]?\d{{4}}\b|\d\d\b|(?!\d))
       |\b\d\d?{_TH}?[ ](?:of[ ])?{_MONTH}(?:,?[ ]\d{{4}}\b)?
       |\b{_MONTH}\.?[ ]\d\d?(?!\d|[.:,]\d){_TH}?(?:,?[ ]\d{{4}}\b)?|\b{_MONTH}[ ]\d{{4}}\b)
-    |(?P<cents>\b\d{{1,9}}[ ]?(?:€|euros?|dollars?|pounds?|franken)[ ](?:(?:and|und)[ ])?\d\d?[ ]?(?:cents?|ct|pence)\b)
+    |(?P<cents>\b\d{{1,9}}[ ]?(?:€|euros?|dollars?|pounds?|franken)
+      [ ](?:(?:and|und)[ ])?\d\d?[ ]?(?:cents?|ct|pence)\b)
     |(?P<weekday>\b(?:{_any(_DAYS)})s?\b)
     |(?P<month>\b(?:{_any(name for name in _MONTHS if len(name) > 3 or name == "mai")})\b)
     |(?P<words>\b(?:(?:{_WORD}|und){{1,12}}+)(?:[ -](?:(?<=d[ ])and[ ])?(?:{_WORD})){{0,12}}\b)
-    |(?P<grouped>\b[1-9]\d{{0,2}}(?:[.,'’ ]\d{{3}}){{1,9}}(?:[.,]\d\d?)?(?![.,:/ -]?\d){_AFTER_NUMBER})
+    |(?P<grouped>\b[1-9]\d{{0,2}}(?:[.,'’ ]\d{{3}}){{1,9}}(?:[.,]\d\d?)?
+      (?![.,:/ -]?\d){_AFTER_NUMBER})
     |(?P<digits>(?:\+|\b)\d(?:[ ()/-]{{0,2}}\d){{6,18}}\b(?!,\d))
     |(?P<number>\b\d{{1,15}}(?:[.,]\d{{1,15}})?(?![.,:/]?\d){_AFTER_NUMBER})
     |(?P<code>\w{{1,40}}(?:[-_/.:]\w{{1,40}}){{0,9}})""",
@@ -94,11 +146,13 @@ _FACT = re.compile(
 )
 _ORDINAL = re.compile(r"\.\s[a-zäöü]")  # after a number of German
 _NUMBERING = re.compile(  # of a list within a line; not `am 1. und 2.`
-    rf"(?<![\w.,:/-])(?<!(?:am|im) )(?<!(?:de[rmn]|[vz]om|zum) )(?P<number>\d\d?)[.)] (?!{_MONTH}|(?:und|oder|bis)\b)",
+    r"(?<![\w.,:/-])(?<!(?:am|im) )(?<!(?:de[rmn]|[vz]om|zum) )(?P<number>\d\d?)[.)] "
+    rf"(?!{_MONTH}|(?:und|oder|bis)\b)",
     re.IGNORECASE,
 )
 _NAMED = re.compile(  # the words before a number that is a name
-    r"(?:#|\b(?:(?<!to )order|invoice|ticket|case|ref(?:erence)?|customer|account|contract|policy|tracking|phone|tel"
+    r"(?:#|\b(?:(?<!to "
+    r")order|invoice|ticket|case|ref(?:erence)?|customer|account|contract|policy|tracking|phone|tel"
     r"|fax|hotline|bestellung|auftrag|rechnung|vorgang|kunde|konto|vertrag|sendung|paket|telefon|plz|\w{0,20}(?:number|nummer|nr|no))\b)"
     r"\W{0,3}(?:(?:number|nummer|nr|no|id|is|ist)\b\W{0,3}){0,2}$",
     re.IGNORECASE,
@@ -113,7 +167,9 @@ _AFTER = re.compile(
 
 @dataclass(frozen=True)
 class Fact:
-    """A value in a text: its kind (number, amount, date, time, address, link, code), characters and readings."""
+    """A value in a text: its kind (number, amount, date, time, address,
+    link, code), characters and readings.
+    """
 
     kind: str
     text: str
@@ -121,9 +177,11 @@ class Fact:
 
 
 def facts_of(text: str, *, vague: bool = False) -> Iterator[Fact]:
-    """The facts of a text; with `vague` also what can be the source of one: words such as `both`, digits in a code.
+    """The facts of a text; with `vague` also what can be the source of one: words such as `both`,
+    digits in a code.
 
-    With `vague` a number that names something, such as an order, is a name: no amount and no sum follows from it.
+    With `vague` a number that names something, such as an order, is a name: no amount and no sum
+    follows from it.
     """
     text = in_normal_form(text, "NFKC")
     numbering = set() if vague else _numbering(text)
@@ -132,13 +190,19 @@ def facts_of(text: str, *, vague: bool = False) -> Iterator[Fact]:
             continue
         readings = tuple(_READERS[str(match.lastgroup)](match))
         if vague and _is_name(match):
-            readings = tuple(("name" if kind == "number" else kind, *values) for kind, *values in readings)
+            readings = tuple(
+                ("name" if kind == "number" else kind, *values) for kind, *values in readings
+            )
         kind = str(readings[0][0]) if readings else ""
         # `may I` is no month, and `one of us` no number
-        is_vague = match[0][0].islower() if kind in ("weekday", "month") else match[0].casefold() in _ONE
+        is_vague = (
+            match[0][0].islower() if kind in ("weekday", "month") else match[0].casefold() in _ONE
+        )
         if readings and (vague or not is_vague):
             yield Fact(_SHOWN.get(kind, kind), match[0].strip(" .,"), readings)
-    for word in dict.fromkeys(re.findall(r"[^\W\d_]{3,12}|\d{3,15}", text.casefold())) if vague else ():
+    for word in (
+        dict.fromkeys(re.findall(r"[^\W\d_]{3,12}|\d{3,15}", text.casefold())) if vague else ()
+    ):
         if word in _VAGUE or word.isdecimal():
             yield Fact("number", word, (_VAGUE.get(word) or ("name", Fraction(word)),))
 
@@ -167,7 +231,9 @@ def joined(text: str) -> str:
 
 
 def _code(match: re.Match[str]) -> Iterator[Reading]:
-    """A word with two digits or more, or digits in groups; of a phone number the last ones, without country and 0."""
+    """A word with two digits or more, or digits in groups; of a phone
+    number the last ones, without country and 0.
+    """
     if sum(map(str.isdigit, match[0])) > 1:
         code = joined(match[0])
         yield "code", code[-8:] if match[0][0] in "+0" and code.isdecimal() else code
@@ -179,13 +245,21 @@ def _time(match: re.Match[str]) -> Iterator[Reading]:
     hour, minute = map(int, (*re.findall(r"\d+", match[0]), 0)[:2])
     half = re.search(r"[ap](?=\.?m)|uhr", match[0].casefold())
     if hour <= 24 and minute < 60:
-        yield "time", 60 * (hour % 12 + 12 * (half[0] == "p") if half and half[0] != "uhr" else hour) + minute
+        yield (
+            "time",
+            60 * (hour % 12 + 12 * (half[0] == "p") if half and half[0] != "uhr" else hour)
+            + minute,
+        )
         yield from (("time", 60 * (hour + 12) + minute),) if half is None and hour < 12 else ()
 
 
 def _date(match: re.Match[str]) -> Iterator[Reading]:
     numbers = [int(part) for part in re.findall(r"\d+", match[0])]
-    named = [_MONTHS[word] for word in re.findall(r"[^\W\d_]{3,9}", match[0].casefold()) if word in _MONTHS]
+    named = [
+        _MONTHS[word]
+        for word in re.findall(r"[^\W\d_]{3,9}", match[0].casefold())
+        if word in _MONTHS
+    ]
     if named:
         year, day = ([*filter(fits, numbers), 0][0] for fits in ((31).__lt__, (31).__ge__))
         yield from dated(year, named[0], day)
@@ -195,7 +269,11 @@ def _date(match: re.Match[str]) -> Iterator[Reading]:
         first, second, year = (*numbers, 0)[:3]
         year += 2000 if 0 < year < 100 else 0
         may_end = "." in match[0] and not year  # `3.5.` may be a number at the end of a sentence
-        measured = [*_measured(match, [Fraction(f"{first}.{match[0].split('.')[1].strip()}")])] if may_end else []
+        measured = (
+            [*_measured(match, [Fraction(f"{first}.{match[0].split('.')[1].strip()}")])]
+            if may_end
+            else []
+        )
         if not measured or measured[0][0] == "number":
             yield from dated(year, second, first)
             yield from dated(year, first, second) if "/" in match[0] else ()
@@ -204,7 +282,11 @@ def _date(match: re.Match[str]) -> Iterator[Reading]:
 
 def dated(year: int, month: int, day: int) -> Iterator[Reading]:
     """The readings of a day, or of a month where `day` is 0; none if there is no such day."""
-    if 1 <= month <= 12 and day <= calendar.monthrange(year or LEAP, month)[1] and (not year or 1900 < year < 2200):
+    if (
+        1 <= month <= 12
+        and day <= calendar.monthrange(year or LEAP, month)[1]
+        and (not year or 1900 < year < 2200)
+    ):
         yield "date", year, month, day
         yield from (("yearless", month, day),) if year and day else ()
 
@@ -216,7 +298,9 @@ def _cents(match: re.Match[str]) -> Iterator[Reading]:
 
 
 def _words(match: re.Match[str]) -> Iterator[Reading]:
-    """A number in words, `two hundred and five` or `zweihundertfünf`; none for 0, and for `a million thanks`."""
+    """A number in words, `two hundred and five` or `zweihundertfünf`;
+    none for 0, and for `a million thanks`.
+    """
     total = group = 0
     parts = re.findall(_WORD, match[0].casefold())
     for part in parts:
@@ -252,7 +336,9 @@ def _measured(match: re.Match[str], values: list[Fraction]) -> Iterator[Reading]
     """The readings of a number with the unit around it."""
     unit = _AFTER.match(match.string, match.end())
     kind = str(unit.lastgroup) if unit else ""
-    if kind in ("amount", "cents") or _BEFORE.search(match.string, max(0, match.start() - 5), match.start()):
+    if kind in ("amount", "cents") or _BEFORE.search(
+        match.string, max(0, match.start() - 5), match.start()
+    ):
         yield from (("amount", value / 100 if kind == "cents" else value) for value in values)
         return
     yield from (("percent" if kind == "percent" else "number", value) for value in values)
@@ -267,9 +353,18 @@ def _measured(match: re.Match[str], values: list[Fraction]) -> Iterator[Reading]
 
 _READERS: dict[str, Callable[[re.Match[str]], Iterator[Reading]]] = {
     "address": lambda match: iter([("address", match[0].casefold())]),
-    "link": lambda match: iter([("link", _SCHEME.sub("", match[0].casefold()).rstrip(".,;:!?/*_"))]),
-    "idiom": lambda _: iter(()), "time": _time, "date": _date, "cents": _cents,
+    "link": lambda match: iter(
+        [("link", _SCHEME.sub("", match[0].casefold()).rstrip(".,;:!?/*_"))]
+    ),
+    "idiom": lambda _: iter(()),
+    "time": _time,
+    "date": _date,
+    "cents": _cents,
     "weekday": lambda match: iter([("weekday", _DAYS[match[0].casefold().removesuffix("s")])]),
     "month": lambda match: iter([("month", _MONTHS[match[0].casefold()])]),
-    "words": _words, "grouped": _digits, "digits": _code, "number": _digits, "code": _code,
-}  # fmt: skip
+    "words": _words,
+    "grouped": _digits,
+    "digits": _code,
+    "number": _digits,
+    "code": _code,
+}

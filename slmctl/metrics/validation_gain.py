@@ -1,6 +1,7 @@
 """Validations of two trainings on the same records -> how much better the second one surely is.
 
-Records differ more than trainings do, so the two are compared block by block of records, which shows small differences.
+Records differ more than trainings do, so the two are compared block by block of records, which
+shows small differences.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
 
 
 def sure_gain(first: Floats, second: Floats, confidence: float) -> float:
-    """Lower confidence bound, one-sided, of the fall in loss from one training to another, in nats an answer token.
+    """Lower confidence bound, one-sided, of the fall in loss from one training to another, in nats
+    an answer token.
 
     Seeds are no part of it: another seed of the same settings may gain as much.
 
     Args:
-        first, second: Blocks of each validation, (blocks, 3): records, the weight of their answer tokens, and nats.
+        first, second: Blocks of each validation, (blocks, 3): records, the weight of their answer
+            tokens, and nats.
 
     Raises:
         ValueError: The trainings do not validate on the same records.

@@ -1,7 +1,8 @@
 """Reviewed rows -> the accuracy of all traffic, with an interval.
 
-A row that was drawn with probability p stands for 1 / p rows of the traffic (Horvitz and Thompson 1952); shares are
-ratios of such sums (Hajek 1971). Where all rows have the same p, the interval is exact.
+A row that was drawn with probability p stands for 1 / p rows of the traffic (Horvitz and Thompson
+1952); shares are ratios of such sums (Hajek 1971). Where all rows have the same p, the interval is
+exact.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ class WeightedShare:
 def weighted_share(right: Sequence[bool], probabilities: Sequence[float]) -> WeightedShare:
     """The share of right answers in the traffic that rows were drawn from at random.
 
-    The interval is that of Clopper and Pearson (1934), exact where all rows were drawn with the same probability. Else
-    it is computed for the effective sample size (Kish 1965; Korn and Graubard 1998, Survey Methodology 24), rounded so
-    that it is not too narrow.
+    The interval is that of Clopper and Pearson (1934), exact where all rows were drawn with the
+    same probability. Else it is computed for the effective sample size (Kish 1965; Korn and
+    Graubard 1998, Survey Methodology 24), rounded so that it is not too narrow.
 
     `probabilities`: probability with which each row was drawn, above 0 and up to 1.
     """

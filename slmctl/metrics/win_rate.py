@@ -1,6 +1,8 @@
-"""Judged pairs of two models -> win rate, its interval, the sign test, and the number of pairs that are still needed.
+"""Judged pairs of two models -> win rate, its interval, the sign test, and the number of pairs that
+are still needed.
 
-A person saw two answers to one row and preferred one of them (decided), or found them the same or both bad (a tie).
+A person saw two answers to one row and preferred one of them (decided), or found them the same or
+both bad (a tie).
 """
 
 from __future__ import annotations
@@ -36,17 +38,23 @@ class WinRate:
 
     @property
     def p(self) -> float:
-        """p-value of the sign test (Dixon and Mood 1946): both are preferred equally often. Ties are left out."""
+        """p-value of the sign test (Dixon and Mood 1946): both are
+        preferred equally often. Ties are left out.
+        """
         return mcnemar(self.lost, self.won, self.effect)
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Interval of the win rate, which leaves out 0.5 exactly where p is at most 1 - confidence.
 
-        The rate is 0.5 + d (w - 0.5), with w the share of decided pairs that are won and d the share of pairs that are
-        decided. Each end is that of the exact intervals of w and d (Clopper and Pearson 1934) which is farther out.
+        The rate is 0.5 + d (w - 0.5), with w the share of decided pairs that are won and d the
+        share of pairs that are decided. Each end is that of the exact intervals of w and d (Clopper
+        and Pearson 1934) which is farther out.
         """
         side = (1 + confidence) / 2
-        decided, pairs = math.floor((self.won + self.lost) / self.effect), math.floor(self.pairs / self.effect)
+        decided, pairs = (
+            math.floor((self.won + self.lost) / self.effect),
+            math.floor(self.pairs / self.effect),
+        )
 
         def most(count: int, total: int) -> float:
             return error_bound(math.ceil(count / self.effect), total, side)
@@ -54,10 +62,13 @@ class WinRate:
         often = most(self.won + self.lost, pairs)
         seldom = 1 - most(self.ties, pairs)
         low, high = 0.5 - most(self.lost, decided), most(self.won, decided) - 0.5
-        return 0.5 + low * (seldom if low > 0 else often), 0.5 + high * (often if high > 0 else seldom)
+        return 0.5 + low * (seldom if low > 0 else often), 0.5 + high * (
+            often if high > 0 else seldom
+        )
 
     def more(self, level: float = 0.05) -> int | None:
-        """Number of further pairs, judged in the same proportions, after which p is at most `level`; 0 if it is now.
+        """Number of further pairs, judged in the same proportions, after which p is at most
+        `level`; 0 if it is now.
 
         None for more than MOST_MORE, and where as many pairs are won as lost.
         """

@@ -1,4 +1,6 @@
-"""The description of a base model that `pull` writes; it travels with the weights as `base.json`."""
+"""The description of a base model that `pull` writes; it travels
+with the weights as `base.json`.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,22 @@ from slmctl.artifacts.artifact import canonical
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError, IntegrityError
 
-# Files of a model folder: weights, settings and vocabulary; ALLOWED_FILES adds those that licences require.
-MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
-               "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-               "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja")  # fmt: skip
+# Files of a model folder: weights, settings and vocabulary; ALLOWED_FILES adds those that licences
+# require.
+MODEL_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
 ALLOWED_FILES = (*MODEL_FILES, "README.md", "LICENSE*", "NOTICE*", "USE_POLICY*")
 
 FILENAME = "base.json"
@@ -35,8 +49,10 @@ class Base:
         languages: Codes such as `en` that the base's card names.
         special_tokens: Texts that transformers or llama.cpp reads as control tokens.
         normal_form: Unicode normal form that the tokenizer applies to every text; empty for none.
-        template_date: Day that the chat template states as today, in ISO 8601; empty if it states none.
-        rehearsal: The result of all stages on a small copy of it, see `pipeline.rehearsal`; empty without one.
+        template_date: Day that the chat template states as today, in ISO 8601; empty if it states
+            none.
+        rehearsal: The result of all stages on a small copy of it, see `pipeline.rehearsal`; empty
+            without one.
     """
 
     name: str
@@ -76,7 +92,11 @@ class Base:
     @property
     def public_name(self) -> str:
         """`ORG/NAME` of a base from the hub, else its own name."""
-        return self.source.removeprefix("hf:").partition("@")[0] if self.source.startswith("hf:") else self.name
+        return (
+            self.source.removeprefix("hf:").partition("@")[0]
+            if self.source.startswith("hf:")
+            else self.name
+        )
 
     @property
     def size_label(self) -> str:

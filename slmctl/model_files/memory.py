@@ -19,38 +19,50 @@ from slmctl.model_files import gguf_header
 
 SAMPLE_S = 0.05
 AMX = "amx_int8"  # processors on which llama.cpp copies all quantized weights into another layout
-BF16 = frozenset({"avx512_bf16", "amx_bf16"})  # processors on which `inference.expansion` holds weights in 16 bits
+# processors on which `inference.expansion` holds weights in 16 bits
+BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 LEAST_EXPANDED = 32 << 20  # bytes of the smallest file that it expands
 REPACKED_BYTES = 0.6  # of a weight in 4 bits, which llama.cpp copies on every processor
 ENGINE_BYTES = 200_000_000  # of llama.cpp's process, without weights, keys and values
-ENCODER_BYTES, ENCODER_CORE_BYTES = 80_000_000, 70_000_000  # of ONNX Runtime and a tokenizer, and per core
-GRAMMAR_BYTES, GRAMMAR_TOKEN_BYTES = 60_000_000, 700  # of the processes that follow a schema, and per token
+# of ONNX Runtime and a tokenizer, and per core
+ENCODER_BYTES, ENCODER_CORE_BYTES = 80_000_000, 70_000_000
+# of the processes that follow a schema, and per token
+GRAMMAR_BYTES, GRAMMAR_TOKEN_BYTES = 60_000_000, 700
 
 
 def require(needed: int, work: str, *, hint: str, processes: int = 1) -> None:
-    """Refuse work of `processes` on this machine, each with a peak of `needed` bytes, that cannot fit.
+    """Refuse work of `processes` on this machine, each with a peak of `needed` bytes, that cannot
+    fit.
 
     Args:
         work: Subject of the message, such as `training`.
 
     Raises:
-        FullError: The peak is more than the free memory and the memory that the processes hold already.
+        FullError: The peak is more than the free memory and the memory that the processes hold
+            already.
     """
     if not fits(needed, processes):
         have = available_bytes() + processes * held_bytes()
         each = f" in {processes} processes" if processes > 1 else ""
         raise FullError(
-            f"{work} needs about {size(processes * needed)} of memory{each}, and {size(have)} are free", hint=hint
+            f"{work} needs about {size(processes * needed)} of memory{each}, and {size(have)} are "
+            "free",
+            hint=hint,
         )
 
 
 def fits(needed: int, processes: int = 1) -> bool:
-    """True if `processes` on this machine, each with a peak of `needed` bytes, fit into the available memory."""
+    """True if `processes` on this machine, each with a peak of `needed`
+    bytes, fit into the available memory.
+    """
     return processes * needed <= available_bytes() + processes * held_bytes()
 
 
-def require_engine(path: Path, *, sequences: int, context: int, encoders: Iterable[Path] = ()) -> None:
-    """Refuse to load a GGUF file whose weights, with the keys and values of all sequences, cannot fit.
+def require_engine(
+    path: Path, *, sequences: int, context: int, encoders: Iterable[Path] = ()
+) -> None:
+    """Refuse to load a GGUF file whose weights, with the keys and values of all sequences, cannot
+    fit.
 
     Args:
         encoders: ONNX files of sentence encoders that are loaded with it.
@@ -60,16 +72,22 @@ def require_engine(path: Path, *, sequences: int, context: int, encoders: Iterab
     """
     needed = held_bytes() + engine_bytes(path, sequences=sequences, context=context)
     needed += sum(map(encoder_bytes, encoders))
-    require(needed, f"{path.name} with room for {sequences} requests", hint="a smaller file, or a machine with more")
+    require(
+        needed,
+        f"{path.name} with room for {sequences} requests",
+        hint="a smaller file, or a machine with more",
+    )
 
 
 def engine_bytes(
     path: Path, *, sequences: int, context: int, mostly_reads: bool = False, grammars: bool = False
 ) -> int:
-    """Upper bound of the bytes of llama.cpp's process for a GGUF file, with the keys and values of all sequences.
+    """Upper bound of the bytes of llama.cpp's process for a GGUF file, with the keys and values of
+    all sequences.
 
     Args:
-        mostly_reads: Quantized weights may be held in 16 bits, if this processor multiplies those faster.
+        mostly_reads: Quantized weights may be held in 16 bits, if this processor multiplies those
+            faster.
         grammars: Answers follow a schema, which takes processes that hold the vocabulary.
     """
     head = gguf_header.read(path)
@@ -91,10 +109,12 @@ def encoder_bytes(file: Path) -> int:
 
 
 def repacked_bytes(types: Iterable[str]) -> float:
-    """Upper bound of the bytes that llama.cpp copies of a weight, on top of the mapped file, in the largest type.
+    """Upper bound of the bytes that llama.cpp copies of a weight, on top of the mapped file, in the
+    largest type.
 
     Args:
-        types: Names of quantization types, such as `Q4_K_M`; the first digit is their bits, scales take half a bit.
+        types: Names of quantization types, such as `Q4_K_M`; the first digit is their bits, scales
+            take half a bit.
     """
     bits = [int(digit) for type in types for digit in re.findall(r"(?<=Q)\d", type)]
     return max([REPACKED_BYTES, *((each + 0.6) / 8 for each in bits if AMX in cpu_flags())])
@@ -104,7 +124,8 @@ def cell_bytes(head: gguf_header.GgufHeader) -> int:
     """Bytes of a token's keys and values in 16 bits, over all layers with attention."""
     kind = str(head.metadata.get("general.architecture", ""))
     heads, width, blocks = (
-        head.metadata.get(f"{kind}.{key}") for key in ("attention.head_count", "embedding_length", "block_count")
+        head.metadata.get(f"{kind}.{key}")
+        for key in ("attention.head_count", "embedding_length", "block_count")
     )
     pairs = head.metadata.get(f"{kind}.attention.head_count_kv", heads)
     if isinstance(blocks, int) and isinstance(pairs, int):
@@ -113,7 +134,9 @@ def cell_bytes(head: gguf_header.GgufHeader) -> int:
         return 0
     query = max(heads, default=0) if isinstance(heads, list) else heads
     each = width // query if isinstance(width, int) and isinstance(query, int) and query else 0
-    sizes = [head.metadata.get(f"{kind}.attention.{part}_length", each) for part in ("key", "value")]
+    sizes = [
+        head.metadata.get(f"{kind}.attention.{part}_length", each) for part in ("key", "value")
+    ]
     cell = sum(length for length in sizes if isinstance(length, int))
     return 2 * cell * sum(pair for pair in pairs if isinstance(pair, int))
 
@@ -126,7 +149,9 @@ def trim_heap() -> None:
 
 
 class PeakMeter(contextlib.AbstractContextManager["PeakMeter"]):
-    """Highest anonymous memory of this process while the meter is open; the kernel's own peak counts file pages too."""
+    """Highest anonymous memory of this process while the meter is open; the
+    kernel's own peak counts file pages too.
+    """
 
     def __init__(self) -> None:
         self.bytes = held_bytes()

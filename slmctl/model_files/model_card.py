@@ -48,19 +48,25 @@ def license_of(value: Any) -> str:
 def languages_of(value: Any) -> tuple[str, ...]:
     """Language codes of a text or a list of texts; other entries are left out."""
     entries = value[:MAX_LANGUAGES] if isinstance(value, list) else [value]
-    return tuple(e for e in entries if isinstance(e, str) and 0 < len(e) <= MAX_CODE and e.isprintable())
+    return tuple(
+        e for e in entries if isinstance(e, str) and 0 < len(e) <= MAX_CODE and e.isprintable()
+    )
 
 
 def _load(text: str) -> Any:
-    """The value of a YAML document; None if it is malformed, has an alias or nests deeper than MAX_DEPTH."""
+    """The value of a YAML document; None if it is malformed, has an
+    alias or nests deeper than MAX_DEPTH.
+    """
     depth = 0
     try:
-        for event in yaml.parse(text, Loader=yaml.BaseLoader):  # one by one, before anything is built of them
+        # one by one, before anything is built of them
+        for event in yaml.parse(text, Loader=yaml.BaseLoader):
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:
                 return None
-        # BaseLoader makes texts of all scalars: `no` stays Norwegian, and a date cannot be out of range
+        # BaseLoader makes texts of all scalars: `no` stays Norwegian, and a date cannot be out of
+        # range
         return yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - it constructs texts, lists and dicts only
     except (yaml.YAMLError, ValueError, RecursionError):
         return None

@@ -1,4 +1,6 @@
-"""Sizes of a model of transformers, by its config alone, and the memory that computing with it takes."""
+"""Sizes of a model of transformers, by its config alone, and the
+memory that computing with it takes.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ class ModelSize(TrainedSizes):
         return self.linear + self.lookup + self.other
 
     def stored_bytes(self, tokens: int, *, kept: int = 0) -> int:
-        """Estimated peak of a process that computes with `stored_weights`, memory held now included.
+        """Estimated peak of a process that computes with `stored_weights`, memory held now
+        included.
 
         Args:
             tokens: Tokens computed at once.
@@ -49,7 +52,9 @@ class ModelSize(TrainedSizes):
         return self._computing_bytes(weights, tokens, kept)
 
     def copied_bytes(self, tokens: int, *, kept: int = 0) -> int:
-        """Estimated peak of a process that computes with a float32 copy of the weights, in the same way."""
+        """Estimated peak of a process that computes with a float32
+        copy of the weights, in the same way.
+        """
         return self._computing_bytes(4 * self.weights if self.halves else 0, tokens, kept)
 
     def _computing_bytes(self, weights: int, tokens: int, kept: int) -> int:
@@ -88,11 +93,24 @@ def read(folder: Path) -> ModelSize:
         experts = [p for p in module.parameters(recurse=False) if p.dim() == 3 and len(p) > active]
         channels += sum(active * sum(parameter.shape[1:]) for parameter in experts)
     cast = max(cast, min(stored_weights.BLOCK_ELEMENTS, max(linear, lookup)))
-    cached = sum(module.out_features for name, module in model.named_modules() if name.endswith(("k_proj", "v_proj")))
+    cached = sum(
+        module.out_features
+        for name, module in model.named_modules()
+        if name.endswith(("k_proj", "v_proj"))
+    )
     most = safetensors_header.main_type(folder)
     return ModelSize(
-        linear=linear, lookup=lookup, other=other, channels=channels, cache=cached or 2 * config.hidden_size * layers,
-        widest=max(widest, config.hidden_size), cast=cast, mapped=most == "BF16",
-        hidden=config.hidden_size, vocabulary=config.vocab_size, layers=layers, halves=most in ("BF16", "F16"),
+        linear=linear,
+        lookup=lookup,
+        other=other,
+        channels=channels,
+        cache=cached or 2 * config.hidden_size * layers,
+        widest=max(widest, config.hidden_size),
+        cast=cast,
+        mapped=most == "BF16",
+        hidden=config.hidden_size,
+        vocabulary=config.vocab_size,
+        layers=layers,
+        halves=most in ("BF16", "F16"),
         widened=config.model_type in stored_weights.UNSUPPORTED_MODELS,
-    )  # fmt: skip
+    )

@@ -1,6 +1,7 @@
 """llama.cpp on GGUF files, in a child process: quantize one, and probe its tokens and logits.
 
-A child, since a crash of native code must not end the caller; it gets no secrets in its environment.
+A child, since a crash of native code must not end the caller; it gets no secrets in its
+environment.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from slmctl.installation import require, timings_folder
 
 @dataclass(frozen=True)
 class QuantizedFile:
-    """A GGUF file to write: its quantization type and path; `weighted` if the importance matrix weighs its errors."""
+    """A GGUF file to write: its quantization type and path; `weighted` if
+    the importance matrix weighs its errors.
+    """
 
     type: str
     path: Path
@@ -55,7 +58,8 @@ class ProbeResult:
 def quantize_all(
     source: Path, targets: Sequence[QuantizedFile], *, importance: Path | None = None, rows: int = 0
 ) -> Iterator[str]:
-    """Write a quantization of a lossless GGUF for every target; yields each type when its file is there.
+    """Write a quantization of a lossless GGUF for every target; yields each type when its file is
+    there.
 
     Args:
         source: A GGUF in F32, F16 or BF16.
@@ -66,17 +70,21 @@ def quantize_all(
         StageError: llama.cpp does not know a type, or could not write a file.
     """
     order = {
-        "source": str(source), "threads": usable_cores(), "importance": str(importance) if importance else None,
+        "source": str(source),
+        "threads": usable_cores(),
+        "importance": str(importance) if importance else None,
         "rows": rows,
         "targets": [{"type": t.type, "path": str(t.path), "weighted": t.weighted} for t in targets],
-    }  # fmt: skip
+    }
     left = [target.type for target in targets]
     try:
         for answer in _child("quantize", order):
             left.remove(answer["type"])
             yield answer["type"]
     except child.DiedError as death:
-        raise StageError(f"quantizing to {left[0]} failed: {_reason(death)}", hint=_hint(death.log)) from None
+        raise StageError(
+            f"quantizing to {left[0]} failed: {_reason(death)}", hint=_hint(death.log)
+        ) from None
 
 
 def probe(
@@ -93,7 +101,8 @@ def probe(
 
     Args:
         end: The text that ends a turn.
-        logits: The file to write: float32 (positions of all rows, vocabulary), in the format of numpy.
+        logits: The file to write: float32 (positions of all rows, vocabulary), in the format of
+            numpy.
         lora: An adapter to put on the model.
         mostly_reads: Hold the weights as BF16 if the engine of such a task would.
 
@@ -101,17 +110,24 @@ def probe(
         StageError: The file cannot be loaded or computed.
     """
     order = {
-        "model": str(model), "lora": str(lora) if lora else None, "threads": usable_cores(), "texts": list(texts),
-        "timings": timings_folder() if mostly_reads else None, "end": end, "rows": [row.__dict__ for row in rows],
+        "model": str(model),
+        "lora": str(lora) if lora else None,
+        "threads": usable_cores(),
+        "texts": list(texts),
+        "timings": timings_folder() if mostly_reads else None,
+        "end": end,
+        "rows": [row.__dict__ for row in rows],
         "logits": str(logits),
-    }  # fmt: skip
+    }
     fields: dict[str, Any] = {}
     try:
         for answer in _child("probe", order):
             fields |= answer
     except child.DiedError as death:
         raise StageError(f"{model.name} cannot be used: {_reason(death)}") from None
-    return ProbeResult(**{field.name: fields[field.name] for field in dataclasses.fields(ProbeResult)})
+    return ProbeResult(
+        **{field.name: fields[field.name] for field in dataclasses.fields(ProbeResult)}
+    )
 
 
 def _child(task: str, order: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -125,7 +141,9 @@ def _child(task: str, order: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _reason(death: child.DiedError) -> str:
     """The reason by llama.cpp's log, else by the child's end."""
     lines = [line.strip() for line in death.log.splitlines()]
-    reasons = [line for line in lines if "failed to quantize:" in line or "error loading model" in line]
+    reasons = [
+        line for line in lines if "failed to quantize:" in line or "error loading model" in line
+    ]
     return (reasons[-1].partition(": ")[2] or reasons[-1]) if reasons else str(death)
 
 

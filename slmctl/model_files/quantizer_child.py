@@ -1,7 +1,9 @@
 """The child process of `quantizer`: llama.cpp quantizes GGUF files and probes them.
 
-    python -m slmctl.model_files.quantizer_child quantize   one lossless GGUF -> a file of every requested type
-    python -m slmctl.model_files.quantizer_child probe      a GGUF -> its vocabulary, token ids, end of turn, logits
+    python -m slmctl.model_files.quantizer_child quantize
+        one lossless GGUF -> a file of every requested type
+    python -m slmctl.model_files.quantizer_child probe
+        a GGUF -> its vocabulary, token ids, end of turn, logits
 
 The order comes as JSON on stdin; answers go to stdout as JSON lines. The engine that serves is
 `slmctl.inference.llama_child`.
@@ -25,7 +27,9 @@ MAX_BUFFER_BYTES = 64 << 20  # of rows that llama.cpp holds at once; its own lim
 
 
 def quantize_all(order: dict[str, Any], send: Any) -> None:
-    """Write `{"source", "threads", "importance", "rows", "targets": [{"type", "path", "weighted"}]}`."""
+    """Write `{"source", "threads", "importance", "rows", "targets":
+    [{"type", "path", "weighted"}]}`.
+    """
     weights = dict(np.load(order["importance"])) if order["importance"] else {}
     for target in order["targets"]:
         params = lc.llama_model_quantize_default_params()
@@ -36,7 +40,9 @@ def quantize_all(order: dict[str, Any], send: Any) -> None:
         status = lc.llama_model_quantize(order["source"].encode(), target["path"].encode(), params)
         del kept  # the parameters point into it
         if status != 0:
-            raise SystemExit(f"llama.cpp could not write {target['path']} as {target['type']} ({status})")
+            raise SystemExit(
+                f"llama.cpp could not write {target['path']} as {target['type']} ({status})"
+            )
         send(type=target["type"])
 
 
@@ -50,8 +56,11 @@ def ftype(type_name: str) -> int:
 
 
 def _attach(params: Any, weights: dict[str, npt.NDArray[np.float32]], rows: int) -> list[Any]:
-    """Point the parameters to an importance matrix and to its metadata; returns the objects that must stay alive."""
-    entries = (lc.llama_model_imatrix_data * (len(weights) + 1))()  # an entry without a name ends it
+    """Point the parameters to an importance matrix and to its metadata;
+    returns the objects that must stay alive.
+    """
+    # an entry without a name ends it
+    entries = (lc.llama_model_imatrix_data * (len(weights) + 1))()
     for entry, (name, values) in zip(entries, sorted(weights.items()), strict=False):
         entry.name = name.encode()
         entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
@@ -73,16 +82,20 @@ def _attach(params: Any, weights: dict[str, npt.NDArray[np.float32]], rows: int)
 
 
 def probe(order: dict[str, Any], send: Any) -> None:
-    """Answer `{"model", "timings", "lora", "threads", "texts", "end", "rows": [{"tokens", "positions"}], "logits"}`.
+    """Answer `{"model", "timings", "lora", "threads", "texts", "end", "rows": [{"tokens",
+    "positions"}], "logits"}`.
 
-    The logits of the positions of all rows go to the file `logits`, (positions, vocabulary) in float32.
+    The logits of the positions of all rows go to the file `logits`, (positions, vocabulary) in
+    float32.
     """
     model = model_loading.load(order["model"])
     if not model:
         raise SystemExit(f"llama.cpp cannot load {order['model']}")
     larger = None
     if order["timings"] is not None:
-        larger = expansion.faster(model, order["model"], threads=order["threads"], cache=order["timings"])
+        larger = expansion.faster(
+            model, order["model"], threads=order["threads"], cache=order["timings"]
+        )
     if larger is not None:
         lc.llama_model_free(model)
         model = larger
@@ -104,13 +117,16 @@ def probe(order: dict[str, Any], send: Any) -> None:
     send(done=True)
 
 
-def _compute(model: Any, order: dict[str, Any], rows: list[dict[str, Any]], out: npt.NDArray[np.float32]) -> None:
+def _compute(
+    model: Any, order: dict[str, Any], rows: list[dict[str, Any]], out: npt.NDArray[np.float32]
+) -> None:
     """Decode every row on its own, and keep the logits at its positions."""
     longest = max(len(row["tokens"]) for row in rows)
     settings = lc.llama_context_default_params()
     settings.n_ctx = settings.n_batch = settings.n_ubatch = longest
     settings.n_threads = settings.n_threads_batch = order["threads"]
-    settings.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it sums in float16, too coarse to compare a file
+    # it sums in float16, too coarse to compare a file
+    settings.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
     context = lc.llama_init_from_model(model, settings)
     if not context:
         raise SystemExit(f"llama.cpp cannot make a context of {longest} tokens: out of memory")
@@ -118,7 +134,9 @@ def _compute(model: Any, order: dict[str, Any], rows: list[dict[str, Any]], out:
         adapter = lc.llama_adapter_lora_init(model, order["lora"].encode())
         if not adapter:
             raise SystemExit(f"llama.cpp cannot load {order['lora']}")
-        lc.llama_set_adapters_lora(context, (lc.llama_adapter_lora_p_ctypes * 1)(adapter), 1, (ctypes.c_float * 1)(1.0))
+        lc.llama_set_adapters_lora(
+            context, (lc.llama_adapter_lora_p_ctypes * 1)(adapter), 1, (ctypes.c_float * 1)(1.0)
+        )
     batch, filled = lc.llama_batch_init(longest, 0, 1), 0
     for row in rows:
         positions = set(row["positions"])
@@ -137,7 +155,9 @@ def _compute(model: Any, order: dict[str, Any], rows: list[dict[str, Any]], out:
 
 
 def _tokens(vocab: Any, text: str) -> list[int]:
-    """Token ids of a rendered text as the engine tokenizes it: control tokens parsed, none added."""
+    """Token ids of a rendered text as the engine tokenizes it:
+    control tokens parsed, none added.
+    """
     raw = text.encode()
     buffer = (lc.llama_token * (len(raw) + 8))()
     count = lc.llama_tokenize(vocab, raw, len(raw), buffer, len(buffer), False, True)

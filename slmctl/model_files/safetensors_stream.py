@@ -1,4 +1,5 @@
-"""Safetensors files as a stream: tensors read row by row, and a writer that holds none of them in memory.
+"""Safetensors files as a stream: tensors read row by row, and a writer that holds none of them in
+memory.
 
 The format is a length (8 bytes, little-endian), a JSON header with name, type, shape and place of
 every tensor, and then their bytes in that order: with sizes planned, files are written in one pass.
@@ -25,10 +26,19 @@ from slmctl.model_files.safetensors_header import INDEX
 BLOCK_BYTES = 16 << 20  # bytes moved or computed at once
 
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 DTYPE_NAMES = {kind: name for name, kind in DTYPES.items()}
 
 
@@ -91,12 +101,16 @@ def stored_tensors(folder: Path) -> list[StoredTensor]:
         DataError: The index cannot be read.
         IntegrityError: A file is not a safetensors file, or the index names a missing tensor.
     """
-    tensors = [tensor for path in safetensors_header.weight_files(folder) for tensor in _in_file(path)]
+    tensors = [
+        tensor for path in safetensors_header.weight_files(folder) for tensor in _in_file(path)
+    ]
     listed = safetensors_header.weight_map(folder) or {}
     files = {tensor.name: tensor.path.name for tensor in tensors}
     wrong = sorted(name for name, file in listed.items() if files.get(name) != file)
     if wrong:
-        raise IntegrityError(f"{folder / INDEX} says that '{wrong[0]}' is in {listed[wrong[0]]}, and it is not")
+        raise IntegrityError(
+            f"{folder / INDEX} says that '{wrong[0]}' is in {listed[wrong[0]]}, and it is not"
+        )
     return tensors
 
 
@@ -104,15 +118,21 @@ def _in_file(path: Path) -> list[StoredTensor]:
     entries = safetensors_header.read(path)
     for entry in entries:
         if entry.dtype not in DTYPES:
-            raise IntegrityError(f"{path} holds '{entry.name}' as {entry.dtype}, which slmctl cannot read")
-    return [StoredTensor(entry.name, DTYPES[entry.dtype], entry.shape, path, entry.start) for entry in entries]
+            raise IntegrityError(
+                f"{path} holds '{entry.name}' as {entry.dtype}, which slmctl cannot read"
+            )
+    return [
+        StoredTensor(entry.name, DTYPES[entry.dtype], entry.shape, path, entry.start)
+        for entry in entries
+    ]
 
 
 class ShardWriter:
     """Writes tensors in the planned order, into as many files as the limit requires.
 
     Args:
-        folder: The folder for `model.safetensors`, or for `model-00001-of-0000N.safetensors` with their index.
+        folder: The folder for `model.safetensors`, or for `model-00001-of-0000N.safetensors` with
+            their index.
         planned: All tensors, in order.
         limit: Largest file in bytes; a larger tensor has a file to itself.
 
@@ -133,7 +153,10 @@ class ShardWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._stream is not None:
             self._stream.close()
@@ -162,7 +185,9 @@ class ShardWriter:
         left, place = source.size, source.start
         with source.path.open("rb") as stream:
             while left:
-                sent = os.sendfile(self._stream.fileno(), stream.fileno(), place, min(left, BLOCK_BYTES))
+                sent = os.sendfile(
+                    self._stream.fileno(), stream.fileno(), place, min(left, BLOCK_BYTES)
+                )
                 if sent == 0:
                     raise IntegrityError(f"{source.path} ends inside '{source.name}'")
                 left, place = left - sent, place + sent
@@ -183,17 +208,27 @@ class ShardWriter:
 
     def _file(self, number: int) -> str:
         many = len(self.shards)
-        return "model.safetensors" if many == 1 else f"model-{number + 1:05d}-of-{many:05d}.safetensors"
+        return (
+            "model.safetensors"
+            if many == 1
+            else f"model-{number + 1:05d}-of-{many:05d}.safetensors"
+        )
 
     def _write_index(self) -> None:
         if len(self.shards) == 1:
             return
-        where = {tensor.name: self._file(number) for number, shard in enumerate(self.shards) for tensor in shard}
+        where = {
+            tensor.name: self._file(number)
+            for number, shard in enumerate(self.shards)
+            for tensor in shard
+        }
         totals = {
             "total_size": sum(tensor.size for tensor in self.planned),
             "total_parameters": sum(tensor.elements for tensor in self.planned),
         }
-        text = json.dumps({"metadata": totals, "weight_map": where}, indent=2, sort_keys=True, ensure_ascii=False)
+        text = json.dumps(
+            {"metadata": totals, "weight_map": where}, indent=2, sort_keys=True, ensure_ascii=False
+        )
         (self.folder / INDEX).write_text(text + "\n", encoding="utf-8")
 
 

@@ -1,7 +1,8 @@
 """Compute in float32 with weights that stay in the 16 bits of their file, mapped from it.
 
-A layer's weights are cast to float32 for its call and dropped after it, so that a model takes the memory of its largest
-layer, plus pages of the file that the kernel can drop. The results are those of a float32 copy.
+A layer's weights are cast to float32 for its call and dropped after it, so that a model takes the
+memory of its largest layer, plus pages of the file that the kernel can drop. The results are those
+of a float32 copy.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ import torch
 from torch.nn import functional
 
 BLOCK_ELEMENTS = 32 << 20  # of a weight cast to float32 at a time: 128 MB
-SMALL_ELEMENTS = 4 << 20  # of a parameter that is cast once and stays float32: norms, biases, convolutions, routers
+# of a parameter that is cast once and stays float32: norms, biases, convolutions, routers
+SMALL_ELEMENTS = 4 << 20
 HALVES = (torch.bfloat16, torch.float16)
 # Their code reads the type of a linear layer's weight, or multiplies by the weight itself.
 UNSUPPORTED_MODELS = frozenset({"mamba", "mamba2", "falcon_mamba", "xlstm"})
 
 
 class StoredLinear(torch.nn.Linear):
-    """Linear layer, float32 in and out, multiplied in `products` by a weight that is stored in another dtype.
+    """Linear layer, float32 in and out, multiplied in `products` by a weight that is stored in
+    another dtype.
 
     Attributes:
         products: float32, or bfloat16 where inputs may be rounded to it.
@@ -47,19 +50,26 @@ class StoredLinear(torch.nn.Linear):
 def widen(model: Any) -> None:
     """Make a model with 16-bit weights compute in float32; its weights get no gradients afterwards.
 
-    Linear layers become StoredLinear. For the time of a call, an embedding casts the rows that it looks up to float32,
-    and any other module its own parameters.
+    Linear layers become StoredLinear. For the time of a call, an embedding casts the rows that it
+    looks up to float32, and any other module its own parameters.
     """
     model.requires_grad_(False)
     if getattr(model.config.get_text_config(), "model_type", "") in UNSUPPORTED_MODELS:
         model.float()
         return
     for module in model.modules():
-        halves = {name: own for name, own in module._parameters.items() if own is not None and own.dtype in HALVES}
+        halves = {
+            name: own
+            for name, own in module._parameters.items()
+            if own is not None and own.dtype in HALVES
+        }
         large = type(module) is torch.nn.Linear or isinstance(module, torch.nn.Embedding)
-        read_from_outside = isinstance(module, torch.nn.Conv1d)  # by state-space mixers, which call it by its weight
+        # by state-space mixers, which call it by its weight
+        read_from_outside = isinstance(module, torch.nn.Conv1d)
         for name, own in halves.items():
-            if read_from_outside or (not (large and name == "weight") and own.numel() < SMALL_ELEMENTS):
+            if read_from_outside or (
+                not (large and name == "weight") and own.numel() < SMALL_ELEMENTS
+            ):
                 own.data = own.data.float()
         if type(module) is torch.nn.Linear:
             module.__class__ = StoredLinear
@@ -71,7 +81,9 @@ def widen(model: Any) -> None:
 
 
 def _recompute_buffers(model: Any) -> None:
-    """Recompute in float32 the buffers that no file holds, such as Gemma's embedding scale, rounded when loaded."""
+    """Recompute in float32 the buffers that no file holds, such as Gemma's
+    embedding scale, rounded when loaded.
+    """
     import accelerate  # encoders are loaded by hf_folder too, and do without it
 
     with accelerate.init_empty_weights(include_buffers=False):
@@ -80,15 +92,21 @@ def _recompute_buffers(model: Any) -> None:
     for name, buffer in exact.named_buffers():
         place, _, own = name.rpartition(".")
         if name in stored:
-            buffer = model.get_buffer(name).float() if model.get_buffer(name).is_floating_point() else None
+            buffer = (
+                model.get_buffer(name).float()
+                if model.get_buffer(name).is_floating_point()
+                else None
+            )
         if buffer is not None and not buffer.is_meta:
             model.get_submodule(place)._buffers[own] = buffer
 
 
 def multiply_in(model: Any, products: torch.dtype) -> bool:
-    """Set the dtype of the matrix products of a model that computes in float32, except for its output head.
+    """Set the dtype of the matrix products of a model that computes in float32, except for its
+    output head.
 
-    The weights of a float32 copy are rounded to it in place; weights mapped from their file stay as they are.
+    The weights of a float32 copy are rounded to it in place; weights mapped from their file stay as
+    they are.
 
     Returns:
         False if the model's code allows float32 only; nothing is changed then.
@@ -106,8 +124,13 @@ def multiply_in(model: Any, products: torch.dtype) -> bool:
 
 
 def is_widened(model: Any) -> bool:
-    """True if some weights stay in 16 bits, so that an adapter cannot be merged into them without rounding."""
-    return any(isinstance(module, StoredLinear) and module.weight.dtype in HALVES for module in model.modules())
+    """True if some weights stay in 16 bits, so that an adapter cannot
+    be merged into them without rounding.
+    """
+    return any(
+        isinstance(module, StoredLinear) and module.weight.dtype in HALVES
+        for module in model.modules()
+    )
 
 
 class _WidenedCall:
@@ -124,7 +147,8 @@ class _WidenedCall:
             if _looks_up(module) and len(args) == 1 and not args[0].is_floating_point():
                 ids, places = args[0].unique(return_inverse=True)
                 module._parameters["weight"] = _wide(module.weight[ids])
-                module.padding_idx = None  # it matters for gradients only, and is not an index into these rows
+                # it matters for gradients only, and is not an index into these rows
+                module.padding_idx = None
                 return (places,)
         for name, own in self.stored.items():
             if own.dtype in HALVES:
@@ -139,7 +163,9 @@ class _WidenedCall:
 
 
 def _looks_up(module: torch.nn.Embedding) -> bool:
-    """True if a call's first argument is the ids to look up; learned positions are often computed from a mask."""
+    """True if a call's first argument is the ids to look up; learned
+    positions are often computed from a mask.
+    """
     return next(iter(inspect.signature(module.forward).parameters)) in ("input", "input_ids")
 
 

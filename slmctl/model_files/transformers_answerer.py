@@ -1,7 +1,8 @@
-"""Answers of HF models (base, adapter on base, merged) by the label search and the grammar that the engine uses.
+"""Answers of HF models (base, adapter on base, merged) by the label search and the grammar that the
+engine uses.
 
-The prefix that prompts share is computed once, the rest in batches of similar length. Labels are scored on copies of
-the prompts' states and never decoded freely.
+The prefix that prompts share is computed once, the rest in batches of similar length. Labels are
+scored on copies of the prompts' states and never decoded freely.
 """
 
 from __future__ import annotations
@@ -32,12 +33,21 @@ from slmctl.inference.json_grammar import Rules, Walk
 from slmctl.inference.label_search import LabelSearch, LabelTree, LabelTrie
 from slmctl.inference.supervised_child import EngineError
 from slmctl.model_files import hf_folder, memory, model_size, stored_weights
-from slmctl.model_files.model_shape import ANSWERED_TOGETHER, HELD_TOKENS, LABEL_LOGITS, STATE_TOKENS
+from slmctl.model_files.model_shape import (
+    ANSWERED_TOGETHER,
+    HELD_TOKENS,
+    LABEL_LOGITS,
+    STATE_TOKENS,
+)
 
-TOKENS = STATE_TOKENS  # of one batch without the shared prefix; and of its keys and values, if HELD_TOKENS do not fit
-MOST_BEGINNINGS = 128  # of labels scored as wholes: 42 take twice the time of a search by token, 382 over four times
-KEPT_RULES = 32  # compiled grammars in the cache: the task's, and those for conversations' own tools
-COPY_MARGIN = 1.5  # times the memory of a float32 copy must be free, which leaves some to other programs
+# of one batch without the shared prefix; and of its keys and values, if HELD_TOKENS do not fit
+TOKENS = STATE_TOKENS
+# of labels scored as wholes: 42 take twice the time of a search by token, 382 over four times
+MOST_BEGINNINGS = 128
+# compiled grammars in the cache: the task's, and those for conversations' own tools
+KEPT_RULES = 32
+# times the memory of a float32 copy must be free, which leaves some to other programs
+COPY_MARGIN = 1.5
 Scores = npt.NDArray[np.float32]
 
 
@@ -76,8 +86,13 @@ def _copy_of_layer(layer: Any) -> Any:
 
 
 def _is_attention(layer: Any) -> bool:
-    """True for a layer that caches keys and values alone, where a mask can hide padding, or nothing."""
-    return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) or type(layer).__name__ == "DummyLayer"
+    """True for a layer that caches keys and values alone, where a
+    mask can hide padding, or nothing.
+    """
+    return (
+        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
+        or type(layer).__name__ == "DummyLayer"
+    )
 
 
 @dataclass
@@ -116,19 +131,26 @@ class HfAnswerer(Answering):
         labels: The allowed answers; empty for texts.
         end: The text that ends an answer, such as `<|im_end|>`.
         max_tokens: The longest text.
-        matmul_dtype: The type of the layers' matrix products on a CPU, `float32` or `bfloat16`; the output head and
-            everything between the products are computed in float32.
-        whole_labels: Score every label as a whole, in place of a search token by token, unless the labels have more
-            than MOST_BEGINNINGS.
+        matmul_dtype: The type of the layers' matrix products on a CPU, `float32` or `bfloat16`; the
+            output head and everything between the products are computed in float32.
+        whole_labels: Score every label as a whole, in place of a search token by token, unless the
+            labels have more than MOST_BEGINNINGS.
 
     Attributes:
         matmul_dtype: The type in use: as given if the model allows it; on a GPU `bfloat16`.
     """
 
     def __init__(
-        self, folder: Path, *, max_tokens: int, adapter: Path | None = None, labels: tuple[str, ...] = (),
-        end: str = "", matmul_dtype: str = "float32", whole_labels: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        *,
+        max_tokens: int,
+        adapter: Path | None = None,
+        labels: tuple[str, ...] = (),
+        end: str = "",
+        matmul_dtype: str = "float32",
+        whole_labels: bool = False,
+    ) -> None:
         self.labels, self.end, self.max_tokens, self._whole = labels, end, max_tokens, whole_labels
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.matmul_dtype = "bfloat16" if self.device == "cuda" else matmul_dtype
@@ -141,7 +163,8 @@ class HfAnswerer(Answering):
         if adapter is not None:
             self.model = _with_adapter(self.model, adapter)
             if self.device == "cpu" and not stored_weights.is_widened(self.model):
-                self.model = self.model.merge_and_unload()  # exact to float32, and a third of the layers' calls
+                # exact to float32, and a third of the layers' calls
+                self.model = self.model.merge_and_unload()
         narrow = self.device == "cpu" and matmul_dtype == "bfloat16"
         if narrow and not stored_weights.multiply_in(self.model, torch.bfloat16):
             self.matmul_dtype = "float32"
@@ -155,7 +178,8 @@ class HfAnswerer(Answering):
         self._rules = functools.lru_cache(KEPT_RULES)(self._compiled)
 
     def _dtype(self, folder: Path) -> torch.dtype | str:
-        """The type to load weights in: on a CPU a float32 copy where it fits, since each step then casts nothing.
+        """The type to load weights in: on a CPU a float32 copy where it fits, since each step then
+        casts nothing.
 
         An adapter is merged into that copy, before `matmul_dtype` rounds it.
 
@@ -167,11 +191,16 @@ class HfAnswerer(Answering):
             return torch.bfloat16
         memory.trim_heap()  # memory that an earlier stage has freed would count as held
         size = model_size.read(folder)
-        logits = LABEL_LOGITS // size.vocabulary if self._whole and self.labels else ANSWERED_TOGETHER
-        rounded = 0 if size.halves or self.matmul_dtype == "float32" else 2 * size.linear  # beside a mapped file
+        logits = (
+            LABEL_LOGITS // size.vocabulary if self._whole and self.labels else ANSWERED_TOGETHER
+        )
+        # beside a mapped file
+        rounded = 0 if size.halves or self.matmul_dtype == "float32" else 2 * size.linear
         for self._cells in (HELD_TOKENS, TOKENS):
             kept = 2 * self._cells * size.cache * 4  # keys and values of a batch, and a copy
-            if memory.fits(int(COPY_MARGIN * (size.copied_bytes(TOKENS, kept=logits) + kept + rounded))):
+            if memory.fits(
+                int(COPY_MARGIN * (size.copied_bytes(TOKENS, kept=logits) + kept + rounded))
+            ):
                 return torch.float32
         needed = size.stored_bytes(TOKENS, kept=logits) + kept
         memory.require(needed, "answering", hint="the model's GGUF file, or a machine with more")
@@ -184,31 +213,47 @@ class HfAnswerer(Answering):
     def ask_all(self, requests: Iterable[Request], **how: object) -> Outcomes:
         listed = list(requests)
         rows = [self._tokens(request.prompt) for request in listed]
-        heads = [self._head(self._tokens(request.prefix), row) for request, row in zip(listed, rows, strict=True)]
-        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+        heads = [
+            self._head(self._tokens(request.prefix), row)
+            for request, row in zip(listed, rows, strict=True)
+        ]
+        longest = (
+            getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+            or math.inf
+        )
         room = self.trie.depth if self.trie else self.max_tokens
         fits: list[int] = []
         for index, row in enumerate(rows):
             if row and len(row) + room <= longest:
                 fits.append(index)
                 continue
-            what = f"a prompt of {len(row)} tokens with an answer of up to {room} does not fit the context of {longest}"
+            what = (
+                f"a prompt of {len(row)} tokens with an answer of up to {room} does not fit "
+                f"the context of {longest}"
+            )
             yield index, EngineError(what if row else "the prompt is empty")
         self._padded = self._pads and all(len(rows[index]) + room <= self._window for index in fits)
-        fits.sort(key=lambda index: (heads[index], len(rows[index])))  # like prefixes, then like lengths together
+        # like prefixes, then like lengths together
+        fits.sort(key=lambda index: (heads[index], len(rows[index])))
         for indices in _batches(fits, rows, heads, self._cells, alike=not self._padded):
             batch, head = [rows[index] for index in indices], list(heads[indices[0]])
             if self.trie:
-                yield from zip(indices, (self._scored if self._whole else self._labels)(head, batch), strict=True)
+                yield from zip(
+                    indices,
+                    (self._scored if self._whole else self._labels)(head, batch),
+                    strict=True,
+                )
             else:
                 rules = [self._rules(listed[index].schema) for index in indices]
                 yield from zip(indices, self._texts(head, batch, rules), strict=True)
 
     def _require_cache(self) -> None:
-        """Check how the model caches the tokens that it has read, and if padding is allowed between them.
+        """Check how the model caches the tokens that it has read, and if padding is allowed between
+        them.
 
-        Padding stands between a shared prefix and the rest of a prompt. A mask hides it from attention; it would count
-        in a sliding window, in distances without position ids, and in the state of a recurrent layer.
+        Padding stands between a shared prefix and the rest of a prompt. A mask hides it from
+        attention; it would count in a sliding window, in distances without position ids, and in the
+        state of a recurrent layer.
 
         Raises:
             StageError: It has a cache class of its own.
@@ -216,9 +261,12 @@ class HfAnswerer(Answering):
         layers = DynamicCache(config=self.model.config).layers
         if self.model.config._attn_implementation == "eager" and any(map(_is_attention, layers)):
             console.say(
-                f"  note: {type(self.model).__name__} is computed with eager attention: transformers has no other"
+                f"  note: {type(self.model).__name__} is computed with eager attention: "
+                "transformers has no other"
             )
-        windows = [layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)]
+        windows = [
+            layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)
+        ]
         self._window: float = min(windows, default=math.inf)
         self._pads = all(map(_is_attention, layers)) and "position_ids" in self._takes
         self._padded = self._pads
@@ -226,7 +274,8 @@ class HfAnswerer(Answering):
         self._cache = "cache" if "cache" in self._takes else "past_key_values"
         if self._cache not in self._takes:
             raise StageError(
-                f"{type(self.model).__name__} keeps its state in a class of its own, which predict cannot copy",
+                f"{type(self.model).__name__} keeps its state in a class of its own, which predict "
+                "cannot copy",
                 hint="predict with its GGUF: evaluate.models: [gguf]",
             )
 
@@ -235,7 +284,9 @@ class HfAnswerer(Answering):
 
     @staticmethod
     def _head(prefix: list[int], row: list[int]) -> tuple[int, ...]:
-        """Longest common prefix of `prefix` and `row`, at most len(row) - 1 tokens: the last one must be computed."""
+        """Longest common prefix of `prefix` and `row`, at most len(row) - 1
+        tokens: the last one must be computed.
+        """
         length = min(len(prefix), max(len(row) - 1, 0))
         return tuple(row[: next((k for k in range(length) if prefix[k] != row[k]), length)])
 
@@ -250,18 +301,25 @@ class HfAnswerer(Answering):
             if search.path == []:
                 search.take(logits)
         while asking := [row for row, search in enumerate(searches) if search.path is not None]:
-            paths = {row: [self.alphabet[place] for place in searches[row].path or []] for row in asking}
+            paths = {
+                row: [self.alphabet[place] for place in searches[row].path or []] for row in asking
+            }
             for rows, _, scores in self._continued(state, range(len(batch)), paths):
                 for row, logits in zip(rows, scores, strict=True):
                     searches[row].take(logits)
-        return [self._label(search, length) for search, length in zip(searches, state.lengths, strict=True)]
+        return [
+            self._label(search, length)
+            for search, length in zip(searches, state.lengths, strict=True)
+        ]
 
     @staticmethod
     def _label(search: LabelSearch, length: int) -> Answer:
         index, probability = search.best
         confidence = float(f"{probability:.6g}")
         count = len(search.trie.tokens[index])
-        return Answer(search.trie.labels[index], "stop", confidence, length, count, search.probabilities())
+        return Answer(
+            search.trie.labels[index], "stop", confidence, length, count, search.probabilities()
+        )
 
     def _scored(self, head: list[int], batch: list[list[int]]) -> list[Answer]:
         """Score every label by all of its tokens, each among the whole vocabulary."""
@@ -269,7 +327,8 @@ class HfAnswerer(Answering):
         tokens = self.trie.tokens
         state, scores = self._begun(head, batch)
         first = torch.from_numpy(np.stack(scores)).log_softmax(-1)
-        totals = first[:, [label[0] for label in tokens]].double().numpy()  # (prompts, labels), the others are added
+        # (prompts, labels), the others are added
+        totals = first[:, [label[0] for label in tokens]].double().numpy()
         positions = max(1, LABEL_LOGITS // first.shape[-1])
         order = [k for k, label in enumerate(tokens) if len(label) > 1]
         # a model that allows padding also allows several branches in one sequence
@@ -282,37 +341,52 @@ class HfAnswerer(Answering):
                 for label, way in zip(labels, tree.ways, strict=True):
                     shares = logits[:, way, tokens[label][1:]] - weights[:, way]
                     totals[rows.start : rows.stop, label] += shares.double().sum(-1).numpy()
-        return [self._likeliest(row, length) for row, length in zip(totals, state.lengths, strict=True)]
+        return [
+            self._likeliest(row, length) for row, length in zip(totals, state.lengths, strict=True)
+        ]
 
     def _likeliest(self, total: npt.NDArray[np.float64], length: int) -> Answer:
         """The answer from the log probabilities (labels,) of all labels."""
         assert self.trie is not None
         weights = np.exp(total - total.max())
         among, best = weights / weights.sum(), int(total.argmax())
-        chances = {self.trie.labels[k]: float(f"{among[k]:.6g}") for k in np.argsort(-among, kind="stable")}
+        chances = {
+            self.trie.labels[k]: float(f"{among[k]:.6g}") for k in np.argsort(-among, kind="stable")
+        }
         label = self.trie.labels[best]
         return Answer(label, "stop", chances[label], length, len(self.trie.tokens[best]), chances)
 
     def _branched(self, state: State, tree: LabelTree) -> torch.Tensor:
-        """The logits (rows, beginnings, vocabulary) after each beginning of a tree, which follow the state's rows."""
+        """The logits (rows, beginnings, vocabulary) after each beginning of
+        a tree, which follow the state's rows.
+        """
         rows, count = len(state.lengths), len(tree.places)
         ids = torch.tensor([[path[-1] for path in tree.places]] * rows, device=self.device)
         depths = torch.tensor([len(path) - 1 for path in tree.places], device=self.device)
         mask = None
         if self._padded:
             seen = torch.from_numpy(tree.seen).to(self.device).expand(rows, -1, -1)
-            seen = torch.cat([state.mask.bool()[:, None].expand(-1, count, -1), seen], dim=2)[:, None]
+            seen = torch.cat([state.mask.bool()[:, None].expand(-1, count, -1), seen], dim=2)[
+                :, None
+            ]
             dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
-            mask = torch.zeros(seen.shape, dtype=dtype, device=self.device).masked_fill(~seen, torch.finfo(dtype).min)
+            mask = torch.zeros(seen.shape, dtype=dtype, device=self.device).masked_fill(
+                ~seen, torch.finfo(dtype).min
+            )
         positions = torch.tensor(state.lengths, device=self.device)[:, None] + depths
         return self._computed(ids, mask, positions, state, count).float().cpu()
 
     def _trie(self) -> LabelTrie:
-        """The labels as indices into the alphabet; reduces the model's head to the alphabet's tokens."""
+        """The labels as indices into the alphabet; reduces the
+        model's head to the alphabet's tokens.
+        """
         tokens = [self._tokens(label + self.end) for label in self.labels]
         if self._whole and (count := len(LabelTree(tokens).places)) > MOST_BEGINNINGS:
             self._whole = False
-            console.say(f"  note: labels are chosen token by token: their {count} beginnings take long to compute")
+            console.say(
+                f"  note: labels are chosen token by token: their {count} beginnings take long to "
+                "compute"
+            )
         head = self.model.get_output_embeddings()
         if isinstance(head, torch.nn.Linear) and not self._whole:
             self.alphabet = sorted({token for label in tokens for token in label})
@@ -343,8 +417,11 @@ class HfAnswerer(Answering):
             work = list(self._continued(state, range(len(batch)), forced))
         while work:
             rows, state, scores = work.pop()
-            added = {row: self._chosen(lines[row], logits) for row, logits in zip(rows, scores, strict=True)
-                     if not lines[row].finish}  # fmt: skip
+            added = {
+                row: self._chosen(lines[row], logits)
+                for row, logits in zip(rows, scores, strict=True)
+                if not lines[row].finish
+            }
             going = {row: tokens for row, tokens in added.items() if not lines[row].finish}
             work += self._continued(state, rows, going)
         return [self._text(line, length) for line, length in zip(lines, prompts, strict=True)]
@@ -395,7 +472,9 @@ class HfAnswerer(Answering):
     # Computing
 
     def _begun(self, head: list[int], batch: list[list[int]]) -> tuple[State, list[Scores]]:
-        """The state of prompts that share the prefix `head`, and the logits (vocabulary,) after each."""
+        """The state of prompts that share the prefix `head`, and
+        the logits (vocabulary,) after each.
+        """
         if head != self._shared[0]:
             self._shared = head, None
             if head:
@@ -413,7 +492,8 @@ class HfAnswerer(Answering):
     def _continued(
         self, state: State, rows: Sequence[int], added: dict[int, list[int]]
     ) -> Iterator[tuple[list[int], State, list[Scores]]]:
-        """Compute more tokens of some rows of a state, which is unchanged; by length if padding is not allowed.
+        """Compute more tokens of some rows of a state, which is unchanged; by length if padding is
+        not allowed.
 
         Returns:
             For each batch its rows, their state, and the logits (vocabulary,) after each row.
@@ -428,43 +508,72 @@ class HfAnswerer(Answering):
     def _grown(self, state: State, added: list[list[int]]) -> list[Scores]:
         """Compute `added` tokens of each row; returns the logits (vocabulary,) after each row."""
         longest = max(map(len, added))
-        ids = torch.tensor([[self.pad] * (longest - len(row)) + row for row in added], device=self.device)
-        new = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in added], device=self.device)
+        ids = torch.tensor(
+            [[self.pad] * (longest - len(row)) + row for row in added], device=self.device
+        )
+        new = torch.tensor(
+            [[0] * (longest - len(row)) + [1] * len(row) for row in added], device=self.device
+        )
         positions = torch.tensor(
-            [[max(0, begun + k - longest + len(row)) for k in range(longest)]
-             for begun, row in zip(state.lengths, added, strict=True)], device=self.device,
-        )  # fmt: skip
+            [
+                [max(0, begun + k - longest + len(row)) for k in range(longest)]
+                for begun, row in zip(state.lengths, added, strict=True)
+            ],
+            device=self.device,
+        )
         state.mask = torch.cat([state.mask, new], dim=1)
         state.lengths = [begun + len(row) for begun, row in zip(state.lengths, added, strict=True)]
         logits = self._computed(ids, state.mask if self._padded else None, positions, state, 1)
         return list(logits[:, -1].float().cpu().numpy())
 
     def _computed(
-        self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, state: State, kept: int
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor | None,
+        positions: torch.Tensor,
+        state: State,
+        kept: int,
     ) -> torch.Tensor:
-        """Compute tokens (rows, n) after a state; returns the logits (rows, kept or more, vocabulary) of the last."""
+        """Compute tokens (rows, n) after a state; returns the logits (rows,
+        kept or more, vocabulary) of the last.
+        """
         more = {"position_ids": positions, "logits_to_keep": kept, self._cache: state.cache}
         out = self.model(
-            input_ids=ids, attention_mask=mask, use_cache=True,
+            input_ids=ids,
+            attention_mask=mask,
+            use_cache=True,
             **{name: value for name, value in more.items() if name in self._takes},
-        )  # fmt: skip
+        )
         logits: torch.Tensor = out.logits
         return logits
 
 
 def _batches(
-    order: Sequence[int], rows: Sequence[Sequence[int]], heads: Sequence[tuple[int, ...]], cells: int, *, alike: bool
+    order: Sequence[int],
+    rows: Sequence[Sequence[int]],
+    heads: Sequence[tuple[int, ...]],
+    cells: int,
+    *,
+    alike: bool,
 ) -> Iterator[list[int]]:
-    """Batches of prompts with one common prefix, and of one length if `alike`; the longest of a batch is its last.
+    """Batches of prompts with one common prefix, and of one length if `alike`; the longest of a
+    batch is its last.
 
     Args:
-        cells: Tokens of a batch, the shared prefix counted for each prompt; a single prompt may have more.
+        cells: Tokens of a batch, the shared prefix counted for each prompt; a single prompt may
+            have more.
     """
     batch: list[int] = []
     for index in order:
         length, count = len(rows[index]) - len(heads[index]), len(batch) + 1
-        full = len(batch) == ANSWERED_TOGETHER or count * length > TOKENS or count * len(rows[index]) > cells
-        other = bool(batch) and (heads[index] != heads[batch[0]] or (alike and len(rows[index]) != len(rows[batch[0]])))
+        full = (
+            len(batch) == ANSWERED_TOGETHER
+            or count * length > TOKENS
+            or count * len(rows[index]) > cells
+        )
+        other = bool(batch) and (
+            heads[index] != heads[batch[0]] or (alike and len(rows[index]) != len(rows[batch[0]]))
+        )
         if batch and (full or other):
             yield batch
             batch = []
@@ -481,9 +590,13 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
     """
     settings = json.loads((adapter / "adapter_config.json").read_bytes())
     hf_folder.refuse_code_of_adapter(settings)
-    config = PeftConfig.from_peft_type(**{key: value for key, value in settings.items() if value is not None})
+    config = PeftConfig.from_peft_type(
+        **{key: value for key, value in settings.items() if value is not None}
+    )
     tuned = PeftModel(model, config)
     loaded = set_peft_model_state_dict(tuned, load_file(adapter / "adapter_model.safetensors"))
     if loaded.unexpected_keys:
-        raise StageError(f"the adapter does not fit the base: it has no layer '{loaded.unexpected_keys[0]}'")
+        raise StageError(
+            f"the adapter does not fit the base: it has no layer '{loaded.unexpected_keys[0]}'"
+        )
     return tuned.eval()

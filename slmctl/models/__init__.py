@@ -1,4 +1,6 @@
-"""Models that can answer, a file a kind, and their combinations with an encoder; `of` turns a kind into its class."""
+"""Models that can answer, a file a kind, and their combinations with an
+encoder; `of` turns a kind into its class.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ if TYPE_CHECKING:
     from slmctl.models.model import Model
 
 
-# Kinds of artifacts, and kinds as predictions and reports have them, each with module and class: a command that finds a
-# model imports no other one.
+# Kinds of artifacts, and kinds as predictions and reports have them, each with module and class: a
+# command that finds a model imports no other one.
 CLASSES = {
     "encoder": "encoder.EncoderAlone",
     "base": "hf.UntunedBase",
@@ -28,16 +30,23 @@ CLASSES = {
 
 
 def class_of(kind: str) -> type[Model]:
-    """The class of the models of a kind; `Model`, which says nothing special, for a kind such as a baseline's."""
+    """The class of the models of a kind; `Model`, which says nothing
+    special, for a kind such as a baseline's.
+    """
     module, _, name = CLASSES.get(kind, "model.Model").partition(".")
     made: type[Model] = getattr(importlib.import_module(f"slmctl.models.{module}"), name)
     return made
 
 
 def of(
-    artifact: Artifact, *, type: str | None = None, base: Artifact | None = None, sum: Artifact | None = None,
-    own_file: bool = False, release: str = "",
-) -> Model:  # fmt: skip
+    artifact: Artifact,
+    *,
+    type: str | None = None,
+    base: Artifact | None = None,
+    sum: Artifact | None = None,
+    own_file: bool = False,
+    release: str = "",
+) -> Model:
     """The model of an artifact, a release or a foreign model.
 
     Args:

@@ -16,7 +16,8 @@ from slmctl.metrics import label_sum
 
 FLOOR = math.exp(label_sum.LEAST)  # the least probability of a label in an answer
 TOGETHER, LISTED = 32, 64  # texts that are read at once: of those that wait, and of a list
-CHARACTERS = 1 << 16  # of those that wait, in all; a longer text is read alone, so that others wait for one alone
+# of those that wait, in all; a longer text is read alone, so that others wait for one alone
+CHARACTERS = 1 << 16
 SHARED = 4  # of those that wait, where several clients ask: who comes then waits for few
 ENDED = "the model that reads texts has ended"
 OnEvent = Callable[[Event], None]
@@ -26,7 +27,9 @@ Read = TypeVar("Read")
 
 
 class BatchReader(Answering, Generic[Read]):
-    """A model in this process; a subclass says what it reads in texts, and what it answers by that."""
+    """A model in this process; a subclass says what it reads in
+    texts, and what it answers by that.
+    """
 
     def __init__(self) -> None:
         self.on_death = lambda: None
@@ -76,7 +79,12 @@ class BatchReader(Answering, Generic[Read]):
 
         def finish(done: Future[Read]) -> None:
             if not cancelled.is_set():
-                tell(on_event, done, lambda read: self.reply(read, request), alternatives=request.alternatives)
+                tell(
+                    on_event,
+                    done,
+                    lambda read: self.reply(read, request),
+                    alternatives=request.alternatives,
+                )
 
         def cancel() -> None:
             cancelled.set()
@@ -87,7 +95,9 @@ class BatchReader(Answering, Generic[Read]):
         return cancel
 
     def read(self, request: Request, scores: Future[Read]) -> None:
-        """Have a question read with those that wait; its scores, or the error, come into the future."""
+        """Have a question read with those that wait; its scores,
+        or the error, come into the future.
+        """
         with self._change:
             if not self._closed:
                 self._waiting.put(request.client, (request.question, scores))
@@ -99,7 +109,9 @@ class BatchReader(Answering, Generic[Read]):
         listed = list(requests)
         for start in range(0, len(listed), LISTED):
             block = listed[start : start + LISTED]
-            for index, (request, read) in enumerate(zip(block, self._listed(block), strict=True), start):
+            for index, (request, read) in enumerate(
+                zip(block, self._listed(block), strict=True), start
+            ):
                 if isinstance(read, EngineError):
                     yield index, read
                 else:
@@ -107,11 +119,17 @@ class BatchReader(Answering, Generic[Read]):
                     yield index, answer_of(event, text)
 
     def _listed(self, block: Sequence[Request]) -> Sequence[Read | EngineError]:
-        """The reading for each request, or its error; those that fail together are read once more, each alone."""
+        """The reading for each request, or its error; those that fail
+        together are read once more, each alone.
+        """
         try:
             return self.scored([request.question for request in block])
         except EngineError as error:
-            return [error] if len(block) == 1 else [each for request in block for each in self._listed([request])]
+            return (
+                [error]
+                if len(block) == 1
+                else [each for request in block for each in self._listed([request])]
+            )
 
     def _work(self) -> None:
         try:
@@ -127,14 +145,20 @@ class BatchReader(Answering, Generic[Read]):
                     waiting.set_exception(EngineDiedError(ENDED))
 
     def _next(self) -> list[tuple[str, Future[Read]]]:
-        """The texts that wait, some at most, without those that were cancelled; none where this was closed."""
+        """The texts that wait, some at most, without those that were
+        cancelled; none where this was closed.
+        """
         block: list[tuple[str, Future[Read]]] = []
         with self._change:
             while not (block or self._closed):
                 self._change.wait_for(lambda: self._waiting or self._closed)
                 most = SHARED if self._waiting.is_shared else TOGETHER
                 length = 0
-                while (entry := self._waiting.next()) is not None and len(block) < most and not self._closed:
+                while (
+                    (entry := self._waiting.next()) is not None
+                    and len(block) < most
+                    and not self._closed
+                ):
                     length += len(entry[0])
                     if block and length > CHARACTERS:
                         break
@@ -144,7 +168,9 @@ class BatchReader(Answering, Generic[Read]):
         return block
 
     def _answer(self, block: Sequence[tuple[str, Future[Read]]], *, again: bool = True) -> None:
-        """Give each text what is read in it; those that fail together are read once more, each alone."""
+        """Give each text what is read in it; those that fail
+        together are read once more, each alone.
+        """
         scoring = self._scoring.submit(self.scored, [text for text, _ in block])
         # whatever was raised, these texts are told, and the next ones are read
         if (error := scoring.exception()) is None:
@@ -160,7 +186,7 @@ class BatchReader(Answering, Generic[Read]):
 
 def tell(
     on_event: OnEvent, done: Future[Read], reply: Callable[[Read], Reply], *, alternatives: int
-) -> None:  # fmt: skip
+) -> None:
     """Send the events of an answer by what a future holds, or the error in place of them.
 
     Args:
@@ -171,7 +197,9 @@ def tell(
     try:
         if (error := done.exception()) is not None:
             died = isinstance(error, EngineDiedError)
-            events = [{"error": f"the encoder failed: {str(error) or type(error).__name__}", "died": died}]
+            events = [
+                {"error": f"the encoder failed: {str(error) or type(error).__name__}", "died": died}
+            ]
         else:
             text, ending = reply(done.result())
             events = [_piece(text, ending, alternatives), ending]
@@ -181,7 +209,9 @@ def tell(
 
 
 def _piece(text: str, answer: Event, alternatives: int) -> Event:
-    """An answer as its only piece; a label is one token too where `Request.alternatives` asks for tokens."""
+    """An answer as its only piece; a label is one token too where
+    `Request.alternatives` asks for tokens.
+    """
     if alternatives < 0:
         return {"piece": text}
     if "labels" not in answer:

@@ -1,4 +1,6 @@
-"""A language model with a model that reads texts in this process: both are asked, or the second one first."""
+"""A language model with a model that reads texts in this process: both
+are asked, or the second one first.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,16 @@ from slmctl.inference.supervised_child import EngineError
 from slmctl.models.batch_reader import BatchReader, Cancel, OnEvent, Reply, tell
 from slmctl.models.composition import Composition
 
-AHEAD = 512  # requests under way in a first look, so that batches are full and the model is asked last
+# requests under way in a first look, so that batches are full and the model is asked last
+AHEAD = 512
 Read = TypeVar("Read")
 
 
 class Beside(Composition, Generic[Read]):
     """A language model beside a reader; a subclass says what they answer together.
 
-    Requests that the reader knows nothing of, and requests to a LoRA adapter, go to the model alone. Pieces come when
-    the answer is whole. Closing it closes all.
+    Requests that the reader knows nothing of, and requests to a LoRA adapter, go to the model
+    alone. Pieces come when the answer is whole. Closing it closes all.
 
     Args:
         looking: The reader that looks first, if that is another one.
@@ -33,7 +36,7 @@ class Beside(Composition, Generic[Read]):
 
     def __init__(
         self, engine: Answering, reader: BatchReader[Read], looking: BatchReader[Read] | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(engine, reader, *filter(None, [looking]))
         self._reader, self._looking = reader, looking or reader
         self.kept = 0
@@ -104,7 +107,9 @@ class Beside(Composition, Generic[Read]):
         self._looking.read(request, read)
         return cancel
 
-    def _ask_both(self, request: Request, on_event: OnEvent, earlier: Future[Read] | None = None) -> Cancel:
+    def _ask_both(
+        self, request: Request, on_event: OnEvent, earlier: Future[Read] | None = None
+    ) -> Cancel:
         """Ask the model, and the reader if it has not read the text."""
         read, cancelled, pieces = earlier or Future[Read](), threading.Event(), list[str]()
 

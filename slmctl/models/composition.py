@@ -9,7 +9,8 @@ from slmctl.inference.supervised_child import State
 
 
 class Composition(Answering):
-    """An engine combined with others, as ready as all of them; the subclass's `submit` decides which gets a request.
+    """An engine combined with others, as ready as all of them; the subclass's `submit` decides
+    which gets a request.
 
     Args:
         others: Further answerers, without which there is no answer.
@@ -64,6 +65,11 @@ class Composition(Answering):
         return self.engine.prompts(request)
 
     def ask_all(
-        self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False, through: Answering | None = None
+        self,
+        requests: Iterable[Request],
+        *,
+        widen: bool = False,
+        alone: bool = False,
+        through: Answering | None = None,
     ) -> Outcomes:
         return self.engine.ask_all(requests, widen=widen, alone=alone, through=through or self)

@@ -1,4 +1,6 @@
-"""A model that is asked a document in windows, and gives one answer with the places of its values."""
+"""A model that is asked a document in windows, and gives one
+answer with the places of its values.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,11 @@ OnEvent = Callable[[Event], None]
 
 
 def reading(model: Answering, tasks: Mapping[str, Task]) -> Answering:
-    """A model that reads documents in windows, by the task of each adapter in it, '' for the model's own.
+    """A model that reads documents in windows, by the task of each adapter in it, '' for the
+    model's own.
 
-    It is the model itself where no task has windows. The linear members of a sum read a text as a whole.
+    It is the model itself where no task has windows. The linear members of a sum read a text as a
+    whole.
     """
     if all(task.document is None for task in tasks.values()):
         return model
@@ -55,9 +59,11 @@ class WindowAnswer:
 
 
 class DocumentReader(Composition):
-    """A model whose requests with a `document` are asked window by window; all others go to it as they are.
+    """A model whose requests with a `document` are asked window by window; all others go to it as
+    they are.
 
-    An answer is whole: where a window is not answered, the document has an error in place of an answer.
+    An answer is whole: where a window is not answered, the document has an error in place of an
+    answer.
     """
 
     def __init__(self, model: Answering, tasks: Mapping[str, Task]) -> None:
@@ -69,13 +75,22 @@ class DocumentReader(Composition):
         return [each.prompt for each in self._requests(request, self._windows(request))]
 
     def ask_all(
-        self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False, through: Answering | None = None
+        self,
+        requests: Iterable[Request],
+        *,
+        widen: bool = False,
+        alone: bool = False,
+        through: Answering | None = None,
     ) -> Outcomes:
         if isinstance(self.engine, Engine | Composition):
             yield from super().ask_all(requests, widen=widen, alone=alone, through=through)
             return
         split = [(request, self._windows(request)) for request in requests]
-        places = [(owner, number) for owner, (_, parts) in enumerate(split) for number in range(len(parts))]
+        places = [
+            (owner, number)
+            for owner, (_, parts) in enumerate(split)
+            for number in range(len(parts))
+        ]
         outcomes = [dict[int, Answer | EngineError]() for _ in split]
         flat = (each for request, parts in split for each in self._requests(request, parts))
         for index, outcome in self.engine.ask_all(flat, widen=widen, alone=alone):
@@ -90,19 +105,28 @@ class DocumentReader(Composition):
         parts = self._windows(request)
 
         def end(read: list[WindowAnswer], last: Event) -> None:
-            events: list[Event] = [{"error": "the answers to the parts of the document cannot be merged"}]
+            events: list[Event] = [
+                {"error": "the answers to the parts of the document cannot be merged"}
+            ]
             try:
                 whole = self._merged(request, read)
                 last = _ending(whole) if len(parts) > 1 else last
                 events = [last | {"places": list(whole.places)}]
                 if len(parts) > 1:
-                    events.insert(0, {"piece": whole.text, **({"tokens": []} if request.alternatives >= 0 else {})})
+                    events.insert(
+                        0,
+                        {
+                            "piece": whole.text,
+                            **({"tokens": []} if request.alternatives >= 0 else {}),
+                        },
+                    )
             finally:  # an exception in a thread is heard by nobody
                 for event in events:
                     on_event(event)
 
         gathered = _Gathered(parts, on_event, end)
-        with contextlib.ExitStack() as undo:  # where one cannot be asked, or an error came before all were
+        # where one cannot be asked, or an error came before all were
+        with contextlib.ExitStack() as undo:
             undo.callback(gathered.cancel)
             for number, each in enumerate(self._requests(request, parts)):
                 if gathered.ended:
@@ -124,7 +148,11 @@ class DocumentReader(Composition):
         if not request.document:
             yield request
             return
-        task, schema, alternatives = self._tasks[request.adapter], request.schema, request.alternatives
+        task, schema, alternatives = (
+            self._tasks[request.adapter],
+            request.schema,
+            request.alternatives,
+        )
         if len(parts) == 1 and parts[0].text == request.document:
             yield dataclasses.replace(request, document="")
             return
@@ -134,21 +162,31 @@ class DocumentReader(Composition):
                 max(alternatives, 0),
             )  # the tokens tell each value's probability
         head, tail = _around(request.prompt, task.defused(request.document))
-        opening, rest = _around(request.question, request.document) if request.question else ("", "")
+        opening, rest = (
+            _around(request.question, request.document) if request.question else ("", "")
+        )
         for part in parts:
             yield dataclasses.replace(
-                request, document="", schema=schema, alternatives=alternatives,
+                request,
+                document="",
+                schema=schema,
+                alternatives=alternatives,
                 prompt=f"{head}{task.defused(part.text.strip())}{tail}",
                 question=f"{opening}{part.text}{rest}" if request.question else "",
-            )  # fmt: skip
+            )
 
     def _window_schema(self, schema: str) -> str:
         if schema not in self._schemas:
-            self._schemas[schema] = json.dumps(documents.window_schema(documents.resolved(json.loads(schema))))
+            self._schemas[schema] = json.dumps(
+                documents.window_schema(documents.resolved(json.loads(schema)))
+            )
         return self._schemas[schema]
 
     def _of_outcomes(
-        self, request: Request, parts: Sequence[Window], outcomes: Mapping[int, Answer | EngineError]
+        self,
+        request: Request,
+        parts: Sequence[Window],
+        outcomes: Mapping[int, Answer | EngineError],
     ) -> Answer | EngineError:
         read: list[WindowAnswer] = []
         for number, part in enumerate(parts):
@@ -165,10 +203,14 @@ class DocumentReader(Composition):
         """The answer to a document."""
         text, rules = request.document, self._tasks[request.adapter].rules
         whole = (
-            _by_labels(read, text, request.labels) if request.labels
-            else _by_votes(read) if rules.has_labels
-            else _by_values(read, text, documents.resolved(json.loads(request.schema)) if request.schema else {})
-        )  # fmt: skip
+            _by_labels(read, text, request.labels)
+            if request.labels
+            else _by_votes(read)
+            if rules.has_labels
+            else _by_values(
+                read, text, documents.resolved(json.loads(request.schema)) if request.schema else {}
+            )
+        )
         return dataclasses.replace(
             whole,
             prompt_tokens=sum(each.answer.prompt_tokens for each in read),
@@ -177,19 +219,24 @@ class DocumentReader(Composition):
 
 
 class _Gathered:
-    """Answers to the windows of a document, which come from another thread in any order; the first error ends all.
+    """Answers to the windows of a document, which come from another thread in any order; the first
+    error ends all.
 
     Args:
         on_event: Hears the events of the only window, or the error.
-        done: Is called with all answers and the last event of the last of them; in a thread of its own where there are
-            several, since the thread of the events has all other requests to hear.
+        done: Is called with all answers and the last event of the last of them; in a thread of its
+            own where there are several, since the thread of the events has all other requests to
+            hear.
 
     Attributes:
         ended: No further answer is waited for.
     """
 
     def __init__(
-        self, parts: Sequence[Window], on_event: OnEvent, done: Callable[[list[WindowAnswer], Event], None]
+        self,
+        parts: Sequence[Window],
+        on_event: OnEvent,
+        done: Callable[[list[WindowAnswer], Event], None],
     ) -> None:
         self._parts, self._on_event, self._done = parts, on_event, done
         self._read: dict[int, WindowAnswer] = {}
@@ -247,16 +294,24 @@ def _not_read(part: Window, reason: str) -> str:
 def _ending(whole: Answer) -> Event:
     """The event that ends the answer to a document of several windows."""
     event: Event = {
-        "finish": whole.finish, "confidence": whole.confidence, "prompt_tokens": whole.prompt_tokens,
-        "completion_tokens": whole.completion_tokens, "logprobs": list(whole.logprobs),
-    }  # fmt: skip
+        "finish": whole.finish,
+        "confidence": whole.confidence,
+        "prompt_tokens": whole.prompt_tokens,
+        "completion_tokens": whole.completion_tokens,
+        "logprobs": list(whole.logprobs),
+    }
     if whole.labels:
-        event |= {"labels": whole.labels, "distribution": whole.labels, "raw_logprobs": list(whole.raw_logprobs)}
+        event |= {
+            "labels": whole.labels,
+            "distribution": whole.labels,
+            "raw_logprobs": list(whole.raw_logprobs),
+        }
     return event
 
 
 def _around(text: str, document: str) -> tuple[str, str]:
-    """The text before and behind the last mention of a document, which a template may have stripped.
+    """The text before and behind the last mention of a document, which a template may have
+    stripped.
 
     Raises:
         EngineError: The text does not hold it.
@@ -265,16 +320,20 @@ def _around(text: str, document: str) -> tuple[str, str]:
         before, middle, after = text.rpartition(form)
         if middle:
             return before, after
-    raise EngineError("the base's chat template changes the text of a document, so it cannot be read in windows")
+    raise EngineError(
+        "the base's chat template changes the text of a document, so it cannot be read in windows"
+    )
 
 
 # One answer of several windows
 
 
 def _by_labels(read: Sequence[WindowAnswer], text: str, labels: Sequence[str]) -> Answer:
-    """The label with the highest mean log probability; the place of a label is the window that is surest of it.
+    """The label with the highest mean log probability; the place of a label is the window that is
+    surest of it.
 
-    The places are those of the likeliest labels: with linear members in a sum, another one may be the answer.
+    The places are those of the likeliest labels: with linear members in a sum, another one may be
+    the answer.
     """
     tables = np.stack([label_sum.spread(each.answer.labels, labels) for each in read])
     shares = np.exp(normalised(tables.mean(axis=0)[None])[0])
@@ -286,9 +345,15 @@ def _by_labels(read: Sequence[WindowAnswer], text: str, labels: Sequence[str]) -
         sure = math.log(max(shares[order[0]], LEAST))
         allowed = [sum(each.answer.raw_logprobs) - sum(each.answer.logprobs) for each in read]
         whole = Answer(
-            labels[order[0]], "stop", next(iter(listed.values())), 0, 0, listed, (sure,),
+            labels[order[0]],
+            "stop",
+            next(iter(listed.values())),
+            0,
+            0,
+            listed,
+            (sure,),
             (sure + sum(allowed) / len(read),) if read[0].answer.raw_logprobs else (),
-        )  # fmt: skip
+        )
     breaks, places = page_breaks(text), list[ValuePlace]()
     for k in order[:LABELS]:
         loudest = read[int(tables[:, k].argmax())].window
@@ -311,7 +376,9 @@ def _by_votes(read: Sequence[WindowAnswer]) -> Answer:
             votes[label] = votes.get(label, 0.0) + weight
     half = sum(weights) / 2
     kept = [label for label, weight in votes.items() if weight >= half]
-    sure = math.prod(max(share, 1 - share) for share in (votes[label] / (2 * half) for label in votes))
+    sure = math.prod(
+        max(share, 1 - share) for share in (votes[label] / (2 * half) for label in votes)
+    )
     text = json.dumps(sorted(kept), ensure_ascii=False)
     return Answer(text, "stop", sure, 0, 0, logprobs=(math.log(max(sure, LEAST)),))
 
@@ -326,7 +393,9 @@ class _Leaf:
 
 
 def _by_values(read: Sequence[WindowAnswer], text: str, schema: JsonObject) -> Answer:
-    """The values of all windows in one object, by their probabilities, each with its place in the text."""
+    """The values of all windows in one object, by their
+    probabilities, each with its place in the text.
+    """
     evidence = Evidence(text)
     trees = []
     for each in read:
@@ -340,14 +409,21 @@ def _by_values(read: Sequence[WindowAnswer], text: str, schema: JsonObject) -> A
         return dataclasses.replace(read[0].answer, places=tuple(merge.places))
     written = json.dumps(value, ensure_ascii=False, sort_keys=True)
     return Answer(
-        written, "stop", math.exp(sum(merge.logprobs)), 0, 0, logprobs=tuple(merge.logprobs), places=tuple(merge.places)
+        written,
+        "stop",
+        math.exp(sum(merge.logprobs)),
+        0,
+        0,
+        logprobs=tuple(merge.logprobs),
+        places=tuple(merge.places),
     )
 
 
 def _probabilities(read: WindowAnswer) -> list[float]:
     """The probability of each scalar of an answer in JSON, in the order of the text.
 
-    It is the product of its tokens' probabilities; where the model tells none, that of the whole answer.
+    It is the product of its tokens' probabilities; where the model tells none, that of the whole
+    answer.
     """
     text, spans = read.answer.text, list[Span]()
     matches = list(_TOKENS_OF_JSON.finditer(text))
@@ -358,7 +434,13 @@ def _probabilities(read: WindowAnswer) -> list[float]:
         return [read.answer.confidence if read.answer.confidence is not None else 1.0] * len(spans)
     ends = [0, *itertools.accumulate(len(token["bytes"]) for token in read.tokens)]
     return [
-        math.exp(sum(token["logprob"] for k, token in enumerate(read.tokens) if ends[k] < end and ends[k + 1] > start))
+        math.exp(
+            sum(
+                token["logprob"]
+                for k, token in enumerate(read.tokens)
+                if ends[k] < end and ends[k + 1] > start
+            )
+        )
         for start, end in spans
     ]
 
@@ -396,7 +478,9 @@ class _Merge:
         return self._scalar([tree for tree in trees if isinstance(tree, _Leaf)], schema, path)
 
     def _object(self, objects: Sequence[dict[str, Any]], schema: Any, path: str) -> Any:
-        """An object; what is not known is null where the schema takes null, else left out where it may be."""
+        """An object; what is not known is null where the schema takes
+        null, else left out where it may be.
+        """
         properties = documents.properties_of(schema)
         needed = schema.get("required", ()) if isinstance(schema, dict) else ()
         made = {}
@@ -409,7 +493,9 @@ class _Merge:
         return made
 
     def _list(self, lists: Sequence[list[Any]], path: str) -> list[Any]:
-        """The items of all lists, equal ones once; an item of which nothing stands in its window is none."""
+        """The items of all lists, equal ones once; an item of which
+        nothing stands in its window is none.
+        """
         made, seen = list[Any](), set[str]()
         for item in itertools.chain.from_iterable(lists):
             leaves = list(_leaves(item, path))
@@ -425,9 +511,10 @@ class _Merge:
     def _scalar(self, leaves: Sequence[_Leaf], schema: Any, path: str) -> Any:
         """The likeliest value that stands in its window; null where no window has a value."""
         taken = [
-            leaf for leaf in leaves
+            leaf
+            for leaf in leaves
             if leaf.value is not None and (leaf.spans or documents.is_closed(leaf.value, schema))
-        ]  # fmt: skip
+        ]
         if not taken:
             least = min((leaf.probability for leaf in leaves if leaf.value is None), default=1.0)
             self.logprobs.append(math.log(max(least, LEAST)))
@@ -454,7 +541,14 @@ class _Merge:
 
 
 def _place(path: str, value: Any, span: Span, page: int, around: str) -> ValuePlace:
-    return {"path": path, "value": value, "start": span[0], "end": span[1], "page": page, "around": around}
+    return {
+        "path": path,
+        "value": value,
+        "start": span[0],
+        "end": span[1],
+        "page": page,
+        "around": around,
+    }
 
 
 def _leaves(tree: Any, path: str) -> Iterator[tuple[str, _Leaf]]:

@@ -1,4 +1,6 @@
-"""The linear members of a project before they are weighed with a GGUF file: the artifact of `encode`."""
+"""The linear members of a project before they are weighed with a
+GGUF file: the artifact of `encode`.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class EncoderAlone(LinearSum):
     @property
     def weights(self) -> FileEntry:
         size = sum(entry.size for entry in self.artifact.manifest.files)
-        return FileEntry(self.artifact.path.name, size, self.artifact.digest.removeprefix("sha256:"))
+        return FileEntry(
+            self.artifact.path.name, size, self.artifact.digest.removeprefix("sha256:")
+        )
 
     @property
     def file(self) -> FileEntry:

@@ -1,4 +1,6 @@
-"""An encoder that tags words as a model, and beside a language model: each value from the one that is surer."""
+"""An encoder that tags words as a model, and beside a language model:
+each value from the one that is surer.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from slmctl.models.tagger import TaggedAnswer, Tagger, property_of
 
 
 class TaggerAnswers(BatchReader[TaggedAnswer]):
-    """A tagger that is asked as an engine is; it reads the whole text of a question, without a prompt.
+    """A tagger that is asked as an engine is; it reads the whole text of a question, without a
+    prompt.
 
     Attributes:
         tagger: Is closed with it.
@@ -38,15 +41,21 @@ class TaggerAnswers(BatchReader[TaggedAnswer]):
 
     def reply(self, read: TaggedAnswer, request: Request) -> Reply:
         return read.text, {
-            "finish": "stop", "prompt_tokens": 0, "completion_tokens": 0, "confidence": read.confidence,
-            "logprobs": logarithms(read.probabilities), "places": list(read.places),
-        }  # fmt: skip
+            "finish": "stop",
+            "prompt_tokens": 0,
+            "completion_tokens": 0,
+            "confidence": read.confidence,
+            "logprobs": logarithms(read.probabilities),
+            "places": list(read.places),
+        }
 
 
 class FieldSum(Beside[TaggedAnswer]):
-    """A tagger that looks first, and a language model that is asked if it is not sure of every property.
+    """A tagger that looks first, and a language model that is asked if it is not sure of every
+    property.
 
-    A property is the tagger's if its probability reaches a bound, which validation rows chose, and else the model's.
+    A property is the tagger's if its probability reaches a bound, which validation rows chose, and
+    else the model's.
     """
 
     ahead = AHEAD
@@ -67,7 +76,10 @@ class FieldSum(Beside[TaggedAnswer]):
     def together(self, read: TaggedAnswer, text: str, event: Event, request: Request) -> Reply:
         written, unsure = answer_metrics.parse(text), read.unsure(self._bounds)
         own, ending = self._tagger.reply(read, request)
-        ending["prompt_tokens"], ending["completion_tokens"] = event["prompt_tokens"], event["completion_tokens"]
+        ending["prompt_tokens"], ending["completion_tokens"] = (
+            event["prompt_tokens"],
+            event["completion_tokens"],
+        )
         if not isinstance(written, dict):  # it was cut
             return own, ending
         sure = [share for name, share in read.by_property.items() if name not in unsure]

@@ -1,4 +1,6 @@
-"""A GGUF file, of an artifact, of a release or without a task, which answers through llama.cpp's engine."""
+"""A GGUF file, of an artifact, of a release or without a task, which
+answers through llama.cpp's engine.
+"""
 
 from __future__ import annotations
 
@@ -50,19 +52,28 @@ class GgufModel(Model):
             )
         controls = engine.controls()
         task = Task(
-            "generate", template, "", bos_token=controls["bos"], eos_token=controls["eos"],
+            "generate",
+            template,
+            "",
+            bos_token=controls["bos"],
+            eos_token=controls["eos"],
             special_tokens=tuple(controls["tokens"]),
-        )  # fmt: skip
+        )
         return task, True, controls["bos"] if controls["adds_bos"] else ""
 
     def bytes(self, loading: Loading) -> int:
         return memory.engine_bytes(
-            self.path, sequences=loading.sequences, context=loading.context, mostly_reads=loading.mostly_reads,
+            self.path,
+            sequences=loading.sequences,
+            context=loading.context,
+            mostly_reads=loading.mostly_reads,
             grammars=loading.grammars,
-        )  # fmt: skip
+        )
 
     def require_room(self, loading: Loading, *others: Path) -> None:
-        memory.require_engine(self.path, sequences=loading.sequences, context=loading.context, encoders=others)
+        memory.require_engine(
+            self.path, sequences=loading.sequences, context=loading.context, encoders=others
+        )
 
     def load(self, loading: Loading) -> Answering:
         return Engine(self.path, **vars(loading))

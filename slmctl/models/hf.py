@@ -20,13 +20,19 @@ class HfModel(Model):
     is_source, place = True, 3
 
     def _loaded(self, task: Task, max_tokens: int, whole_labels: bool) -> Answering:
-        from slmctl.model_files.transformers_answerer import HfAnswerer  # torch is needed for these alone
+        # torch is needed for these alone
+        from slmctl.model_files.transformers_answerer import HfAnswerer
 
         folder, adapter = self._folders()
         return HfAnswerer(
-            folder, adapter=adapter, labels=task.labels, end=task.end, max_tokens=max_tokens,
-            matmul_dtype=resolve_matmul_dtype("auto"), whole_labels=whole_labels,
-        )  # fmt: skip
+            folder,
+            adapter=adapter,
+            labels=task.labels,
+            end=task.end,
+            max_tokens=max_tokens,
+            matmul_dtype=resolve_matmul_dtype("auto"),
+            whole_labels=whole_labels,
+        )
 
     def _folders(self) -> tuple[Path, Path | None]:
         """Returns (folder of a whole model, folder of an adapter on it or None)."""
@@ -49,10 +55,15 @@ class AdapterOnBase(HfModel):
 
     @property
     def weights(self) -> FileEntry:
-        own, below = super().weights, self.base.files(".safetensors") if self.base is not None else ()
+        own, below = (
+            super().weights,
+            self.base.files(".safetensors") if self.base is not None else (),
+        )
         return FileEntry(own.path, own.size + sum(entry.size for entry in below), own.sha256)
 
     def _folders(self) -> tuple[Path, Path | None]:
         if self.base is None:
-            raise StageError("an adapter answers on top of its base, which is not here", hint="--base PATH")
+            raise StageError(
+                "an adapter answers on top of its base, which is not here", hint="--base PATH"
+            )
         return self.base.path, self.artifact.path

@@ -1,8 +1,10 @@
-"""A prepared data set -> the rows that linear members learn: training and validation rows, and their folds.
+"""A prepared data set -> the rows that linear members learn: training and validation rows, and
+their folds.
 
-No calibration or test row is nearly one of these, and rows that are nearly alike or of one group share a fold: so no
-row is judged, and none measured, by a member that has learned nearly the same. Validation rows of another time or
-source than the training rows are the only fold, so members judge them that have learned no row of that time or source.
+No calibration or test row is nearly one of these, and rows that are nearly alike or of one group
+share a fold: so no row is judged, and none measured, by a member that has learned nearly the same.
+Validation rows of another time or source than the training rows are the only fold, so members judge
+them that have learned no row of that time or source.
 """
 
 from __future__ import annotations
@@ -45,7 +47,10 @@ def read(prepared: Artifact) -> LearnedRows:
     train = require_records(prepared.file("train.jsonl"))
     others = [read_records(prepared.file(f"{split}.jsonl")) for split in SPLITS[1:]]
     records = [*train, *itertools.chain.from_iterable(others)]
-    alike, count = near_duplicates.clusters([minhash.normalise(each.input) for each in records]), len(train)
+    alike, count = (
+        near_duplicates.clusters([minhash.normalise(each.input) for each in records]),
+        len(train),
+    )
     measured = np.isin(alike, alike[count + len(others[0]) :])
     measured[:count] = False  # `prepare` leaves out a training row that is nearly a held-out one
     places = np.flatnonzero(~measured[: count + len(others[0])])
@@ -59,13 +64,17 @@ def read(prepared: Artifact) -> LearnedRows:
 
 
 def _apart(facts: JsonObject) -> bool:
-    """True where the facts of a data set say that its validation rows are of another time or source than the others."""
+    """True where the facts of a data set say that its validation rows are of
+    another time or source than the others.
+    """
     by_time = facts.get("splits", {}).get("by") == "time"
     return by_time or any(source["split"] == SPLITS[1] for source in facts.get("sources", ()))
 
 
 def _together(alike: Indices, groups: Sequence[str | None]) -> list[int]:
-    """A number for each row: the same for rows that a chain of near-duplicates and of groups connects."""
+    """A number for each row: the same for rows that a chain of
+    near-duplicates and of groups connects.
+    """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -73,8 +82,13 @@ def _together(alike: Indices, groups: Sequence[str | None]) -> list[int]:
     numbers = {group: count + k for k, group in enumerate(dict.fromkeys(groups))}
     own = np.arange(count)
     first = {root: k for k, root in reversed([*enumerate(alike.tolist())])}
-    ends = [*(first[root] for root in alike.tolist()), *(numbers[g] if g else k for k, g in enumerate(groups))]
+    ends = [
+        *(first[root] for root in alike.tolist()),
+        *(numbers[g] if g else k for k, g in enumerate(groups)),
+    ]
     size = count + len(numbers)
-    graph = coo_matrix((np.ones(2 * count, np.int8), (np.concatenate([own, own]), ends)), (size, size))
+    graph = coo_matrix(
+        (np.ones(2 * count, np.int8), (np.concatenate([own, own]), ends)), (size, size)
+    )
     result: list[int] = connected_components(graph, directed=False)[1][:count].tolist()
     return result

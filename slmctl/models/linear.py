@@ -1,4 +1,6 @@
-"""Linear members as a model: on a sentence encoder and on words, without a GGUF file that they are beside."""
+"""Linear members as a model: on a sentence encoder and on words,
+without a GGUF file that they are beside.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,13 @@ from slmctl.inference import ENCODER, LINEAR, SUM_FILE
 from slmctl.inference.engine import Answering
 from slmctl.metrics.label_sum import LabelSum
 from slmctl.model_files import memory
-from slmctl.model_files.gguf_choice import answering_sha256, head_file, is_tagging, require_measured, sum_files
+from slmctl.model_files.gguf_choice import (
+    answering_sha256,
+    head_file,
+    is_tagging,
+    require_measured,
+    sum_files,
+)
 from slmctl.models.field_sum import TaggerAnswers
 from slmctl.models.linear_members import LinearMembers
 from slmctl.models.model import Loading, Model
@@ -41,7 +49,11 @@ class LinearSum(Model):
 
     @property
     def file(self) -> FileEntry:
-        return next(entry for entry in self.artifact.manifest.files if entry.path == head_file(self.artifact))
+        return next(
+            entry
+            for entry in self.artifact.manifest.files
+            if entry.path == head_file(self.artifact)
+        )
 
     @property
     def weights(self) -> FileEntry:
@@ -58,8 +70,10 @@ class LinearSum(Model):
             return TaggerAnswers(Tagger(self.artifact.path))
         model = members_of(self.artifact, (self.task and self.task.labels) or None)
         if model.of_file:
-            raise UsageError(f"the linear members in {self.artifact.path} answer beside a GGUF file alone",
-                             hint="slmctl predict sum, or slmctl serve with a release of both")  # fmt: skip
+            raise UsageError(
+                f"the linear members in {self.artifact.path} answer beside a GGUF file alone",
+                hint="slmctl predict sum, or slmctl serve with a release of both",
+            )
         return LinearMembers(model, self.artifact.path)
 
 
@@ -70,7 +84,8 @@ def members_of(folder: Artifact, labels: Sequence[str] | None) -> LabelSum:
         labels: The task's; None for any.
 
     Raises:
-        IntegrityError: They are damaged, of other labels, or not those that a release was measured with.
+        IntegrityError: They are damaged, of other labels, or not those that a release was measured
+            with.
     """
     require_measured(folder)
     return LabelSum.read(folder.path / SUM_FILE, labels)

@@ -1,4 +1,6 @@
-"""The linear members of a sum, on a sentence encoder and on words: text -> the score of every label."""
+"""The linear members of a sum, on a sentence encoder and on words:
+text -> the score of every label.
+"""
 
 from __future__ import annotations
 
@@ -46,20 +48,28 @@ class Scores:
     words: Scores | None = None
 
     def answer(self, labels: tuple[str, ...]) -> Event:
-        """The end of an answer by these scores alone, with the probability of every one of `labels`."""
+        """The end of an answer by these scores alone, with the
+        probability of every one of `labels`.
+        """
         shares = self._with(None, labels)
         sure = next(iter(shares.values()))
         evidence = dict(zip(self.labels, self.evidence.tolist(), strict=True))
         return {
-            "finish": "stop", "prompt_tokens": 0, "completion_tokens": 0, "labels": shares, "distribution": shares,
-            "confidence": sure, "logprobs": [math.log(max(sure, FLOOR))],
+            "finish": "stop",
+            "prompt_tokens": 0,
+            "completion_tokens": 0,
+            "labels": shares,
+            "distribution": shares,
+            "confidence": sure,
+            "logprobs": [math.log(max(sure, FLOOR))],
             "evidence": round(evidence.get(next(iter(shares)), 0.0), 6),
-        }  # fmt: skip
+        }
 
     def beside(self, event: Event, labels: tuple[str, ...]) -> Event:
         """The end of a model's answer with the probabilities of the whole sum.
 
-        `raw_logprobs` keeps how likely the model would have answered with any label, `first` the answer without it.
+        `raw_logprobs` keeps how likely the model would have answered with any label, `first` the
+        answer without it.
         """
         both = self._with(event["labels"], labels)
         sure = next(iter(both.values()))
@@ -68,14 +78,26 @@ class Scores:
         every = event.get("distribution")
         more: Event = {} if every is None else {"distribution": self._with(every, labels)}
         words: Event = {} if self.words is None else {"first": self.words.answer(labels)}
-        return event | more | {
-            "labels": both, "confidence": sure, "logprobs": [best], "raw_logprobs": [best + allowed],
-            "first": self.answer(labels) | words,
-        }  # fmt: skip
+        return (
+            event
+            | more
+            | {
+                "labels": both,
+                "confidence": sure,
+                "logprobs": [best],
+                "raw_logprobs": [best + allowed],
+                "first": self.answer(labels) | words,
+            }
+        )
 
     def _with(self, reached: dict[str, float] | None, labels: tuple[str, ...]) -> dict[str, float]:
-        """The probability of every label by the sum, likeliest first, with those that a model reached."""
-        by_label, least = dict(zip(self.labels, self.summed.tolist(), strict=True)), float(self.summed.min())
+        """The probability of every label by the sum, likeliest
+        first, with those that a model reached.
+        """
+        by_label, least = (
+            dict(zip(self.labels, self.summed.tolist(), strict=True)),
+            float(self.summed.min()),
+        )
         scores = np.array([by_label.get(label, least) for label in labels])
         if reached is not None:
             scores = scores + self.of_file * label_sum.spread(reached, labels)
@@ -103,8 +125,11 @@ class LinearMembers(BatchReader[Scores]):
         self._words = words_of(self._model) if self._encoder is not None else None
         if self._encoder is not None and self._model.size != self._encoder.size:
             self._encoder.close()
-            raise IntegrityError(f"the linear model reads vectors of {self._model.size} numbers, and the encoder in "
-                                 f"{folder.name} computes {self._encoder.size}", hint="slmctl encode")  # fmt: skip
+            raise IntegrityError(
+                f"the linear model reads vectors of {self._model.size} numbers, and the encoder in "
+                f"{folder.name} computes {self._encoder.size}",
+                hint="slmctl encode",
+            )
         super().__init__()
 
     @property
@@ -129,12 +154,16 @@ class LinearMembers(BatchReader[Scores]):
             vectors = self._encoder.encode(texts)
         summed, evidence = self._model.scored(texts, vectors)
         if np.isnan(summed).any():
-            raise EngineError("the encoder computed NaN: its file is damaged, or its products are wrong here")
+            raise EngineError(
+                "the encoder computed NaN: its file is damaged, or its products are wrong here"
+            )
         labels, of_file = self._model.labels, self._model.of_file
         scores = [Scores(labels, *row, of_file) for row in zip(summed, evidence, strict=True)]
         if self._words is None:
             return scores
-        words = [Scores(labels, *row) for row in zip(*self._words.scored(texts, vectors), strict=True)]
+        words = [
+            Scores(labels, *row) for row in zip(*self._words.scored(texts, vectors), strict=True)
+        ]
         return [replace(both, words=alone) for both, alone in zip(scores, words, strict=True)]
 
     def timed(self, texts: Sequence[str]) -> dict[str, float]:
@@ -142,7 +171,10 @@ class LinearMembers(BatchReader[Scores]):
         looks: dict[str, Callable[[str], object]] = {LINEAR: lambda text: self.scored([text])}
         if (words := self._words) is not None:
             looks[WORDS] = lambda text: words.scored([text], np.zeros((1, 0), np.float32))
-        times = {name: [timeit.timeit(partial(look, text), number=1) for text in texts] for name, look in looks.items()}
+        times = {
+            name: [timeit.timeit(partial(look, text), number=1) for text in texts]
+            for name, look in looks.items()
+        }
         return {name: 1000 * statistics.median(seconds) for name, seconds in times.items()}
 
 

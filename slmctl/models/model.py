@@ -1,4 +1,6 @@
-"""A model that can answer: its name in reports, the hash that policies are bound to, and how it is loaded."""
+"""A model that can answer: its name in reports, the hash that policies
+are bound to, and how it is loaded.
+"""
 
 from __future__ import annotations
 
@@ -38,13 +40,21 @@ class Loading:
     mostly_reads: bool = False
 
     @classmethod
-    def of(cls, task: Task | None, *, sequences: int = SEQUENCES, context: int = CONTEXT) -> Loading:
+    def of(
+        cls, task: Task | None, *, sequences: int = SEQUENCES, context: int = CONTEXT
+    ) -> Loading:
         """The settings for answers to a task.
 
         Args:
             task: None for a file that carries none.
         """
-        return cls(sequences, context, {}, bool(task and task.rules.constraint()), bool(task and task.mostly_reads))
+        return cls(
+            sequences,
+            context,
+            {},
+            bool(task and task.rules.constraint()),
+            bool(task and task.mostly_reads),
+        )
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,8 @@ class OpenModel:
 
     Attributes:
         adapter: The adapter's name inside of it.
-        engine: The build of llama.cpp that predictions name; None for a model that another program computes.
+        engine: The build of llama.cpp that predictions name; None for a model that another program
+            computes.
     """
 
     model: Answering
@@ -63,18 +74,28 @@ class OpenModel:
     engine: str | None = None
 
     def answer(self, prompts: Sequence[Prompt]) -> Outcomes:
-        """The answers, each with the index of its prompt, in the order in which they are finished."""
+        """The answers, each with the index of its prompt, in the
+        order in which they are finished.
+        """
         allowed = self.task.rules.constraint()
         requests = (
             engine_request(
-                self.task, prompt.text, prefix=prompt.prefix, constraint=prompt.constraint or allowed,
-                max_tokens=self.max_tokens, adapter=self.adapter, question=prompt.question,
+                self.task,
+                prompt.text,
+                prefix=prompt.prefix,
+                constraint=prompt.constraint or allowed,
+                max_tokens=self.max_tokens,
+                adapter=self.adapter,
+                question=prompt.question,
                 document=prompt.messages[-1]["content"] if prompt.messages else "",
             )
             for prompt in prompts
-        )  # fmt: skip
+        )
         for index, answer in self.model.ask_all(requests, widen=True, alone=True):
-            if isinstance(answer, Answer) and (kept := self.task.rules.kept(answer.text)) != answer.text:
+            if (
+                isinstance(answer, Answer)
+                and (kept := self.task.rules.kept(answer.text)) != answer.text
+            ):
                 answer = dataclasses.replace(answer, text=kept)  # in the one form of answers
             yield index, answer
 
@@ -91,7 +112,8 @@ class Model:
         adapter: The name inside of the engine of an adapter that answers.
         is_gguf: llama.cpp's engine answers by a file of it, so an encoder may look first.
         takes_policy: A policy can keep or escalate its answers.
-        learns_validation: It has learned the validation rows too, so its answers to them tell nothing.
+        learns_validation: It has learned the validation rows too, so its answers to them tell
+            nothing.
         place: Its place in reports, as the pipeline makes models.
         is_source: GGUF files are made of it.
         is_candidate: A file of it may be the one to release.
@@ -147,27 +169,37 @@ class Model:
 
     @property
     def digest(self) -> str:
-        """The hash that a policy is bound to: of a file; of file and encoder where both answer; of an artifact."""
+        """The hash that a policy is bound to: of a file; of file and
+        encoder where both answer; of an artifact.
+        """
         return self.weights.sha256
 
     @property
     def weights(self) -> FileEntry:
-        """All that answers as one file: its name, the bytes of all, and the hash that predictions and policies hold."""
+        """All that answers as one file: its name, the bytes of all, and the
+        hash that predictions and policies hold.
+        """
         size = sum(entry.size for entry in self.artifact.files(".safetensors"))
-        return FileEntry(self.artifact.path.name, size, self.artifact.digest.removeprefix("sha256:"))
+        return FileEntry(
+            self.artifact.path.name, size, self.artifact.digest.removeprefix("sha256:")
+        )
 
     @property
     def base_sha256(self) -> str | None:
-        """The hash of the base's file that an adapter's own file answers on; None for all other models."""
+        """The hash of the base's file that an adapter's own file
+        answers on; None for all other models.
+        """
         return None
 
     def variants(self) -> Sequence[str | None]:
-        """The quantization types of its files, which are measured one by one; (None,) for a model without several."""
+        """The quantization types of its files, which are measured one by
+        one; (None,) for a model without several.
+        """
         return (None,)
 
     def task_in(self, engine: Answering) -> tuple[Task, bool, str]:
-        """Returns (task, bare, opening). `bare`: the model carries no task, so one is made of its chat template;
-        `opening`: the token that raw text must begin with, or "".
+        """Returns (task, bare, opening). `bare`: the model carries no task, so one is made of its
+        chat template; `opening`: the token that raw text must begin with, or "".
 
         Raises:
             UsageError: It has neither a task nor a chat template.
@@ -176,31 +208,44 @@ class Model:
         return self.task, False, ""
 
     def read_task(self) -> Task:
-        """The task that it carries, or one of its chat template, for which it is loaded; raises what both raise."""
+        """The task that it carries, or one of its chat template, for which
+        it is loaded; raises what both raise.
+        """
         if self.task is not None:
             return self.task
         with self.load(Loading(sequences=1, context=128)) as engine:
             return self.task_in(engine)[0]
 
     def other_build(self, build: str) -> str:
-        """A note where the engine is another build than the one that measured the file; empty where it is the same."""
-        measured, used = self.artifact.manifest.environment.get("llama_cpp_python"), build.removesuffix(EXPANDED)
+        """A note where the engine is another build than the one that
+        measured the file; empty where it is the same.
+        """
+        measured, used = (
+            self.artifact.manifest.environment.get("llama_cpp_python"),
+            build.removesuffix(EXPANDED),
+        )
         report = self.artifact.path / "report.json"
         if report.is_file():
             entries = json.loads(report.read_bytes())["models"].values()
-            builds = [entry.get("engine") for entry in entries if entry.get("sha256") == self.file.sha256]
+            builds = [
+                entry.get("engine") for entry in entries if entry.get("sha256") == self.file.sha256
+            ]
             measured, used = builds[0] if builds else None, build
         if not measured or measured == used:
             return ""
         name = self.path.name
-        return f"this engine is llama-cpp-python {used}, and {name} was measured with {measured}: measure it again"
+        return (
+            f"this engine is llama-cpp-python {used}, and {name} was measured with {measured}: "
+            "measure it again"
+        )
 
     def bytes(self, loading: Loading) -> int:
         """Estimate of the memory that its processes hold while it answers."""
         raise NotImplementedError
 
     def require_room(self, loading: Loading, *others: Path) -> None:
-        """Refuse to load it where the memory is not enough for it and other encoders; an encoder alone is small.
+        """Refuse to load it where the memory is not enough for it and other encoders; an encoder
+        alone is small.
 
         Raises:
             FullError: It is not.
@@ -215,12 +260,15 @@ class Model:
         raise NotImplementedError
 
     @contextlib.contextmanager
-    def open(self, task: Task, *, max_tokens: int = 256, whole_labels: bool | None = None) -> Iterator[OpenModel]:
+    def open(
+        self, task: Task, *, max_tokens: int = 256, whole_labels: bool | None = None
+    ) -> Iterator[OpenModel]:
         """The model in memory, for prompts of a task.
 
         Args:
             task: The contract that its answers are held to.
-            whole_labels: Score labels by all of their tokens; None for doing so with an untuned base.
+            whole_labels: Score labels by all of their tokens; None for doing so with an untuned
+                base.
 
         Raises:
             DataError: The answers cannot be held to the task's schema.

@@ -37,12 +37,18 @@ class Encoder:
 
     def __init__(self, folder: Path, *, threads: int | None = None) -> None:
         require("running an encoder", "encoder", "onnxruntime", "tokenizers")
-        self._session, self._tokenizer = _session(folder / ENCODER), load_tokenizer(folder / TOKENIZER)
+        self._session, self._tokenizer = (
+            _session(folder / ENCODER),
+            load_tokenizer(folder / TOKENIZER),
+        )
         shapes = {output.name: output.shape for output in self._session.get_outputs()}
         inputs = {value.name for value in self._session.get_inputs()}
         if inputs != {*INPUTS} or OUTPUTS[1] not in shapes:
-            raise EngineError(f"{folder / ENCODER} is no sentence encoder: it reads {', '.join(sorted(inputs))} and "
-                              f"gives {', '.join(sorted(shapes))}")  # fmt: skip
+            raise EngineError(
+                f"{folder / ENCODER} is no sentence encoder: it reads {', '.join(sorted(inputs))} "
+                "and "
+                f"gives {', '.join(sorted(shapes))}"
+            )
         self._pool = ThreadPoolExecutor(threads or usable_cores())
         self.size = self._compute([[0]]).shape[1]
 
@@ -52,7 +58,8 @@ class Encoder:
         return f"onnxruntime {importlib.metadata.version('onnxruntime')}"
 
     def encode(self, texts: Sequence[str]) -> Floats:
-        """The vectors (texts, size) of some texts, each of length 1; they do not depend on each other.
+        """The vectors (texts, size) of some texts, each of length 1; they do not depend on each
+        other.
 
         Raises:
             EngineError: ONNX Runtime failed, such as for want of memory.
@@ -67,11 +74,14 @@ class Encoder:
         list(self._pool.map(compute, _batches([len(ids) for ids in tokens])))
         return vectors
 
-    def read(self, rows: Sequence[Sequence[int]], take: Callable[[Floats, Floats], Taken]) -> list[Taken]:
+    def read(
+        self, rows: Sequence[Sequence[int]], take: Callable[[Floats, Floats], Taken]
+    ) -> list[Taken]:
         """The part that is taken of each row of tokens.
 
         Args:
-            take: Is called in several threads with the vectors of the tokens (tokens, size) and that of the row.
+            take: Is called in several threads with the vectors of the tokens (tokens, size) and
+                that of the row.
 
         Raises:
             EngineError: ONNX Runtime failed.
@@ -97,7 +107,9 @@ class Encoder:
             padded[place, : len(row)] = row
             mask[place, : len(row)] = 1
         with _Spoken("the encoder failed"):
-            result: list[Floats] = self._session.run([*outputs], dict(zip(INPUTS, (padded, mask), strict=True)))
+            result: list[Floats] = self._session.run(
+                [*outputs], dict(zip(INPUTS, (padded, mask), strict=True))
+            )
         return result
 
     def close(self) -> None:
@@ -112,12 +124,16 @@ class Encoder:
 
 
 class _Spoken(contextlib.AbstractContextManager[None]):
-    """Turns errors of ONNX Runtime and tokenizers, which have no class in common, into an EngineError."""
+    """Turns errors of ONNX Runtime and tokenizers, which have no
+    class in common, into an EngineError.
+    """
 
     def __init__(self, what: str) -> None:
         self.what = what
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
         if isinstance(error, Exception) and not isinstance(error, MemoryError | FileNotFoundError):
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise EngineError(f"{self.what}: {reason}") from error
@@ -128,7 +144,8 @@ def _session(path: Path) -> Any:
 
     onnxruntime.disable_telemetry_events()  # of builds for Windows
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1  # each thread computes its own batch
+    # each thread computes its own batch
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = False  # it would keep the room of the longest texts
     with _Spoken(f"{path} cannot be loaded as a sentence encoder"):
@@ -153,7 +170,8 @@ def _readable(text: str) -> str:
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Places of texts that are computed together, short ones first; padding is little between texts of like length.
+    """Places of texts that are computed together, short ones first; padding is little between texts
+    of like length.
 
     A text without a token has the vector of zeros.
     """

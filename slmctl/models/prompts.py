@@ -21,7 +21,8 @@ class Prompt:
     Attributes:
         prefix: The text at its start that all questions share.
         messages: The turns that it is made of.
-        constraint: The grammar of its answer if the conversation lists its own tools; '' for the task's.
+        constraint: The grammar of its answer if the conversation lists its own tools; '' for the
+            task's.
     """
 
     text: str
@@ -58,15 +59,21 @@ def asked(task: Task, record: Record, *, list_labels: bool = False) -> Prompt:
 
 
 def few_shot(task: Task, examples: Sequence[Record], records: Sequence[Record]) -> list[Prompt]:
-    """The prompts of records for a model that was not trained: the form of the answer in words, then examples."""
+    """The prompts of records for a model that was not trained: the form
+    of the answer in words, then examples.
+    """
     head = untuned_prompt.opening(task, examples, local=True)
     shared = _shared(task, [*head, {"role": "user", "content": MARK}])
     turns = [[*head, *untuned_prompt.turns(task, record, local=True)[:-1]] for record in records]
-    texts = task.prompts((messages, record.tools) for messages, record in zip(turns, records, strict=True))
+    texts = task.prompts(
+        (messages, record.tools) for messages, record in zip(turns, records, strict=True)
+    )
     return [_of_record(task, *parts, shared) for parts in zip(records, turns, texts, strict=True)]
 
 
-def _of_record(task: Task, record: Record, turns: Sequence[Message], text: str, shared: str) -> Prompt:
+def _of_record(
+    task: Task, record: Record, turns: Sequence[Message], text: str, shared: str
+) -> Prompt:
     constraint = task.rules.constraint(record.tools) if record.tools else ""
     return Prompt(text, shared if text.startswith(shared) else "", tuple(turns), constraint)
 

@@ -1,7 +1,9 @@
-"""A GGUF file in a sum: the linear members' weighted log probabilities are added to each label's of the file.
+"""A GGUF file in a sum: the linear members' weighted log probabilities are added to each label's of
+the file.
 
-They err on other rows than the file, so the sum answers better. It holds no text of a training row. In a first look the
-linear members answer alone what they are sure of, and the file is asked for the rest.
+They err on other rows than the file, so the sum answers better. It holds no text of a training row.
+In a first look the linear members answer alone what they are sure of, and the file is asked for the
+rest.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ class SumEngine(Beside[Scores]):
     """A model whose log probabilities of labels are one part of a sum.
 
     Args:
-        first: The policy of the linear members' answers: what it keeps is the answer, and the model is not asked; None
-            to ask both at once.
+        first: The policy of the linear members' answers: what it keeps is the answer, and the model
+            is not asked; None to ask both at once.
         labels: Those that it was fitted for.
         looking: The members that look first where these are not all; None for all.
     """
@@ -80,8 +82,10 @@ class FileInSum(Model):
 
     Attributes:
         model: The GGUF file alone.
-        sum: The artifact of the other members; None where they are in the file's own folder, as in a release.
-        first: The policy by whose first step the linear members answer alone; None to ask all for every answer.
+        sum: The artifact of the other members; None where they are in the file's own folder, as in
+            a release.
+        first: The policy by whose first step the linear members answer alone; None to ask all for
+            every answer.
     """
 
     is_gguf = takes_policy = learns_validation = True
@@ -104,8 +108,13 @@ class FileInSum(Model):
 
     @property
     def weights(self) -> FileEntry:
-        own, others = self.file, [(self._folder.path / name).stat().st_size for name in sum_files(self._folder)]
-        return FileEntry(own.path, own.size + sum(others), answering_sha256(self.artifact, own, self.sum))
+        own, others = (
+            self.file,
+            [(self._folder.path / name).stat().st_size for name in sum_files(self._folder)],
+        )
+        return FileEntry(
+            own.path, own.size + sum(others), answering_sha256(self.artifact, own, self.sum)
+        )
 
     @property
     def file(self) -> FileEntry:
@@ -138,7 +147,11 @@ class FileInSum(Model):
             fitted = self.first.first if self.first is not None else None
             if model.of_file and words is not None and fitted is not None and fitted.words_alone:
                 looking = undo.enter_context(LinearMembers(words, folder.path))
-            whole = SumEngine(self.model.load(loading), members, step, labels, looking) if model.of_file else members
+            whole = (
+                SumEngine(self.model.load(loading), members, step, labels, looking)
+                if model.of_file
+                else members
+            )
             undo.pop_all()
         return whole
 

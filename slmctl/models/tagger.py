@@ -1,4 +1,6 @@
-"""An encoder that tags the words of a text with the fields of a schema: texts -> JSON answers with places."""
+"""An encoder that tags the words of a text with the fields of a
+schema: texts -> JSON answers with places.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +41,14 @@ class TaggerHead:
     """Linear layers on an encoder, and the way in which marked places are read.
 
     Attributes:
-        weights, bias: (1 + 2F, size) and (1 + 2F,) of the classes of a word: none, and begin and go on of each field.
-        concluded: By field that the whole text decides, a sum of which the labels are its values as JSON.
+        weights, bias: (1 + 2F, size) and (1 + 2F,) of the classes of a word: none, and begin and go
+            on of each field.
+        concluded: By field that the whole text decides, a sum of which the labels are its values as
+            JSON.
         sharpness: Factor of the scores of a word.
         powers: Of the probabilities of a value and of a whole answer, by which they are calibrated.
-        bounds: Least probability of each property that a language model is not asked for; none without one.
+        bounds: Least probability of each property that a language model is not asked for; none
+            without one.
     """
 
     reader: Reader
@@ -158,7 +163,9 @@ class Tagger:
         MissingError: A package is not installed.
     """
 
-    def __init__(self, folder: Path, head: TaggerHead | None = None, *, threads: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, head: TaggerHead | None = None, *, threads: int | None = None
+    ) -> None:
         self.encoder = Encoder(folder, threads=threads)
         self.head = head or TaggerHead.read(folder / TAGGER_FILE, self.encoder.size)
         tokenizer = load_tokenizer(folder / TOKENIZER)
@@ -173,10 +180,15 @@ class Tagger:
 
     def answers(self, texts: Sequence[str]) -> list[TaggedAnswer]:
         """The answers to some texts; raises an EngineError if ONNX Runtime fails."""
-        return [self.answer(text, scores) for text, scores in zip(texts, self.scores(texts), strict=True)]
+        return [
+            self.answer(text, scores)
+            for text, scores in zip(texts, self.scores(texts), strict=True)
+        ]
 
     def scores(self, texts: Sequence[str]) -> list[TextScores]:
-        """The scores of some texts, whose windows are computed together with others of like length."""
+        """The scores of some texts, whose windows are computed
+        together with others of like length.
+        """
         head = self.head
         windows = [self._cutter.windows(Evidence(text)) for text in texts]
         flat = [window for each in windows for window in each]
@@ -186,21 +198,32 @@ class Tagger:
             return (states @ weights + bias).astype(np.float32), vector
 
         read = iter(self.encoder.read([window.tokens for window in flat], take))
-        return self._concluded(texts, [self._merged(each, [next(read) for _ in each]) for each in windows])
+        return self._concluded(
+            texts, [self._merged(each, [next(read) for _ in each]) for each in windows]
+        )
 
-    def _merged(self, windows: Sequence[TokenWindow], read: Sequence[tuple[Floats, Floats]]) -> TextScores:
-        """The scores of a text: each word's by the window in which it stands further from the edge."""
+    def _merged(
+        self, windows: Sequence[TokenWindow], read: Sequence[tuple[Floats, Floats]]
+    ) -> TextScores:
+        """The scores of a text: each word's by the window in
+        which it stands further from the edge.
+        """
         parts = [np.zeros((0, len(self.head.bias)), np.float32)]
         for window, (scores, _) in zip(windows, read, strict=True):
             first, end = (place - window.first for place in window.own)
             parts.append(scores[window.places][first:end])
-        total = np.sum([vector for _, vector in read], axis=0) if read else np.zeros(self.encoder.size)
+        total = (
+            np.sum([vector for _, vector in read], axis=0) if read else np.zeros(self.encoder.size)
+        )
         length = float(np.linalg.norm(total)) or 1.0
         return TextScores(np.concatenate(parts), (total / length).astype(np.float32))
 
     def _concluded(self, texts: Sequence[str], scores: Sequence[TextScores]) -> list[TextScores]:
         vectors = np.array([each.vector for each in scores]).reshape(-1, self.encoder.size)
-        tables = {k: normalised(summed.scored(texts, vectors)[0]) for k, summed in self.head.concluded.items()}
+        tables = {
+            k: normalised(summed.scored(texts, vectors)[0])
+            for k, summed in self.head.concluded.items()
+        }
         rows = [{k: table[row] for k, table in tables.items()} for row in range(len(scores))]
         return [replace(each, concluded=row) for each, row in zip(scores, rows, strict=True)]
 
@@ -221,7 +244,9 @@ class Tagger:
         return self._calibrated(text, read)
 
     def _conclusion(self, number: int, scores: TextScores) -> tuple[Any, float]:
-        """Returns (the likeliest value, its log probability) of a field that the whole text decides."""
+        """Returns (the likeliest value, its log probability) of a
+        field that the whole text decides.
+        """
         if number not in scores.concluded:  # training rows have one value
             return self.head.reader.habits[number].concluded[0], 0.0
         table = scores.concluded[number]
@@ -257,8 +282,13 @@ def _places(text: str, values: Sequence[FieldValue]) -> Iterator[ValuePlace]:
             around = text[max(0, start - AROUND) : end + AROUND]
             page = page_of(breaks, start)
             yield {
-                "path": value.path, "value": value.value, "start": start, "end": end, "page": page, "around": around,
-            }  # fmt: skip
+                "path": value.path,
+                "value": value.value,
+                "start": start,
+                "end": end,
+                "page": page,
+                "around": around,
+            }
 
 
 def classes_of(evidence: Evidence, marks: Sequence[SpanMark]) -> list[int]:
@@ -271,7 +301,9 @@ def classes_of(evidence: Evidence, marks: Sequence[SpanMark]) -> list[int]:
     return classes
 
 
-def marks_of(logprobs: Logprobs, evidence: Evidence, needed: Sequence[int] = ()) -> Iterator[SpanMark]:
+def marks_of(
+    logprobs: Logprobs, evidence: Evidence, needed: Sequence[int] = ()
+) -> Iterator[SpanMark]:
     """The places on the likeliest path over words, where a field goes on after itself alone.
 
     Args:
@@ -324,7 +356,9 @@ def _runs(path: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         yield first, end
 
 
-def _mark(number: int, logprobs: Logprobs, words: Sequence[tuple[int, int]], run: tuple[int, int]) -> SpanMark:
+def _mark(
+    number: int, logprobs: Logprobs, words: Sequence[tuple[int, int]], run: tuple[int, int]
+) -> SpanMark:
     first, end = run
     begin = 1 + 2 * number
     total = logprobs[first, begin] + logprobs[first + 1 : end, begin + 1].sum()

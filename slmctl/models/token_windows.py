@@ -11,7 +11,8 @@ from typing import Any
 from slmctl.task.evidence import Evidence, Span
 
 LONGEST, SHARED = 192, 0.25  # tokens of a window; the part of it that the next one reads too
-LINE_END = "|"  # is read in place of a line break, which tokenizers leave out, and the value of a line ends there
+# is read in place of a line break, which tokenizers leave out, and the value of a line ends there
+LINE_END = "|"
 MOST = 1 << 20  # characters that are read of a text
 
 
@@ -22,7 +23,8 @@ class TokenWindow:
     Attributes:
         tokens: With those that the tokenizer adds at both ends.
         first, end: Its words, by their places among those of the text.
-        own: The first of its words that the window before does not decide, and the end of those that it decides.
+        own: The first of its words that the window before does not decide, and the end of those
+            that it decides.
         places: The first token of each of its words.
     """
 
@@ -52,7 +54,8 @@ class Cutter:
 
     def windows(self, evidence: Evidence) -> list[TokenWindow]:
         """The windows of a text, in order; none of a text without words."""
-        text = evidence.text[:MOST].encode(errors="replace").decode()  # without halves of characters
+        # without halves of characters
+        text = evidence.text[:MOST].encode(errors="replace").decode()
         text = text.replace("\n", LINE_END)
         encoded = self._tokenizer.encode(text, add_special_tokens=False)
         ends = list(accumulate((end for _, end in encoded.offsets), max))
@@ -60,7 +63,10 @@ class Cutter:
         first_tokens = [bisect_right(ends, start) for start in words]
         spans = list(self._spans(first_tokens, len(encoded.ids)))
         edges = [0, *((end + start) // 2 for (_, end), (start, _) in pairwise(spans)), len(words)]
-        return [self._window(span, (edges[k], edges[k + 1]), first_tokens, encoded.ids) for k, span in enumerate(spans)]
+        return [
+            self._window(span, (edges[k], edges[k + 1]), first_tokens, encoded.ids)
+            for k, span in enumerate(spans)
+        ]
 
     def _spans(self, first_tokens: Sequence[int], count: int) -> Iterator[Span]:
         """The first word of each window, and the end of its words."""
@@ -71,12 +77,19 @@ class Cutter:
             yield start, end
             if end == len(first_tokens):
                 return
-            start = max(bisect_left(first_tokens, limit - int(self._room * SHARED), hi=end), start + 1)
+            start = max(
+                bisect_left(first_tokens, limit - int(self._room * SHARED), hi=end), start + 1
+            )
 
-    def _window(self, span: Span, own: Span, first_tokens: Sequence[int], ids: Sequence[int]) -> TokenWindow:
+    def _window(
+        self, span: Span, own: Span, first_tokens: Sequence[int], ids: Sequence[int]
+    ) -> TokenWindow:
         first, end = span
         begin = first_tokens[first]
         until = first_tokens[end] if end < len(first_tokens) else len(ids)
         tokens = ids[begin : min(until, begin + self._room)]  # the first part of a longer word
-        places = [min(place - begin, len(tokens) - 1) + len(self._before) for place in first_tokens[first:end]]
+        places = [
+            min(place - begin, len(tokens) - 1) + len(self._before)
+            for place in first_tokens[first:end]
+        ]
         return TokenWindow([*self._before, *tokens, *self._after], first, end, own, places)

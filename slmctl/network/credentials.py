@@ -1,4 +1,6 @@
-"""Tokens and passwords: read from the environment or a keyring only, and never written to an artifact or a log."""
+"""Tokens and passwords: read from the environment or a keyring only, and
+never written to an artifact or a log.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ SERVICE = "slmctl"  # service name in the keyring: keyring set slmctl HF_TOKEN
 
 
 def secret(*names: str) -> str | None:
-    """The value of the first environment variable that is set, else of the first name in the keyring; else None.
+    """The value of the first environment variable that is set, else of the first name in the
+    keyring; else None.
 
     The keyring is read only if the package `keyring` is installed.
     """
@@ -34,9 +37,14 @@ def secret(*names: str) -> str | None:
 
 
 def mask(url: str) -> str:
-    """The address with `***` in place of its password and of every parameter that may hold a secret.
+    """The address with `***` in place of its password and of every parameter that may hold a
+    secret.
 
     A reference such as `${DB_PASSWORD}` is not a secret and stays.
     """
-    url = re.sub(r"((?:\w://|^(?!\w+(?:\+\w+)?://))[^:/]*):(?!\$\{\w+\}@)(?:[^/?]*|[^@]*)@", r"\1:***@", url)
-    return re.sub(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key|connect)[^=&;]*)=[^&]*", r"\1=***", url)
+    url = re.sub(
+        r"((?:\w://|^(?!\w+(?:\+\w+)?://))[^:/]*):(?!\$\{\w+\}@)(?:[^/?]*|[^@]*)@", r"\1:***@", url
+    )
+    return re.sub(
+        r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key|connect)[^=&;]*)=[^&]*", r"\1=***", url
+    )

@@ -23,8 +23,13 @@ from slmctl.network.endpoint_replies import (
 
 Api = Literal["chat", "decisions", "systemone"]
 CHAT: Api = "chat"
-PATHS: Mapping[Api, str] = {CHAT: "/chat/completions", "decisions": "/decisions", "systemone": "/systemone"}
-MOST_LABELS = 255  # of a question, by both vendors' documentation; some servers accept fewer and answer 400
+PATHS: Mapping[Api, str] = {
+    CHAT: "/chat/completions",
+    "decisions": "/decisions",
+    "systemone": "/systemone",
+}
+# of a question, by both vendors' documentation; some servers accept fewer and answer 400
+MOST_LABELS = 255
 FORM = "decision"
 NAME = "label"  # name of the only question of a request
 
@@ -48,8 +53,14 @@ class Choice:
 
 
 def body(api: Api, choice: Choice, messages: Sequence[Mapping[str, object]]) -> dict[str, object]:
-    """The body of a request for one label of a conversation; a single user message is sent as plain text."""
-    content = messages[0]["content"] if [turn["role"] for turn in messages] == ["user"] else list(messages)
+    """The body of a request for one label of a conversation; a single
+    user message is sent as plain text.
+    """
+    content = (
+        messages[0]["content"]
+        if [turn["role"] for turn in messages] == ["user"]
+        else list(messages)
+    )
     question: dict[str, object] = {"type": "choice", "instructions": choice.instructions}
     if api == "systemone":
         criteria = {label: described or None for label, described in choice.labels.items()}
@@ -64,8 +75,9 @@ def body(api: Api, choice: Choice, messages: Sequence[Mapping[str, object]]) -> 
 def read_decision(raw: bytes, seconds: float, choice: Choice) -> Reply:
     """Read the label and its probabilities from a reply of either API.
 
-    `Reply.confidence` is the probability of the label, not the `confidence` in the body, which measures how peaked the
-    distribution is. If one probability is invalid, or belongs to an unknown label, all are left out.
+    `Reply.confidence` is the probability of the label, not the `confidence` in the body, which
+    measures how peaked the distribution is. If one probability is invalid, or belongs to an unknown
+    label, all are left out.
 
     Raises:
         EndpointError: The body is not an answer to a question for a label.
@@ -85,7 +97,11 @@ def read_decision(raw: bytes, seconds: float, choice: Choice) -> Reply:
         raise unreadable(f"with a label of {len(label)} characters", FORM)
     distribution = answer.get("probabilities")
     if isinstance(distribution, list):
-        entries = [entry for entry in distribution if isinstance(entry, dict) and isinstance(entry.get("value"), str)]
+        entries = [
+            entry
+            for entry in distribution
+            if isinstance(entry, dict) and isinstance(entry.get("value"), str)
+        ]
         distribution = {entry["value"]: entry.get("probability") for entry in entries}
     shares = probabilities(distribution)
     if not shares.keys() <= choice.labels.keys():

@@ -1,8 +1,9 @@
 """Many requests -> answers of one or several endpoints, for synchronous code.
 
-A failed request is retried while that may help, at another endpoint if there is one. An endpoint that refuses the key
-or the model gets no more requests. After 429 or 503 an endpoint gets half as many requests at once, none before its
-`Retry-After`, and then gradually more. The requests run in an event loop in a separate thread.
+A failed request is retried while that may help, at another endpoint if there is one. An endpoint
+that refuses the key or the model gets no more requests. After 429 or 503 an endpoint gets half as
+many requests at once, none before its `Retry-After`, and then gradually more. The requests run in
+an event loop in a separate thread.
 """
 
 from __future__ import annotations
@@ -28,8 +29,13 @@ from slmctl.network.openai_client import EndpointClient, EndpointRequest
 ATTEMPTS = 6  # for one request, including the first
 FIRST_WAIT_S = 0.5  # after the first failure; doubled after each further one
 LONGEST_WAIT_S = 30.0  # of one request, also if the endpoint asks for more
-AGAIN = (0, 200, 408, 409, 425, 429, 500, 502, 503, 504, 529)  # statuses to retry; 0: no reply, 200: unreadable reply
-HOPELESS = {401: "the key is not accepted", 403: "the key may not do this", 404: "there is no such model or path"}
+# statuses to retry; 0: no reply, 200: unreadable reply
+AGAIN = (0, 200, 408, 409, 425, 429, 500, 502, 503, 504, 529)
+HOPELESS = {
+    401: "the key is not accepted",
+    403: "the key may not do this",
+    404: "there is no such model or path",
+}
 GIVE_UP_AFTER = 16  # consecutive requests that failed in every attempt
 TOO_MUCH = (429, 503, 529)  # statuses of an overloaded endpoint
 LONGEST_PAUSE_S = 600.0  # largest `Retry-After` that is respected for all requests
@@ -45,10 +51,14 @@ class Refusal:
 
 
 class RequestWatch(Protocol):
-    """Callbacks before and after each attempt, called in threads of the pool; the place is free only afterwards."""
+    """Callbacks before and after each attempt, called in threads of the
+    pool; the place is free only afterwards.
+    """
 
     def may_send(self, index: int) -> Literal["send", "wait", "stop"]:
-        """`send` the next attempt of a request, `wait` and call again in a moment, or `stop` the request."""
+        """`send` the next attempt of a request, `wait` and call again
+        in a moment, or `stop` the request.
+        """
 
     def answered(self, index: int, reply: Reply) -> None: ...
 
@@ -56,7 +66,8 @@ class RequestWatch(Protocol):
 
 
 class EndpointPool:
-    """Endpoints with the same model; the next request goes to the one with the fewest requests in flight.
+    """Endpoints with the same model; the next request goes to the one with the fewest requests in
+    flight.
 
     Args:
         urls: Addresses of the endpoints; see `EndpointClient`.
@@ -84,7 +95,13 @@ class EndpointPool:
             raise UsageError("no endpoint is named", hint="--engine-url https://host/v1")
         endpoints = [
             EndpointClient(
-                url, model, key_env, timeout_s=timeout_s, connections=concurrency, environment_proxies=True, api=api
+                url,
+                model,
+                key_env,
+                timeout_s=timeout_s,
+                connections=concurrency,
+                environment_proxies=True,
+                api=api,
             )
             for url in urls
         ]
@@ -104,26 +121,38 @@ class EndpointPool:
     def ask_all(
         self, requests: Iterable[EndpointRequest], *, watch: RequestWatch | None = None
     ) -> Iterator[tuple[int, Reply | Refusal]]:
-        """Yield (index of a request, its reply or the reason why it has none), in the order of completion.
+        """Yield (index of a request, its reply or the reason why it has none), in the order of
+        completion.
 
-        Leaving the iteration early cancels the requests in flight. A request that its watch stopped is a `Refusal`
-        with the status NOT_SENT.
+        Leaving the iteration early cancels the requests in flight. A request that its watch stopped
+        is a `Refusal` with the status NOT_SENT.
 
         Raises:
             NetworkError: No endpoint can be reached, or each refuses the key or the model.
         """
-        hosts = {host for url in self.urls for host in (urlsplit(url).hostname or "", *guard.on_the_way(url))}
+        hosts = {
+            host
+            for url in self.urls
+            for host in (urlsplit(url).hostname or "", *guard.on_the_way(url))
+        }
         if not self._announced:
             console.say(f"  contacting {', '.join(sorted(hosts))}")
             self._announced = True
         self._failed_in_a_row, self._has_answered = 0, False
         most = 2 * self._concurrency * len(self._endpoints)
-        with guard.network(f"asking {urlsplit(self.urls[0]).hostname}", hosts=hosts), _loop_in_thread() as loop:
+        with (
+            guard.network(f"asking {urlsplit(self.urls[0]).hostname}", hosts=hosts),
+            _loop_in_thread() as loop,
+        ):
             places = _Places(self._endpoints, self._concurrency)
             running: dict[Future[Reply | Refusal], int] = {}
             try:
                 for index, request in enumerate(requests):
-                    running[asyncio.run_coroutine_threadsafe(self._ask(index, request, places, watch), loop)] = index
+                    running[
+                        asyncio.run_coroutine_threadsafe(
+                            self._ask(index, request, places, watch), loop
+                        )
+                    ] = index
                     if len(running) >= most:
                         yield from self._finished(running)
                 while running:
@@ -133,8 +162,12 @@ class EndpointPool:
                     future.cancel()
                 asyncio.run_coroutine_threadsafe(self._close(), loop).result()
 
-    def _finished(self, running: dict[Future[Reply | Refusal], int]) -> Iterator[tuple[int, Reply | Refusal]]:
-        """Yield the answers that are complete; an error that ends all requests is raised after the last of them."""
+    def _finished(
+        self, running: dict[Future[Reply | Refusal], int]
+    ) -> Iterator[tuple[int, Reply | Refusal]]:
+        """Yield the answers that are complete; an error that ends all
+        requests is raised after the last of them.
+        """
         hopeless: BaseException | None = None
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             index, error = running.pop(future), future.exception()
@@ -144,12 +177,18 @@ class EndpointPool:
             hopeless = hopeless or error
         if hopeless is not None:
             for future, index in running.items():
-                if not future.cancel() and future.exception() is None and isinstance(future.result(), Reply):
+                if (
+                    not future.cancel()
+                    and future.exception() is None
+                    and isinstance(future.result(), Reply)
+                ):
                     yield index, future.result()
             raise hopeless
 
     def _judge(self, outcome: Reply | Refusal) -> NetworkError | None:
-        """The error after too many failed requests in a row, else None; 400, a fault of one request, counts less."""
+        """The error after too many failed requests in a row, else None;
+        400, a fault of one request, counts less.
+        """
         if isinstance(outcome, Reply):
             self._failed_in_a_row, self._has_answered = 0, True
             return None
@@ -159,7 +198,8 @@ class EndpointPool:
         if self._failed_in_a_row < GIVE_UP_AFTER * (4 if outcome.status == 400 else 1):
             return None
         return NetworkError(
-            f"{urlsplit(self.urls[0]).hostname} has answered none of {self._failed_in_a_row} requests in a row: "
+            f"{urlsplit(self.urls[0]).hostname} has answered none of {self._failed_in_a_row} "
+            "requests in a row: "
             f"{outcome.message}"
         )
 
@@ -187,7 +227,8 @@ class EndpointPool:
                     await asyncio.to_thread(watch.failed, index, error)
                 if error.status in TOO_MUCH:
                     places.ease(endpoint, error.pause_s, begun=begun)
-                if error.status in HOPELESS:  # while its place is still taken, so that no other request gets it
+                # while its place is still taken, so that no other request gets it
+                if error.status in HOPELESS:
                     places.drop(endpoint, f"{HOPELESS[error.status]} ({error.message})")
                     continue
             if error.status not in AGAIN:
@@ -196,7 +237,9 @@ class EndpointPool:
             if failures == ATTEMPTS:
                 return Refusal(f"{error.message} ({ATTEMPTS} attempts)", error.status)
             longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (failures - 1))
-            pause_s = max(min(error.pause_s, LONGEST_WAIT_S), self._jitter.uniform(longest / 2, longest))
+            pause_s = max(
+                min(error.pause_s, LONGEST_WAIT_S), self._jitter.uniform(longest / 2, longest)
+            )
             await asyncio.sleep(pause_s)
 
     async def _close(self) -> None:
@@ -220,15 +263,19 @@ class _Places:
     def __init__(self, endpoints: Sequence[EndpointClient], each: int) -> None:
         self._each = each
         self._most = dict.fromkeys(endpoints, float(each))  # present number of places
-        self._eased = dict.fromkeys(endpoints, float("-inf"))  # time when the number was last halved
+        # time when the number was last halved
+        self._eased = dict.fromkeys(endpoints, float("-inf"))
         self._closed_until = dict.fromkeys(endpoints, float("-inf"))
-        self._running = dict.fromkeys(endpoints, 0)  # requests in flight; in the order of preference
+        # requests in flight; in the order of preference
+        self._running = dict.fromkeys(endpoints, 0)
         self._failing: set[EndpointClient] = set()  # used only while the others have no free place
         self._changed = asyncio.Condition()
 
     @contextlib.asynccontextmanager
     async def take(self, failed_at: EndpointClient | None) -> AsyncIterator[EndpointClient]:
-        """Yield the endpoint for the next attempt of a request, and hold its place; `failed_at` failed the last one."""
+        """Yield the endpoint for the next attempt of a request, and hold its
+        place; `failed_at` failed the last one.
+        """
         async with self._changed:
             if failed_at in self._running:
                 self._failing.add(failed_at)
@@ -236,7 +283,8 @@ class _Places:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), self._until_opened())
             self._failing.discard(endpoint)
-            self._running[endpoint] = self._running.pop(endpoint) + 1  # pop moves it behind the others
+            # pop moves it behind the others
+            self._running[endpoint] = self._running.pop(endpoint) + 1
         try:
             yield endpoint
         finally:
@@ -261,7 +309,8 @@ class _Places:
         """Halve the places of an endpoint, and send it nothing for `pause_s` seconds.
 
         Args:
-            begun: Time when the refused request was sent; if that is before the last halving, it is not halved again.
+            begun: Time when the refused request was sent; if that is before the last halving, it is
+                not halved again.
         """
         now = time.monotonic()
         if begun > self._eased[endpoint]:
@@ -271,23 +320,38 @@ class _Places:
 
     def asked_well(self, endpoint: EndpointClient) -> None:
         """Give an endpoint one more place after as many answers as it has places, up to `each`."""
-        self._most[endpoint] = min(float(self._each), self._most[endpoint] + 1 / self._most[endpoint])
+        self._most[endpoint] = min(
+            float(self._each), self._most[endpoint] + 1 / self._most[endpoint]
+        )
 
     def _until_opened(self) -> float | None:
-        """Seconds until the first paused endpoint may be used again; None if no endpoint is paused."""
+        """Seconds until the first paused endpoint may be used
+        again; None if no endpoint is paused.
+        """
         now = time.monotonic()
-        return min((until - now for until in self._closed_until.values() if until > now), default=None)
+        return min(
+            (until - now for until in self._closed_until.values() if until > now), default=None
+        )
 
     def _free(self, failed_at: EndpointClient | None) -> EndpointClient | None:
-        """The endpoint with a free place and the fewest requests; `failed_at` only if it is the last one."""
-        others = [endpoint for endpoint in self._running if endpoint is not failed_at] or list(self._running)
+        """The endpoint with a free place and the fewest requests;
+        `failed_at` only if it is the last one.
+        """
+        others = [endpoint for endpoint in self._running if endpoint is not failed_at] or list(
+            self._running
+        )
         now = time.monotonic()
         free = [
             endpoint
             for endpoint in others
-            if self._running[endpoint] < int(self._most[endpoint]) and self._closed_until[endpoint] <= now
+            if self._running[endpoint] < int(self._most[endpoint])
+            and self._closed_until[endpoint] <= now
         ]
-        return min(free, key=lambda endpoint: (endpoint in self._failing, self._running[endpoint]), default=None)
+        return min(
+            free,
+            key=lambda endpoint: (endpoint in self._failing, self._running[endpoint]),
+            default=None,
+        )
 
 
 @contextlib.contextmanager

@@ -21,7 +21,9 @@ BYTES_A_TOKEN = 256  # an answer with more on average exceeds its number of toke
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer. Token counts are None if the endpoint sends none; `seconds` is for the successful attempt."""
+    """One answer. Token counts are None if the endpoint sends none;
+    `seconds` is for the successful attempt.
+    """
 
     text: str
     finish: str
@@ -30,7 +32,8 @@ class Reply:
     seconds: float
     confidence: float | None = None  # 0 to 1; None if the endpoint sends none
     tool_calls: list[Any] | None = None  # unchanged from the reply
-    labels: Mapping[str, float] = field(default_factory=dict)  # probabilities of a decisions API, likeliest first
+    # probabilities of a decisions API, likeliest first
+    labels: Mapping[str, float] = field(default_factory=dict)
 
 
 class TokenLogprob(TypedDict):
@@ -52,7 +55,8 @@ class EndpointError(Exception):
 
     Attributes:
         message: The reason, in a sentence without the key.
-        kind: `slow`, `unreachable`, `refused` (a status other than 200) or `unreadable` (not a valid reply).
+        kind: `slow`, `unreachable`, `refused` (a status other than 200) or `unreadable` (not a
+            valid reply).
         status: The HTTP status; 0 without a response.
         pause_s: Seconds of the endpoint's `Retry-After`.
     """
@@ -102,11 +106,14 @@ class StreamedReply:
 
     @property
     def confidence(self) -> float | None:
-        """The confidence sent by slmctl's own server, else the joint probability of the tokens, 0 to 1."""
+        """The confidence sent by slmctl's own server, else the joint
+        probability of the tokens, 0 to 1.
+        """
         return self._confidence if self._confidence is not None else _joint(self.logprobs)
 
     def read(self, line: bytes, max_tokens: int) -> Delta | None:
-        """Add one chunk, the JSON of a `data:` line; returns its piece of the answer, None without text.
+        """Add one chunk, the JSON of a `data:` line; returns its piece of the answer, None without
+        text.
 
         Raises:
             EndpointError: The line is not a chunk of a completion.
@@ -144,7 +151,9 @@ def read_reply(raw: bytes, seconds: float, max_tokens: int) -> Reply:
     body = parsed(raw)
     choice, usage = _first_choice(body), mapping(body.get("usage"))
     reply_message = choice.get("message")
-    if not isinstance(reply_message, dict) or not ("content" in reply_message or reply_message.get("tool_calls")):
+    if not isinstance(reply_message, dict) or not (
+        "content" in reply_message or reply_message.get("tool_calls")
+    ):
         raise unreadable("without a message")
     calls = reply_message.get("tool_calls") or None
     if calls is not None:
@@ -172,7 +181,8 @@ def parsed(raw: bytes, form: str = "chat completion") -> dict[str, Any]:
     """The JSON object in a reply; NaN and infinities, which are not JSON, become None.
 
     Raises:
-        EndpointError: The reply is not a JSON object, or has too many values; `form` names the expected reply.
+        EndpointError: The reply is not a JSON object, or has too many values; `form` names the
+            expected reply.
     """
     if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_VALUES:
         raise unreadable(f"more than {MAX_VALUES} values", form)
@@ -212,7 +222,9 @@ def _text(value: object) -> str:
 
 def _require_length(text: str, max_tokens: int) -> None:
     if len(text) > BYTES_A_TOKEN * max_tokens + BYTES_A_TOKEN:
-        raise unreadable(f"an answer of {len(text)} characters to a request for {max_tokens} tokens")
+        raise unreadable(
+            f"an answer of {len(text)} characters to a request for {max_tokens} tokens"
+        )
 
 
 def _finish(choice: Mapping[str, Any]) -> str | None:
@@ -245,7 +257,8 @@ def _tokens(choice: Mapping[str, Any]) -> list[AnswerToken] | None:
         return []
     try:
         return [
-            {**_token(entry), "top": [_token(other) for other in entry.get("top_logprobs") or []]} for entry in listed
+            {**_token(entry), "top": [_token(other) for other in entry.get("top_logprobs") or []]}
+            for entry in listed
         ]
     except (TypeError, KeyError, ValueError, AttributeError):
         return None
@@ -268,7 +281,9 @@ def _joint(logprobs: Sequence[float]) -> float | None:
 
 
 def message(raw: bytes) -> str:
-    """The error message of an endpoint's response, as one printable line of at most 200 characters."""
+    """The error message of an endpoint's response, as one
+    printable line of at most 200 characters.
+    """
     text = raw[:80].decode(errors="replace")
     with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
         error = json.loads(raw[:MAX_ERROR].decode())["error"]

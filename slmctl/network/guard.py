@@ -1,12 +1,15 @@
-"""Keeps data on this machine: environment variables against telemetry of libraries, and a guard on sockets.
+"""Keeps data on this machine: environment variables against telemetry of libraries, and a guard on
+sockets.
 
-The variables act on the Hugging Face libraries only if set before their first import, so `cli` calls `seal` before any
-stage module is loaded. The guard is a second, independent line: by CPython's audit events it sees every connection,
-datagram and name look-up through the `socket` module, whichever library makes it; except the look-up inside `connect`
-to a host name, whose connection it then refuses.
+The variables act on the Hugging Face libraries only if set before their first import, so `cli`
+calls `seal` before any stage module is loaded. The guard is a second, independent line: by
+CPython's audit events it sees every connection, datagram and name look-up through the `socket`
+module, whichever library makes it; except the look-up inside `connect` to a host name, whose
+connection it then refuses.
 
-Traffic that leaves is counted: every host, and every byte that Python gives to a socket to another machine (with TLS
-before encryption, for asynchronous clients after it). The receipt of a stage is in its manifest.
+Traffic that leaves is counted: every host, and every byte that Python gives to a socket to another
+machine (with TLS before encryption, for asynchronous clients after it). The receipt of a stage is
+in its manifest.
 """
 
 from __future__ import annotations
@@ -39,24 +42,28 @@ SWITCHES = {
     "HF_DATASETS_OFFLINE": "1",
     "DISABLE_SAFETENSORS_CONVERSION": "1",
     "UNSLOTH_DISABLE_STATISTICS": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",  # for a user who tracks with MLflow; it ignores DO_NOT_TRACK=1
+    # for a user who tracks with MLflow; it ignores DO_NOT_TRACK=1
+    "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
     "TOKENIZERS_PARALLELISM": "false",  # a fork after its threads have started would warn on stderr
 }
 
 _open_for = ""  # the purpose for which the network is open; '': it is closed
 _only: frozenset[str] | None = None  # the hosts that may be contacted; None: all
-_openings: list[tuple[str, frozenset[str] | None]] = []  # (purpose, hosts) of open `network` blocks; the last applies
+# (purpose, hosts) of open `network` blocks; the last applies
+_openings: list[tuple[str, frozenset[str] | None]] = []
 _addresses: set[str] = set()  # IP addresses of these hosts
 _learning = threading.local()
 _installed = False
 _forbidden = False  # by --offline
 _counting = threading.Lock()
 contacted: set[str] = set()  # hosts since the last receipt
-uncounted: set[str] = set()  # of these, hosts that native code contacts, with bytes that are not counted
+# of these, hosts that native code contacts, with bytes that are not counted
+uncounted: set[str] = set()
 refused: set[str] = set()  # hosts that were refused while the network was open for others
 _bytes_out = 0
-_whole: dict[str, Any] = {"hosts": set(), "bytes_out": 0}  # totals of this process before the last receipt
+# totals of this process before the last receipt
+_whole: dict[str, Any] = {"hosts": set(), "bytes_out": 0}
 
 
 class Receipt(TypedDict, total=False):
@@ -74,7 +81,9 @@ class Receipt(TypedDict, total=False):
 
 
 def seal() -> None:
-    """Set the environment variables and install the guard, in this process; child processes get the variables."""
+    """Set the environment variables and install the guard, in this
+    process; child processes get the variables.
+    """
     global _installed
     os.environ.update(SWITCHES)
     if not _installed:
@@ -100,16 +109,22 @@ def require(purpose: str, *, hint: str = "") -> None:
         NetworkError: `--offline` was given.
     """
     if _forbidden:
-        raise NetworkError(f"{purpose} needs the network, and --offline forbids it", hint=hint or "leave --offline out")
+        raise NetworkError(
+            f"{purpose} needs the network, and --offline forbids it",
+            hint=hint or "leave --offline out",
+        )
 
 
 @contextlib.contextmanager
-def network(purpose: str, hosts: Iterable[str] | None = None, *, hub: bool = False) -> Iterator[None]:
+def network(
+    purpose: str, hosts: Iterable[str] | None = None, *, hub: bool = False
+) -> Iterator[None]:
     """Open the network for this process inside the block, because the user asked for `purpose`.
 
     Args:
         purpose: The reason, for the message of a refusal.
-        hosts: The only hosts that may be contacted; `*.example.com` is every name below. None: any host.
+        hosts: The only hosts that may be contacted; `*.example.com` is every name below. None: any
+            host.
         hub: True to let the Hugging Face libraries contact the Hub; also if `hosts` is None.
 
     Raises:
@@ -127,15 +142,17 @@ def network(purpose: str, hosts: Iterable[str] | None = None, *, hub: bool = Fal
         with _hub_switches() if hub or hosts is None else contextlib.nullcontext():
             yield
     finally:
-        _openings.remove(opening)  # not always the last: a server opens a new release before it closes the old one
+        # not always the last: a server opens a new release before it closes the old one
+        _openings.remove(opening)
         _open_for, _only = _openings[-1] if _openings else ("", None)
         _addresses.clear()
 
 
 @contextlib.contextmanager
 def _hub_switches() -> Iterator[None]:
-    """Unset the offline variables inside the block. The Hub's client copies them when it is imported, which may have
-    happened before: its copy is changed too."""
+    """Unset the offline variables inside the block. The Hub's client copies them when it is
+    imported, which may have happened before: its copy is changed too.
+    """
     kept = {name: os.environ.pop(name, None) for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
     client: Any = sys.modules.get("huggingface_hub.constants")
     client_kept = client.HF_HUB_OFFLINE if client else True
@@ -145,7 +162,8 @@ def _hub_switches() -> Iterator[None]:
         yield
     finally:
         os.environ.update({name: value for name, value in kept.items() if value is not None})
-        client = client or sys.modules.get("huggingface_hub.constants")  # reset it also if the block imported it
+        # reset it also if the block imported it
+        client = client or sys.modules.get("huggingface_hub.constants")
         if client:
             client.HF_HUB_OFFLINE = client_kept
 
@@ -154,11 +172,17 @@ def on_the_way(url: str) -> set[str]:
     """The hosts that a request to an address may contact: its own, and the configured proxy."""
     from urllib.parse import urlsplit
 
-    return {name for name in (urlsplit(url).hostname or "", urlsplit(proxy_of(url)).hostname or "") if name}
+    return {
+        name
+        for name in (urlsplit(url).hostname or "", urlsplit(proxy_of(url)).hostname or "")
+        if name
+    }
 
 
 def proxy_of(url: str) -> str:
-    """The address of the configured proxy for an address, with a scheme, which variables may lack; '' for none."""
+    """The address of the configured proxy for an address, with a scheme,
+    which variables may lack; '' for none.
+    """
     from urllib.parse import urlsplit
     from urllib.request import getproxies, proxy_bypass
 
@@ -188,7 +212,8 @@ def begin_receipt() -> None:
 
 @contextlib.contextmanager
 def written_down(root: Path | None, command: str) -> Iterator[None]:
-    """Write the receipt of a command that makes no artifact to `runs/.receipts/`, if it contacted a host.
+    """Write the receipt of a command that makes no artifact to `runs/.receipts/`, if it contacted a
+    host.
 
     Args:
         root: The project's folder; None writes nothing.
@@ -198,7 +223,12 @@ def written_down(root: Path | None, command: str) -> Iterator[None]:
     finally:
         counts, now = receipt(), time.gmtime()
         if root is not None and counts["hosts_contacted"]:
-            path = root / "runs" / ".receipts" / f"{time.strftime('%Y%m%dT%H%M%SZ', now)}-{os.getpid()}.json"
+            path = (
+                root
+                / "runs"
+                / ".receipts"
+                / f"{time.strftime('%Y%m%dT%H%M%SZ', now)}-{os.getpid()}.json"
+            )
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = {**counts, "command": command, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", now)}
             path.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -218,11 +248,15 @@ def summary() -> tuple[list[str], int]:
 
 
 def _audit(event: str, args: tuple[object, ...]) -> None:
-    """Audit hook that refuses connections to other machines. It cannot be removed again, so it must be fast."""
+    """Audit hook that refuses connections to other machines. It cannot
+    be removed again, so it must be fast.
+    """
     if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
         host = _host(args[1])
     elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"):
-        host = args[0].decode(errors="replace") if isinstance(args[0], bytes) else str(args[0] or "")
+        host = (
+            args[0].decode(errors="replace") if isinstance(args[0], bytes) else str(args[0] or "")
+        )
     else:
         return
     if is_local(host):
@@ -230,14 +264,17 @@ def _audit(event: str, args: tuple[object, ...]) -> None:
     if not _open_for:
         raise NetworkError(
             f"refused a connection to '{host}': nothing leaves this machine unasked",
-            hint="only `slmctl pull`, `label`, `publish`, `fetch`, `doctor --fix`, `evaluate --against URL`, "
-            "`predict` with `--engine-url URL` or `--ray HOST:PORT`, `serve --generalist URL` and sources "
+            hint="only `slmctl pull`, `label`, `publish`, `fetch`, `doctor --fix`, `evaluate "
+            "--against URL`, "
+            "`predict` with `--engine-url URL` or `--ray HOST:PORT`, `serve --generalist URL` and "
+            "sources "
             "that name a host use the network",
         )
     if not _may(host):
         refused.add(host)
         raise NetworkError(
-            f"refused a connection to '{host}': the network is open for {', '.join(sorted(_only or ()))} alone"
+            f"refused a connection to '{host}': the network is open for "
+            f"{', '.join(sorted(_only or ()))} alone"
         )
     contacted.add(host)
 
@@ -271,7 +308,10 @@ def _count_sockets() -> None:
 
     if getattr(socket.socket.send, "counts", False):
         return
-    for kind, names in ((socket.socket, ("send", "sendall", "sendto", "sendmsg")), (ssl.SSLSocket, ("send", "write"))):
+    for kind, names in (
+        (socket.socket, ("send", "sendall", "sendto", "sendmsg")),
+        (ssl.SSLSocket, ("send", "write")),
+    ):
         for name in names:
             setattr(kind, name, _counted(getattr(kind, name), under_tls=kind is ssl.SSLSocket))
 
@@ -281,7 +321,11 @@ def _counted(send: Callable[..., Any], *, under_tls: bool) -> Callable[..., Any]
     def counting(self: Any, data: Any, *more: Any, **named: Any) -> Any:
         global _bytes_out
         sent = send(self, data, *more, **named)
-        if _open_for and (not under_tls or getattr(self, "_sslobj", None) is not None) and _leads_out(self, more):
+        if (
+            _open_for
+            and (not under_tls or getattr(self, "_sslobj", None) is not None)
+            and _leads_out(self, more)
+        ):
             with _counting:
                 _bytes_out += memoryview(data).nbytes if sent is None else sent
         return sent
@@ -291,7 +335,9 @@ def _counted(send: Callable[..., Any], *, under_tls: bool) -> Callable[..., Any]
 
 
 def _leads_out(sock: socket.socket, more: tuple[Any, ...]) -> bool:
-    """True if a socket sends to another machine: its peer, else the address in the call's arguments."""
+    """True if a socket sends to another machine: its peer, else
+    the address in the call's arguments.
+    """
     try:
         peer: object = sock.getpeername()
     except OSError:

@@ -26,7 +26,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
         UsageError: The port cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # with IPPROTO_TCP, else asyncio does not set TCP_NODELAY, and every answer waits 40 ms for the client's ACK
+    # with IPPROTO_TCP, else asyncio does not set TCP_NODELAY, and every answer waits 40 ms for the
+    # client's ACK
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -35,13 +36,16 @@ def bound_socket(host: str, port: int) -> socket.socket:
     except OSError as error:
         sock.close()
         raise UsageError(
-            f"port {port} on {host} cannot be bound: {error.strerror}", hint="--port 0 takes a free one"
+            f"port {port} on {host} cannot be bound: {error.strerror}",
+            hint="--port 0 takes a free one",
         ) from None
     return sock
 
 
 class SignalledServer(uvicorn.Server):
-    """A server that returns after SIGINT or SIGTERM; uvicorn itself would re-raise the signal and end the process."""
+    """A server that returns after SIGINT or SIGTERM; uvicorn itself would
+    re-raise the signal and end the process.
+    """
 
     should_exit: bool
 

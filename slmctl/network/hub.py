@@ -20,14 +20,20 @@ from slmctl.network.credentials import secret
 
 CONNECT_S = 10
 ON_THE_WAY = "HTTPS_PROXY names a proxy of this network, HF_ENDPOINT a mirror of the hub"
-NO_ACCESS = "check the name; a gated one wants its terms accepted on the hub, and your token in HF_TOKEN"
+NO_ACCESS = (
+    "check the name; a gated one wants its terms accepted on the hub, and your token in HF_TOKEN"
+)
 
 
 def hosts() -> set[str]:
-    """The hosts of the hub, of the proxy to it, and of the storage that it redirects to for large files."""
+    """The hosts of the hub, of the proxy to it, and of the storage
+    that it redirects to for large files.
+    """
     url = _endpoint()
     names = guard.on_the_way(url)
-    return names | ({"*.huggingface.co", "*.hf.co"} if urlsplit(url).hostname == "huggingface.co" else set())
+    return names | (
+        {"*.huggingface.co", "*.hf.co"} if urlsplit(url).hostname == "huggingface.co" else set()
+    )
 
 
 def _endpoint() -> str:
@@ -35,7 +41,8 @@ def _endpoint() -> str:
 
 
 def require_reachable(*, otherwise: str) -> None:
-    """Connect once to the hub, or to the proxy; its client would retry for half a minute, and log each attempt.
+    """Connect once to the hub, or to the proxy; its client would retry for half a minute, and log
+    each attempt.
 
     Args:
         otherwise: An alternative without the hub, for the hint.
@@ -50,7 +57,8 @@ def require_reachable(*, otherwise: str) -> None:
     except (OSError, ValueError) as error:  # ValueError: an invalid port
         why = getattr(error, "strerror", None) or error
         raise NetworkError(
-            f"the hub cannot be reached: {parts.netloc.rpartition('@')[2]}: {why}", hint=f"{ON_THE_WAY}; {otherwise}"
+            f"the hub cannot be reached: {parts.netloc.rpartition('@')[2]}: {why}",
+            hint=f"{ON_THE_WAY}; {otherwise}",
         ) from None
 
 
@@ -66,7 +74,8 @@ def client() -> Any:
 
 @contextlib.contextmanager
 def asked(purpose: str, repo: str, *, otherwise: str) -> Iterator[Any]:
-    """Yield the hub's client (`HfApi`) with the network open for the hub; `otherwise` as in `require_reachable`.
+    """Yield the hub's client (`HfApi`) with the network open for the hub; `otherwise` as in
+    `require_reachable`.
 
     Raises:
         NetworkError: The hub refused, does not have the repository or file, or cannot be reached.
@@ -80,7 +89,8 @@ def asked(purpose: str, repo: str, *, otherwise: str) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def spoken(what: str, *, otherwise: str = "") -> Iterator[None]:
-    """Convert exceptions of the hub's client; `what` begins the message, `otherwise` as in `require_reachable`.
+    """Convert exceptions of the hub's client; `what` begins the message, `otherwise` as in
+    `require_reachable`.
 
     Raises:
         NetworkError: The hub refused, or cannot be reached.
@@ -95,7 +105,8 @@ def spoken(what: str, *, otherwise: str = "") -> Iterator[None]:
             raise
         on_the_way = "; ".join(filter(None, (ON_THE_WAY, otherwise)))
         hint = "" if isinstance(error, HfHubHTTPError | OSError) else on_the_way
-        hint = NO_ACCESS if isinstance(error, RepositoryNotFoundError) else hint  # includes GatedRepoError
+        # includes GatedRepoError
+        hint = NO_ACCESS if isinstance(error, RepositoryNotFoundError) else hint
         raise NetworkError(f"{what}: {str(error).splitlines()[0]}", hint=hint) from None
     except RuntimeError as error:  # the client wraps errors of its upload threads
         if not isinstance(error.__cause__, failures):
@@ -121,5 +132,7 @@ def is_pinned(commit: str) -> bool:
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
-    """The exceptions of the hub's client for a failed connection: of httpx up to 1.x, of httpx2 from 2.0 on."""
+    """The exceptions of the hub's client for a failed connection: of
+    httpx up to 1.x, of httpx2 from 2.0 on.
+    """
     return tuple(sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules)

@@ -1,8 +1,9 @@
 """The asynchronous client for any OpenAI-compatible endpoint.
 
-A request leaves this process, so endpoints are called only if the user named them. The key comes from an environment
-variable, and is in no log, error or file. A compressed or too large reply is refused; `endpoint_replies` reads the
-others. Cookies are not kept, redirects not followed. `endpoint_pool` sends many requests from synchronous code.
+A request leaves this process, so endpoints are called only if the user named them. The key comes
+from an environment variable, and is in no log, error or file. A compressed or too large reply is
+refused; `endpoint_replies` reads the others. Cookies are not kept, redirects not followed.
+`endpoint_pool` sends many requests from synchronous code.
 """
 
 from __future__ import annotations
@@ -25,14 +26,24 @@ import httpx
 from slmctl.errors import UsageError
 from slmctl.network import decisions
 from slmctl.network.decisions import CHAT, PATHS, Api, Choice
-from slmctl.network.endpoint_replies import MAX_ERROR, Delta, EndpointError, Reply, StreamedReply, message, read_reply
+from slmctl.network.endpoint_replies import (
+    MAX_ERROR,
+    Delta,
+    EndpointError,
+    Reply,
+    StreamedReply,
+    message,
+    read_reply,
+)
 
 MAX_BYTES = 8_000_000  # of one reply
 A_MESSAGE, A_PROMPT = 16, 64  # tokens that a chat template may add to a message, and to a prompt
 CONNECT_S = 10.0  # connect timeout
-# Options that an endpoint may not know; a refused request is sent again without those that the refusal names.
+# Options that an endpoint may not know; a refused request is sent again without those that the
+# refusal names.
 EXTENSIONS = ("structured_outputs", "logprobs", "stream_options", "seed")
-DROPPABLE = (*EXTENSIONS, "response_format", "temperature", "top_p")  # for answers that are checked afterwards
+# for answers that are checked afterwards
+DROPPABLE = (*EXTENSIONS, "response_format", "temperature", "top_p")
 # Words of a refusal of an option in general; other refusals may be about the value of this request.
 UNKNOWN = re.compile(
     r"unknown|unrecogni[sz]ed|unsupported|unexpected|extra (inputs?|fields?)|additional|"
@@ -66,9 +77,17 @@ class EndpointRequest:
 
     @property
     def most_prompt_tokens(self) -> int:
-        """Upper bound of the prompt's tokens for any tokenizer: one a byte, plus those around messages and labels."""
-        question = self.choice.size + A_MESSAGE * len(self.choice.labels) if self.choice is not None else 0
-        return A_PROMPT + question + sum(A_MESSAGE + len(str(turn["content"]).encode()) for turn in self.messages)
+        """Upper bound of the prompt's tokens for any tokenizer: one a byte,
+        plus those around messages and labels.
+        """
+        question = (
+            self.choice.size + A_MESSAGE * len(self.choice.labels) if self.choice is not None else 0
+        )
+        return (
+            A_PROMPT
+            + question
+            + sum(A_MESSAGE + len(str(turn["content"]).encode()) for turn in self.messages)
+        )
 
 
 class EndpointClient:
@@ -78,7 +97,8 @@ class EndpointClient:
         url: `https://host/v1`, or the whole address of its chat completions or decisions.
         model: Name of the model at the server.
         key_env: Environment variable with the API key; None sends no key.
-        timeout_s: Seconds for one attempt, from the connection to the last byte; None if the caller bounds the time.
+        timeout_s: Seconds for one attempt, from the connection to the last byte; None if the caller
+            bounds the time.
         connections: Largest number of simultaneous connections; None for any.
         proxy: HTTP proxy to the server.
         environment_proxies: True to use `HTTPS_PROXY` and similar variables.
@@ -102,7 +122,12 @@ class EndpointClient:
         droppable: Sequence[str] = DROPPABLE,
         api: Api = CHAT,
     ) -> None:
-        self.url, self.model, self.timeout_s, self.proxy = address(url, api), model, timeout_s, proxy
+        self.url, self.model, self.timeout_s, self.proxy = (
+            address(url, api),
+            model,
+            timeout_s,
+            proxy,
+        )
         self._api: Api = api
         self.host = urlsplit(self.url).hostname or ""
         self.attempts = 0  # requests sent, including those that were refused for an option
@@ -132,14 +157,19 @@ class EndpointClient:
             return decisions.read_decision(self._masked(raw), seconds, request.choice)
         return read_reply(self._masked(raw), seconds, request.max_tokens)
 
-    async def stream(self, request: EndpointRequest, reply: StreamedReply) -> AsyncGenerator[Delta, None]:
+    async def stream(
+        self, request: EndpointRequest, reply: StreamedReply
+    ) -> AsyncGenerator[Delta, None]:
         """Yield the pieces of an answer as they arrive; `reply` accumulates them.
 
         Raises:
             EndpointError: The endpoint gave no valid answer, or the answer broke off with an error.
             NetworkError: This process may not contact the host.
         """
-        async with self._answered(request, stream=True) as response, contextlib.aclosing(_lines(response)) as lines:
+        async with (
+            self._answered(request, stream=True) as response,
+            contextlib.aclosing(_lines(response)) as lines,
+        ):
             async for line in lines:
                 if line.startswith(b"data:"):
                     delta = reply.read(self._masked(line[5:].strip()), request.max_tokens)
@@ -147,7 +177,9 @@ class EndpointClient:
                         yield delta
 
     async def is_there(self, limit_s: float) -> bool:
-        """True if the server answers `GET /models` within `limit_s` seconds with a status below 500 (404 too)."""
+        """True if the server answers `GET /models` within `limit_s`
+        seconds with a status below 500 (404 too).
+        """
         url = self.url.removesuffix("/chat/completions") + "/models"
         try:
             # a new connection, since those of the client may all be busy
@@ -166,15 +198,26 @@ class EndpointClient:
             await client.aclose()
 
     @contextlib.asynccontextmanager
-    async def _answered(self, request: EndpointRequest, *, stream: bool) -> AsyncIterator[httpx.Response]:
-        """Yield the response with status 200; a request is sent again without the options that are refused."""
-        url = self.url if request.messages else self.url.removesuffix("/chat/completions") + "/completions"
+    async def _answered(
+        self, request: EndpointRequest, *, stream: bool
+    ) -> AsyncIterator[httpx.Response]:
+        """Yield the response with status 200; a request is sent again
+        without the options that are refused.
+        """
+        url = (
+            self.url
+            if request.messages
+            else self.url.removesuffix("/chat/completions") + "/completions"
+        )
         left_out = set[str]()  # options that only this request leaves out
         while True:
             body = self._body(request, left_out, stream=stream)
             self.attempts += 1
             try:
-                async with asyncio.timeout(self.timeout_s), self._opened().stream("POST", url, json=body) as response:
+                async with (
+                    asyncio.timeout(self.timeout_s),
+                    self._opened().stream("POST", url, json=body) as response,
+                ):
                     if response.status_code == 200:
                         _require_plain(response)
                         yield response
@@ -188,14 +231,24 @@ class EndpointClient:
             except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
                 raise EndpointError(_named_error(error), "unreachable") from None
             refusal = message(self._masked(raw))
-            learnt = self._options.adapt(refusal, body.keys() - left_out) if status in (400, 422) else None
+            learnt = (
+                self._options.adapt(refusal, body.keys() - left_out)
+                if status in (400, 422)
+                else None
+            )
             if learnt is None:
-                raise EndpointError(f"HTTP {status}: {refusal}", "refused", status=status, pause_s=pause_s)
+                raise EndpointError(
+                    f"HTTP {status}: {refusal}", "refused", status=status, pause_s=pause_s
+                )
             left_out |= learnt
 
-    def _body(self, request: EndpointRequest, left_out: set[str], *, stream: bool) -> dict[str, object]:
+    def _body(
+        self, request: EndpointRequest, left_out: set[str], *, stream: bool
+    ) -> dict[str, object]:
         if request.choice is not None:
-            return {"model": self.model} | decisions.body(self._api, request.choice, request.messages)
+            return {"model": self.model} | decisions.body(
+                self._api, request.choice, request.messages
+            )
         options: dict[str, object] = {"max_tokens": request.max_tokens}
         options |= {} if request.temperature is None else {"temperature": request.temperature}
         options |= request.options
@@ -203,13 +256,17 @@ class EndpointClient:
         body: dict[str, object] = (
             {"messages": list(request.messages)} if request.messages else {"prompt": request.prompt}
         )
-        body |= self._options.named({name: value for name, value in options.items() if name not in left_out})
+        body |= self._options.named(
+            {name: value for name, value in options.items() if name not in left_out}
+        )
         body |= {"stop": list(request.stop)} if request.stop else {}
         body |= {"tools": list(request.tools)} if request.tools else {}
         return {"model": self.model} | body
 
     def _masked(self, raw: bytes) -> bytes:
-        """A reply with the key masked, since an endpoint may repeat it and replies are written to files."""
+        """A reply with the key masked, since an endpoint may repeat
+        it and replies are written to files.
+        """
         return self._spelled_key.sub(b"***", raw) if self._spelled_key else raw
 
     def _opened(self) -> httpx.AsyncClient:
@@ -221,12 +278,17 @@ class EndpointClient:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
         return httpx.AsyncClient(
-            headers=headers, follow_redirects=False, trust_env=self._environment_proxies, proxy=self.proxy,
-            timeout=httpx.Timeout(self.timeout_s, connect=min(self.timeout_s or CONNECT_S, CONNECT_S), pool=None),
+            headers=headers,
+            follow_redirects=False,
+            trust_env=self._environment_proxies,
+            proxy=self.proxy,
+            timeout=httpx.Timeout(
+                self.timeout_s, connect=min(self.timeout_s or CONNECT_S, CONNECT_S), pool=None
+            ),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
             # a cookie from one user's request must not be sent with another's
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        )  # fmt: skip
+        )
 
 
 class OptionNames:
@@ -237,8 +299,12 @@ class OptionNames:
         self._names = {"max_tokens": "max_tokens"}  # "" for an option that it does not accept
 
     def named(self, options: Mapping[str, object]) -> dict[str, object]:
-        """The options that the endpoint accepts, by its names; `top_logprobs` only together with `logprobs`."""
-        taken = {name: value for key, value in options.items() if (name := self._names.get(key, key))}
+        """The options that the endpoint accepts, by its names;
+        `top_logprobs` only together with `logprobs`.
+        """
+        taken = {
+            name: value for key, value in options.items() if (name := self._names.get(key, key))
+        }
         if "logprobs" not in taken:
             taken.pop("top_logprobs", None)
         return taken
@@ -246,8 +312,8 @@ class OptionNames:
     def adapt(self, refusal: str, sent: Set[str]) -> set[str] | None:
         """Learn from a refusal of the options that were sent.
 
-        Returns: the options to leave out when this request is sent again; None if that cannot help. Requests that were
-        in flight when the first one was refused are each sent again.
+        Returns: the options to leave out when this request is sent again; None if that cannot help.
+        Requests that were in flight when the first one was refused are each sent again.
         """
         if "max_completion_tokens" in refusal and "max_tokens" in sent:
             self._names["max_tokens"] = "max_completion_tokens"
@@ -259,13 +325,19 @@ class OptionNames:
 
 
 def _require_plain(response: httpx.Response) -> None:
-    """Refuse a compressed reply: none was requested, and a few kilobytes can unpack to gigabytes."""
+    """Refuse a compressed reply: none was requested, and a few
+    kilobytes can unpack to gigabytes.
+    """
     coding = response.headers.get("content-encoding", "").strip().lower()
     if coding not in ("", "identity"):
-        raise EndpointError("the reply is compressed, which was not asked for", "unreadable", status=200)
+        raise EndpointError(
+            "the reply is compressed, which was not asked for", "unreadable", status=200
+        )
 
 
-async def _bounded(response: httpx.Response, limit: int, *, cut: bool = False) -> AsyncGenerator[bytes, None]:
+async def _bounded(
+    response: httpx.Response, limit: int, *, cut: bool = False
+) -> AsyncGenerator[bytes, None]:
     """The raw body up to `limit` bytes; a longer one is cut, or raises EndpointError."""
     size = 0
     async for part in response.aiter_raw():
@@ -289,7 +361,9 @@ async def _lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
 
 
 def _retry_after_s(headers: httpx.Headers) -> float:
-    """Seconds from now of `Retry-After`, a number or a date; 0 if it is missing, invalid or past."""
+    """Seconds from now of `Retry-After`, a number or a date; 0
+    if it is missing, invalid or past.
+    """
     value = headers.get("retry-after", "").strip()
     with contextlib.suppress(ValueError):
         return max(0.0, float(value)) if math.isfinite(float(value)) else 0.0
@@ -315,7 +389,8 @@ def address(url: str, api: Api = CHAT) -> str:
     """The address of an endpoint's chat completions or decisions.
 
     Raises:
-        UsageError: `url` is not an http address, or holds a user, password or query, which would end up in files.
+        UsageError: `url` is not an http address, or holds a user, password or query, which would
+            end up in files.
     """
     try:
         parts = urlsplit(url)
@@ -335,12 +410,20 @@ def address(url: str, api: Api = CHAT) -> str:
 
 
 def constraint(labels: Sequence[str], schema: str) -> dict[str, object]:
-    """The options that constrain an answer to labels or to a JSON Schema; not every server supports them."""
+    """The options that constrain an answer to labels or to a JSON
+    Schema; not every server supports them.
+    """
     if labels:
         return {"structured_outputs": {"choice": list(labels)}}
     if schema:
-        form = {key: part for key, part in json.loads(schema).items() if key != "uniqueItems"}  # vLLM refuses this key
-        return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": form}}}
+        # vLLM refuses this key
+        form = {key: part for key, part in json.loads(schema).items() if key != "uniqueItems"}
+        return {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "schema": form},
+            }
+        }
     return {}
 
 
@@ -352,7 +435,13 @@ def read_key(name: str) -> str:
     """
     key = os.environ.get(name, "").strip()
     if not key:
-        raise UsageError(f"the environment variable {name} is not set", hint=f"export {name}=..., from a secret store")
+        raise UsageError(
+            f"the environment variable {name} is not set",
+            hint=f"export {name}=..., from a secret store",
+        )
     if not key.isascii() or not key.isprintable():
-        raise UsageError(f"the environment variable {name} holds no key: it has characters that no header can have")
+        raise UsageError(
+            f"the environment variable {name} holds no key: it has characters that no header can "
+            "have"
+        )
     return key

@@ -1,7 +1,7 @@
 """Downloads from the package index, by pip in a child process (`pip_child`) with guarded sockets.
 
-pip knows the company's mirror, proxy and certificates. The hosts that it may contact are read from its settings,
-printed, and enforced.
+pip knows the company's mirror, proxy and certificates. The hosts that it may contact are read from
+its settings, printed, and enforced.
 """
 
 from __future__ import annotations
@@ -21,13 +21,19 @@ from slmctl.network import guard
 
 LARGEST = 64 << 30  # bytes
 PINNED = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.+!_-]+)")  # a requirement
-# A file of a package may unpack to MAX_EXPANSION times its compressed bytes, or to SMALL; weights hardly compress.
+# A file of a package may unpack to MAX_EXPANSION times its compressed bytes, or to SMALL; weights
+# hardly compress.
 MAX_EXPANSION, SMALL = 20, 64 << 20
 _NEEDS = ("PIP_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "NETRC")
 
 
 def download(
-    requirement: str, folder: Path, *options: str, purpose: str, largest: int = LARGEST, named: bool = False
+    requirement: str,
+    folder: Path,
+    *options: str,
+    purpose: str,
+    largest: int = LARGEST,
+    named: bool = False,
 ) -> list[Path]:
     """Let pip download one pinned requirement without its dependencies; returns the new files.
 
@@ -39,7 +45,8 @@ def download(
         named: True where the hosts have been printed.
 
     Raises:
-        NetworkError: pip failed, was redirected to a host that is not the index's, or `--offline` was given.
+        NetworkError: pip failed, was redirected to a host that is not the index's, or `--offline`
+            was given.
     """
     guard.require(purpose, hint="name the base by a path, or run this once without --offline")
     allowed = hosts()
@@ -52,7 +59,12 @@ def download(
     with tempfile.NamedTemporaryFile("r", suffix=".json") as report:
         limits = report.name, json.dumps(sorted(allowed)), str(largest)
         try:
-            child.run("slmctl.network.pip_child", *limits, *arguments, env=child_environment.without_secrets(*_NEEDS))
+            child.run(
+                "slmctl.network.pip_child",
+                *limits,
+                *arguments,
+                env=child_environment.without_secrets(*_NEEDS),
+            )
         except child.DiedError as death:
             reason = str(death)
         receipt = json.loads(report.read() or "{}")
@@ -61,8 +73,10 @@ def download(
     if receipt.get("refused"):
         other = receipt["refused"][0]
         raise NetworkError(
-            f"the package index sends pip to {other}, and it was to contact {', '.join(sorted(allowed))} alone",
-            hint=f"if {other} belongs to your index: pip config set global.find-links https://{other}/",
+            f"the package index sends pip to {other}, and it was to contact "
+            f"{', '.join(sorted(allowed))} alone",
+            hint=f"if {other} belongs to your index: pip config set global.find-links "
+            f"https://{other}/",
         )
     if reason or not came:
         raise NetworkError(
@@ -112,13 +126,17 @@ def hosts_of(settings: Sequence[str]) -> set[str]:
     for url in urls:
         if url.startswith(("http://", "https://")):
             host = urlsplit(url).hostname or ""
-            names |= guard.on_the_way(url) | {files if host == urlsplit(standard).hostname else host}
+            names |= guard.on_the_way(url) | {
+                files if host == urlsplit(standard).hostname else host
+            }
             names |= {f"*.{_domain(host)}"} if _domain(host) else set()
     return {host for host in names if host}
 
 
 def _domain(host: str) -> str:
-    """The domain that an index shares with its file storage: `example.com` of `pypi.example.com`."""
+    """The domain that an index shares with its file storage:
+    `example.com` of `pypi.example.com`.
+    """
     parts = host.split(".")
     return ".".join(parts[-2:]) if len(parts) > 2 and not re.fullmatch(r"[0-9.]+", host) else ""
 

@@ -1,4 +1,5 @@
-"""The child process of `package_index`: runs pip with guarded sockets, and counts the bytes that it sends.
+"""The child process of `package_index`: runs pip with guarded sockets, and counts the bytes that it
+sends.
 
     python -m slmctl.network.pip_child RECEIPT.json HOSTS LARGEST ARGUMENT...
 
@@ -19,7 +20,12 @@ MEMORY = 4 << 30  # limit of pip's memory in bytes
 
 
 def main() -> None:
-    place, hosts, largest, arguments = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+    place, hosts, largest, arguments = (
+        Path(sys.argv[1]),
+        json.loads(sys.argv[2]),
+        int(sys.argv[3]),
+        sys.argv[4:],
+    )
     bound(data=MEMORY, file_bytes=largest)  # an index may send an endless page or file
     guard.seal()
     sys.argv = ["pip", *arguments]
@@ -27,7 +33,9 @@ def main() -> None:
         with guard.network("the package index", hosts=hosts):
             runpy.run_module("pip", run_name="__main__", alter_sys=True)
     finally:
-        place.write_text(json.dumps(guard.receipt() | {"refused": sorted(guard.refused)}), encoding="utf-8")
+        place.write_text(
+            json.dumps(guard.receipt() | {"refused": sorted(guard.refused)}), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Stages as a graph: their artifacts, how one is found or made, and the plan of a run."""
 
-# Each stage with the kind of artifact that it leaves, in the order of the pipeline. Everything else about a stage
-# stands in `slmctl/stages/NAME/stage.py`.
+# Each stage with the kind of artifact that it leaves, in the order of the pipeline. Everything else
+# about a stage stands in `slmctl/stages/NAME/stage.py`.
 LEAVES = {
     "pull": "base",
     "label": "labelled",

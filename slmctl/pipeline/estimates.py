@@ -1,7 +1,9 @@
-"""Estimates of a stage before it runs: the disk, memory and time that it takes, from the sizes of the base.
+"""Estimates of a stage before it runs: the disk, memory and time that it takes, from the sizes of
+the base.
 
-Constants were fitted to measurements with models of 135 M to 7 B weights on two cores. Time is the time of the matrix
-products and of reading and writing files. None where nothing is known: a download, a GPU, rows that were not counted.
+Constants were fitted to measurements with models of 135 M to 7 B weights on two cores. Time is the
+time of the matrix products and of reading and writing files. None where nothing is known: a
+download, a GPU, rows that were not counted.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ from slmctl.config import Config
 from slmctl.model_files import memory
 from slmctl.model_files.model_shape import ModelShape
 
-PLAIN_BYTES, ROW_BYTES = 0.25e9, 460  # of a process without torch, and of a row that `prepare` holds
+# of a process without torch, and of a row that `prepare` holds
+PLAIN_BYTES, ROW_BYTES = 0.25e9, 460
 BYTES_A_SECOND = 0.2e9  # of weights that are read, changed and written
 TENSOR_BYTES = 8  # of a weight of the embedding in the converter
-# Tokens that the engine of `predict` has room for, and the share of that room which is written: 0.6 of SmolLM2-135M's
-# and 0.3 of gemma-3-270m's, most of whose layers see a window.
+# Tokens that the engine of `predict` has room for, and the share of that room which is written: 0.6
+# of SmolLM2-135M's and 0.3 of gemma-3-270m's, most of whose layers see a window.
 CELLS, WRITTEN = 16 * 2048, 0.5
 GENERATED = 3  # times the time of reading, where answers are texts: their tokens come one by one
 
@@ -50,9 +53,11 @@ class RowEstimate:
         validation: Held-out rows that choose checkpoint and settings.
         test: Held-out rows for reports.
         most_test: The most test rows that there can be; None where a part of them is not known.
-        most_groups: Their largest effective number of groups; None where rows have none, or it is not known.
+        most_groups: Their largest effective number of groups; None where rows have none, or it is
+            not known.
         tokens: Mean tokens of a training record.
-        shared: Tokens of these that all records begin with: the system prompt, and the tools that are listed there.
+        shared: Tokens of these that all records begin with: the system prompt, and the tools that
+            are listed there.
         size: Bytes of the sources.
         exact: Counted in the data set; else estimated before it is made.
     """
@@ -94,7 +99,8 @@ class KnownSizes:
         if rate is None or rows is None or count is None or model is None:
             return None
         generated = 1 if _chooses(self.settings) else GENERATED
-        tokens = rows.shared + count * max(rows.tokens - rows.shared, 1)  # the engine computes the shared prefix once
+        # the engine computes the shared prefix once
+        tokens = rows.shared + count * max(rows.tokens - rows.shared, 1)
         return generated * tokens * model.products / (rate * 1e9)
 
 
@@ -110,8 +116,10 @@ class ModelSizes:
         if (_chooses(settings) or settings.task.document) and memory.BF16 & hardware.cpu_flags():
             largest = max(largest, self.weights)  # which such an engine holds in 16 bits
         cells = 2 * CELLS * shape.kept_cache * WRITTEN
-        self.answering = int(PLAIN_BYTES + memory.ENGINE_BYTES + largest + cells)  # of llama.cpp's process and this one
-        self.products = 2 * (shape.parameters - shape.embedding)  # operations for a token that is read
+        # of llama.cpp's process and this one
+        self.answering = int(PLAIN_BYTES + memory.ENGINE_BYTES + largest + cells)
+        # operations for a token that is read
+        self.products = 2 * (shape.parameters - shape.embedding)
 
 
 def _chooses(settings: Config) -> bool:

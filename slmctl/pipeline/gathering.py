@@ -1,4 +1,6 @@
-"""Copies of sources that are not files (queries, data sets of the hub), and the line that names a stage's report."""
+"""Copies of sources that are not files (queries, data sets of the hub), and
+the line that names a stage's report.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ def gather_sources(project: Project) -> None:
     if all(snapshot.is_file(source) for source in sources):
         return
     lock = project.runs / ".locks" / "sources"
-    with locks.lock(lock, wait=project.wait, on_wait=project.on_wait), spoken("gather", project.sources):
+    with (
+        locks.lock(lock, wait=project.wait, on_wait=project.on_wait),
+        spoken("gather", project.sources),
+    ):
         snapshot.gather(sources, project.sources, project.config.prepare.limits)
     project.forget()
 

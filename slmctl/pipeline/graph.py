@@ -23,13 +23,16 @@ from slmctl.pipeline.estimates import KnownSizes, RowEstimate, StageEstimate
 
 STAGE_OF = {kind: name for name, kind in LEAVES.items()}
 Inputs = dict[str, Artifact | list[Artifact]]  # by role
-Get = Callable[["StageRequest"], Artifact]  # finds an artifact in a plan, finds or makes it in a run
+# finds an artifact in a plan, finds or makes it in a run
+Get = Callable[["StageRequest"], Artifact]
 SectionT = TypeVar("SectionT", bound=config.Section)
 
 
 @dataclass(frozen=True)
 class Role:
-    """One input of a stage: its kinds of artifacts, if it may be absent or a list, and the field that asks for it."""
+    """One input of a stage: its kinds of artifacts, if it may be absent or
+    a list, and the field that asks for it.
+    """
 
     name: str
     kinds: tuple[str, ...]
@@ -44,7 +47,9 @@ LABELLED = Role("labelled", ("labelled",), when="label")
 
 
 class Doubt(NamedTuple):
-    """A reason not to run a stage, in words, with more lines for people, the question to ask them, and a hint."""
+    """A reason not to run a stage, in words, with more lines for people,
+    the question to ask them, and a hint.
+    """
 
     text: str
     reason: Reason
@@ -54,7 +59,8 @@ class Doubt(NamedTuple):
 
 
 class Stage(Generic[SectionT]):
-    """One stage of a project; `slmctl/stages/NAME/stage.py` holds the subclass, and imports nothing heavy.
+    """One stage of a project; `slmctl/stages/NAME/stage.py` holds the subclass, and imports nothing
+    heavy.
 
     Attributes:
         name: The subcommand, the section of the config, the folder below `slmctl/stages`.
@@ -110,10 +116,12 @@ class Stage(Generic[SectionT]):
         return section
 
     def completed(self, section: SectionT) -> SectionT:
-        """Returns the section with local files for its sources, its key and its base, and numbers for `auto`.
+        """Returns the section with local files for its sources, its key and its base, and numbers
+        for `auto`.
 
         Raises:
-            IntegrityError: A source that is not a file has no local copy, or the rows that decide are not prepared.
+            IntegrityError: A source that is not a file has no local copy, or the rows that decide
+                are not prepared.
             UsageError: A source or the base cannot be used.
         """
         return section
@@ -126,12 +134,19 @@ class Stage(Generic[SectionT]):
         """
         filled = dict(filled)
         for role in self.takes:
-            if role.name not in filled and not role.optional and not role.many and self.asks_for(role, section):
+            if (
+                role.name not in filled
+                and not role.optional
+                and not role.many
+                and self.asks_for(role, section)
+            ):
                 filled[role.name] = self.project.artifact(role)
         return filled
 
     def asks_for(self, role: Role, section: SectionT) -> bool:
-        """True unless a setting that is off, or an artifact that nobody named, would ask for a role."""
+        """True unless a setting that is off, or an artifact that
+        nobody named, would ask for a role.
+        """
         return bool(not role.when or getattr(section, role.when) or role.name in self.project.named)
 
     def needs_base(self) -> bool:
@@ -161,7 +176,9 @@ class Stage(Generic[SectionT]):
         section = self.completed(section or self.settings)
         filled = dict(filled or {})
         if not alone:
-            filled = self.inputs(section, get or functools.partial(self.project.found, asker=self.name), filled)
+            filled = self.inputs(
+                section, get or functools.partial(self.project.found, asker=self.name), filled
+            )
         recipe = config.recipe(section)
         recipe_id = artifact.recipe_of(self.id, recipe, _digests(filled))
         path = self.project.runs / self.leaves / recipe_id.removeprefix("sha256:")[:PATH_ID]
@@ -176,17 +193,23 @@ class Stage(Generic[SectionT]):
         yield self.default()
 
     def not_made(self, request: StageRequest, asker: str) -> IntegrityError:
-        """The error about an artifact that has not been made; it names one that differs in its settings alone.
+        """The error about an artifact that has not been made; it names one that differs in its
+        settings alone.
 
         Args:
             request: For the artifact.
             asker: The stage or kind that wants it.
         """
-        text = f"no current artifact '{self.leaves}': stage {self.name} has not run with this config and data"
+        text = (
+            f"no current artifact '{self.leaves}': stage {self.name} has not run with this "
+            "config and data"
+        )
         others = other_settings(self.project, request)
         if not others:
             begun = bool(lineage.folders(self.project.root))
-            return IntegrityError(text, hint=f"slmctl run --until {self.name}" if begun else "slmctl run")
+            return IntegrityError(
+                text, hint=f"slmctl run --until {self.name}" if begun else "slmctl run"
+            )
         latest_first = sorted(others, key=lambda entry: entry[0].manifest.started, reverse=True)
         other, changed = min(latest_first, key=lambda entry: len(entry[1]))
         sets = [
@@ -195,7 +218,11 @@ class Stage(Generic[SectionT]):
             if _can_be_set(value)
         ]
         whole = len(sets) == len(changed)
-        back = f"for that one: {' '.join(sets)}, or these in slmctl.yaml; for a new one: " if whole else ""
+        back = (
+            f"for that one: {' '.join(sets)}, or these in slmctl.yaml; for a new one: "
+            if whole
+            else ""
+        )
         place = other.path.relative_to(self.project.root)
         return IntegrityError(
             f"{text}; there is one with other settings ({', '.join(changed)}): {place}",
@@ -217,11 +244,14 @@ class Stage(Generic[SectionT]):
         """Raises, with `--offline`, if the config makes the stage use the network."""
 
     def checkable(self) -> SectionT | None:
-        """The part of its section that can be checked before anything is copied or made; None where nothing can."""
+        """The part of its section that can be checked before anything is
+        copied or made; None where nothing can.
+        """
         return self.completed(self.settings)
 
     def files(self) -> str:
-        """Check every path that the config names for it; returns the state in words, or an empty text.
+        """Check every path that the config names for it; returns the state in words, or an empty
+        text.
 
         Raises:
             SlmctlError: A path does not exist, or does not hold what the config says.
@@ -234,11 +264,15 @@ class Stage(Generic[SectionT]):
         return self.checked(section)
 
     def checked(self, section: SectionT) -> str:
-        """Check the content of the files in a section; returns the state in words, or ''. Raises as `files` does."""
+        """Check the content of the files in a section; returns the state in
+        words, or ''. Raises as `files` does.
+        """
         return ""
 
     def checks(self) -> Mapping[str, Callable[[], str]]:
-        """Further checks by name of the requirement; each returns its state in words, or raises an error."""
+        """Further checks by name of the requirement; each returns its
+        state in words, or raises an error.
+        """
         return {}
 
     def downloads(self, shape: ModelShape | None) -> Iterator[tuple[str, int | None]]:
@@ -254,15 +288,21 @@ class Stage(Generic[SectionT]):
         yield from ()
 
     def choices(self, sizes: KnownSizes) -> str:
-        """Settings that it chooses by the rows and the base, with their reason; '' where the config says all."""
+        """Settings that it chooses by the rows and the base, with their
+        reason; '' where the config says all.
+        """
         return ""
 
     def cost(self, sizes: KnownSizes) -> StageEstimate:
-        """Its disk, memory and time, from the sizes of the base and the rows; see `label --plan` for a teacher's."""
+        """Its disk, memory and time, from the sizes of the base and the
+        rows; see `label --plan` for a teacher's.
+        """
         return StageEstimate(disk_bytes=0)
 
     def took(self, made: Artifact, whole: Sequence[Artifact]) -> float | None:
-        """Seconds of the work that `cost` estimates, of an artifact with its ancestry; None where it was other work."""
+        """Seconds of the work that `cost` estimates, of an artifact with its
+        ancestry; None where it was other work.
+        """
         return made.manifest.seconds
 
     def doubt(self) -> Doubt | None:
@@ -297,7 +337,9 @@ class Stage(Generic[SectionT]):
 
 @dataclass(frozen=True)
 class StageRequest:
-    """A stage with its config, its inputs, the recipe of both and the path of the artifact that it leaves."""
+    """A stage with its config, its inputs, the recipe of both and the
+    path of the artifact that it leaves.
+    """
 
     stage: Stage[Any]
     section: config.Section
@@ -313,7 +355,11 @@ class StageRequest:
     @property
     def sources(self) -> list[Artifact]:
         """All artifacts among the inputs."""
-        return [made for value in self.inputs.values() for made in (value if isinstance(value, list) else [value])]
+        return [
+            made
+            for value in self.inputs.values()
+            for made in (value if isinstance(value, list) else [value])
+        ]
 
 
 @dataclass
@@ -343,7 +389,9 @@ class Project:
 
     @property
     def journals(self) -> Path:
-        """The folder of teachers' requests and answers, which `gc` never removes: they were paid for."""
+        """The folder of teachers' requests and answers, which `gc`
+        never removes: they were paid for.
+        """
         return self.runs / ".teachers"
 
     def stage(self, name: str) -> Stage[Any]:
@@ -355,7 +403,8 @@ class Project:
         return self.stage(name).default()
 
     def artifact(self, role: Role | str) -> Artifact:
-        """The artifact of a role, or of a kind: the one that the user named, else the one of the config's recipes.
+        """The artifact of a role, or of a kind: the one that the user named, else the one of the
+        config's recipes.
 
         Raises:
             IntegrityError: It has not been made yet, or is damaged.
@@ -411,8 +460,9 @@ def _can_be_set(value: object) -> bool:
 
 
 def other_settings(project: Project, request: StageRequest) -> list[tuple[Artifact, JsonObject]]:
-    """Artifacts of the same stage and inputs with another config: the keys of slmctl.yaml that differ, with their
-    values there."""
+    """Artifacts of the same stage and inputs with another config: the keys of slmctl.yaml that
+    differ, with their values there.
+    """
     name = request.stage.name
     top = {key for section, key in config.inherited_keys() if section == name}
     others = []
@@ -422,6 +472,9 @@ def other_settings(project: Project, request: StageRequest) -> list[tuple[Artifa
             continue
         changed = config.changed_keys(type(request.section), request.recipe, other.manifest.config)
         if changed and other.manifest.inputs == request.digests:
-            keys = {key if key.partition(".")[0] in top else f"{name}.{key}": value for key, value in changed.items()}
+            keys = {
+                key if key.partition(".")[0] in top else f"{name}.{key}": value
+                for key, value in changed.items()
+            }
             others.append((other, keys))
     return others

@@ -1,4 +1,6 @@
-"""Find the model that a command names (path, kind, release tag, or the config's default), verify it and open it."""
+"""Find the model that a command names (path, kind, release tag, or the
+config's default), verify it and open it.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,17 @@ if TYPE_CHECKING:
     from slmctl.models.model import Model, OpenModel
     from slmctl.models.sum import FileInSum
 
-_VERSION = re.compile(r"-v(\d+(?:\.\d+)*)(?=-|$)")  # in a name of the GGUF convention: Base-1B-desk-v1.0-Q8_0
+# in a name of the GGUF convention: Base-1B-desk-v1.0-Q8_0
+_VERSION = re.compile(r"-v(\d+(?:\.\d+)*)(?=-|$)")
 AGAIN = "fetch or make it again"  # a damaged artifact may come from another machine
 
 
-def served(where: Workspace, spec: str | None, type: str | None, *, first_look: bool = False) -> Model:
-    """A model for the own engine, or linear members, whole; for a first look a file of the project is in its sum."""
+def served(
+    where: Workspace, spec: str | None, type: str | None, *, first_look: bool = False
+) -> Model:
+    """A model for the own engine, or linear members, whole; for a first
+    look a file of the project is in its sum.
+    """
     made = find_model(where, spec, ("published", "gguf", "encoder", SUM), default="published")
     summed = _sum_of(where, made) if first_look else None
     for each in filter(None, (made, summed)):
@@ -51,7 +58,9 @@ def _sum_of(where: Workspace, made: Artifact) -> Artifact | None:
         return None
     summed = predictions.sum_of(where.project)
     if not predictions.has_members(summed):
-        raise UsageError("a first look needs linear members, and none helps the file here", hint="leave it out")
+        raise UsageError(
+            "a first look needs linear members, and none helps the file here", hint="leave it out"
+        )
     return summed
 
 
@@ -65,13 +74,19 @@ def looking_first(directory: Path, model: Model, policy: Path | None = None) -> 
     from slmctl.models.sum import FileInSum
 
     if not isinstance(model, FileInSum) or model.task is None:
-        raise UsageError("a first look is for a GGUF file with linear members", hint="slmctl predict gguf --first-look")
+        raise UsageError(
+            "a first look is for a GGUF file with linear members",
+            hint="slmctl predict gguf --first-look",
+        )
     if (path := policy or newest_policy(directory, model)) is None:
-        raise IntegrityError(f"no policy was fitted on {model.path.name} in its sum", hint="slmctl calibrate")
+        raise IntegrityError(
+            f"no policy was fitted on {model.path.name} in its sum", hint="slmctl calibrate"
+        )
     fitted = fitted_policy(path, model.digest, model.task)
     if fitted.first is None:
         raise UsageError(
-            f"the policy {path} has no first step: its linear members were not sure enough, or answer alone",
+            f"the policy {path} has no first step: its linear members were not sure enough, or "
+            "answer alone",
             hint="leave --first-look out",
         )
     return dataclasses.replace(model, first=fitted)
@@ -80,20 +95,27 @@ def looking_first(directory: Path, model: Model, policy: Path | None = None) -> 
 def newest_policy(directory: Path, model: Model) -> Path | None:
     """Returns the path of the newest policy that was fitted on a model's file and task, or None.
 
-    Policies are searched below `runs/` of `directory` and of the model's own project; where there is none, a release
-    has the one that it was published with.
+    Policies are searched below `runs/` of `directory` and of the model's own project; where there
+    is none, a release has the one that it was published with.
     """
     if (task := model.task) is None:
         return None
     roots = {directory.resolve(), root_of(directory, model.artifact.path).resolve()}
-    made = [entry for root in roots for entry in lineage.readable_artifacts(root) if entry.kind == "policy"]
+    made = [
+        entry
+        for root in roots
+        for entry in lineage.readable_artifacts(root)
+        if entry.kind == "policy"
+    ]
     digest, task_digest = model.digest, task.digest
 
     def is_fitted(path: Path) -> bool:  # on this model, and not on another type or another task
         policy = Policy.read(path)
         return (policy.gguf.removeprefix("sha256:"), policy.task) == (digest, task_digest)
 
-    fitting = [entry for entry in made if entry.metrics.get("sha256") == digest and is_fitted(entry.path)]
+    fitting = [
+        entry for entry in made if entry.metrics.get("sha256") == digest and is_fitted(entry.path)
+    ]
     if fitting:
         return max(fitting, key=lambda entry: entry.manifest.started).path
     own = model.artifact.path / POLICY_FILE
@@ -107,7 +129,8 @@ def fitted_policy(policy: Path, gguf: str, task: Task) -> Policy:
         IntegrityError: There is none, it was changed, or it is for another file or task.
     """
     folder = policy if policy.is_dir() else policy.parent
-    if (folder / MANIFEST).exists():  # a policy that was copied out of its artifact stands for itself
+    # a policy that was copied out of its artifact stands for itself
+    if (folder / MANIFEST).exists():
         artifact.require_whole(folder)
     fitted = Policy.read(policy)
     fitted.require(gguf, task.digest)
@@ -117,7 +140,9 @@ def fitted_policy(policy: Path, gguf: str, task: Task) -> Policy:
 def spoken_to(
     where: Workspace, spec: str | None, type: str | None
 ) -> tuple[Model, Task, Policy | None, Callable[[], Answering]]:
-    """The model of a path or a kind to talk to, its task, its newest policy, and a function that loads it."""
+    """The model of a path or a kind to talk to, its task, its newest
+    policy, and a function that loads it.
+    """
     from slmctl.models import documents  # with it comes numpy
     from slmctl.models.model import Loading
 
@@ -131,7 +156,8 @@ def spoken_to(
 def served_name(source: Artifact, path: Path) -> tuple[str, str]:
     """The name of a model for clients, and its version, '' where that is not known.
 
-    The name is the project's, which stays while releases change; a bare `.gguf` has no project, and goes by its own.
+    The name is the project's, which stays while releases change; a bare `.gguf` has no project, and
+    goes by its own.
 
     Args:
         source: A release, a gguf artifact, or a bare file.
@@ -139,7 +165,9 @@ def served_name(source: Artifact, path: Path) -> tuple[str, str]:
     """
     facts = source.metrics if "project" in source.metrics else source.manifest.config
     match = _VERSION.search(path.stem)
-    return str(facts.get("project") or path.stem), str(facts.get("version") or (match[1] if match else ""))
+    return str(facts.get("project") or path.stem), str(
+        facts.get("version") or (match[1] if match else "")
+    )
 
 
 def contract(where: Workspace, model: str | None, served_as: str) -> tuple[Task, tuple[str, str]]:
@@ -155,7 +183,9 @@ def contract(where: Workspace, model: str | None, served_as: str) -> tuple[Task,
     alone = Path(model or "")
     if model and (alone / FILENAME).is_file() and not (alone / MANIFEST).exists():
         return Task.read(alone), (served_as, "")
-    source = find_model(where, model, ("published", "gguf", "merged", "adapter", "prepared"), default="published")
+    source = find_model(
+        where, model, ("published", "gguf", "merged", "adapter", "prepared"), default="published"
+    )
     artifact.require_whole(source, hint=AGAIN)
     files = [Path(entry.path) for entry in source.files(".gguf")] or [source.path]
     return Task.read(source.path), served_name(source, files[0])
@@ -171,7 +201,13 @@ class FileModel:
     """
 
     def __init__(
-        self, where: Workspace, model: str | None, type: str | None, *, max_tokens: int, first_look: bool = False
+        self,
+        where: Workspace,
+        model: str | None,
+        type: str | None,
+        *,
+        max_tokens: int,
+        first_look: bool = False,
     ) -> None:
         kinds = stage_class("predict").takes[0].kinds
         self._where = where
@@ -208,7 +244,11 @@ class FileModel:
 
     def open(self) -> AbstractContextManager[OpenModel]:
         """The model in memory, on its base."""
-        whole = models.of(self.source, type=self.type, base=self.base) if self.model.needs_base else self.model
+        whole = (
+            models.of(self.source, type=self.type, base=self.base)
+            if self.model.needs_base
+            else self.model
+        )
         return whole.open(self.task, max_tokens=self.max_tokens)
 
     @property

@@ -1,4 +1,6 @@
-"""A typed name -> an artifact: a path, the beginning of an id, a kind of this pipeline or a tag of a registry."""
+"""A typed name -> an artifact: a path, the beginning of an id, a kind of
+this pipeline or a tag of a registry.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ TRY_FIRST = "to try the model before it is released: slmctl chat gguf, or slmctl
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder that a command works in, and its project, which is read when it is first needed."""
+    """The folder that a command works in, and its project, which
+    is read when it is first needed.
+    """
 
     directory: Path
     open: Callable[[], Project]
@@ -36,43 +40,60 @@ def workspace(project: Project) -> Workspace:
 
 
 def by_id(runs: Path, prefix: str) -> Path:
-    """The folder of the artifact below `runs` whose recipe id begins with `prefix`, hexadecimal digits.
+    """The folder of the artifact below `runs` whose recipe id begins with `prefix`, hexadecimal
+    digits.
 
     Raises:
         IntegrityError: No id does.
         UsageError: Several ids do.
     """
-    matches = [path for path in lineage.folders(runs.parent) if path.name.startswith(prefix[:PATH_ID])]
+    matches = [
+        path for path in lineage.folders(runs.parent) if path.name.startswith(prefix[:PATH_ID])
+    ]
     if not matches:
-        raise IntegrityError(f"no artifact below {runs} has an id that begins with '{prefix}'", hint="slmctl ls")
+        raise IntegrityError(
+            f"no artifact below {runs} has an id that begins with '{prefix}'", hint="slmctl ls"
+        )
     if len(matches) > 1:
         named = ", ".join(str(path.relative_to(runs.parent)) for path in matches)
-        raise UsageError(f"{len(matches)} artifacts have an id that begins with '{prefix}'", hint=f"one of {named}")
+        raise UsageError(
+            f"{len(matches)} artifacts have an id that begins with '{prefix}'",
+            hint=f"one of {named}",
+        )
     return matches[0]
 
 
 def artifact_path(where: Workspace, named: Path) -> Path:
-    """The path for a typed name: `dir:REGISTRY#TAG`, an existing path, the current artifact of a kind, or an id.
+    """The path for a typed name: `dir:REGISTRY#TAG`, an existing path, the current artifact of a
+    kind, or an id.
 
-    A path that has the name of a kind and no manifest, such as the folder of `base: ./base`, stands for the kind.
+    A path that has the name of a kind and no manifest, such as the folder of `base: ./base`, stands
+    for the kind.
 
     Raises:
-        IntegrityError: There is nothing at the path, no artifact or release has such a name, or none of that kind is
-            current.
-        UsageError: Several artifacts have, the config asks for none of that kind, or the release is elsewhere.
+        IntegrityError: There is nothing at the path, no artifact or release has such a name, or
+            none of that kind is current.
+        UsageError: Several artifacts have, the config asks for none of that kind, or the release is
+            elsewhere.
     """
     address = str(named)
     if address.startswith("dir:"):
         return registry.find(*registry.parse(address, where.directory)).path
     if address.startswith(("hf:", "s3:/")):
         source = re.sub("^s3:/+", "s3://", address)  # a path has no double slash
-        raise UsageError(f"{source} is not on this machine", hint=f"slmctl fetch {source}, and name its folder")
-    if os.path.lexists(named) and (str(named) not in STAGE_OF or (named / artifact.MANIFEST).exists()):
+        raise UsageError(
+            f"{source} is not on this machine", hint=f"slmctl fetch {source}, and name its folder"
+        )
+    if os.path.lexists(named) and (
+        str(named) not in STAGE_OF or (named / artifact.MANIFEST).exists()
+    ):
         return named
     if stage := STAGE_OF.get(str(named)):
         if getattr(where.project.config, stage) is None:
-            raise UsageError(f"slmctl.yaml has no section '{stage}', so none of kind '{named}' is current",
-                             hint=f"slmctl ls {named} lists those there are, with their ids")  # fmt: skip
+            raise UsageError(
+                f"slmctl.yaml has no section '{stage}', so none of kind '{named}' is current",
+                hint=f"slmctl ls {named} lists those there are, with their ids",
+            )
         return replace(where.project, named={}, _current={}).artifact(str(named)).path
     if re.fullmatch(r"[0-9a-f]{4,64}", str(named)):
         return by_id(where.directory / "runs", str(named))
@@ -80,15 +101,20 @@ def artifact_path(where: Workspace, named: Path) -> Path:
 
 
 def opened(project: Project, typed: Path, kind: str) -> Artifact:
-    """The artifact of a kind that a user named in place of the config's: by a path, a kind or an id.
+    """The artifact of a kind that a user named in place of the config's: by a path, a kind or an
+    id.
 
     Raises:
         What `artifact_path` and `open_model` raise.
     """
-    return open_model(typed if typed.exists() else artifact_path(workspace(project), typed), (kind,))
+    return open_model(
+        typed if typed.exists() else artifact_path(workspace(project), typed), (kind,)
+    )
 
 
-def find_model(where: Workspace, spec: str | Path | None, kinds: Sequence[str], *, default: str) -> Artifact:
+def find_model(
+    where: Workspace, spec: str | Path | None, kinds: Sequence[str], *, default: str
+) -> Artifact:
     """The model that a command names: a kind of this pipeline, `dir:REGISTRY#TAG`, or a path.
 
     Args:
@@ -123,7 +149,9 @@ def require_kind(model: Artifact, kinds: Sequence[str]) -> Artifact:
         UsageError: It is of another kind.
     """
     if model.kind not in kinds:
-        raise UsageError(f"{model.path} is of kind '{model.kind}'", hint=f"accepted here: {', '.join(kinds)}")
+        raise UsageError(
+            f"{model.path} is of kind '{model.kind}'", hint=f"accepted here: {', '.join(kinds)}"
+        )
     return model
 
 
@@ -136,7 +164,10 @@ def open_model(path: Path, kinds: Sequence[str]) -> Artifact:
     """
     path = path.resolve()
     if not path.exists():
-        raise IntegrityError(f"{path} does not exist", hint=f"expected there: an artifact of kind {' or '.join(kinds)}")
+        raise IntegrityError(
+            f"{path} does not exist",
+            hint=f"expected there: an artifact of kind {' or '.join(kinds)}",
+        )
     if (path / artifact.MANIFEST).exists():
         source = artifact.load(path)
     elif path.suffix == ".gguf":
@@ -146,5 +177,7 @@ def open_model(path: Path, kinds: Sequence[str]) -> Artifact:
     elif (path / "config.json").exists():
         source = artifact.foreign(path, "merged")
     else:
-        raise IntegrityError(f"{path} is no artifact, no .gguf and no model folder: it has no {artifact.MANIFEST}")
+        raise IntegrityError(
+            f"{path} is no artifact, no .gguf and no model folder: it has no {artifact.MANIFEST}"
+        )
     return require_kind(source, kinds)

@@ -1,7 +1,8 @@
-"""The plan of a run, before it costs anything: its stages, their requirements, and the ones that are not met.
+"""The plan of a run, before it costs anything: its stages, their requirements, and the ones that
+are not met.
 
-Nothing is fetched, trained or written. A recipe is known where all inputs exist; every stage after the first one that
-will run will run too. Figures are estimates, and None where nothing is known.
+Nothing is fetched, trained or written. A recipe is known where all inputs exist; every stage after
+the first one that will run will run too. Figures are estimates, and None where nothing is known.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from slmctl.pipeline.measured_times import MeasuredTimes
 from slmctl.pipeline.system_errors import extras_of
 
 Stages = Sequence[Stage[Any]]
-LESS_DISK = "slmctl gc lists what nothing needs; or take another folder, a smaller base, fewer quantize.types"
+LESS_DISK = (
+    "slmctl gc lists what nothing needs; or take another folder, a smaller base, fewer "
+    "quantize.types"
+)
 SPARE = 1.1  # of the disk: reports, journals, blocks that are not full
 
 
@@ -52,7 +56,8 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Requirement:
-    """Something that a run needs or chooses: its name, its state in words, and the error where it is not met.
+    """Something that a run needs or chooses: its name, its state in words, and the error where it
+    is not met.
 
     Attributes:
         note: It may stop the run, which nobody can be sure of before.
@@ -69,7 +74,8 @@ class RunPlan:
     """The stages of a run, in order, and what they need.
 
     Attributes:
-        download: The base or source that is fetched, such as `pypi:NAME==1.0`, with its bytes where they are known.
+        download: The base or source that is fetched, such as `pypi:NAME==1.0`, with its bytes where
+            they are known.
         rows: Rows of the sources, and held-out rows of the test split, where they are known.
     """
 
@@ -110,7 +116,9 @@ class RunPlan:
                     "met": requirement.error is None,
                     "note": requirement.note,
                     "hint": requirement.error.hint if requirement.error else "",
-                    "reason": requirement.error.reason if isinstance(requirement.error, GateError) else None,
+                    "reason": requirement.error.reason
+                    if isinstance(requirement.error, GateError)
+                    else None,
                 }
                 for requirement in self.requirements
             ],
@@ -120,20 +128,26 @@ class RunPlan:
         }
 
 
-def plan(project: Project, names: Sequence[str], rates: Mapping[str, float] | None = None) -> RunPlan:
+def plan(
+    project: Project, names: Sequence[str], rates: Mapping[str, float] | None = None
+) -> RunPlan:
     """The plan of a run.
 
     Args:
         names: Stages to run, in order.
-        rates: GFLOP/s of matrix products on this machine by data type, for the time of the training.
+        rates: GFLOP/s of matrix products on this machine by data type, for the time of the
+            training.
     """
     stages = list(_asked_for(project, names))
     states = list(_states(stages))
     current = {state.name for state in states if state.current}
     to_run = [stage for stage in stages if stage.name not in current]
-    fetching = [stage for stage in stages if stage in to_run or not stage.fetches_once]  # sources are read anew
+    # sources are read anew
+    fetching = [stage for stage in stages if stage in to_run or not stage.fetches_once]
     requirements = [*_offline(fetching), *_checked(to_run)]
-    unreadable = any(requirement.error for requirement in requirements if requirement.name == "files")
+    unreadable = any(
+        requirement.error for requirement in requirements if requirement.name == "files"
+    )
     rows = None if unreadable or not to_run else row_estimate.of(project)
 
     sizes = KnownSizes(project.config, shape_of_base(project), rows, rates or {})
@@ -143,8 +157,14 @@ def plan(project: Project, names: Sequence[str], rates: Mapping[str, float] | No
     downloads = tuple(each for stage in to_run for each in stage.downloads(sizes.shape))
     made = RunPlan(tuple(states), tuple(requirements), downloads, rows)
     choices = [Requirement(stage.name, text) for stage in to_run if (text := stage.choices(sizes))]
-    notes = [Requirement(name, text, note=True) for stage in to_run for name, text in stage.notes(sizes.shape)]
-    return replace(made, requirements=(*requirements, *_limits(project, made, to_run), *choices, *notes))
+    notes = [
+        Requirement(name, text, note=True)
+        for stage in to_run
+        for name, text in stage.notes(sizes.shape)
+    ]
+    return replace(
+        made, requirements=(*requirements, *_limits(project, made, to_run), *choices, *notes)
+    )
 
 
 def require(project: Project, names: Sequence[str]) -> None:
@@ -157,7 +177,9 @@ def require(project: Project, names: Sequence[str]) -> None:
 
 
 def shape_of_base(project: Project) -> ModelShape | None:
-    """The shape of the base: of the pulled one, of a folder, or as the catalogue knows it; None where nothing does."""
+    """The shape of the base: of the pulled one, of a folder, or as the
+    catalogue knows it; None where nothing does.
+    """
     try:
         named = project.named.get(BASE.name)
         folder = named.path if named is not None else project.request("pull").path
@@ -166,13 +188,19 @@ def shape_of_base(project: Project) -> ModelShape | None:
         source = project.config.pull.base
         if config.is_remote(source):
             return catalogue.of_source(source)
-        return catalogue.of_gguf(Path(source)) if source.endswith(".gguf") else catalogue.of_folder(Path(source))
+        return (
+            catalogue.of_gguf(Path(source))
+            if source.endswith(".gguf")
+            else catalogue.of_folder(Path(source))
+        )
     except (SlmctlError, OSError):
         return None
 
 
 def _sizes_of_artifact(project: Project, rates: Mapping[str, float]) -> KnownSizes:
-    """The sizes of an artifact, by the data set and the base that it was made of: those that the project names."""
+    """The sizes of an artifact, by the data set and the base that it was
+    made of: those that the project names.
+    """
     rows = row_estimate.of(project) if PREPARED.name in project.named else None
     return KnownSizes(project.config, shape_of_base(project), rows, rates)
 
@@ -195,16 +223,23 @@ def _asked_for(project: Project, names: Sequence[str]) -> Iterator[Stage[Any]]:
 
 
 def _states(stages: Stages) -> Iterator[StagePlan]:
-    """Each stage with whether its artifact exists; without an input, or the recipe of one, it does not."""
+    """Each stage with whether its artifact exists; without an input,
+    or the recipe of one, it does not.
+    """
     waiting: set[str] = set()  # kinds that an earlier stage will make again
     for stage in stages:
-        needs = {role.kinds[0] for role in stage.takes if role.name not in stage.project.named} | {*stage.waits_for}
+        needs = {role.kinds[0] for role in stage.takes if role.name not in stage.project.named} | {
+            *stage.waits_for
+        }
         state = StagePlan(stage.name, current=False)
         if not needs & waiting:
-            with contextlib.suppress(SlmctlError, ModuleNotFoundError):  # an input is missing; the requirements say it
+            # an input is missing; the requirements say it
+            with contextlib.suppress(SlmctlError, ModuleNotFoundError):
                 request = stage.request()
                 current = request.path.exists() and not runner.resume_folder(request).exists()
-                state = StagePlan(stage.name, current, str(request.path.relative_to(stage.project.root)))
+                state = StagePlan(
+                    stage.name, current, str(request.path.relative_to(stage.project.root))
+                )
         if not state.current:
             waiting.add(stage.leaves)
         yield state
@@ -253,13 +288,21 @@ def _last(states: Iterable[str]) -> str:
 
 def _packages(stages: Stages) -> str:
     """Check that the packages of these stages are installed, without importing one."""
-    needed = {package: stage.name for stage in reversed(stages) for package in (*stage.imports, *stage.packages())}
+    needed = {
+        package: stage.name
+        for stage in reversed(stages)
+        for package in (*stage.imports, *stage.packages())
+    }
     missing = {package: name for package, name in needed.items() if not is_installed(package)}
     if missing:
         named = ", ".join(f"'{package}'" for package in sorted(missing))
         several = "packages" if len(missing) > 1 else "package"
         settings, extras = stages[0].project.config, extras_of(missing)
-        trains = settings.encode is not None and not settings.publish.linear and {"gguf", "train"} & {*extras}
+        trains = (
+            settings.encode is not None
+            and not settings.publish.linear
+            and {"gguf", "train"} & {*extras}
+        )
         hint = f"{pip_line(*extras)}; {WITHOUT_MODEL}" if trains else pip_line(*extras)
         raise MissingError(
             f"{' and '.join(dict.fromkeys(missing.values()))} needs the {several} {named}, "
@@ -279,14 +322,23 @@ def _converter(stages: Stages) -> str:
 def _limits(project: Project, made: RunPlan, stages: Stages) -> Iterator[Requirement]:
     """Limits that an estimate must keep within: the rows that gates need, and the disk."""
     if (rows := made.rows) is not None:
-        yield from (Requirement("rows", error.message, error) for stage in stages for error in stage.refusals(rows))
+        yield from (
+            Requirement("rows", error.message, error)
+            for stage in stages
+            for error in stage.refusals(rows)
+        )
     if not stages:
         return
     needed, free = made.disk_bytes, shutil.disk_usage(project.root).free
     if needed is None:
         yield Requirement("disk", f"{console.size(free)} free, the need is not known")
     elif SPARE * needed <= free:
-        yield Requirement("disk", f"about {console.size(SPARE * needed)} of {console.size(free)} that are free")
+        yield Requirement(
+            "disk", f"about {console.size(SPARE * needed)} of {console.size(free)} that are free"
+        )
     else:
-        text = f"the run needs about {console.size(SPARE * needed)} of disk, and {console.size(free)} are free"
+        text = (
+            f"the run needs about {console.size(SPARE * needed)} of disk, and "
+            f"{console.size(free)} are free"
+        )
         yield Requirement("disk", text, FullError(f"{text} ({project.root})", hint=LESS_DISK))

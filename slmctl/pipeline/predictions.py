@@ -1,4 +1,6 @@
-"""Requests to `predict`: a model of this pipeline, a release or an endpoint on the rows of a split."""
+"""Requests to `predict`: a model of this pipeline, a release or
+an endpoint on the rows of a split.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,19 @@ from slmctl.pipeline import named
 from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, StageRequest
 from slmctl.reports.evaluation_report import model_named, report_of, reports_of
 
-SAMPLE = 200  # rows that an untuned base is asked where only the report's table shows it: +-7 points at most
-LORA = "lora"  # names the adapter's own GGUF file among the models to measure, and in the metrics of its artifact
+# rows that an untuned base is asked where only the report's table shows it: +-7 points at most
+SAMPLE = 200
+# names the adapter's own GGUF file among the models to measure, and in the metrics of its artifact
+LORA = "lora"
 
 
-def predict_section(project: Project, split: str | None, type: str | None = None) -> config.PredictConfig:
+def predict_section(
+    project: Project, split: str | None, type: str | None = None
+) -> config.PredictConfig:
     section = project.config.predict
-    return section.model_copy(update={"type": type, "shots": None} | ({"split": split} if split else {}))
+    return section.model_copy(
+        update={"type": type, "shots": None} | ({"split": split} if split else {})
+    )
 
 
 def predictions_of(
@@ -50,29 +58,42 @@ def predictions_of(
         from slmctl.task.kinds import kind_of
 
         whole = kind_of(project.config.task.kind).chooses
-        more = {"shots": project.config.predict.shots, "whole_labels": whole, "sample": base_sample(project.config)}
+        more = {
+            "shots": project.config.predict.shots,
+            "whole_labels": whole,
+            "sample": base_sample(project.config),
+        }
         sections = [section.model_copy(update=more) for section in sections]
     return [stage.request(inputs, section) for section in sections]
 
 
 def base_sample(settings: config.Config) -> int:
-    """Number of rows that the untuned base is asked, 0 for all: a gate that names it compares it on every row.
+    """Number of rows that the untuned base is asked, 0 for all: a gate that names it compares it on
+    every row.
 
-    Drafts are all answered, since people's decisions on pairs belong to the answers that they were shown.
+    Drafts are all answered, since people's decisions on pairs belong to the answers that they were
+    shown.
     """
     from slmctl.task.kinds import kind_of
 
-    named_in_gates = {str(name).partition(" (")[0] for gate in settings.gates for name in (gate.model, gate.against)}
+    named_in_gates = {
+        str(name).partition(" (")[0]
+        for gate in settings.gates
+        for name in (gate.model, gate.against)
+    }
     return 0 if "base" in named_in_gates or kind_of(settings.task.kind).is_free else SAMPLE
 
 
 def _lora_predictions(project: Project, split: str | None) -> list[StageRequest]:
-    """Requests to `predict` for the adapter's own GGUF file, once on the base's file of each type."""
+    """Requests to `predict` for the adapter's own GGUF file, once
+    on the base's file of each type.
+    """
     made = project.artifact("gguf")
     bases = (made.metrics.get(LORA) or {}).get("bases")
     if not bases:
         raise UsageError(
-            f"{made.path} holds no adapter with its base's files", hint="slmctl quantize --set quantize.lora_gguf=true"
+            f"{made.path} holds no adapter with its base's files",
+            hint="slmctl quantize --set quantize.lora_gguf=true",
         )
     files = {each.digest: each for each in inputs_of(project, made, "base_files")}
     requests = []
@@ -100,11 +121,15 @@ def inputs_of(project: Project, made: Artifact, role: str) -> list[Artifact]:
     return [here[digest] for digest in digests]
 
 
-def measured_with(root: Path, first: str, second: str) -> tuple[tuple[Artifact, Artifact], Artifact]:
-    """The predictions of two models by `model_named` in the newest report on both, and the data set of that report.
+def measured_with(
+    root: Path, first: str, second: str
+) -> tuple[tuple[Artifact, Artifact], Artifact]:
+    """The predictions of two models by `model_named` in the newest report on both, and the data set
+    of that report.
 
     Raises:
-        IntegrityError: No report below `runs/` measures both, or their predictions or rows are gone.
+        IntegrityError: No report below `runs/` measures both, or their predictions or rows are
+            gone.
         UsageError: A name stands for several models.
     """
     here = {made.digest: made for made in lineage.readable_artifacts(root)}
@@ -131,19 +156,24 @@ def base_of(project: Project, adapter: Artifact) -> Artifact:
         IntegrityError: It is not among this project's artifacts.
     """
     digest = adapter.manifest.inputs.get("base")
-    if digest is None:  # an adapter that slmctl did not train: it is taken to belong to the project's base
+    # an adapter that slmctl did not train: it is taken to belong to the project's base
+    if digest is None:
         return project.artifact("base")
     for path in sorted((project.runs / "base").glob("*/" + MANIFEST)):
         source = artifact.load(path.parent)
         if source.digest == digest:
             return source
-    raise IntegrityError(f"the base of {adapter.path} is not below {project.runs}", hint="slmctl pull")
+    raise IntegrityError(
+        f"the base of {adapter.path} is not below {project.runs}", hint="slmctl pull"
+    )
 
 
 def encoder_of(project: Project) -> Artifact:
     """The project's encoder; raises a UsageError where the config has no section `encode`."""
     if project.config.encode is None:
-        raise UsageError("slmctl.yaml has no section 'encode', so there is no encoder", hint="encode: {}")
+        raise UsageError(
+            "slmctl.yaml has no section 'encode', so there is no encoder", hint="encode: {}"
+        )
     return project.artifact("encoder")
 
 
@@ -176,18 +206,26 @@ def has_members(summed: Artifact) -> bool:
 def policy_request(project: Project, model: str) -> StageRequest:
     """The request for the policy of a kind of model: what is released, or the encoder."""
     stage = project.stage("calibrate")
-    return stage.request(calibration_inputs(project, functools.partial(project.found, asker=stage.name), model))
+    return stage.request(
+        calibration_inputs(project, functools.partial(project.found, asker=stage.name), model)
+    )
 
 
 def calibration_inputs(
-    project: Project, get: Get, model: str = "gguf", request_of: Callable[[str], StageRequest] | None = None
+    project: Project,
+    get: Get,
+    model: str = "gguf",
+    request_of: Callable[[str], StageRequest] | None = None,
 ) -> Inputs:
-    """Inputs of a policy: answers on calibration rows, and on validation rows too where some may be out of scope.
+    """Inputs of a policy: answers on calibration rows, and on validation rows too where some may be
+    out of scope.
 
     Linear members have learned the validation rows, so those count for a file alone.
     """
     section = project.stage("calibrate").settings
-    splits = {"predictions": "calibration"} | ({"outside": "validation"} if section.out_of_scope else {})
+    splits = {"predictions": "calibration"} | (
+        {"outside": "validation"} if section.out_of_scope else {}
+    )
     if request_of is not None:
         inputs: Inputs = {role: get(request_of(split)) for role, split in splits.items()}
         return inputs | grouped_rows(project)
@@ -197,28 +235,37 @@ def calibration_inputs(
         model = SUM
     elif model == "gguf":
         type = _served_type(project)
-        if project.config.encode is not None and has_members(get(project.stage(SUM).request(get=get))):
+        if project.config.encode is not None and has_members(
+            get(project.stage(SUM).request(get=get))
+        ):
             model = SUM
     if model != "gguf":
         splits.pop("outside", None)
-    inputs = {role: get(predictions_of(project, model, split, type)[0]) for role, split in splits.items()}
+    inputs = {
+        role: get(predictions_of(project, model, split, type)[0]) for role, split in splits.items()
+    }
     return inputs | grouped_rows(project)
 
 
 def grouped_rows(project: Project, made: Artifact | None = None) -> Inputs:
-    """The data set as an input where its rows have groups: that of some predictions, or the project's own."""
+    """The data set as an input where its rows have groups: that of
+    some predictions, or the project's own.
+    """
     if made is None:
         grouped = any(source.group for source in project.config.prepare.sources)
         return {PREPARED.name: project.artifact(PREPARED)} if grouped else {}
     with contextlib.suppress(IntegrityError):
-        for prepared in inputs_of(project, made, PREPARED.name):  # none for predictions that were made elsewhere
+        # none for predictions that were made elsewhere
+        for prepared in inputs_of(project, made, PREPARED.name):
             if prepared.metrics["splits"]["by"] != "content":
                 return {PREPARED.name: prepared}
     return {}
 
 
 def _served_type(project: Project) -> str:
-    """The type of the GGUF file that a release of this project is served with: the chosen one, else the smallest."""
+    """The type of the GGUF file that a release of this project is served
+    with: the chosen one, else the smallest.
+    """
     model = project.artifact("gguf")
     files = model.metrics["files"]
     if project.config.evaluate.choose is not None:
@@ -234,7 +281,9 @@ def _served_type(project: Project) -> str:
 
 @dataclass(frozen=True)
 class EndpointModel:
-    """A general model to compare with: its URL, its name there, how it is asked, and the examples in its prompt."""
+    """A general model to compare with: its URL, its name there, how it is
+    asked, and the examples in its prompt.
+    """
 
     url: str
     model: str
@@ -256,7 +305,9 @@ class EndpointModel:
     def request(
         self, project: Project, shots: int | None, split: str | None, *, logprobs: bool = False
     ) -> StageRequest:
-        """The request to `predict`; with `logprobs`, a chat is asked for the probabilities of its tokens."""
+        """The request to `predict`; with `logprobs`, a chat is asked
+        for the probabilities of its tokens.
+        """
         section = predict_section(project, split).model_copy(update={"endpoint": self.asking})
         model = endpoint_artifact(project, self, shots, logprobs=logprobs)
         return project.stage("predict").request({"model": model}, section)
@@ -265,17 +316,23 @@ class EndpointModel:
 def endpoint_artifact(
     project: Project, against: EndpointModel, shots: int | None, *, logprobs: bool = False
 ) -> Artifact:
-    """An endpoint as a model that `predict` can ask: a small file that says which, so that its answers are kept too."""
+    """An endpoint as a model that `predict` can ask: a small file that says
+    which, so that its answers are kept too.
+    """
     api = against.asking.api
     more = {"api": api} if api != CHAT else {"logprobs": True} if logprobs else {}
-    content = artifact.canonical({"url": against.url, "model": against.model, "shots": shots, **more})
+    content = artifact.canonical(
+        {"url": against.url, "model": against.model, "shots": shots, **more}
+    )
     path = project.runs / ".endpoints" / f"{artifact.sha256_bytes(content)[7:19]}.json"
     if not path.exists():
         atomic.write(path, content)
     return artifact.foreign(path, "endpoint")
 
 
-def endpoint_at(project: Project, url: str, model: str, shots: int | None = None, **flags: str | None) -> EndpointModel:
+def endpoint_at(
+    project: Project, url: str, model: str, shots: int | None = None, **flags: str | None
+) -> EndpointModel:
     """Returns an endpoint that is asked as the config's is, with what flags say."""
     own = project.config.predict.endpoint
     if own.url not in (None, url):  # its key, API and prices are for its own host
@@ -285,13 +342,17 @@ def endpoint_at(project: Project, url: str, model: str, shots: int | None = None
 
 
 def endpoint_named(project: Project, name: str, shots: int | None = None) -> EndpointModel:
-    """Returns the config's endpoint for a model's name, among predict.endpoint, the teachers and the generalist.
+    """Returns the config's endpoint for a model's name, among predict.endpoint, the teachers and
+    the generalist.
 
     Raises:
         UsageError: No endpoint has a model of that name, or it is asked through a proxy.
     """
     settings = project.config
-    endpoints: list[config.Asking] = [settings.predict.endpoint, *(settings.label.teachers if settings.label else ())]
+    endpoints: list[config.Asking] = [
+        settings.predict.endpoint,
+        *(settings.label.teachers if settings.label else ()),
+    ]
     if (general := settings.serve.generalist) is not None:
         if general.model == name and general.proxy is not None:
             raise UsageError(

@@ -1,7 +1,7 @@
 """The gates of a project against a report, and the release that they compare with.
 
-After a promotion the tag stands for the model that was just measured. It is then compared with the release that the tag
-stood for before, as it was, so that a promotion makes no report stale.
+After a promotion the tag stands for the model that was just measured. It is then compared with the
+release that the tag stood for before, as it was, so that a promotion makes no report stale.
 """
 
 from __future__ import annotations
@@ -18,12 +18,20 @@ from slmctl.pipeline.graph import Project
 from slmctl.pipeline.named import TRY_FIRST
 from slmctl.releases import deliveries, registry
 from slmctl.reports import RELEASE
-from slmctl.reports.evaluation_report import EvaluationReport, measured_names, pair_of, released, report_of
+from slmctl.reports.evaluation_report import (
+    EvaluationReport,
+    measured_names,
+    pair_of,
+    released,
+    report_of,
+)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The release that gates compare with: its name in gates, its address, and the release, None before the first."""
+    """The release that gates compare with: its name in gates, its address,
+    and the release, None before the first.
+    """
 
     name: str
     address: str
@@ -33,16 +41,23 @@ class Reference:
     def state(self) -> str:
         """A sentence that names the release, or says that none exists yet."""
         if self.release is None:
-            return f"no {self.name} release in {self.address} yet: nothing to compare, so gates against it pass"
+            return (
+                f"no {self.name} release in {self.address} yet: nothing to compare, so gates "
+                "against it pass"
+            )
         facts = self.release.metrics
-        return f"gates compare with {self.name}, which is {facts['project']} {facts['version']} in {self.address}"
+        return (
+            f"gates compare with {self.name}, which is {facts['project']} {facts['version']} "
+            f"in {self.address}"
+        )
 
 
 def reference(settings: Config, root: Path, own: Set[str] = frozenset()) -> Reference | None:
     """The release that the gates compare with; None where no gate asks for one.
 
     Args:
-        own: The sha256 of the models that are measured; a release of one of them is not compared with itself.
+        own: The sha256 of the models that are measured; a release of one of them is not compared
+            with itself.
 
     Raises:
         IntegrityError: The registry, the tag or the release cannot be read.
@@ -52,7 +67,9 @@ def reference(settings: Config, root: Path, own: Set[str] = frozenset()) -> Refe
     if name is None:
         return None
     to = settings.publish.to
-    address = f"{to.partition('#')[0]}#{settings.project}@{PRODUCTION}" if name == PRODUCTION else name
+    address = (
+        f"{to.partition('#')[0]}#{settings.project}@{PRODUCTION}" if name == PRODUCTION else name
+    )
     folder, tag = registry.parse(address, root)
     if not folder.is_dir():
         _require_never_sent(to, folder, root)
@@ -61,9 +78,13 @@ def reference(settings: Config, root: Path, own: Set[str] = frozenset()) -> Refe
 
 
 def _stands_for(folder: Path, name: str, own: Set[str]) -> Artifact | None:
-    """Returns the release of a tag, or its previous one if the release holds a file of `own`; None if there is none."""
+    """Returns the release of a tag, or its previous one if the release holds
+    a file of `own`; None if there is none.
+    """
     project, _, name = name.rpartition("@")
-    tags = [tag for tag in registry.tags(folder) if tag.name == name and project in ("", tag.project)]
+    tags = [
+        tag for tag in registry.tags(folder) if tag.name == name and project in ("", tag.project)
+    ]
     if not tags:
         return None
     if len(tags) > 1:
@@ -84,7 +105,8 @@ def _require_never_sent(to: str, folder: Path, root: Path) -> None:
     """Tell a registry that is not mounted from one that no release was sent to."""
     if any(sent.to == to for _, sent in deliveries.recorded(root / "runs")):
         raise IntegrityError(
-            f"releases were sent to {to}, and there is no {folder}: nobody can say what is in production",
+            f"releases were sent to {to}, and there is no {folder}: nobody can say what is in "
+            "production",
             hint="mount it, or make it readable",
         )
 
@@ -100,7 +122,9 @@ def checked_gates(settings: Config, root: Path) -> list[Gate]:
     return [gate for gate in settings.gates if gate.release is None or is_there]
 
 
-def enforce(project: Project, report: Artifact, *, only_measured: bool = False) -> list[gates.GateResult]:
+def enforce(
+    project: Project, report: Artifact, *, only_measured: bool = False
+) -> list[gates.GateResult]:
     """Every gate of the config against a report.
 
     Args:
@@ -118,9 +142,11 @@ def enforce(project: Project, report: Artifact, *, only_measured: bool = False) 
 
 
 def unguarded(project: Project, report: Artifact) -> str:
-    """A sentence on a cheap model that is surely better than the one to release, and that no gate names; else ''.
+    """A sentence on a cheap model that is surely better than the one to release, and that no gate
+    names; else ''.
 
-    Surely: by the interval, which few rows make too narrow, and by the exact p-value, as a gate asks for both.
+    Surely: by the interval, which few rows make too narrow, and by the exact p-value, as a gate
+    asks for both.
     """
     figures = report_of(report)
     model, metric, encode = released(figures), figures["primary_metric"], project.config.encode
@@ -133,16 +159,23 @@ def unguarded(project: Project, report: Artifact) -> str:
             continue  # this run releases it already
         rise = pair["metrics"][metric]
         if rise["interval"][0] > 0 and rise.get("p", 0.0) <= 1 - figures["confidence"]:
-            takes = f"{command} releases that one, and " if project.config.task.has("encode") else ""
+            takes = (
+                f"{command} releases that one, and " if project.config.task.has("encode") else ""
+            )
             return (
-                f"{name} is surely better than {model}, which is to be released, and no gate names {name}; {takes}"
+                f"{name} is surely better than {model}, which is to be released, and no gate names "
+                f"{name}; {takes}"
                 f"{{metric: {metric}, model: {RELEASE}, against: {name}, min_gain: 0}} is the gate"
             )
     return ""
 
 
-def results(project: Project, report: Artifact, *, only_measured: bool = False) -> list[gates.GateResult]:
-    """`enforce` without its error: each gate's result, failed or not; a gate that cannot be checked failed."""
+def results(
+    project: Project, report: Artifact, *, only_measured: bool = False
+) -> list[gates.GateResult]:
+    """`enforce` without its error: each gate's result, failed or not; a
+    gate that cannot be checked failed.
+    """
     checked, figures = _gates(project, report, only_measured)
     made = []
     for gate in checked:
@@ -159,9 +192,13 @@ def of_files(project: Project, report: EvaluationReport) -> list[str]:
     return list(filter(None, dict.fromkeys(sentences)))
 
 
-def _gates(project: Project, report: Artifact, only_measured: bool) -> tuple[list[Gate], EvaluationReport]:
+def _gates(
+    project: Project, report: Artifact, only_measured: bool
+) -> tuple[list[Gate], EvaluationReport]:
     figures = report_of(report)
     names = measured_names(figures)
     return [
-        gate for gate in project.config.gates if not only_measured or {gate.model, gate.against or gate.model} <= names
+        gate
+        for gate in project.config.gates
+        if not only_measured or {gate.model, gate.against or gate.model} <= names
     ], figures

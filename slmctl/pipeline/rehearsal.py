@@ -1,7 +1,9 @@
-"""Runs all stages on a small random copy of a base, in seconds, to find errors before the training instead of after.
+"""Runs all stages on a small random copy of a base, in seconds, to find errors before the training
+instead of after.
 
-The copy has the base's classes, layer types, tokenizer and chat template. The real stages run on it: one training
-step, merge, conversion, quantization, and answers by llama.cpp and by transformers.
+The copy has the base's classes, layer types, tokenizer and chat template. The real stages run on
+it: one training step, merge, conversion, quantization, and answers by llama.cpp and by
+transformers.
 """
 
 from __future__ import annotations
@@ -21,7 +23,14 @@ from slmctl.artifacts import artifact, atomic
 from slmctl.artifacts.artifact import Artifact
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.artifacts.typed_json import read_typed
-from slmctl.errors import DataError, FullError, IntegrityError, MissingError, SlmctlError, StageError
+from slmctl.errors import (
+    DataError,
+    FullError,
+    IntegrityError,
+    MissingError,
+    SlmctlError,
+    StageError,
+)
 from slmctl.model_files import base_model
 from slmctl.pipeline import runner
 from slmctl.pipeline.graph import Project
@@ -32,9 +41,12 @@ PACKAGES = ("torch", "transformers", "peft", "gguf", "llama_cpp_python")
 LABELS = ("billing", "delivery")
 ROWS = 24  # made-up messages, of which most are for training
 WORDS = (
-    "invoice refund charged card payment euro bank price parcel courier late truck doorstep carrier tracking shipped "
-    "hello today yesterday again still why how when my your since monday friday week month twice never always nobody "
-    "someone phone office house garden letter answer green blue big small quick slow first last open close help thanks"
+    "invoice refund charged card payment euro bank price parcel courier late truck doorstep "
+    "carrier tracking shipped "
+    "hello today yesterday again still why how when my your since monday friday week month twice "
+    "never always nobody "
+    "someone phone office house garden letter answer green blue big small quick slow first last "
+    "open close help thanks"
 )
 SETTINGS = """\
 project: rehearsal
@@ -48,11 +60,25 @@ prepare:
 finetune: {max_steps: 1, batch_size: 4, backend: transformers}
 quantize: {types: [Q8_0]}
 """
-# Errors that the code of an architecture, of PEFT or of TRL raises where they do not fit each other.
-FOREIGN = (ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError, RuntimeError,
-           ArithmeticError, OSError, ImportError, Warning)  # fmt: skip
-TOGETHER = ("one", "two", "a late parcel", "charged twice for a lamp")  # messages that are answered at once
-ROUNDING = 0.05  # of a probability: other prompts in the same batch change it by rounding, some 0.005
+# Errors that the code of an architecture, of PEFT or of TRL raises where they do not fit each
+# other.
+FOREIGN = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    NotImplementedError,
+    RuntimeError,
+    ArithmeticError,
+    OSError,
+    ImportError,
+    Warning,
+)
+# messages that are answered at once
+TOGETHER = ("one", "two", "a late parcel", "charged twice for a lamp")
+# of a probability: other prompts in the same batch change it by rounding, some 0.005
+ROUNDING = 0.05
 HINT = "take another base: slmctl bases lists those that work"
 
 
@@ -81,12 +107,19 @@ class Rehearsal:
         """Sentences on slower paths that the base takes, and on stages that were not tried."""
         remarks = []
         if not self.packed:
-            remarks.append("records of this architecture cannot be packed: training computes each one whole, padded")
+            remarks.append(
+                "records of this architecture cannot be packed: training computes each one whole, "
+                "padded"
+            )
         elif self.fast_layers < self.layers:
             slow = self.layers - self.fast_layers
-            remarks.append(f"{slow} of {self.layers} layers have no fast kernels on a CPU: training is slower")
+            remarks.append(
+                f"{slow} of {self.layers} layers have no fast kernels on a CPU: training is slower"
+            )
         if self.attention == "eager":
-            remarks.append("transformers has no fused attention for it: eager attention, slower on long texts")
+            remarks.append(
+                "transformers has no fused attention for it: eager attention, slower on long texts"
+            )
         return [*remarks, *(f"not rehearsed: {sentence}" for sentence in self.left_out)]
 
     def as_json(self) -> JsonObject:
@@ -96,17 +129,31 @@ class Rehearsal:
 def rehearsed(base: Path, lora: config.Lora | None = None) -> Rehearsal:
     """The result of `rehearse`, or of an earlier one that passed, which this user's cache keeps.
 
-    It is known by the base's files, the adapter's shape, and the versions of slmctl and of the packages that it runs.
+    It is known by the base's files, the adapter's shape, and the versions of slmctl and of the
+    packages that it runs.
     """
     if (cache := installation.user_cache()) is None:
         return rehearse(base, lora)
-    files = {entry.path: entry.sha256 for entry in artifact.scan(base) if entry.path != base_model.FILENAME}
-    versions = {name: runner.environment(PACKAGES).get(name, "") for name in ("slmctl", "machine", *PACKAGES)}
+    files = {
+        entry.path: entry.sha256
+        for entry in artifact.scan(base)
+        if entry.path != base_model.FILENAME
+    }
+    versions = {
+        name: runner.environment(PACKAGES).get(name, "")
+        for name in ("slmctl", "machine", *PACKAGES)
+    }
     shape = lora.model_dump(mode="json") if lora is not None else {}
-    kept = cache / "rehearsals" / f"{artifact.sha256_bytes(artifact.canonical([files, shape, versions]))[7:]}.json"
+    kept = (
+        cache
+        / "rehearsals"
+        / f"{artifact.sha256_bytes(artifact.canonical([files, shape, versions]))[7:]}.json"
+    )
     with contextlib.suppress(IntegrityError):  # not there, or damaged
         earlier = read_typed(kept, Rehearsal, hint="")
-        console.say("  this version has rehearsed every stage on this base before, and does not again")
+        console.say(
+            "  this version has rehearsed every stage on this base before, and does not again"
+        )
         return earlier
     if (result := rehearse(base, lora)).passed:
         with contextlib.suppress(OSError):  # a cache that cannot be written
@@ -139,13 +186,20 @@ def rehearse(base: Path, lora: config.Lora | None = None) -> Rehearsal:
             with _quiet():
                 attention = tiny_copy.write(base, root / "copy")
         except FOREIGN as error:
-            return Rehearsal(False, left_out=(f"no small copy of its architecture can be made ({_sentence(error)})",))
+            return Rehearsal(
+                False,
+                left_out=(f"no small copy of its architecture can be made ({_sentence(error)})",),
+            )
         _write_rows(root / "rows.csv")
         (root / config.FILENAME).write_text(SETTINGS, encoding="utf-8")
         settings = config.load(root / config.FILENAME)
-        settings = settings.model_copy(update={"pull": settings.pull.model_copy(update={"rehearse": False})})
+        settings = settings.model_copy(
+            update={"pull": settings.pull.model_copy(update={"rehearse": False})}
+        )
         if lora is not None:
-            settings = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"lora": lora})})
+            settings = settings.model_copy(
+                update={"finetune": settings.finetune.model_copy(update={"lora": lora})}
+            )
         return _chain(Project(root=root, config=settings), attention, meter)
 
 
@@ -185,15 +239,21 @@ def _stage(project: Project, name: str, **options: Any) -> Artifact:
 
 @contextlib.contextmanager
 def _explained(stage: str) -> Iterator[None]:
-    """Turn whatever a stage raises on a foreign architecture into one sentence that names the stage."""
+    """Turn whatever a stage raises on a foreign architecture into
+    one sentence that names the stage.
+    """
     try:
         yield
     except (MissingError, FullError):  # of this machine, whatever the base
         raise
     except SlmctlError as error:
-        raise DataError(f"this base cannot go through {stage}: {error.message}", hint=HINT) from error
+        raise DataError(
+            f"this base cannot go through {stage}: {error.message}", hint=HINT
+        ) from error
     except FOREIGN as error:
-        raise DataError(f"this base cannot go through {stage}: {_sentence(error)}", hint=HINT) from error
+        raise DataError(
+            f"this base cannot go through {stage}: {_sentence(error)}", hint=HINT
+        ) from error
 
 
 def _sentence(error: Exception) -> str:
@@ -201,10 +261,12 @@ def _sentence(error: Exception) -> str:
 
 
 def _answer(gguf: Artifact) -> None:
-    """Have the engine answer in free text, after a beginning that prompts share, and labels alone and together.
+    """Have the engine answer in free text, after a beginning that prompts share, and labels alone
+    and together.
 
     Raises:
-        DataError: It cannot, or labels get other probabilities when several prompts are answered at once.
+        DataError: It cannot, or labels get other probabilities when several prompts are answered at
+            once.
     """
     from slmctl.inference import engine
     from slmctl.task.contract import Task
@@ -221,8 +283,12 @@ def _answer(gguf: Artifact) -> None:
         for at, answer in model.ask_all(labels):
             if isinstance(answer, Exception):
                 raise answer
-            if any(abs(p - alone[at].labels[label]) > ROUNDING for label, p in answer.labels.items()):
-                raise StageError("llama.cpp computes it wrongly on this processor when several are asked at once")
+            if any(
+                abs(p - alone[at].labels[label]) > ROUNDING for label, p in answer.labels.items()
+            ):
+                raise StageError(
+                    "llama.cpp computes it wrongly on this processor when several are asked at once"
+                )
 
 
 def _write_rows(path: Path) -> None:

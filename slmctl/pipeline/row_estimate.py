@@ -31,11 +31,14 @@ CHARACTERS_A_TOKEN_OF_JSON = 3.0  # of tools
 TURN_TOKENS = 16  # of the chat template and the answer, around a text
 THIN = 20  # training rows of a label; with fewer, its learning depends on single rows
 FEW = 10  # test rows of a label; with fewer, its own score is nearly meaningless
-DEVIATIONS, LUMPS = 4, 1.25  # of a split drawn by hash: possible standard deviations, and share by near-duplicates
+# of a split drawn by hash: possible standard deviations, and share by near-duplicates
+DEVIATIONS, LUMPS = 4, 1.25
 
 
 def of(project: Project) -> RowEstimate | None:
-    """Returns the number of rows of the current data set, else of the sources; None if they cannot be read yet."""
+    """Returns the number of rows of the current data set, else of the
+    sources; None if they cannot be read yet.
+    """
     try:
         if PREPARED.name in project.named or project.request("prepare").path.exists():
             return _of_data_set(project)
@@ -59,7 +62,9 @@ def format_of_source(source: Source) -> str | None:
 
 
 def rows_with_calls(project: Project) -> tuple[int, int]:
-    """Returns (conversations with a tool call, rows looked at) among the first rows of the sources."""
+    """Returns (conversations with a tool call, rows looked at)
+    among the first rows of the sources.
+    """
     from slmctl.task import conversation_formats
 
     calling = looked = 0
@@ -79,7 +84,8 @@ def rows_with_calls(project: Project) -> tuple[int, int]:
 def languages_of(project: Project) -> Languages:
     """The languages of the first rows of the sources; of none where these cannot be read yet."""
     texts: list[str] = []
-    with contextlib.suppress(SlmctlError, OSError, ModuleNotFoundError):  # which the requirements tell
+    # which the requirements tell
+    with contextlib.suppress(SlmctlError, OSError, ModuleNotFoundError):
         for source in snapshot.gathered(project.config.prepare.sources, project.sources):
             with contextlib.closing(read_rows(source.local, **source.reading)) as rows:
                 sample = [row.columns for row in itertools.islice(rows, SAMPLE) if not row.fault]
@@ -88,14 +94,18 @@ def languages_of(project: Project) -> Languages:
 
 
 def labels_of(project: Project) -> Counter[str]:
-    """The rows of each label in the sources, after `task.labels.map`; none where files are large or cannot be read."""
+    """The rows of each label in the sources, after `task.labels.map`; none
+    where files are large or cannot be read.
+    """
     counts: Counter[str] = Counter()
     try:
         for source in snapshot.gathered(project.config.prepare.sources, project.sources):
             if source.local.stat().st_size > COUNTED_BYTES:
                 return Counter()
             with contextlib.closing(read_rows(source.local, **source.reading)) as rows:
-                counts.update(named_cell(row.columns, source.output) for row in rows if not row.fault)
+                counts.update(
+                    named_cell(row.columns, source.output) for row in rows if not row.fault
+                )
     except (SlmctlError, OSError, ModuleNotFoundError):  # which the requirements tell
         return Counter()
     named: Counter[str] = Counter()
@@ -111,7 +121,9 @@ def _of_data_set(project: Project) -> RowEstimate:
     rows = train + validation + test + facts["calibration"] + facts["rejected"]
     shared = min(_shared_tokens(project.config.task), tokens)
     groups = groups_of(project.artifact(PREPARED), "test")
-    return RowEstimate(rows, train, validation, test, test, tokens, shared, 0, exact=True, most_groups=groups)
+    return RowEstimate(
+        rows, train, validation, test, test, tokens, shared, 0, exact=True, most_groups=groups
+    )
 
 
 def groups_of(prepared: Artifact, split: str) -> float | None:
@@ -138,7 +150,9 @@ def _shared_tokens(task: TaskConfig) -> int:
 
 @dataclass(frozen=True)
 class _Counted:
-    """The rows of a file, the tokens of one of them, the bytes of the file, and the rows of each group by its id."""
+    """The rows of a file, the tokens of one of them, the bytes of the file,
+    and the rows of each group by its id.
+    """
 
     rows: int | None
     tokens: float
@@ -188,30 +202,50 @@ def _split(
     held_out = section.splits.validation + section.splits.calibration + section.splits.test
     share = section.splits.test
     test = placed["test"] + round(share * free)
-    by_hash = section.splits.time is None and not section.splits.labels and not any(s.group for s in sources)
+    by_hash = (
+        section.splits.time is None
+        and not section.splits.labels
+        and not any(s.group for s in sources)
+    )
     drawn = math.ceil(LUMPS * share * free + DEVIATIONS * math.sqrt(free * share * (1 - share)))
     most, groups = placed["test"] + (min(free, drawn) if by_hash else free), None
-    if all(s.group and n == count.groups.total() for n, s, count in zip(rows, sources, counts, strict=True)):
+    if all(
+        s.group and n == count.groups.total()
+        for n, s, count in zip(rows, sources, counts, strict=True)
+    ):
         most, groups = _of_groups(section, sources, counts)
         test = min(test, most) if section.splits.labels else most
     total = sum(rows)
     tokens = sum(n * count.tokens for n, count in zip(rows, counts, strict=True)) / max(total, 1)
     exact, shared = all(count.exact for count in counts), _shared_tokens(task)
     return RowEstimate(
-        rows=total, train=placed["train"] + round((1 - held_out) * free),
-        validation=placed["validation"] + round(section.splits.validation * free), test=test,
-        most_test=most if exact else None, tokens=shared + round(tokens), shared=shared,
-        size=sum(count.size for count in counts), exact=False, most_groups=groups,
-    )  # fmt: skip
+        rows=total,
+        train=placed["train"] + round((1 - held_out) * free),
+        validation=placed["validation"] + round(section.splits.validation * free),
+        test=test,
+        most_test=most if exact else None,
+        tokens=shared + round(tokens),
+        shared=shared,
+        size=sum(count.size for count in counts),
+        exact=False,
+        most_groups=groups,
+    )
 
 
-def _of_groups(section: PrepareConfig, sources: list[Source], counts: list[_Counted]) -> tuple[int, int]:
+def _of_groups(
+    section: PrepareConfig, sources: list[Source], counts: list[_Counted]
+) -> tuple[int, int]:
     """Returns (most test rows, most test groups) of sources whose rows all have a group."""
     is_drawn = section.splits.time is None and not section.splits.labels
     tested: Counter[str] = Counter()
     for source, count in zip(sources, counts, strict=True):
         if source.split in (None, "test"):
             is_bound = source.split is not None or not is_drawn
-            tested.update({id: n for id, n in count.groups.items()
-                           if is_bound or split.position_of(id) < section.splits.test})  # fmt: skip
+            tested.update(
+                {
+                    id: n
+                    for id, n in count.groups.items()
+                    if is_bound or split.position_of(id) < section.splits.test
+                }
+            )
     return tested.total(), len(tested)

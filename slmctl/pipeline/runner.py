@@ -47,10 +47,12 @@ def make(project: Project, name: str) -> Outcome:
     """Run a stage of the pipeline by its name, after its `before`.
 
     Raises:
-        StageError: The process may not have the address space that libraries map when they are imported.
+        StageError: The process may not have the address space that libraries map when they are
+            imported.
         What `run`, and `before` and `request` of the stage raise.
     """
-    if (space := hardware.address_space()) < LEAST_ADDRESS_SPACE:  # below it native code hangs or ends the process
+    # below it native code hangs or ends the process
+    if (space := hardware.address_space()) < LEAST_ADDRESS_SPACE:
         raise StageError(
             f"this process may have {console.size(space)} of address space, and a stage maps "
             f"{console.size(LEAST_ADDRESS_SPACE)}",
@@ -88,16 +90,21 @@ def run(project: Project, request: StageRequest, **options: Any) -> Outcome:
 
 def _run(project: Project, request: StageRequest, options: Mapping[str, Any]) -> Outcome:
     begun = time.monotonic()
-    is_first = os.environ.get("RANK", "0") == "0"  # of several processes that make the artifact together
+    # of several processes that make the artifact together
+    is_first = os.environ.get("RANK", "0") == "0"
     if not is_first and not request.path.exists():
         return Outcome(_assist(request), False, time.monotonic() - begun)
-    lock, keep = project.runs / ".locks" / f"{request.stage.leaves}-{request.path.name}", resume_folder(request)
+    lock, keep = (
+        project.runs / ".locks" / f"{request.stage.leaves}-{request.path.name}",
+        resume_folder(request),
+    )
     if request.path.exists() and not keep.exists():
         return Outcome(artifact.load(request.path), True, time.monotonic() - begun)
     needs = [source.digest for source in request.sources]
     locked = locks.lock(lock, wait=project.wait, on_wait=project.on_wait, needs=needs)
     with spoken(request.stage.name, project.runs), locked:
-        if request.path.exists():  # made while this process waited, or by one that was killed before it had tidied up
+        # made while this process waited, or by one that was killed before it had tidied up
+        if request.path.exists():
             shutil.rmtree(keep, ignore_errors=True)
             return Outcome(artifact.load(request.path), True, time.monotonic() - begun)
         with stage_log.kept(request), _interruption(request):
@@ -153,7 +160,8 @@ def _make(request: StageRequest, options: Mapping[str, Any]) -> Artifact:
         finally:
             with contextlib.suppress(OSError):
                 keep.rmdir()  # unless something in it is worth keeping
-    shutil.rmtree(keep, ignore_errors=True)  # after the artifact has its name: a kill before it must not cost both
+    # after the artifact has its name: a kill before it must not cost both
+    shutil.rmtree(keep, ignore_errors=True)
     for refused in request.path.parent.glob(REFUSED + "*"):
         shutil.rmtree(refused, ignore_errors=True)
     return made
@@ -162,13 +170,18 @@ def _make(request: StageRequest, options: Mapping[str, Any]) -> Artifact:
 def _require_unchanged(request: StageRequest, before: Mapping[Path, object]) -> None:
     """Refuse a result that is made of other files than those that the recipe hashed."""
     changed = [path.name for path, state in before.items() if artifact.state(path) != state]
-    if changed or config.recipe(request.section) != request.recipe:  # the hash is older than `before`
-        raise DataError(f"{changed[0] if changed else 'a source'} changed while {request.stage.name} read it",
-                        hint="run it again when no program writes there")  # fmt: skip
+    # the hash is older than `before`
+    if changed or config.recipe(request.section) != request.recipe:
+        raise DataError(
+            f"{changed[0] if changed else 'a source'} changed while {request.stage.name} read it",
+            hint="run it again when no program writes there",
+        )
 
 
 def _metrics(request: StageRequest, place: Path, more: Mapping[str, Any]) -> JsonObject:
-    """Run a stage; returns its metrics. If it refuses its input, keep its evidence files and name them in the hint."""
+    """Run a stage; returns its metrics. If it refuses its input, keep its
+    evidence files and name them in the hint.
+    """
     try:
         return request.stage.run(request, out=place, **more)
     except SlmctlError as error:
@@ -208,7 +221,11 @@ def environment(packages: Sequence[str]) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return versions | {"machine": platform.machine(), "processor": hardware.processor()} | guard.receipt()
+    return (
+        versions
+        | {"machine": platform.machine(), "processor": hardware.processor()}
+        | guard.receipt()
+    )
 
 
 def _pass_on(name: str, request: StageRequest, place: Path) -> None:

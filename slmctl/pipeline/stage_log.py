@@ -1,4 +1,5 @@
-"""The log of a stage: the lines that it said, in `runs/.logs/`, as plain text without secrets and within bounds.
+"""The log of a stage: the lines that it said, in `runs/.logs/`, as plain text without secrets and
+within bounds.
 
 A failed stage leaves its log too, and a run that resumes it appends to the same file.
 """
@@ -38,7 +39,9 @@ def artifact_of(log: Path) -> Path:
 
 @contextlib.contextmanager
 def kept(request: StageRequest) -> Iterator[None]:
-    """Log the lines printed inside the block, and its end. A log that cannot be written does not stop a stage."""
+    """Log the lines printed inside the block, and its end. A log that
+    cannot be written does not stop a stage.
+    """
     path, begun = path_of(request.path), time.monotonic()
     try:
         log = _Log(path)
@@ -46,21 +49,31 @@ def kept(request: StageRequest) -> Iterator[None]:
         yield
         return
     with log, console.recorded(log.add):
-        log.add(f"{console.timestamp()}  {request.stage.name}  {request.path.parent.name}/{request.path.name}")
+        log.add(
+            f"{console.timestamp()}  {request.stage.name}  "
+            f"{request.path.parent.name}/{request.path.name}"
+        )
         yield
         log.add(f"{console.timestamp()}  done in {console.duration(time.monotonic() - begun)}")
 
 
 def find(root: Path, named: Path | None) -> Path:
-    """The log of an artifact, by its path or the beginning of its id, or the last one of a kind; without a name the
-    last one.
+    """The log of an artifact, by its path or the beginning of its id, or the last one of a kind;
+    without a name the last one.
 
     Raises:
         IntegrityError: None is kept.
     """
-    logs = sorted((root / "runs" / FOLDER).glob("*-*" + SUFFIX), key=lambda path: path.stat().st_mtime)
-    if named is not None and re.fullmatch(r"[0-9a-f]{4,64}", str(named)) and not os.path.lexists(named):
-        logs = [path for path in logs if artifact_of(path).name.startswith(str(named)[:12])]  # of failed stages, too
+    logs = sorted(
+        (root / "runs" / FOLDER).glob("*-*" + SUFFIX), key=lambda path: path.stat().st_mtime
+    )
+    if (
+        named is not None
+        and re.fullmatch(r"[0-9a-f]{4,64}", str(named))
+        and not os.path.lexists(named)
+    ):
+        # of failed stages, too
+        logs = [path for path in logs if artifact_of(path).name.startswith(str(named)[:12])]
         if len(logs) != 1:
             logs = [path_of(by_id(root / "runs", str(named)))]
     elif str(named) in STAGE_OF and not os.path.lexists(str(named)):
@@ -76,7 +89,9 @@ def find(root: Path, named: Path | None) -> Path:
 
 
 class _Log(contextlib.AbstractContextManager["_Log"]):
-    """A file to which lines are added; of one that is long already, the last half of the bound is kept."""
+    """A file to which lines are added; of one that is long already,
+    the last half of the bound is kept.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +112,9 @@ class _Log(contextlib.AbstractContextManager["_Log"]):
         for line in console.clean(text).splitlines():
             self._write(self._masked(line[:MAX_LINE]).encode("utf-8", "replace") + b"\n")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
         if isinstance(error, SlmctlError):
             self.add(f"error: {error.message}" + (f"\n hint: {error.hint}" if error.hint else ""))
         elif isinstance(error, KeyboardInterrupt):

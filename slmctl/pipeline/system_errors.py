@@ -16,12 +16,21 @@ from slmctl.installation import pip_line
 
 _SERVES = ("starlette", "uvicorn", "httptools", "prometheus_client")
 _LOADS = ("torch", "transformers", "safetensors", "tokenizers")
-# Packages that an extra brings. Extras that need no compiler stand first: of two that bring a package these are named.
+# Packages that an extra brings. Extras that need no compiler stand first: of two that bring a
+# package these are named.
 EXTRAS = {
     "evaluate": ("sklearn", "httpx"),
     "serve": (*_SERVES, "httpx"),
     "encoder": (*_SERVES, *_LOADS, "onnx", "onnxruntime", "sklearn", "httpx"),
-    "gguf": ("llama_cpp", "llguidance", "gguf", "sentencepiece", "sklearn", "onnxruntime", "tokenizers"),
+    "gguf": (
+        "llama_cpp",
+        "llguidance",
+        "gguf",
+        "sentencepiece",
+        "sklearn",
+        "onnxruntime",
+        "tokenizers",
+    ),
     "train": (*_LOADS, "trl", "peft", "datasets", "accelerate", "huggingface_hub", "llguidance"),
     "data": ("pyarrow", "python_calamine", "sqlalchemy", "psycopg"),
     "documents": ("pypdfium2",),
@@ -36,7 +45,11 @@ def extras_of(packages: Collection[str]) -> tuple[str, ...]:
     """The fewest extras that bring these packages."""
     sizes = range(1, len(EXTRAS) + 1)
     choices = itertools.chain.from_iterable(itertools.combinations(EXTRAS, size) for size in sizes)
-    return next(extras for extras in choices if {*packages} <= {name for extra in extras for name in EXTRAS[extra]})
+    return next(
+        extras
+        for extras in choices
+        if {*packages} <= {name for extra in extras for name in EXTRAS[extra]}
+    )
 
 
 def missing(error: ModuleNotFoundError, what: str) -> MissingError | ModuleNotFoundError:
@@ -50,7 +63,9 @@ def missing(error: ModuleNotFoundError, what: str) -> MissingError | ModuleNotFo
 
 @contextlib.contextmanager
 def spoken(what: str, place: Path) -> Iterator[None]:
-    """Turn errors of the machine into expected ones: a missing package, a full memory, a full disk."""
+    """Turn errors of the machine into expected ones: a missing
+    package, a full memory, a full disk.
+    """
     try:
         with _RustErrors():
             yield
@@ -66,16 +81,21 @@ def spoken(what: str, place: Path) -> Iterator[None]:
         named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
         if not named and "can't allocate memory" not in str(error):
             raise
-        raise FullError(f"{what} ran out of memory", hint="a smaller batch or a smaller base") from None
+        raise FullError(
+            f"{what} ran out of memory", hint="a smaller batch or a smaller base"
+        ) from None
     except OSError as error:
         if error.errno == errno.EFBIG:
             raise FullError(
-                f"{what}: a file grew larger than this process may write ({place})", hint="ulimit -f unlimited"
+                f"{what}: a file grew larger than this process may write ({place})",
+                hint="ulimit -f unlimited",
             ) from None
         if error.errno in _FULL:
             raise FullError(f"{what}: the disk is full ({place})", hint="df -h .") from None
         if error.errno == errno.EIO:
-            raise FullError(f"{what}: the disk could not be read or written ({place})", hint="dmesg | tail") from None
+            raise FullError(
+                f"{what}: the disk could not be read or written ({place})", hint="dmesg | tail"
+            ) from None
         raise
 
 
@@ -83,9 +103,13 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _RustErrors(contextlib.AbstractContextManager[None]):
-    """Convert the plain Exception that Rust libraries raise for an I/O error ("… (os error 28)") to OSError."""
+    """Convert the plain Exception that Rust libraries raise for an I/O
+    error ("… (os error 28)") to OSError.
+    """
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
         match = re.search(r"\(os error (\d+)\)", str(error)) if type(error) is Exception else None
         if match and int(match[1]) in (*_FULL, errno.EFBIG, errno.EIO):
             raise OSError(int(match[1]), os.strerror(int(match[1]))) from error

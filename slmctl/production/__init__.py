@@ -1,1 +1,3 @@
-"""Files that production leaves: answers that a server collected, feedback on them, decisions of reviewers."""
+"""Files that production leaves: answers that a server collected,
+feedback on them, decisions of reviewers.
+"""

@@ -1,8 +1,10 @@
-"""Writes collected answers and feedback to `serve.collect.to`, in a thread that no answer waits for.
+"""Writes collected answers and feedback to `serve.collect.to`, in a thread that no answer waits
+for.
 
-An answer is drawn at random (`draw`) and queued (`take`). The thread searches it for personal data and secrets, drops
-it or replaces them by marks, and adds a line to the file of the day. Feedback is written before queued answers, since
-its client waits. A full or slow disk, or a failing detector, costs lines, never answers; lost lines are counted.
+An answer is drawn at random (`draw`) and queued (`take`). The thread searches it for personal data
+and secrets, drops it or replaces them by marks, and adds a line to the file of the day. Feedback is
+written before queued answers, since its client waits. A full or slow disk, or a failing detector,
+costs lines, never answers; lost lines are counted.
 """
 
 from __future__ import annotations
@@ -27,7 +29,13 @@ from slmctl.artifacts.json_lines import JsonLines
 from slmctl.config import CollectConfig
 from slmctl.console import timestamp
 from slmctl.errors import SlmctlError, UsageError
-from slmctl.production.records import FEEDBACK, CollectedRow, Feedback, collected_files, last_feedback
+from slmctl.production.records import (
+    FEEDBACK,
+    CollectedRow,
+    Feedback,
+    collected_files,
+    last_feedback,
+)
 from slmctl.sensitive import conversation_veto
 from slmctl.sources.reviewed import Choice
 
@@ -40,12 +48,22 @@ SEARCHERS = 256  # threads that search feedback, or wait until it is their clien
 LOOK_S = 60.0  # seconds between two checks for a new day while nothing is queued
 CLOSE_S = 5.0  # seconds to write queued lines when the server stops
 KINDS: tuple[Choice, ...] = ("uniform", "escalated", "unsure")
-DROPPED = ("sensitive", "doubt", "failed")  # a finding; a text that cannot be searched; a detector that failed
+# a finding; a text that cannot be searched; a detector that failed
+DROPPED = ("sensitive", "doubt", "failed")
 FAMILIES = {  # name: kind, help
     "slmctl_collected": ("counter", "Answers that were collected, by what chose them."),
-    "slmctl_collect_dropped": ("counter", "Answers that were left out: sensitive, or not to be searched."),
-    "slmctl_collect_lost": ("counter", "Lines of answers and feedback that the disk did not take, or not in time."),
-    "slmctl_feedback": ("counter", "Words of clients on answers: right, wrong, or with the right answer."),
+    "slmctl_collect_dropped": (
+        "counter",
+        "Answers that were left out: sensitive, or not to be searched.",
+    ),
+    "slmctl_collect_lost": (
+        "counter",
+        "Lines of answers and feedback that the disk did not take, or not in time.",
+    ),
+    "slmctl_feedback": (
+        "counter",
+        "Words of clients on answers: right, wrong, or with the right answer.",
+    ),
 }
 Samples = Sequence[tuple[Mapping[str, str], float]]  # labels, value
 _RANDOM = random.SystemRandom()
@@ -68,7 +86,8 @@ class Draw:
 
 @dataclass
 class Answered:
-    """An answer of this server, for feedback on it: id of its line, model, and the last feedback (ok, answer).
+    """An answer of this server, for feedback on it: id of its line, model, and the last feedback
+    (ok, answer).
 
     Attributes:
         offers: True if the client sent its own tools, which are not kept.
@@ -92,7 +111,10 @@ class _Row:
 
     @property
     def characters(self) -> int:
-        texts = [*(str(message.get("content", "")) for message in self.row.messages), self.row.answer]
+        texts = [
+            *(str(message.get("content", "")) for message in self.row.messages),
+            self.row.answer,
+        ]
         return sum(map(len, (*texts, *self.also))) + len(self.row.local_answer)
 
 
@@ -126,7 +148,8 @@ class Collector:
         try:
             if not settings.to.exists():
                 settings.to.mkdir(mode=0o700, parents=True)
-                (settings.to / ".gitignore").write_text("*\n", encoding="utf-8")  # questions must not be published
+                # questions must not be published
+                (settings.to / ".gitignore").write_text("*\n", encoding="utf-8")
             JsonLines(self._feedback, mode=0o600).close()
         except OSError as error:
             raise UsageError(
@@ -142,8 +165,11 @@ class Collector:
         self._rows, self._characters = 0, 0  # queued rows, and characters of their texts
         self._numbers = itertools.count()
         # (rank, number, item): feedback first, else first in, first out
-        self._queue: queue.PriorityQueue[tuple[int, int, _Row | _Word | None]] = queue.PriorityQueue(2 * WAITING)
-        self._searchers = ThreadPoolExecutor(SEARCHERS, thread_name_prefix="feedback")  # not the threads of the router
+        self._queue: queue.PriorityQueue[tuple[int, int, _Row | _Word | None]] = (
+            queue.PriorityQueue(2 * WAITING)
+        )
+        # not the threads of the router
+        self._searchers = ThreadPoolExecutor(SEARCHERS, thread_name_prefix="feedback")
         self._file: JsonLines | None = None
         self._day = ""
         self._remembered = threading.Event()
@@ -162,15 +188,17 @@ class Collector:
     def answered(self, id: str, model: str, *, offers: bool = False) -> str:
         """Remember an answer, so that feedback on it is accepted; returns the id of its line.
 
-        If a client uses an id again, the line gets another id, and feedback goes to the last answer; after a restart
-        to the first one, as the files hold no other line with that id.
+        If a client uses an id again, the line gets another id, and feedback goes to the last
+        answer; after a restart to the first one, as the files hold no other line with that id.
         """
         with self._lock:
             row = f"{id}-{secrets.token_hex(4)}" if id in self._ids else id
             self._remember(id, Answered(row, model, offers))
         return row
 
-    def take(self, row: CollectedRow, draw: Draw, *, id: str, also: Sequence[str] = (), client: str = "") -> None:
+    def take(
+        self, row: CollectedRow, draw: Draw, *, id: str, also: Sequence[str] = (), client: str = ""
+    ) -> None:
         """Queue an answer to be written, if it was drawn.
 
         Args:
@@ -182,12 +210,17 @@ class Collector:
         if draw.chosen is None:
             return
         chosen = dataclasses.replace(
-            row, chosen=draw.chosen, probability=round(draw.probability, 6), uniform=draw.uniform,
+            row,
+            chosen=draw.chosen,
+            probability=round(draw.probability, 6),
+            uniform=draw.uniform,
             uniform_probability=self.settings.kept,
-        )  # fmt: skip
+        )
         item = _Row(chosen, id, also, client)
         with self._lock:
-            has_room = self._rows < WAITING and self._characters + item.characters <= WAITING_CHARACTERS
+            has_room = (
+                self._rows < WAITING and self._characters + item.characters <= WAITING_CHARACTERS
+            )
             if is_taken := has_room and self._thread.is_alive() and self._put(item):
                 self._rows, self._characters = self._rows + 1, self._characters + item.characters
         if not is_taken:
@@ -199,22 +232,33 @@ class Collector:
             self._dropped[reason] += 1
 
     def find(self, id: str) -> Answered | None:
-        """The answer with this id; None for an unknown id. Waits until the ids in the files have been read."""
+        """The answer with this id; None for an unknown id. Waits until
+        the ids in the files have been read.
+        """
         self._remembered.wait(LOOK_S)
         with self._lock:
             return self._ids.get(id)
 
     def cleared(self, text: str, *, client: str = "") -> Future[str | None]:
-        """The text of a client with marks for findings; None if it must not be written. Searched like an answer."""
+        """The text of a client with marks for findings; None if it must
+        not be written. Searched like an answer.
+        """
         return self._searchers.submit(self._cleared_text, text, client)
 
     def _cleared_text(self, text: str, client: str) -> str | None:
         messages, _ = self._search([{"role": "user", "content": text}], client=client)
         cleared = messages[0]["content"] if messages is not None else None
-        return None if cleared is not None and _is_object(text) and not _is_object(cleared) else cleared
+        return (
+            None
+            if cleared is not None and _is_object(text) and not _is_object(cleared)
+            else cleared
+        )
 
-    def say(self, answered: Answered, *, ok: bool | None, answer: str | None, key: str) -> Future[bool]:
-        """Write feedback; repeated equal feedback is written once. Resolves to False if it could not be written.
+    def say(
+        self, answered: Answered, *, ok: bool | None, answer: str | None, key: str
+    ) -> Future[bool]:
+        """Write feedback; repeated equal feedback is written once. Resolves to False if it could
+        not be written.
 
         A file of MOST_FEEDBACK bytes takes no more lines until old ones are removed.
         """
@@ -243,11 +287,16 @@ class Collector:
         """The Prometheus samples of each of FAMILIES."""
         with self._lock:
             return {
-                "slmctl_collected": [({"chosen": kind}, float(self._collected[kind])) for kind in KINDS],
-                "slmctl_collect_dropped": [({"reason": name}, float(self._dropped[name])) for name in DROPPED],
+                "slmctl_collected": [
+                    ({"chosen": kind}, float(self._collected[kind])) for kind in KINDS
+                ],
+                "slmctl_collect_dropped": [
+                    ({"reason": name}, float(self._dropped[name])) for name in DROPPED
+                ],
                 "slmctl_collect_lost": [({}, float(self._lost))],
                 "slmctl_feedback": [
-                    ({"verdict": name}, float(self._words[name])) for name in ("right", "wrong", "answer")
+                    ({"verdict": name}, float(self._words[name]))
+                    for name in ("right", "wrong", "answer")
                 ],
             }
 
@@ -312,7 +361,8 @@ class Collector:
         elif item is not None:
             self._append_row(item)
         if self._queue.empty() and self._file is not None:
-            with contextlib.suppress(OSError):  # lines that a full disk did not take are already counted
+            # lines that a full disk did not take are already counted
+            with contextlib.suppress(OSError):
                 self._file.flush()
         return item is not None
 
@@ -325,8 +375,11 @@ class Collector:
             return
         try:
             if self._file is None:
-                self._file = JsonLines(self.settings.to / f"{self._day}.jsonl", mode=0o600, sync=False)
-            self._file.append({**row.to_json(), "answer": row.answer})  # to_json leaves out an empty answer
+                self._file = JsonLines(
+                    self.settings.to / f"{self._day}.jsonl", mode=0o600, sync=False
+                )
+            # to_json leaves out an empty answer
+            self._file.append({**row.to_json(), "answer": row.answer})
         except OSError:
             self._lose()
             return
@@ -345,10 +398,19 @@ class Collector:
             return False
         return True
 
-    def _cleared(self, row: CollectedRow, also: Sequence[str], client: str) -> tuple[CollectedRow | None, str]:
-        """Returns (row with marks for findings in messages and answers, '') or (None, reason of DROPPED)."""
-        answers = {name: text for name in ("answer", "local_answer", "general_answer") if (text := getattr(row, name))}
-        texts = list(dict.fromkeys(answers.values()))  # equal texts once, else a finding could span two copies
+    def _cleared(
+        self, row: CollectedRow, also: Sequence[str], client: str
+    ) -> tuple[CollectedRow | None, str]:
+        """Returns (row with marks for findings in messages and
+        answers, '') or (None, reason of DROPPED).
+        """
+        answers = {
+            name: text
+            for name in ("answer", "local_answer", "general_answer")
+            if (text := getattr(row, name))
+        }
+        # equal texts once, else a finding could span two copies
+        texts = list(dict.fromkeys(answers.values()))
         turns = [{"role": "assistant", "content": text} for text in texts]
         messages, reason = self._search([*row.messages, *turns], also, client=client)
         if messages is None:
@@ -375,7 +437,9 @@ class Collector:
                 with contextlib.suppress(OSError):
                     path.unlink()
         with contextlib.suppress(OSError):
-            json_lines.rewrite(self._feedback, lambda fields: str(fields.get("time", oldest)) >= oldest)
+            json_lines.rewrite(
+                self._feedback, lambda fields: str(fields.get("time", oldest)) >= oldest
+            )
 
     def _recall(self) -> None:
         """Read the ids of the last IDS answers, and the last feedback on each, from the files."""

@@ -1,7 +1,8 @@
-"""Finds and removes the lines of collected answers, feedback and reviews that hold a row or a near-duplicate of it.
+"""Finds and removes the lines of collected answers, feedback and reviews that hold a row or a
+near-duplicate of it.
 
-Unlike a data set's hashes these files hold texts, so a text is also found inside a longer one. Feedback and decisions
-on a row, which have its id, are found and removed with it.
+Unlike a data set's hashes these files hold texts, so a text is also found inside a longer one.
+Feedback and decisions on a row, which have its id, are found and removed with it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from slmctl.normal_forms import in_normal_form
 from slmctl.sensitive.conversation_veto import texts_in
 from slmctl.sensitive.unmask import FOLDS
 
-SHORTEST = 8  # characters of a text to look for inside others; a shorter one would be in half of them
+# characters of a text to look for inside others; a shorter one would be in half of them
+SHORTEST = 8
 SHORTEST_NAME = 4  # the same of a name whose rows and lines are listed, and none removed
 AT_ONCE = 1024  # lines of a batch
 _ESCAPE = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|([\"/]))")  # escapes of JSON inside a text
@@ -31,7 +33,8 @@ _ESCAPE = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|([\"/]))")  # escapes of JSON ins
 
 @dataclass(frozen=True)
 class CollectedFile:
-    """A file of collected answers, feedback or reviews, and the number of its lines that belong to the row.
+    """A file of collected answers, feedback or reviews, and the number of its lines that belong to
+    the row.
 
     Attributes:
         lines: Number of lines that held the row, or belonged to a line that did.
@@ -45,7 +48,9 @@ class CollectedFile:
 
 @dataclass
 class _Sought:
-    """The row to look for: its text, from `shortest` characters inside others too, and ids of lines that hold it."""
+    """The row to look for: its text, from `shortest` characters inside
+    others too, and ids of lines that hold it.
+    """
 
     text: str
     similarity: float
@@ -54,7 +59,9 @@ class _Sought:
 
     def __post_init__(self) -> None:
         self.inside = _plain(self.text) if len(_plain(self.text)) >= self.shortest else ""
-        self.print: QueryFingerprint | None = row_fingerprints.query_fingerprint(self.text) if self.text else None
+        self.print: QueryFingerprint | None = (
+            row_fingerprints.query_fingerprint(self.text) if self.text else None
+        )
 
     def collect(self, lines: Sequence[JsonObject]) -> None:
         """Add the ids of the lines that hold the row to `ids`."""
@@ -85,8 +92,13 @@ def holder(text: str, shortest: int) -> Callable[[str], bool]:
     """
     sought = _Sought(text, 1.0, shortest)
     if not sought.inside:
-        hint = f"--forget removes by {SHORTEST} and more; --contains alone lists by {SHORTEST_NAME} and more"
-        raise UsageError(f"a text of fewer than {shortest} characters would be in half of all rows", hint=hint)
+        hint = (
+            f"--forget removes by {SHORTEST} and more; --contains alone lists by "
+            f"{SHORTEST_NAME} and more"
+        )
+        raise UsageError(
+            f"a text of fewer than {shortest} characters would be in half of all rows", hint=hint
+        )
     return sought.stands_in
 
 
@@ -101,7 +113,8 @@ def search(
 ) -> Iterator[CollectedFile]:
     """Search files for the lines that hold a row, and for lines with the ids of these.
 
-    A line holds the row if its question equals it or is a near-duplicate, or if any string of the line contains it.
+    A line holds the row if its question equals it or is a near-duplicate, or if any string of the
+    line contains it.
 
     Args:
         paths: Files, and folders of them.
@@ -113,7 +126,11 @@ def search(
     Raises:
         OSError: A file cannot be read or rewritten.
     """
-    files = [file for path in paths for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])]
+    files = [
+        file
+        for path in paths
+        for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])
+    ]
     files = list(dict.fromkeys(file.resolve() for file in files))
     sought = _Sought(text or "", similarity, shortest, {id} if id is not None else set())
     if text is not None:
@@ -125,14 +142,23 @@ def search(
         torn = sum(map(sought.stands_in, json_lines.torn(file)))
         gone = 0
         if forget and (count or torn):
-            gone = json_lines.rewrite(file, lambda line: _id_of(line) not in sought.ids, with_torn=bool(torn)) + torn
+            gone = (
+                json_lines.rewrite(
+                    file, lambda line: _id_of(line) not in sought.ids, with_torn=bool(torn)
+                )
+                + torn
+            )
         yield CollectedFile(str(file), max(count + torn, gone), gone)
 
 
 def lines(files: Sequence[CollectedFile]) -> Iterator[str]:
     holding = [file for file in files if file.lines]
     if files:
-        yield "collected and reviewed files that hold it:" if holding else "no collected or reviewed file holds it"
+        yield (
+            "collected and reviewed files that hold it:"
+            if holding
+            else "no collected or reviewed file holds it"
+        )
     for file in holding:
         gone = f", {file.forgotten} of them removed" if file.forgotten else ""
         yield f"  {file.lines:>11}  {'line' if file.lines == 1 else 'lines'} of {file.path}{gone}"
@@ -158,7 +184,9 @@ def _texts(line: JsonObject) -> list[str]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """The strings of a JSON value at any depth, and those of JSON inside a string, such as a call's arguments."""
+    """The strings of a JSON value at any depth, and those of JSON inside
+    a string, such as a call's arguments.
+    """
     for text in texts_in(value):
         yield text
         if text.lstrip()[:1] in ("{", "[", '"'):

@@ -25,7 +25,8 @@ class MeasuredFigures:
         rows: Number of rows that tested the policy.
         max_error: Largest share of wrong answers among kept ones that the policy was fitted for.
         out_of_scope: The out-of-scope label; '' for none.
-        min_token_f1: Least token F1 of a text that counts as right; None if the words must be equal.
+        min_token_f1: Least token F1 of a text that counts as right; None if the words must be
+            equal.
         costs: AnswerCosts that the policy was fitted for; None for none.
         cost: Of a thousand of these rows, with its interval.
         report: Value of the primary metric in the latest report.
@@ -51,13 +52,16 @@ class MeasuredFigures:
 
 
 def measured(root: Path, policy: Path | None = None) -> MeasuredFigures:
-    """The figures of a policy, by default the newest below `runs/`, and of the latest report on its file.
+    """The figures of a policy, by default the newest below `runs/`, and of the latest report on its
+    file.
 
     Raises:
         IntegrityError: There is no valid policy at the path.
     """
     made = sorted(lineage.readable_artifacts(root), key=lambda entry: entry.manifest.started)
-    policies = [entry.path for entry in made if entry.kind == "policy" and _may_be_served(entry.metrics)]
+    policies = [
+        entry.path for entry in made if entry.kind == "policy" and _may_be_served(entry.metrics)
+    ]
     path = root / policy if policy is not None else policies[-1] if policies else None
     fitted = Policy.read(path) if path is not None else None
     reported = _reported(made, fitted.gguf if fitted is not None else "")
@@ -65,16 +69,28 @@ def measured(root: Path, policy: Path | None = None) -> MeasuredFigures:
         return reported
     figures = fitted.figures
     return replace(
-        reported, policy=str(path), p_correct=figures.get("p_correct"), right=figures.get("right"),
-        kept=figures.get("kept"), rows=figures.get("tested_on", 0), max_error=figures.get("max_error"),
-        out_of_scope=fitted.out_of_scope, min_token_f1=figures.get("min_token_f1"),
-        costs=fitted.costs, cost=figures.get("cost"),
-    )  # fmt: skip
+        reported,
+        policy=str(path),
+        p_correct=figures.get("p_correct"),
+        right=figures.get("right"),
+        kept=figures.get("kept"),
+        rows=figures.get("tested_on", 0),
+        max_error=figures.get("max_error"),
+        out_of_scope=fitted.out_of_scope,
+        min_token_f1=figures.get("min_token_f1"),
+        costs=fitted.costs,
+        cost=figures.get("cost"),
+    )
 
 
 def _may_be_served(metrics: Mapping[str, object]) -> bool:
-    """False for the figures of a policy of the encoder alone or of an endpoint; older ones lack `remote`."""
-    return metrics.get("model") != encoder_head.NAME and not metrics.keys() & {"remote", "least_confidence"}
+    """False for the figures of a policy of the encoder alone or of an
+    endpoint; older ones lack `remote`.
+    """
+    return metrics.get("model") != encoder_head.NAME and not metrics.keys() & {
+        "remote",
+        "least_confidence",
+    }
 
 
 def _reported(made: Sequence[Artifact], gguf: str) -> MeasuredFigures:
@@ -89,6 +105,9 @@ def _reported(made: Sequence[Artifact], gguf: str) -> MeasuredFigures:
                 values = models[name]["metrics"]
                 faults = {check: values[check] for check in CHECKS if check in values}
                 return MeasuredFigures(
-                    report=values[metric], report_metric=metric, report_rows=models[name]["n"], faults=faults
+                    report=values[metric],
+                    report_metric=metric,
+                    report_rows=models[name]["n"],
+                    faults=faults,
                 )
     return MeasuredFigures()

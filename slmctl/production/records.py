@@ -1,7 +1,8 @@
 """Types of the lines that a server writes: collected answers, feedback and decisions.
 
-`serve.collect` writes `collected/DAY.jsonl` and `collected/feedback.jsonl`, both append-only. A collected row holds the
-probability with which it was chosen, so that shares of all traffic can be estimated from it.
+`serve.collect` writes `collected/DAY.jsonl` and `collected/feedback.jsonl`, both append-only. A
+collected row holds the probability with which it was chosen, so that shares of all traffic can be
+estimated from it.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ class CollectedRow(Line):
         time: Time of the answer, in UTC, `2026-11-25T09:30:00Z`.
         digest: `sha256:…` of the model file that answered.
         model, version: Name of the model, and version of its release.
-        messages: The conversation of the client, after `serve.collect.sensitive`, without system messages that the
-            model does not get.
+        messages: The conversation of the client, after `serve.collect.sensitive`, without system
+            messages that the model does not get.
         answer: The answer that the client got.
         local_answer: The local model's answer, if the client got the generalist's; else ''.
         general_answer: The generalist's answer, if there was one, whether the client got it or not.
         route, reason: The model that answered and the reason, as in `x-slmctl-route`.
-        p_correct: Probability that the local answer is right, by the policy, 0 to 1; None without a policy.
+        p_correct: Probability that the local answer is right, by the policy, 0 to 1; None without a
+            policy.
         confidence: Confidence of the local label, 0 to 1; None without one.
         labels: The likeliest labels with their probabilities, likeliest first.
         chosen: Reason for which it was collected: `uniform`, `escalated` or `unsure`.
@@ -74,7 +76,10 @@ class CollectedRow(Line):
     @property
     def turns(self) -> list[Message]:
         """The conversation as texts."""
-        return [Message(role=str(turn.get("role")), content=str(turn.get("content") or "")) for turn in self.messages]
+        return [
+            Message(role=str(turn.get("role")), content=str(turn.get("content") or ""))
+            for turn in self.messages
+        ]
 
     @property
     def question(self) -> str:
@@ -88,7 +93,8 @@ class CollectedRow(Line):
 
 @dataclass(frozen=True)
 class DecisionLine(Line):
-    """A line of `serve.decision_log`, or of the server's own log: the model that answered a request, and the reason.
+    """A line of `serve.decision_log`, or of the server's own log: the model that answered a
+    request, and the reason.
 
     Attributes:
         time: Time in UTC.
@@ -127,15 +133,20 @@ class Feedback(Line):
 
 def text_of(messages: Iterable[Mapping[str, object]]) -> str:
     """The texts of the user's messages, a paragraph each."""
-    return "\n\n".join(str(message.get("content", "")) for message in messages if message.get("role") == "user")
+    return "\n\n".join(
+        str(message.get("content", "")) for message in messages if message.get("role") == "user"
+    )
 
 
 def collected_files(paths: Iterable[Path]) -> list[Path]:
-    """The files of collected rows in folders and among files, the oldest day of a folder first; without feedback."""
+    """The files of collected rows in folders and among files, the oldest
+    day of a folder first; without feedback.
+    """
     files: list[Path] = []
     for path in paths:
         files += sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    each = {path.resolve(): path for path in reversed(files) if path.name != FEEDBACK}  # a file may lie in a folder
+    # a file may lie in a folder
+    each = {path.resolve(): path for path in reversed(files) if path.name != FEEDBACK}
     return [*reversed(each.values())]
 
 

@@ -1,4 +1,6 @@
-"""Decisions of a server, collected rows and reviews -> the accuracy of a served model, week by week."""
+"""Decisions of a server, collected rows and reviews -> the
+accuracy of a served model, week by week.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from slmctl.production.records import CollectedRow, DecisionLine
 from slmctl.sources.reviewed import Review, decided
 from slmctl.task.kinds.kind import TaskKind
 
-KEPT = ("kept", "confident", "first-look")  # `reason` of an answer that a policy kept; the others in older lines
+# `reason` of an answer that a policy kept; the others in older lines
+KEPT = ("kept", "confident", "first-look")
 USAGE = "slmctl watch decisions.jsonl collected/ reviewed.jsonl"
 COLUMNS = ("week of", "requests", "estimated", "verified", "interval", "rows", "kept", "escalated")
 
@@ -55,7 +58,8 @@ class Week:
         rated: Number of requests with a p_correct.
         p_correct: Sum of their p_correct.
         kept, escalated: Numbers of requests.
-        paid, avoided: Price of the generalist's answers, and its price for the requests that were not escalated.
+        paid, avoided: Price of the generalist's answers, and its price for the requests that were
+            not escalated.
         verified: The reviewed rows that were drawn at random.
         drafts: Number of collected rows of the uniform share whose answers were checked.
         faults: Number of these that fail a check, by check.
@@ -102,7 +106,9 @@ class Week:
 
     @property
     def accuracy(self) -> WeightedShare:
-        return weighted_share([row.right for row in self.verified], [row.probability for row in self.verified])
+        return weighted_share(
+            [row.right for row in self.verified], [row.probability for row in self.verified]
+        )
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,8 @@ class Watched:
 
     Attributes:
         weeks: The weeks, the oldest first.
-        sampled: True if the requests are the uniform share of the collected rows, for lack of a decision log.
+        sampled: True if the requests are the uniform share of the collected rows, for lack of a
+            decision log.
         prices: Prices for the costs; None if these are unknown.
     """
 
@@ -135,24 +142,35 @@ class Watched:
 
     @property
     def cost(self) -> tuple[float, float, float] | None:
-        """Of a thousand questions, with its 95 % interval; None without costs, decisions or reviewed rows."""
+        """Of a thousand questions, with its 95 % interval; None
+        without costs, decisions or reviewed rows.
+        """
         costs, rows = self.measured.costs, [row for week in self.weeks for row in week.verified]
-        requests, kept = (sum(getattr(week, name) for week in self.weeks) for name in ("requests", "kept"))
+        requests, kept = (
+            sum(getattr(week, name) for week in self.weeks) for name in ("requests", "kept")
+        )
         if costs is None or not (rows and requests):
             return None
         parts = [(costs.escalated, 1 - kept / requests, *exact_interval(requests - kept, requests))]
         labels = [row.label if row.label in costs.label else "" for row in rows]
         for label in {*labels}:
-            wrong = [row.kept and not row.right and own == label for row, own in zip(rows, labels, strict=True)]
+            wrong = [
+                row.kept and not row.right and own == label
+                for row, own in zip(rows, labels, strict=True)
+            ]
             share = weighted_share(wrong, [row.probability for row in rows])
             parts.append((costs.label.get(label, costs.wrong), share.share, share.low, share.high))
         return thousand(parts)
 
 
 def watch(
-    paths: Sequence[Path], measured: MeasuredFigures, *, rules: TaskKind, since: str = "",
+    paths: Sequence[Path],
+    measured: MeasuredFigures,
+    *,
+    rules: TaskKind,
+    since: str = "",
     prices: MachinePrices | None = None,
-) -> Watched:  # fmt: skip
+) -> Watched:
     """Read the files of a served model, recognised by their lines, and sum them up by week.
 
     Args:
@@ -178,12 +196,16 @@ def watch(
     reviewed = {review.id for review in reviews}
     collected = (row for path in files["collected"] for row in CollectedRow.read(path))
     rows = {row.id: row for row in collected if row.uniform or row.id in reviewed}
-    decisions: Iterable[DecisionLine] = (line for path in files["decisions"] for line in DecisionLine.read(path))
+    decisions: Iterable[DecisionLine] = (
+        line for path in files["decisions"] for line in DecisionLine.read(path)
+    )
     sampled = not files["decisions"]
     if sampled:
         prices = None  # a collected row does not say how many tokens it had
         uniform = (row for row in rows.values() if row.uniform)
-        decisions = (DecisionLine(row.time, row.route, row.reason, row.p_correct) for row in uniform)
+        decisions = (
+            DecisionLine(row.time, row.route, row.reason, row.p_correct) for row in uniform
+        )
     weeks: dict[datetime.date, Week] = {}
     for decision in decisions:
         if (begin := _monday(decision.time, since)) is not None:
@@ -194,23 +216,31 @@ def watch(
             week.drafts += 1
             week.faults.update(rules.faults(draft.local, draft.turns).keys())
     if not weeks and since:
-        raise DataError(f"there is no request since {since} in these files", hint="--since with an earlier day")
+        raise DataError(
+            f"there is no request since {since} in these files", hint="--since with an earlier day"
+        )
     if not weeks:
         raise DataError(
-            "there is no request to look at: the files hold no decision and no row of the uniform share",
+            "there is no request to look at: the files hold no decision and no row of the uniform "
+            "share",
             hint="serve.decision_log writes decisions, serve.collect collects rows",
         )
     for review in reviews:
         row = rows.get(review.id)
         begin = _monday(review.seen if row is None else row.time, since)
         if begin is not None and review.uniform and 0 < review.probability <= 1:
-            right, is_kept = is_right(review, row, measured, rules), row is not None and row.reason in KEPT
+            right, is_kept = (
+                is_right(review, row, measured, rules),
+                row is not None and row.reason in KEPT,
+            )
             verified = VerifiedRow(right, review.probability, is_kept, review.after.strip())
             weeks.setdefault(begin, Week(begin)).verified.append(verified)
     return Watched([weeks[begin] for begin in sorted(weeks)], measured, sampled, prices)
 
 
-def is_right(review: Review, row: CollectedRow | None, measured: MeasuredFigures, rules: TaskKind) -> bool:
+def is_right(
+    review: Review, row: CollectedRow | None, measured: MeasuredFigures, rules: TaskKind
+) -> bool:
     """True if the local answer is right by the reviewer's answer, compared as `calibrate` compares.
 
     A local answer to an out-of-scope question is never right.
@@ -225,22 +255,41 @@ def lines(watched: Watched) -> Iterator[str]:
     """The result as text: a table of the weeks, with the measured figures as its last row."""
     measured, prices = watched.measured, watched.prices
     if measured.costs is not None and measured.cost is not None:
-        now = f"{_money(watched.cost)}, measured " if watched.cost else "no reviewed row says the cost; measured "
+        now = (
+            f"{_money(watched.cost)}, measured "
+            if watched.cost
+            else "no reviewed row says the cost; measured "
+        )
         yield f"{measured.costs.currency} a thousand questions: {now}{_money(measured.cost)}"
     costs = ("paid", "avoided") if prices is not None else ()
     rows = [
-        [*_cells(week), *([f"{week.paid:,.2f}", f"{week.avoided:,.2f} {prices.currency}"] if prices else [])]
+        [
+            *_cells(week),
+            *([f"{week.paid:,.2f}", f"{week.avoided:,.2f} {prices.currency}"] if prices else []),
+        ]
         for week in watched.weeks
     ]
     verified = measured.report if measured.right is None else measured.right
     rows.append(
-        ["measured", "", _percent(measured.p_correct), _percent(verified), "", "", _percent(measured.kept)]
+        [
+            "measured",
+            "",
+            _percent(measured.p_correct),
+            _percent(verified),
+            "",
+            "",
+            _percent(measured.kept),
+        ]
         + [""] * (1 + len(costs))
     )
     yield from console.table_lines((*COLUMNS, *costs), rows, optional=("escalated", "requests"))
     if watched.sampled:
         yield "no log of decisions: the requests are the uniform share of the collected rows"
-    allowed = f", and the policy allows {percent(measured.max_error)}" if measured.max_error is not None else ""
+    allowed = (
+        f", and the policy allows {percent(measured.max_error)}"
+        if measured.max_error is not None
+        else ""
+    )
     last = [row for row in watched.weeks[-1].verified if row.kept]
     several = len(last) < len(watched.kept_rows)  # weeks with such rows
     for kept, where in ((watched.kept_rows, "all"), (last if several else [], "the last week's")):
@@ -266,11 +315,15 @@ def _faults(week: Week) -> str:
 
 
 def _by_check(shares: Mapping[str, float]) -> str:
-    return ", ".join(f"{check} {percent(share)}" for check, share in shares.items() if share) or "none"
+    return (
+        ", ".join(f"{check} {percent(share)}" for check, share in shares.items() if share) or "none"
+    )
 
 
 def _wrong_at_most(rows: Sequence[VerifiedRow]) -> float:
-    """Upper bound of the share of wrong answers in the traffic that these rows were drawn from, with 95 %."""
+    """Upper bound of the share of wrong answers in the traffic that
+    these rows were drawn from, with 95 %.
+    """
     right = weighted_share([row.right for row in rows], [row.probability for row in rows])
     as_many = right.effective_rows
     return error_bound(min(as_many, math.ceil((1 - right.share) * as_many - 1e-9)), as_many)
@@ -298,7 +351,9 @@ def _week_json(week: Week, prices: MachinePrices | None) -> JsonObject:
         "kept_wrong": kept.count(False),
         "drafts": week.drafts,
         "faults": dict(week.faults),
-        "cost": {"paid": week.paid, "avoided": week.avoided, "currency": prices.currency} if prices else None,
+        "cost": {"paid": week.paid, "avoided": week.avoided, "currency": prices.currency}
+        if prices
+        else None,
     }
 
 
@@ -311,7 +366,9 @@ def _percent(share: float | None) -> str:
 
 
 def _monday(time: str, since: str) -> datetime.date | None:
-    """The Monday of a time's week; None for a time before `since`, and for a text that is not a server's time."""
+    """The Monday of a time's week; None for a time before `since`, and
+    for a text that is not a server's time.
+    """
     try:
         day = datetime.date.fromisoformat(time[:10])
     except ValueError:

@@ -20,15 +20,27 @@ from slmctl.metrics.statistics import (
     percentiles,
     resamples,
 )
-from slmctl.reports.evaluation_report import EvaluationReport, RowEntry, entries_of, released, report_of, rows_of
+from slmctl.reports.evaluation_report import (
+    EvaluationReport,
+    RowEntry,
+    entries_of,
+    released,
+    report_of,
+    rows_of,
+)
 from slmctl.reports.scoreboard import difference, figure
 
 CONFIDENCE = 0.95
-TOPS = ("published", "report", "gguf", "merged", "adapter", "prepared", "base")  # the first existing kind is compared
-_NOT_COMPARED = ("labels", "sources", "files", "tokens")  # metrics of prepared data: compared separately, or too long
+# the first existing kind is compared
+TOPS = ("published", "report", "gguf", "merged", "adapter", "prepared", "base")
+# metrics of prepared data: compared separately, or too long
+_NOT_COMPARED = ("labels", "sources", "files", "tokens")
 ANSWERS = "predictions "  # begins their names in a lineage; their digests follow from other changes
-FIRST_ROWS = [f"rows {name}" for name in ("rows_in", "train", "validation", "calibration", "test", "rejected")]
-Report: TypeAlias = tuple[EvaluationReport, list[RowEntry]]  # report.json, and the rows of rows.jsonl
+FIRST_ROWS = [
+    f"rows {name}" for name in ("rows_in", "train", "validation", "calibration", "test", "rejected")
+]
+# report.json, and the rows of rows.jsonl
+Report: TypeAlias = tuple[EvaluationReport, list[RowEntry]]
 Names: TypeAlias = tuple[str, str]  # of a participant in each of two reports
 
 
@@ -57,7 +69,9 @@ class MetricChange(TypedDict):
 
 
 class ModelChange(TypedDict):
-    """A model in both reports; `paired` tests its primary metric on the common rows, None without common rows."""
+    """A model in both reports; `paired` tests its primary metric on the
+    common rows, None without common rows.
+    """
 
     model: str
     metrics: dict[str, MetricChange]
@@ -89,7 +103,8 @@ class Comparison(TypedDict):
 
 
 def diff(first: Path, second: Path) -> Comparison:
-    """Compare two artifacts of one kind, two releases, or two projects (their last release or report).
+    """Compare two artifacts of one kind, two releases, or two projects (their last release or
+    report).
 
     Raises:
         IntegrityError: A path holds no artifact.
@@ -109,7 +124,9 @@ def diff(first: Path, second: Path) -> Comparison:
         "same": left.top.digest == right.top.digest,
         "config": changes(_configs(left, right), _configs(right, left)),
         "data": changes(_data(left), _data(right)),
-        "environment": changes(flat(left.top.manifest.environment), flat(right.top.manifest.environment)),
+        "environment": changes(
+            flat(left.top.manifest.environment), flat(right.top.manifest.environment)
+        ),
         "files": changes(_files(left.top), _files(right.top)),
         "metrics": changes(_figures(left.top), _figures(right.top)),
         "models": _models(reports[0], reports[1]) if reports[0] and reports[1] else [],
@@ -128,7 +145,9 @@ def _opened(path: Path) -> _Compared:
         root = path.parents[2] if path.parent.parent.name == "runs" else None
     else:
         root, top = path, _last(path)
-    return _Compared(top, dict(_parts(lineage.show(root, top))) if root is not None else {top.kind: top})
+    return _Compared(
+        top, dict(_parts(lineage.show(root, top))) if root is not None else {top.kind: top}
+    )
 
 
 def _last(project: Path) -> Artifact:
@@ -143,7 +162,10 @@ def _last(project: Path) -> Artifact:
 def _parts(node: lineage.LineageNode) -> Iterator[tuple[str, Artifact]]:
     part = node.source
     if part is not None:
-        yield f"{part.kind} {part.metrics['model']}" if part.kind == "predictions" else part.kind, part
+        yield (
+            f"{part.kind} {part.metrics['model']}" if part.kind == "predictions" else part.kind,
+            part,
+        )
     for parent in node.parents:
         yield from _parts(parent)
 
@@ -163,7 +185,9 @@ def _configs(compared: _Compared, other: _Compared) -> dict[str, Any]:
 
 def _data(compared: _Compared) -> dict[str, Any]:
     """Digests of the lineage, hashes of source files, and row counts, by name."""
-    facts: dict[str, Any] = {name: part.digest for name, part in compared.parts.items() if part is not compared.top}
+    facts: dict[str, Any] = {
+        name: part.digest for name, part in compared.parts.items() if part is not compared.top
+    }
     prepared = compared.parts.get("prepared")
     if prepared is not None:
         sources = prepared.metrics.get("sources", [])
@@ -173,19 +197,32 @@ def _data(compared: _Compared) -> dict[str, Any]:
             for key, value in prepared.metrics.items()
             if isinstance(value, int) and key not in _NOT_COMPARED
         }
-        facts |= {f"label {name}": n for name, n in prepared.metrics.get("labels", {}).items() if isinstance(n, int)}
+        facts |= {
+            f"label {name}": n
+            for name, n in prepared.metrics.get("labels", {}).items()
+            if isinstance(n, int)
+        }
     return facts
 
 
 def _files(top: Artifact) -> dict[str, Any]:
-    return {entry.path: f"{entry.size} bytes, sha256:{entry.sha256[:12]}" for entry in top.manifest.files}
+    return {
+        entry.path: f"{entry.size} bytes, sha256:{entry.sha256[:12]}"
+        for entry in top.manifest.files
+    }
 
 
 def _figures(top: Artifact) -> dict[str, Any]:
-    """The numbers and texts of an artifact's metrics; {} for a report, which is compared model by model."""
+    """The numbers and texts of an artifact's metrics; {} for a
+    report, which is compared model by model.
+    """
     if top.kind == "report":
         return {}
-    return {key: value for key, value in flat(top.metrics).items() if isinstance(value, int | float | str)}
+    return {
+        key: value
+        for key, value in flat(top.metrics).items()
+        if isinstance(value, int | float | str)
+    }
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -195,14 +232,20 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(inner, dict):
             result |= flat(inner, f"{prefix}{key}.")
         else:
-            result[prefix + key] = json.dumps(inner, ensure_ascii=False) if isinstance(inner, list) else inner
+            result[prefix + key] = (
+                json.dumps(inner, ensure_ascii=False) if isinstance(inner, list) else inner
+            )
     return result
 
 
 def changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[FieldChange]:
     """The keys with different values, sorted."""
     pairs = ((key, first.get(key), second.get(key)) for key in sorted(first.keys() | second.keys()))
-    return [{"key": key, "first": before, "second": after} for key, before, after in pairs if before != after]
+    return [
+        {"key": key, "first": before, "second": after}
+        for key, before, after in pairs
+        if before != after
+    ]
 
 
 # Reports
@@ -223,15 +266,21 @@ def _models(left: Report, right: Report) -> list[ModelChange]:
 
 
 def _released(left: Report, right: Report) -> dict[str, ModelChange]:
-    """`Comparison.release`, where what a release answers by has another name in each report; else nothing."""
+    """`Comparison.release`, where what a release answers by has
+    another name in each report; else nothing.
+    """
     names = (released(left[0]), released(right[0]))
     return {"release": _change(names, left, right)} if names[0] != names[1] else {}
 
 
 def _change(names: Names, left: Report, right: Report) -> ModelChange:
-    """A participant of each report: the metrics that both participants have, and a paired test of the primary one."""
+    """A participant of each report: the metrics that both participants
+    have, and a paired test of the primary one.
+    """
     (first, _), (second, _) = left, right
-    before, after = (entries_of(report)[name] for report, name in zip((first, second), names, strict=True))
+    before, after = (
+        entries_of(report)[name] for report, name in zip((first, second), names, strict=True)
+    )
     common = [metric for metric in before["metrics"] if metric in after["metrics"]]
     metrics: dict[str, MetricChange] = {}
     for metric in common:
@@ -243,15 +292,20 @@ def _change(names: Names, left: Report, right: Report) -> ModelChange:
 
 
 def _paired(names: Names, left: Report, right: Report) -> dict[str, Any] | None:
-    """A paired test of the primary metric on the rows in both reports; the difference is second minus first.
+    """A paired test of the primary metric on the rows in both reports; the difference is second
+    minus first.
 
-    Rows of one group count as in a report. Without interval and p-value where no report says which rows are of one.
+    Rows of one group count as in a report. Without interval and p-value where no report says which
+    rows are of one.
     """
     import numpy as np
 
     metric = left[0]["primary_metric"]
-    place: Literal[1, 3] = 3 if metric == "token_f1" else 1  # index in RowAnswer: token F1, or right (1) and wrong (0)
-    values = [_by_id(name, *report, place) for name, report in zip(names, (left, right), strict=True)]
+    # index in RowAnswer: token F1, or right (1) and wrong (0)
+    place: Literal[1, 3] = 3 if metric == "token_f1" else 1
+    values = [
+        _by_id(name, *report, place) for name, report in zip(names, (left, right), strict=True)
+    ]
     ids = [id for id in values[0] if id in values[1]]
     if not ids:
         return None
@@ -262,16 +316,22 @@ def _paired(names: Names, left: Report, right: Report) -> dict[str, Any] | None:
     if place == 1:
         facts |= {"only_first": only_first, "only_second": only_second}
     group_of = _groups(left) or _groups(right)
-    entries = [entries_of(report)[name] for name, (report, _) in zip(names, (left, right), strict=True)]
+    entries = [
+        entries_of(report)[name] for name, (report, _) in zip(names, (left, right), strict=True)
+    ]
     if not group_of and any("groups" in entry for entry in entries):
         return facts
     numbers: dict[int | str, int] = {}
-    groups = np.array([numbers.setdefault(group_of.get(id, id), len(numbers)) for id in ids], np.int64)
+    groups = np.array(
+        [numbers.setdefault(group_of.get(id, id), len(numbers)) for id in ids], np.int64
+    )
     if len(numbers) < len(ids):
         facts["groups"] = len(numbers)
     if place == 1:
         effect = design_effect(b - a, groups)
-        interval = difference_interval(only_first / effect, only_second / effect, len(ids) / effect, CONFIDENCE)
+        interval = difference_interval(
+            only_first / effect, only_second / effect, len(ids) / effect, CONFIDENCE
+        )
         return facts | {"interval": list(interval), "p": mcnemar(only_first, only_second, effect)}
     sums = np.stack([np.bincount(groups, b - a), np.bincount(groups)], axis=1)
     drawn = np.concatenate([weights @ sums for weights in resamples(len(sums))])  # whole groups
@@ -284,7 +344,9 @@ def _groups(report: Report) -> dict[str, int]:
     return {row["id"]: row["group"] for row in report[1] if "group" in row}
 
 
-def _by_id(name: str, report: EvaluationReport, rows: Sequence[RowEntry], place: Literal[1, 3]) -> dict[str, float]:
+def _by_id(
+    name: str, report: EvaluationReport, rows: Sequence[RowEntry], place: Literal[1, 3]
+) -> dict[str, float]:
     at = report["participants"].index(name)
     return {row["id"]: answer[place] for row in rows if (answer := row["answers"][at]) is not None}
 
@@ -299,14 +361,23 @@ def lines(comparison: Comparison) -> Iterator[str]:
     yield f"    ->  {second['path']}  {second['started']}"
     if comparison["same"]:
         yield "the same content, byte by byte"
-    parts = {name: comparison[name] for name in ("config", "data", "environment", "files", "metrics")}
+    parts = {
+        name: comparison[name] for name in ("config", "data", "environment", "files", "metrics")
+    }
     if comparison["kind"] == "prepared":  # row counts first; hashes, which follow from them, last
-        parts = {name: parts[name] for name in ("data", "config", "metrics", "environment", "files")}
+        parts = {
+            name: parts[name] for name in ("data", "config", "metrics", "environment", "files")
+        }
     for name, section in parts.items():
         if section:
             yield name
-            ranked = [row for row in sorted(section, key=_rank) if not row["key"].startswith(ANSWERS)]
-            yield from (f"  {row['key']}: {_short(row['first'])} -> {_short(row['second'])}" for row in ranked)
+            ranked = [
+                row for row in sorted(section, key=_rank) if not row["key"].startswith(ANSWERS)
+            ]
+            yield from (
+                f"  {row['key']}: {_short(row['first'])} -> {_short(row['second'])}"
+                for row in ranked
+            )
             if others := len(section) - len(ranked):
                 yield f"  {ANSWERS}of {count(others, 'model')} differ"
     of_release = [comparison["release"]] if "release" in comparison else []
@@ -321,7 +392,9 @@ def lines(comparison: Comparison) -> Iterator[str]:
 
 
 def _rank(change: FieldChange) -> int:
-    """Sort key of a change in data: row counts of input and splits, then sources, then the others."""
+    """Sort key of a change in data: row counts of input and
+    splits, then sources, then the others.
+    """
     if change["key"] in FIRST_ROWS:
         return FIRST_ROWS.index(change["key"])
     return len(FIRST_ROWS) + (not change["key"].startswith("source "))

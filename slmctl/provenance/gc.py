@@ -1,8 +1,10 @@
-"""Lists and removes garbage below `runs/`: artifacts that no release, tag, config or running process needs.
+"""Lists and removes garbage below `runs/`: artifacts that no release, tag, config or running
+process needs.
 
 Also files of the project's own registry that are of no release any more.
 
-An artifact is renamed before it is removed, so that a half-removed artifact never has the name of a whole one.
+An artifact is renamed before it is removed, so that a half-removed artifact never has the name of a
+whole one.
 """
 
 from __future__ import annotations
@@ -57,21 +59,26 @@ class Survey:
         return sum(item.size for item in self.items)
 
     def to_json(self) -> dict[str, Any]:
-        items = [{"path": str(item.path), "what": item.what, "size": item.size} for item in self.items]
+        items = [
+            {"path": str(item.path), "what": item.what, "size": item.size} for item in self.items
+        ]
         return {"size": self.size, "items": items, "notes": list(self.notes)}
 
 
 def survey(project: Project, registries: Sequence[Path]) -> Survey:
-    """Find everything below `runs/`, and in the registry that `publish.to` names, that nothing needs.
+    """Find everything below `runs/`, and in the registry that `publish.to` names, that nothing
+    needs.
 
     Args:
         project: The project; all artifacts of its present config are kept.
-        registries: Further registries, besides those of the config and of receipts; the inputs of their releases are
-            kept. Targets that are not folders cannot be read: the inputs of all releases that were sent to one are
-            kept, and those of all releases below `runs/` if the config publishes to one.
+        registries: Further registries, besides those of the config and of receipts; the inputs of
+            their releases are kept. Targets that are not folders cannot be read: the inputs of all
+            releases that were sent to one are kept, and those of all releases below `runs/` if the
+            config publishes to one.
 
     Raises:
-        IntegrityError: A registry or a release in it cannot be read, so it is unknown which artifacts it needs.
+        IntegrityError: A registry or a release in it cannot be read, so it is unknown which
+            artifacts it needs.
     """
     everything = [lineage.opened(folder) for folder in lineage.folders(project.root)]
     artifacts = [entry for entry in everything if isinstance(entry, Artifact)]
@@ -80,13 +87,16 @@ def survey(project: Project, registries: Sequence[Path]) -> Survey:
     items = [
         Unneeded(path, f"{path.parent.name}, {_about(entry)}", _size(path))
         for entry in everything
-        if (path := entry.path if isinstance(entry, Artifact) else entry) not in needed and not _is_used(path, used)
+        if (path := entry.path if isinstance(entry, Artifact) else entry) not in needed
+        and not _is_used(path, used)
     ]
     items += _left(project, used)
     items += _copies(project, [entry for entry in artifacts if entry.path in needed])
     items += _of_no_release(project)
     items += [
-        Unneeded(path, "a lock that nobody holds", 0) for path in _locks(project) if locks.read_holder(path) is None
+        Unneeded(path, "a lock that nobody holds", 0)
+        for path in _locks(project)
+        if locks.read_holder(path) is None
     ]
     return Survey(tuple(items), tuple(notes))
 
@@ -122,7 +132,9 @@ def remove(project: Project, unneeded: Survey) -> tuple[int, list[Path]]:
 
 
 def _remove(project: Project, path: Path) -> bool:
-    """Remove a path, unless a process uses it or holds the lock of its stage; True if it was removed."""
+    """Remove a path, unless a process uses it or holds the lock of
+    its stage; True if it was removed.
+    """
     if path.parent == project.runs / ".locks":
         return _remove_lock(path)
     if _is_held(project, path):
@@ -141,7 +153,9 @@ def _remove(project: Project, path: Path) -> bool:
 
 
 def _remove_lock(path: Path) -> bool:
-    """Remove a lock file while holding its lock; a waiting process notices, and locks a new file."""
+    """Remove a lock file while holding its lock; a waiting
+    process notices, and locks a new file.
+    """
     with contextlib.suppress(FileNotFoundError), path.open("r+") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -154,51 +168,75 @@ def _remove_lock(path: Path) -> bool:
 # What is needed
 
 
-def _needed(project: Project, artifacts: Sequence[Artifact], registries: Sequence[Path]) -> tuple[set[Path], list[str]]:
-    """Returns (folders of artifacts that the config, a release or a process needs, with their ancestors; notes)."""
+def _needed(
+    project: Project, artifacts: Sequence[Artifact], registries: Sequence[Path]
+) -> tuple[set[Path], list[str]]:
+    """Returns (folders of artifacts that the config, a release or a
+    process needs, with their ancestors; notes).
+    """
     paths = {*_current(project), *_served(project, artifacts)}
     laid_out = {entry.digest: entry for entry in artifacts if entry.is_release}
     released, notes = _released(project, laid_out, registries)
-    named = _held_digests(project) | {entry.digest for entry in artifacts if entry.path in paths} | released
+    named = (
+        _held_digests(project)
+        | {entry.digest for entry in artifacts if entry.path in paths}
+        | released
+    )
     reached = named | {
-        digest for made in lineage.Ancestry(artifacts).of(*named) for digest in (made.digest, *_inputs(made.manifest))
+        digest
+        for made in lineage.Ancestry(artifacts).of(*named)
+        for digest in (made.digest, *_inputs(made.manifest))
     }
     # predictions and policies of kept models are kept too: the next report and the server find them
     for kind in ("predictions", "policy"):
-        reached |= {entry.digest for entry in artifacts if entry.kind == kind and _inputs(entry.manifest) <= reached}
+        reached |= {
+            entry.digest
+            for entry in artifacts
+            if entry.kind == kind and _inputs(entry.manifest) <= reached
+        }
     return paths | {entry.path for entry in artifacts if entry.digest in reached}, notes
 
 
 def _released(
     project: Project, laid_out: Mapping[str, Artifact], registries: Sequence[Path]
 ) -> tuple[set[str], list[str]]:
-    """Returns (digests of all releases that may exist at any target, and of their inputs; notes for the user).
+    """Returns (digests of all releases that may exist at any target, and of their inputs; notes for
+    the user).
 
-    A named registry that cannot be read is not taken for an empty one: it may be on a share that is not mounted.
+    A named registry that cannot be read is not taken for an empty one: it may be on a share that is
+    not mounted.
 
     Args:
         laid_out: The releases below `runs/` by digest, sent or not.
     """
     to = project.config.publish.to
     own = registry.parse(to, project.root)[0] if to.startswith("dir:") else None
-    sent = [(path, receipt, _place(project, receipt)) for path, receipt in deliveries.recorded(project.runs)]
+    sent = [
+        (path, receipt, _place(project, receipt))
+        for path, receipt in deliveries.recorded(project.runs)
+    ]
     there = {place for _, _, place in sent if place is not None and os.path.lexists(place)}
     there |= {own} if own is not None and os.path.lexists(own) else set()
-    manifests = [release for place in sorted({*there, *registries}) for release in registry.manifests(place)]
+    manifests = [
+        release for place in sorted({*there, *registries}) for release in registry.manifests(place)
+    ]
     digests = {digest for release in manifests for digest in (release.digest, *_inputs(release))}
     for path, receipt, place in sent:
         if place is not None and receipt.digest not in digests:
             state = "does not hold it" if place in there else "is missing"
             raise IntegrityError(
-                f"{receipt.project} {receipt.version} was sent to {place}, which {state}: nothing is removed, since "
+                f"{receipt.project} {receipt.version} was sent to {place}, which {state}: nothing "
+                "is removed, since "
                 "nobody can say what is needed",
-                hint=f"mount it, or name its new place by --registry; if it is gone for good: rm {path}",
+                hint="mount it, or name its new place by --registry; if it is gone for good: rm "
+                f"{path}",
             )
         digests.add(receipt.digest)
     unsure, notes = laid_out.keys() - digests, []
     if own is not None and own not in there and unsure:
         raise IntegrityError(
-            f"the registry {own} that publish.to names is missing, and releases were laid out for it ({len(unsure)}): "
+            f"the registry {own} that publish.to names is missing, and releases were laid out for "
+            f"it ({len(unsure)}): "
             "nothing is removed, since nobody can say what is needed",
             hint=f"mount it; if there never was one: mkdir -p {own}",
         )
@@ -207,7 +245,10 @@ def _released(
         digests |= unsure
     elif unsure and own in there and not registry.folders(own):
         kept = ", ".join(str(laid_out[digest].path) for digest in sorted(unsure))
-        notes.append(f"{own} is empty, which may be a share that is not mounted: kept is {kept}; rm -r it if it may go")
+        notes.append(
+            f"{own} is empty, which may be a share that is not mounted: kept is {kept}; rm -r it "
+            "if it may go"
+        )
         digests |= unsure
     return digests, notes
 
@@ -227,14 +268,22 @@ def _current(project: Project) -> Iterator[Path]:
 def _served(project: Project, artifacts: Sequence[Artifact]) -> Iterator[Path]:
     """The folders of artifacts that the section `serve` names, by folder or by a file in it."""
     section = project.config.serve
-    named = [*section.adapters.values(), *([section.policy] if isinstance(section.policy, Path) else [])]
+    named = [
+        *section.adapters.values(),
+        *([section.policy] if isinstance(section.policy, Path) else []),
+    ]
     for member in section.fleet.values():
-        named += [project.root / member.release] + ([member.policy] if isinstance(member.policy, Path) else [])
-    if any(member.policy is True for member in section.fleet.values()):  # the server finds a policy by its GGUF file
+        named += [project.root / member.release] + (
+            [member.policy] if isinstance(member.policy, Path) else []
+        )
+    # the server finds a policy by its GGUF file
+    if any(member.policy is True for member in section.fleet.values()):
         named += [entry.path for entry in artifacts if entry.kind == "policy"]
     places = [path.resolve() for path in named]
     yield from (
-        entry.path for entry in artifacts if entry.path.resolve() in {*places, *(place.parent for place in places)}
+        entry.path
+        for entry in artifacts
+        if entry.path.resolve() in {*places, *(place.parent for place in places)}
     )
 
 
@@ -275,14 +324,19 @@ def _is_held(project: Project, path: Path) -> bool:
 
 
 def _in_use(project: Project) -> set[str]:
-    """Files below `runs/` that another process has open or mapped, such as a served model (by /proc)."""
+    """Files below `runs/` that another process has open or mapped,
+    such as a served model (by /proc).
+    """
     top, used = str(project.runs.resolve()) + "/", set[str]()
     for process in Path("/proc").glob("[0-9]*"):
         if process.name == str(os.getpid()):
             continue
         with contextlib.suppress(OSError):
             used |= {str(link.readlink()) for link in (process / "fd").iterdir()}
-        with contextlib.suppress(OSError), (process / "maps").open(errors="surrogateescape") as maps:
+        with (
+            contextlib.suppress(OSError),
+            (process / "maps").open(errors="surrogateescape") as maps,
+        ):
             used |= {top + line.partition(top)[2].strip() for line in maps if top in line}
     return {path for path in used if path.startswith(top)}
 
@@ -296,11 +350,17 @@ def _is_used(path: Path, used: set[str]) -> bool:
 
 
 def _left(project: Project, used: set[str]) -> Iterator[Unneeded]:
-    """Leftovers of interrupted runs: drafts, and checkpoints of trainings that are not in the present config."""
+    """Leftovers of interrupted runs: drafts, and checkpoints of
+    trainings that are not in the present config.
+    """
     current = {path.name for path in _current(project)}
     for path in sorted([*project.runs.glob("*/.*"), *project.runs.glob(reproduce.PREFIX + "*")]):
         prefix = next((entry for entry in _LEFT if path.name.startswith(entry)), "")
-        if not prefix or (path.parent != project.runs and path.parent.name.startswith(".") and prefix != atomic.DRAFT):
+        if not prefix or (
+            path.parent != project.runs
+            and path.parent.name.startswith(".")
+            and prefix != atomic.DRAFT
+        ):
             continue
         if _is_held(project, path) or _is_used(path, used):
             continue
@@ -313,16 +373,31 @@ def _copies(project: Project, needed: Sequence[Artifact]) -> Iterator[Unneeded]:
     """Copies of sources, logs, encoders, endpoints and signatures that no kept artifact needs."""
     if locks.read_holder(project.runs / ".locks" / "sources") is None:
         named = {
-            path for source in project.config.prepare.sources for path in snapshot.copies_of(source, project.sources)
+            path
+            for source in project.config.prepare.sources
+            for path in snapshot.copies_of(source, project.sources)
         }
-        hashes = {entry["sha256"] for made in needed for entry in made.metrics.get("sources", []) if "sha256" in entry}
+        hashes = {
+            entry["sha256"]
+            for made in needed
+            for entry in made.metrics.get("sources", [])
+            if "sha256" in entry
+        }
         for path in sorted(project.sources.glob("[!.]*")):
-            files = [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]
+            files = (
+                [path]
+                if path.is_file()
+                else [entry for entry in path.rglob("*") if entry.is_file()]
+            )
             own = (
-                {artifact.sha256_file(entry).removeprefix("sha256:") for entry in files} if path not in named else set()
+                {artifact.sha256_file(entry).removeprefix("sha256:") for entry in files}
+                if path not in named
+                else set()
             )
             if path not in named and not own & hashes:
-                yield Unneeded(path, "a copy of a source that nothing here was made of", _size(path))
+                yield Unneeded(
+                    path, "a copy of a source that nothing here was made of", _size(path)
+                )
     kept = {entry.path for entry in needed} | set(_current(project))
     for path in sorted((project.runs / stage_log.FOLDER).glob("*" + stage_log.SUFFIX)):
         if stage_log.artifact_of(path) not in kept and not _is_held(project, path):
@@ -342,7 +417,9 @@ def _copies(project: Project, needed: Sequence[Artifact]) -> Iterator[Unneeded]:
 
 
 def _of_no_release(project: Project) -> Iterator[Unneeded]:
-    """Blobs that a removed release has left: no release is a link of them, or, without links, a copy."""
+    """Blobs that a removed release has left: no release is a link
+    of them, or, without links, a copy.
+    """
     to = project.config.publish.to
     root = registry.parse(to, project.root)[0] if to.startswith("dir:") else None
     releases = registry.manifests(root) if root is not None and os.path.lexists(root) else ()
@@ -357,7 +434,11 @@ def _of_no_release(project: Project) -> Iterator[Unneeded]:
 
 
 def _about(entry: Artifact | Path) -> str:
-    return f"made {entry.manifest.started}" if isinstance(entry, Artifact) else f"its {MANIFEST} is missing or damaged"
+    return (
+        f"made {entry.manifest.started}"
+        if isinstance(entry, Artifact)
+        else f"its {MANIFEST} is missing or damaged"
+    )
 
 
 def _size(path: Path) -> int:

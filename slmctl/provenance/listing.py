@@ -1,4 +1,5 @@
-"""The artifacts below `runs/`, a line each: kind, base, settings, metric of the newest report; and leaderboards.
+"""The artifacts below `runs/`, a line each: kind, base, settings, metric of the newest report; and
+leaderboards.
 
 Only names and sizes are verified. A damaged or foreign folder is listed with its fault.
 """
@@ -63,7 +64,8 @@ class Entry:
         id: First characters of the recipe id.
         started: Start of its stage, in UTC; '' for a damaged folder.
         base: Names of the base models among its ancestors.
-        changed: Config keys and inputs in which the artifacts of this kind differ -> this artifact's values.
+        changed: Config keys and inputs in which the artifacts of this kind differ -> this
+            artifact's values.
         size: Bytes of its files.
         tags: For a release: its version, and the tags that point at it.
         fault: Reason why the folder cannot be used; '' for a readable artifact.
@@ -115,7 +117,9 @@ class Ranked:
 
 
 def release_facts(root: Path, release: Artifact) -> JsonObject:
-    """The facts of a release by name: its tags in the registries that are known, its figure, and the model of that."""
+    """The facts of a release by name: its tags in the registries that are
+    known, its figure, and the model of that.
+    """
     version, card = release.metrics.get("version", ""), release.path / "README.md"
     text = card.read_text("utf-8", "replace") if card.is_file() else ""
     facts: JsonObject = {
@@ -145,7 +149,9 @@ def release_lines(facts: JsonObject) -> list[str]:
 
 
 def survey(root: Path, kinds: Sequence[str] = ()) -> list[Entry]:
-    """Every artifact folder below `runs/`, or those of `kinds`; in the order of the pipeline, the newest first."""
+    """Every artifact folder below `runs/`, or those of `kinds`; in the
+    order of the pipeline, the newest first.
+    """
     made, faults = _read(root)
     ancestry = Ancestry(made)
     measured, tags, changed = _measured(made), _tags(root, made), _changes(made, ancestry)
@@ -163,7 +169,10 @@ def survey(root: Path, kinds: Sequence[str] = ()) -> list[Entry]:
             tags=tags.get(each.digest, ()),
         )
         for each in made
-    ] + [Entry(path.parent.name, path.name[:SHORT_ID], str(path), fault=fault) for path, fault in faults.items()]
+    ] + [
+        Entry(path.parent.name, path.name[:SHORT_ID], str(path), fault=fault)
+        for path, fault in faults.items()
+    ]
     order = {kind: number for number, kind in enumerate(KINDS)}
     entries.sort(key=lambda entry: entry.started, reverse=True)
     entries.sort(key=lambda entry: (order.get(entry.kind, len(order)), entry.kind))
@@ -171,7 +180,8 @@ def survey(root: Path, kinds: Sequence[str] = ()) -> list[Entry]:
 
 
 def leaderboard(root: Path) -> list[Ranked]:
-    """Every model and baseline that a report below `runs/` measured, by data set and split, the best first.
+    """Every model and baseline that a report below `runs/` measured, by data set and split, the
+    best first.
 
     Predictions in several reports are listed once, for the newest report.
     """
@@ -204,7 +214,9 @@ def leaderboard(root: Path) -> list[Ranked]:
     for row in rows.values():
         newest[row.data, row.split] = max(row.started, newest.get((row.data, row.split), ""))
     ranked = sorted(rows.values(), key=lambda row: -row.value)
-    return sorted(ranked, key=lambda row: (newest[row.data, row.split], row.data, row.split), reverse=True)
+    return sorted(
+        ranked, key=lambda row: (newest[row.data, row.split], row.data, row.split), reverse=True
+    )
 
 
 # As text
@@ -230,12 +242,16 @@ def lines(entries: Sequence[Entry]) -> Iterator[str]:
     ]
     if rows:
         columns, rows = _filled(columns, rows)
-        yield from console.table_lines(columns, rows, optional=("base", "size", "made"), wrapped="changed", texts=4)
+        yield from console.table_lines(
+            columns, rows, optional=("base", "size", "made"), wrapped="changed", texts=4
+        )
     yield from (f"{entry.path}: {entry.fault}" for entry in entries if entry.fault)
 
 
 def leaderboard_lines(ranked: Sequence[Ranked]) -> Iterator[str]:
-    """A table for each data set and split, since models that were measured on different rows cannot be compared."""
+    """A table for each data set and split, since models that were measured
+    on different rows cannot be compared.
+    """
     columns = ["model", "kind", "report", "made", "metric", "interval", "size", "latency"]
     for place in dict.fromkeys((row.data, row.split, row.metric) for row in ranked):
         group = [row for row in ranked if (row.data, row.split, row.metric) == place]
@@ -255,7 +271,9 @@ def leaderboard_lines(ranked: Sequence[Ranked]) -> Iterator[str]:
             for row in group
         ]
         heads = [row.metric if name == "metric" else name for name in columns for row in group[:1]]
-        yield from console.table_lines(heads, rows, optional=("made", "kind", "size", "latency", "interval"), texts=4)
+        yield from console.table_lines(
+            heads, rows, optional=("made", "kind", "size", "latency", "interval"), texts=4
+        )
 
 
 def _filled(columns: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
@@ -268,7 +286,9 @@ def _filled(columns: list[str], rows: list[list[str]]) -> tuple[list[str], list[
 
 
 def _read(root: Path) -> tuple[list[Artifact], dict[Path, str]]:
-    """Returns (artifacts below `runs/` with the right names and sizes, faults of the other folders by path)."""
+    """Returns (artifacts below `runs/` with the right names and sizes,
+    faults of the other folders by path).
+    """
     made, faults = list[Artifact](), dict[Path, str]()
     for folder in lineage.folders(root):
         try:
@@ -284,13 +304,16 @@ def _reports(made: Iterable[Artifact]) -> list[tuple[Artifact, EvaluationReport]
     """The readable reports, the newest first."""
     reports = []
     for report in reports_of(made):
-        with contextlib.suppress(SlmctlError):  # written by an unknown version: listed without a metric
+        # written by an unknown version: listed without a metric
+        with contextlib.suppress(SlmctlError):
             reports.append((report, report_of(report)))
     return reports
 
 
 def _measured(made: Sequence[Artifact]) -> dict[str, MeasuredMetric]:
-    """The primary metric of each artifact by its digest, from the newest report that measured it."""
+    """The primary metric of each artifact by its digest, from
+    the newest report that measured it.
+    """
     models = {each.digest: _answered_by(each) for each in made if each.kind == "predictions"}
     releases = dict(_releases(made))
     measured: dict[str, MeasuredMetric] = {}
@@ -319,13 +342,17 @@ def _releases(made: Sequence[Artifact]) -> Iterator[tuple[str, str]]:
 
 
 def _answered_by(predictions: Artifact) -> str:
-    """The digest of the artifact that some answers stand for: linear models where they answer, else the model."""
+    """The digest of the artifact that some answers stand for: linear
+    models where they answer, else the model.
+    """
     inputs = predictions.manifest.inputs
     return str(inputs.get("sum") or inputs.get("model") or "")
 
 
 def _rank(figures: EvaluationReport, name: str) -> tuple[bool, float]:
-    """Sort key: the model to release, or its file alone, stands for its artifact, else the one with the best metric."""
+    """Sort key: the model to release, or its file alone, stands for its
+    artifact, else the one with the best metric.
+    """
     focus = released(figures)
     value = figures["models"][name]["metrics"][figures["primary_metric"]]
     return name in (focus, file_of(figures, focus)), value
@@ -334,14 +361,22 @@ def _rank(figures: EvaluationReport, name: str) -> tuple[bool, float]:
 def _metric(figures: EvaluationReport, entry: ParticipantEntry) -> MeasuredMetric:
     name = figures["primary_metric"]
     return MeasuredMetric(
-        name, entry["metrics"][name], list(entry["interval"]), entry.get("n", figures["n"]), figures["split"]
+        name,
+        entry["metrics"][name],
+        list(entry["interval"]),
+        entry.get("n", figures["n"]),
+        figures["split"],
     )
 
 
 def _tags(root: Path, made: Sequence[Artifact]) -> dict[str, tuple[str, ...]]:
     """The version of each release and its tags in the registries that it was sent to, by digest."""
-    named = {each.digest: [str(each.metrics.get("version", ""))] for each in made if each.is_release}
-    folders = {each.path.resolve().parents[1] for each in made if (each.path.parent / ".tags").is_dir()}
+    named = {
+        each.digest: [str(each.metrics.get("version", ""))] for each in made if each.is_release
+    }
+    folders = {
+        each.path.resolve().parents[1] for each in made if (each.path.parent / ".tags").is_dir()
+    }
     with contextlib.suppress(SlmctlError):
         sent = {delivery.to for _, delivery in deliveries.recorded(root / "runs")}
         folders |= {registry.parse(to, root)[0] for to in sent if to.startswith("dir:")}
@@ -366,10 +401,16 @@ def _bases(ancestry: Ancestry, made: Artifact) -> tuple[str, ...]:
 
 
 def _changes(made: Sequence[Artifact], ancestry: Ancestry) -> dict[Path, dict[str, str]]:
-    """Path of each artifact -> its values of the config keys and inputs in which artifacts of its kind differ."""
+    """Path of each artifact -> its values of the config keys and inputs
+    in which artifacts of its kind differ.
+    """
     changes: dict[Path, dict[str, str]] = {}
     for kind in {each.kind for each in made}:
-        values = {each.path: _settings(each) | _origins(each, ancestry) for each in made if each.kind == kind}
+        values = {
+            each.path: _settings(each) | _origins(each, ancestry)
+            for each in made
+            if each.kind == kind
+        }
         keys = dict.fromkeys(key for own in values.values() for key in own)
         differing = [key for key in keys if len({own.get(key, "") for own in values.values()}) > 1]
         for path, own in values.items():
@@ -383,8 +424,12 @@ def _settings(made: Artifact) -> dict[str, str]:
     if name in LEAVES and recorded:
         model = type(config.stage_config(_BARE, name))
         try:
-            section = config.restored(model, recorded, lambda content: Path(content[7 : 7 + SHORT_ID]))
-            unknown = {key: value for key, value in recorded.items() if key not in model.model_fields}
+            section = config.restored(
+                model, recorded, lambda content: Path(content[7 : 7 + SHORT_ID])
+            )
+            unknown = {
+                key: value for key, value in recorded.items() if key not in model.model_fields
+            }
             recorded = section.model_dump(mode="json", exclude_none=True) | unknown
         except SlmctlError:  # recorded by an unknown version: shown as it is
             pass
@@ -404,7 +449,9 @@ def _origins(made: Artifact, ancestry: Ancestry) -> dict[str, str]:
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, value) of each leaf of a config; a value longer than LONG is shown as its hash."""
+    """(dotted key, value) of each leaf of a config; a value
+    longer than LONG is shown as its hash.
+    """
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _flat(inner, f"{key}.{name}" if key else str(name))
@@ -413,7 +460,9 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     short = len(text) <= LONG and "\n" not in text
     yield (
         key,
-        console.clean(text) if short else artifact.sha256_bytes(text.encode(errors="surrogatepass"))[7 : 7 + SHORT_ID],
+        console.clean(text)
+        if short
+        else artifact.sha256_bytes(text.encode(errors="surrogatepass"))[7 : 7 + SHORT_ID],
     )
 
 

@@ -1,7 +1,9 @@
-"""Build an artifact again from its manifest, and compare: the same bytes, or the differences and their likely cause.
+"""Build an artifact again from its manifest, and compare: the same bytes, or the differences and
+their likely cause.
 
-The manifest names inputs by digest and sources by content hash, so both are searched by hash: inputs among the
-artifacts below `runs/`; sources among `--source`, the copies in `runs/.sources/` and the files of the config.
+The manifest names inputs by digest and sources by content hash, so both are searched by hash:
+inputs among the artifacts below `runs/`; sources among `--source`, the copies in `runs/.sources/`
+and the files of the config.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from slmctl.provenance import diff
 from slmctl.sources import snapshot
 
 PREFIX = ".reproduce-"  # of the temporary folder with the rebuilt artifact
-_NO_CAUSE = ("hosts_contacted", "bytes_out", "not_counted")  # keys of `environment` that cannot change the result
+# keys of `environment` that cannot change the result
+_NO_CAUSE = ("hosts_contacted", "bytes_out", "not_counted")
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Reproduction:
 
     Attributes:
         recorded, rebuilt: Digests of both.
-        files: Files that differ: `key` is the path, `first` the recorded sha256, `second` the rebuilt one.
+        files: Files that differ: `key` is the path, `first` the recorded sha256, `second` the
+            rebuilt one.
         recipe: Differences in the recipe, such as the stage's version.
         environment: Differences in versions and machine.
     """
@@ -69,7 +73,9 @@ def reproduce(project: Project, made: Artifact, sources: Sequence[Path] = ()) ->
     artifact.require_whole(made, hint="there is nothing to compare with")
     name = made.manifest.stage.partition("/")[0]
     if name not in LEAVES:
-        raise UsageError(f"{made.path} was made by '{made.manifest.stage}', which is no stage of this slmctl")
+        raise UsageError(
+            f"{made.path} was made by '{made.manifest.stage}', which is no stage of this slmctl"
+        )
     stage = project.stage(name)
     if stage.made_once:
         raise UsageError(f"{made.path} {stage.made_once}", hint="slmctl verify")
@@ -78,7 +84,9 @@ def reproduce(project: Project, made: Artifact, sources: Sequence[Path] = ()) ->
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=project.runs) as place:
         section = _section(project, made, name, sources, Path(place))
         request = stage.request(inputs, section)
-        beside = dataclasses.replace(request, path=Path(place) / request.stage.leaves / request.path.name)
+        beside = dataclasses.replace(
+            request, path=Path(place) / request.stage.leaves / request.path.name
+        )
         rebuilt = runner.run(project, beside).artifact
         return Reproduction(
             made.kind,
@@ -96,11 +104,22 @@ def lines(outcome: Reproduction) -> Iterator[str]:
         yield f"the same: {outcome.kind} {outcome.recorded}"
         return
     yield f"not the same: {outcome.kind} {outcome.recorded} -> {outcome.rebuilt}"
-    yield from (f"  file {row['key']}: {_short(row['first'])} -> {_short(row['second'])}" for row in outcome.files)
-    yield from (f"  recipe {row['key']}: {row['first']} -> {row['second']}" for row in outcome.recipe)
-    yield from (f"  environment {row['key']}: {row['first']} -> {row['second']}" for row in outcome.environment)
+    yield from (
+        f"  file {row['key']}: {_short(row['first'])} -> {_short(row['second'])}"
+        for row in outcome.files
+    )
+    yield from (
+        f"  recipe {row['key']}: {row['first']} -> {row['second']}" for row in outcome.recipe
+    )
+    yield from (
+        f"  environment {row['key']}: {row['first']} -> {row['second']}"
+        for row in outcome.environment
+    )
     if not (outcome.recipe or outcome.environment):
-        yield "  recipe and versions are the same: the processor, the number of threads or chance made the difference"
+        yield (
+            "  recipe and versions are the same: the processor, the number of threads or chance "
+            "made the difference"
+        )
 
 
 def _short(sha256: object) -> str:
@@ -110,11 +129,17 @@ def _short(sha256: object) -> str:
 # Inputs and sources
 
 
-def _inputs(project: Project, made: Artifact, named: Sequence[Path]) -> dict[str, Artifact | list[Artifact]]:
+def _inputs(
+    project: Project, made: Artifact, named: Sequence[Path]
+) -> dict[str, Artifact | list[Artifact]]:
     """The recorded inputs by role, found by digest."""
     by_digest = {made.digest: made for made in lineage.readable_artifacts(project.root)}
     for path in named:  # a foreign model
-        if path.suffix == ".gguf" or (path / "config.json").exists() or (path / "adapter_config.json").exists():
+        if (
+            path.suffix == ".gguf"
+            or (path / "config.json").exists()
+            or (path / "adapter_config.json").exists()
+        ):
             model = open_model(path, ("gguf", "adapter", "merged"))
             by_digest.setdefault(model.digest, model)
 
@@ -122,32 +147,45 @@ def _inputs(project: Project, made: Artifact, named: Sequence[Path]) -> dict[str
         if digest in by_digest:
             return by_digest[digest]
         if role == "model" and models.class_of(made.metrics.get("kind", "")).is_remote:
-            raise UsageError(f"{made.path} holds predictions of an endpoint, which cannot be reproduced")
+            raise UsageError(
+                f"{made.path} holds predictions of an endpoint, which cannot be reproduced"
+            )
         stage = STAGE_OF.get(role)
         raise IntegrityError(
             f"{role} {digest[:19]}, an input of {made.path}, is not below {project.runs}",
-            hint=f"slmctl run --until {stage}" if stage else "name a foreign model by --source PATH",
+            hint=f"slmctl run --until {stage}"
+            if stage
+            else "name a foreign model by --source PATH",
         )
 
     return {
-        role: [input_of(role, digest) for digest in value] if isinstance(value, list) else input_of(role, value)
+        role: [input_of(role, digest) for digest in value]
+        if isinstance(value, list)
+        else input_of(role, value)
         for role, value in made.manifest.inputs.items()
     }
 
 
-def _section(project: Project, made: Artifact, name: str, named: Sequence[Path], place: Path) -> config.Section:
-    """The recorded config with a path for every content hash; source files get the names that they had then."""
+def _section(
+    project: Project, made: Artifact, name: str, named: Sequence[Path], place: Path
+) -> config.Section:
+    """The recorded config with a path for every content hash; source
+    files get the names that they had then.
+    """
     model = type(config.stage_config(project.config, name))
     sources = _Sources(project, named)
     section = config.restored(model, made.manifest.config, sources.find)
     if isinstance(section, config.PrepareConfig):
         wholes = {part.local: part.whole for part in _parts(project)}
-        renamed = [  # a last, further entry of the metrics is a teacher's labels, which are an input
+        # a last, further entry of the metrics is a teacher's labels, which are an input
+        renamed = [
             source.at(
                 _renamed(source.local, place / f"source-{k}", _file_name(source, listed)),
                 whole=wholes.get(source.local, ""),
             )
-            for k, (source, listed) in enumerate(zip(section.sources, made.metrics["sources"], strict=False))
+            for k, (source, listed) in enumerate(
+                zip(section.sources, made.metrics["sources"], strict=False)
+            )
         ]
         section = section.model_copy(update={"sources": renamed})
     if isinstance(section, config.PullConfig) and not config.is_remote(section.base):
@@ -161,7 +199,8 @@ def _section(project: Project, made: Artifact, name: str, named: Sequence[Path],
 def _file_name(source: config.Source, listed: Mapping[str, Any]) -> str:
     """The name that a source's file had when it was read, from the recorded metrics."""
     title = str(listed["file"])
-    if source.name is not None:  # `name` was recorded in place of the file's name, which matters only by its suffix
+    # `name` was recorded in place of the file's name, which matters only by its suffix
+    if source.name is not None:
         return "source" + "".join(source.local.suffixes[-2:])
     return title.removesuffix(f":{source.sheet}") if source.sheet else title
 
@@ -200,7 +239,8 @@ class _Sources:
                     break
         if sha256 not in self._by_hash:
             raise IntegrityError(
-                f"no file here has the hash {sha256[:19]}, which is needed", hint="name the file: --source PATH"
+                f"no file here has the hash {sha256[:19]}, which is needed",
+                hint="name the file: --source PATH",
             )
         return self._by_hash[sha256]
 
@@ -228,4 +268,8 @@ def _recipe(made: Artifact) -> dict[str, Any]:
 
 
 def _environment(made: Artifact) -> dict[str, Any]:
-    return {key: value for key, value in diff.flat(made.manifest.environment).items() if key not in _NO_CAUSE}
+    return {
+        key: value
+        for key, value in diff.flat(made.manifest.environment).items()
+        if key not in _NO_CAUSE
+    }

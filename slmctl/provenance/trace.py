@@ -1,7 +1,9 @@
-"""Finds the data sets that hold a row or a near-duplicate of it, and every model and release made of them.
+"""Finds the data sets that hold a row or a near-duplicate of it, and every model and release made
+of them.
 
-Data sets are searched by the hashes in their `rows.bin`, or by their texts for a part of a row; the rest follows from
-the digests in the manifests. An artifact counts as clear only if all its ancestors are here and could be searched.
+Data sets are searched by the hashes in their `rows.bin`, or by their texts for a part of a row; the
+rest follows from the digests in the manifests. An artifact counts as clear only if all its
+ancestors are here and could be searched.
 """
 
 from __future__ import annotations
@@ -35,36 +37,46 @@ from slmctl.task.records import SPLITS
 HELD_OUT = frozenset(("validation", "calibration", "test"))
 SHOWN = 5  # rows of a data set that are printed; --json has all
 
-# Kind of an artifact -> the splits of its data set that influenced it; other kinds: all splits.
-# A report trains baselines on the training rows and does not keep them. Predictions have the split in their config.
-# Labelled rows in a data set are found by its own hashes; the gold rows (calibration) set their threshold.
+# Kind of an artifact -> the splits of its data set that influenced it; other kinds: all splits. A
+# report trains baselines on the training rows and does not keep them. Predictions have the split in
+# their config. Labelled rows in a data set are found by its own hashes; the gold rows (calibration)
+# set their threshold.
 _TRAINED = frozenset(("train", "validation"))
 _READS = {
-    "adapter": _TRAINED, "encoder": _TRAINED, "sum": {"validation"}, "report": {"validation"},
+    "adapter": _TRAINED,
+    "encoder": _TRAINED,
+    "sum": {"validation"},
+    "report": {"validation"},
     "prepared": {"calibration"},
-}  # fmt: skip
-_LEARNED = {"encoder": {"validation"}}  # splits besides the training rows whose rows an artifact of a kind has learned
+}
+# splits besides the training rows whose rows an artifact of a kind has learned
+_LEARNED = {"encoder": {"validation"}}
 _HOLD_ROWS = ("prepared", "labelled")
-# a data set's files of texts -> the split of their rows; rows that no teacher labelled surely are in none
+# a data set's files of texts -> the split of their rows; rows that no teacher labelled surely are
+# in none
 _TEXTS = {f"{split}.jsonl": split for split in SPLITS}
 _TEXTS |= {"accepted.jsonl": "train", "review.jsonl": "rejected", "refused.jsonl": "rejected"}
 
 
-_Searched: TypeAlias = tuple[tuple[FingerprintMatch, ...], str]  # rows, and the reason why not all could be searched
+# rows, and the reason why not all could be searched
+_Searched: TypeAlias = tuple[tuple[FingerprintMatch, ...], str]
 
 
 class Standing(StrEnum):
     """The relation of an artifact to the row."""
 
     TRAINED = "trained"  # the row or a near-duplicate was in its training data
-    HELD_OUT = "held out"  # only in rows by which it was measured, chosen or calibrated, or in its prompt
+    # only in rows by which it was measured, chosen or calibrated, or in its prompt
+    HELD_OUT = "held out"
     CLEAR = "clear"  # in none of them
     UNKNOWN = "unknown"  # an ancestor is missing or cannot be searched
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set, and its records that match the row; `fault` is the reason why it could not be searched."""
+    """A data set, and its records that match the row; `fault` is the
+    reason why it could not be searched.
+    """
 
     path: str
     digest: str
@@ -106,9 +118,13 @@ class Trace:
 
     @property
     def found(self) -> bool:
-        """True if a data set or collected file holds the row or a near-duplicate; rejected rows do not count."""
+        """True if a data set or collected file holds the row or a
+        near-duplicate; rejected rows do not count.
+        """
         in_files = any(file.lines > file.forgotten for file in self.collected)
-        return in_files or any(row.split != "rejected" for data_set in self.data_sets for row in data_set.rows)
+        return in_files or any(
+            row.split != "rejected" for data_set in self.data_sets for row in data_set.rows
+        )
 
     @property
     def sure(self) -> bool:
@@ -136,24 +152,30 @@ def trace(
     forget: bool = False,
     contains: bool = False,
 ) -> Trace:
-    """Search every data set below `root/runs/` for a row, and follow matches to everything made of them.
+    """Search every data set below `root/runs/` for a row, and follow matches to everything made of
+    them.
 
     Args:
         id: A record's id; near-duplicates of the record with this id in any data set are found too.
         similarity: Estimated similarity, 0 to 1, from which a row counts as a near-duplicate.
         registries: Folders of releases, `PROJECT/VERSION/` each.
-        collected: Files of collected answers, feedback and reviews, or folders of them, to search too.
+        collected: Files of collected answers, feedback and reviews, or folders of them, to search
+            too.
         forget: Remove the matching lines from these files.
-        contains: Find the rows with the text in them, such as the name of a person in documents, by their texts.
+        contains: Find the rows with the text in them, such as the name of a person in documents, by
+            their texts.
 
     Raises:
-        IntegrityError: There is nothing to search: no data set, no artifact made of one, no collected file.
+        IntegrityError: There is nothing to search: no data set, no artifact made of one, no
+            collected file.
         OSError: A collected file cannot be read or rewritten.
         UsageError: The folder is not a project, or the text to look for in rows is too short.
     """
     shortest = forgetting.SHORTEST_NAME if contains and not forget else forgetting.SHORTEST
     holds = forgetting.holder(text, shortest) if contains and text is not None else None
-    own = forgetting.search(collected, text=text, id=id, similarity=similarity, forget=forget, shortest=shortest)
+    own = forgetting.search(
+        collected, text=text, id=id, similarity=similarity, forget=forget, shortest=shortest
+    )
     files = tuple(own)
     whole = [lineage.opened(folder) for folder in lineage.folders(root)]
     here = [entry for entry in whole if isinstance(entry, Artifact)]
@@ -163,12 +185,17 @@ def trace(
     else:
         searched = _alike(sets, text, id, similarity)
     data_sets = tuple(
-        DataSet(_shown(entry.path, root), entry.digest, *result) for entry, result in zip(sets, searched, strict=True)
+        DataSet(_shown(entry.path, root), entry.digest, *result)
+        for entry, result in zip(sets, searched, strict=True)
     )
     released = _released(registries)
-    if not (files or data_sets or released) and all(isinstance(e, Artifact) and e.is_base for e in whole):
+    if not (files or data_sets or released) and all(
+        isinstance(e, Artifact) and e.is_base for e in whole
+    ):
         _refuse(root)
-    exposures = _Exposures([*here, *(entry for entry in released if isinstance(entry, Artifact))], data_sets)
+    exposures = _Exposures(
+        [*here, *(entry for entry in released if isinstance(entry, Artifact))], data_sets
+    )
     return Trace(
         data_sets,
         tuple(exposures.holding(entry, root) for entry in whole),
@@ -179,7 +206,9 @@ def trace(
     )
 
 
-def _alike(sets: Sequence[Artifact], text: str | None, id: str | None, similarity: float) -> list[_Searched]:
+def _alike(
+    sets: Sequence[Artifact], text: str | None, id: str | None, similarity: float
+) -> list[_Searched]:
     """The rows of each data set that are a row or nearly the same, by the hashes."""
     prints = [_fingerprints(entry) for entry in sets]
     readable = [each for each in prints if isinstance(each, Fingerprints)]
@@ -187,13 +216,17 @@ def _alike(sets: Sequence[Artifact], text: str | None, id: str | None, similarit
     if id is not None:
         probes += [entry for each in readable for entry in each.queries(id)]
     return [
-        ((), each) if isinstance(each, str) else (tuple(each.look_up(probes, id=id, threshold=similarity)), "")
+        ((), each)
+        if isinstance(each, str)
+        else (tuple(each.look_up(probes, id=id, threshold=similarity)), "")
         for each in prints
     ]
 
 
 def _containing(data_set: Artifact, holds: Callable[[str], bool]) -> _Searched:
-    """The rows of a data set that contain a text; a file that is gone or has changed is a fault, not an empty one."""
+    """The rows of a data set that contain a text; a file that is gone or
+    has changed is a fault, not an empty one.
+    """
     hashes = {file.path: file.sha256 for file in data_set.manifest.files if file.path in _TEXTS}
     rows: list[FingerprintMatch] = []
     faults = [] if hashes else ["it has no texts"]
@@ -207,8 +240,14 @@ def _containing(data_set: Artifact, holds: Callable[[str], bool]) -> _Searched:
         with path.open(encoding="utf-8") as stream:
             for row in map(json.loads, stream):
                 if any(map(holds, texts_in(row))):
-                    place = console.place(row["source"]["file"], row["source"]["row"]) if "source" in row else ""
-                    rows.append(FingerprintMatch(split, str(row.get("id", "")), True, 1.0, False, place))
+                    place = (
+                        console.place(row["source"]["file"], row["source"]["row"])
+                        if "source" in row
+                        else ""
+                    )
+                    rows.append(
+                        FingerprintMatch(split, str(row.get("id", "")), True, 1.0, False, place)
+                    )
     return tuple(rows), f"{_name(data_set)}: {', '.join(faults)}" if faults else ""
 
 
@@ -219,26 +258,37 @@ def _released(registries: Sequence[Path]) -> list[Artifact | Path]:
 
 
 def _refuse(root: Path) -> NoReturn:
-    """Raise an error for a folder without rows, since "not found" would be taken for an all-clear."""
-    hint = "slmctl -C PROJECT trace names the folder with slmctl.yaml and runs/; --registry DIR searches releases"
+    """Raise an error for a folder without rows, since "not found"
+    would be taken for an all-clear.
+    """
+    hint = (
+        "slmctl -C PROJECT trace names the folder with slmctl.yaml and runs/; --registry DIR "
+        "searches releases"
+    )
     if not (root / "runs").is_dir() and not (root / config.FILENAME).exists():
-        raise UsageError(f"{root} is no project: it has neither {config.FILENAME} nor runs/", hint=hint)
+        raise UsageError(
+            f"{root} is no project: it has neither {config.FILENAME} nor runs/", hint=hint
+        )
     text = f"there is no data set below {root / 'runs'}, so nothing can be said about the row"
     raise IntegrityError(text, hint=f"slmctl run makes one; {hint}")
 
 
 class _Exposures:
-    """For each artifact, the splits by which the row influenced it, followed through the manifests."""
+    """For each artifact, the splits by which the row influenced
+    it, followed through the manifests.
+    """
 
     def __init__(self, artifacts: Sequence[Artifact], data_sets: Sequence[DataSet]) -> None:
         self._by_digest: dict[str, list[Artifact]] = {}
-        self._by_file: dict[str, list[Artifact]] = {}  # by sha256, since a base may be a model that was made here
+        # by sha256, since a base may be a model that was made here
+        self._by_file: dict[str, list[Artifact]] = {}
         for entry in artifacts:
             self._by_digest.setdefault(entry.digest, []).append(entry)
             if not entry.is_base:
                 for file in entry.manifest.files:
                     self._by_file.setdefault(file.sha256, []).append(entry)
-        self._held: dict[str, tuple[frozenset[str], frozenset[str]]] = {}  # of data sets: splits with the row, faults
+        # of data sets: splits with the row, faults
+        self._held: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
         for data_set in data_sets:  # equal digests hold equal rows
             splits = frozenset(row.split for row in data_set.rows) & (HELD_OUT | {"train"})
             self._held[data_set.digest] = splits, frozenset(filter(None, [data_set.fault]))
@@ -247,7 +297,11 @@ class _Exposures:
     def holding(self, entry: Artifact | Path, root: Path) -> Holding:
         if isinstance(entry, Path):
             return Holding(
-                _shown(entry, root), entry.parent.name, "", Standing.UNKNOWN, (f"its {MANIFEST} is missing or damaged",)
+                _shown(entry, root),
+                entry.parent.name,
+                "",
+                Standing.UNKNOWN,
+                (f"its {MANIFEST} is missing or damaged",),
             )
         splits, missing = self._of(entry)
         if "train" in splits:
@@ -256,18 +310,25 @@ class _Exposures:
             standing = Standing.UNKNOWN
         else:
             standing = Standing.HELD_OUT if splits else Standing.CLEAR
-        return Holding(_shown(entry.path, root), entry.kind, entry.digest, standing, tuple(sorted(missing)))
+        return Holding(
+            _shown(entry.path, root), entry.kind, entry.digest, standing, tuple(sorted(missing))
+        )
 
     def _of(self, entry: Artifact) -> tuple[frozenset[str], frozenset[str]]:
-        """Returns (splits by which the row influenced an artifact, reasons why this is not sure)."""
+        """Returns (splits by which the row influenced an
+        artifact, reasons why this is not sure).
+        """
         if entry.digest in self._seen:
             return self._seen[entry.digest]
-        self._seen[entry.digest] = frozenset(), frozenset()  # an artifact cannot be its own ancestor
+        # an artifact cannot be its own ancestor
+        self._seen[entry.digest] = frozenset(), frozenset()
         splits, missing = self._own(entry)
         for same in self._by_digest[entry.digest]:  # equal bytes, made in more than one way
             for role, digest in same.manifest.parents:
                 if digest not in self._by_digest:
-                    missing |= set() if _is_remote(same, role) else {f"{role} {digest[:19]} is not here"}
+                    missing |= (
+                        set() if _is_remote(same, role) else {f"{role} {digest[:19]} is not here"}
+                    )
                 elif same.is_release and role == "labelled":
                     continue  # its data set says what was taken of it
                 elif digest in self._held:
@@ -285,7 +346,9 @@ class _Exposures:
         return self._seen[entry.digest]
 
     def _own(self, entry: Artifact) -> tuple[set[str], set[str]]:
-        """`_of` without inputs: for a data set by its own rows, for a base by the models with the same files."""
+        """`_of` without inputs: for a data set by its own rows, for a
+        base by the models with the same files.
+        """
         held, faults = self._held.get(entry.digest, (frozenset[str](), frozenset[str]()))
         splits, missing = set(held), set(faults)
         for sha256 in entry.metrics.get("source_sha256", {}).values() if entry.is_base else ():
@@ -297,9 +360,15 @@ class _Exposures:
 
 
 def _taken(entry: Artifact, held: frozenset[str]) -> frozenset[str]:
-    """The splits among `held`, which hold the row, that influenced an artifact made of the data set."""
+    """The splits among `held`, which hold the row, that influenced
+    an artifact made of the data set.
+    """
     if entry.kind == "predictions" and "split" in entry.manifest.config:
-        shown = frozenset(("shots",)) if entry.metrics.get("shots") and "train" in held else frozenset[str]()
+        shown = (
+            frozenset(("shots",))
+            if entry.metrics.get("shots") and "train" in held
+            else frozenset[str]()
+        )
         return held & {entry.manifest.config["split"]} | shown
     learned = {"train"} if held & _LEARNED.get(entry.kind, set()) else set[str]()
     return held & _READS.get(entry.kind, HELD_OUT | {"train"}) | learned
@@ -307,7 +376,11 @@ def _taken(entry: Artifact, held: frozenset[str]) -> frozenset[str]:
 
 def _is_remote(entry: Artifact, role: str) -> bool:
     """True if an input is a model at somebody else's address, which nothing here was made of."""
-    return entry.kind == "predictions" and role == "model" and models.class_of(entry.metrics.get("kind", "")).is_remote
+    return (
+        entry.kind == "predictions"
+        and role == "model"
+        and models.class_of(entry.metrics.get("kind", "")).is_remote
+    )
 
 
 def _fingerprints(data_set: Artifact) -> Fingerprints | str:
@@ -344,11 +417,15 @@ def lines(trace: Trace) -> Iterator[str]:
         )
     elif trace.by_id and not listed:
         yield (
-            "no row here has this id: an id is a record's own (16 hexadecimal digits, as in test.jsonl) or a value of "
-            "the column that a source names as its `id`; of documents without such a column it is the file's name"
+            "no row here has this id: an id is a record's own (16 hexadecimal digits, as in "
+            "test.jsonl) or a value of "
+            "the column that a source names as its `id`; of documents without such a column it is "
+            "the file's name"
         )
     else:
-        yield "no data set here holds it or nearly the same" + (", and these rejected it:" if listed else "")
+        yield "no data set here holds it or nearly the same" + (
+            ", and these rejected it:" if listed else ""
+        )
     for data_set in listed:
         yield f"  {data_set.path}"
         for row in data_set.rows[:SHOWN]:
@@ -365,10 +442,16 @@ def lines(trace: Trace) -> Iterator[str]:
         Standing.CLEAR: "did not see it:",
     }
     for standing, title in titles.items():
-        of_it = [entry for entry in (*trace.artifacts, *trace.releases) if entry.standing == standing]
+        of_it = [
+            entry for entry in (*trace.artifacts, *trace.releases) if entry.standing == standing
+        ]
         if of_it:
             yield title
         for entry in of_it:
             release = "release" if entry in trace.releases else entry.kind
             yield f"  {release:<11}  {entry.path}"
-            yield from (f"               {reason}" for reason in entry.missing if standing == Standing.UNKNOWN)
+            yield from (
+                f"               {reason}"
+                for reason in entry.missing
+                if standing == Standing.UNKNOWN
+            )

@@ -1,4 +1,5 @@
-"""Receipts of releases that `publish` has sent, in `runs/.deliveries/`. `gc` requires their targets to be readable.
+"""Receipts of releases that `publish` has sent, in `runs/.deliveries/`. `gc` requires their targets
+to be readable.
 
 A registry on a share that is not mounted looks like an empty one; the receipt distinguishes them.
 """
@@ -31,7 +32,9 @@ class Delivery:
 def record(runs: Path, release: Artifact, to: str) -> None:
     """Write a receipt for a release that was sent to `to`."""
     at = console.timestamp()
-    sent = Delivery(to, str(release.metrics["project"]), str(release.metrics["version"]), release.digest, at)
+    sent = Delivery(
+        to, str(release.metrics["project"]), str(release.metrics["version"]), release.digest, at
+    )
     name = f"{release.digest[7:19]}-{artifact.sha256_bytes(to.encode())[7:19]}.json"
     atomic.write(runs / FOLDER / name, artifact.canonical(asdict(sent)))
 
@@ -47,5 +50,7 @@ def recorded(runs: Path) -> Iterator[tuple[Path, Delivery]]:
         if values.keys() != {field.name for field in fields(Delivery)} or not all(
             isinstance(value, str) for value in values.values()
         ):
-            raise IntegrityError(f"the receipt {path} does not say what was sent where", hint=f"rm {path}")
+            raise IntegrityError(
+                f"the receipt {path} does not say what was sent where", hint=f"rm {path}"
+            )
         yield path, Delivery(**values)

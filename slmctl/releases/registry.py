@@ -1,12 +1,14 @@
-"""A folder of releases with content-addressed files: versions never change, tags move from one to another.
+"""A folder of releases with content-addressed files: versions never change, tags move from one to
+another.
 
     REGISTRY/.blobs/<sha256>              every file once
     REGISTRY/<project>/<version>/         a release; its files are hard links to blobs
     REGISTRY/<project>/.gates/<version>   its gates when it was published
     REGISTRY/<project>/.tags/<tag>        the version that a tag points at
 
-Releases and tags are written atomically: readers see the old or the new one, never a part. Several processes may write
-at once; equal content is written once, and another release under an existing version is refused.
+Releases and tags are written atomically: readers see the old or the new one, never a part. Several
+processes may write at once; equal content is written once, and another release under an existing
+version is refused.
 """
 
 from __future__ import annotations
@@ -29,11 +31,19 @@ from slmctl.config import PRODUCTION, Gate
 from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.model_files.gguf_choice import answering
 from slmctl.reports import RELEASE
-from slmctl.reports.evaluation_report import EvaluationReport, file_of, measured_names, released, report_of
+from slmctl.reports.evaluation_report import (
+    EvaluationReport,
+    file_of,
+    measured_names,
+    released,
+    report_of,
+)
 
-NAMES = 2  # of models in recorded gates: before, the name of a file meant that file with its linear models
+# of models in recorded gates: before, the name of a file meant that file with its linear models
+NAMES = 2
 VERSION = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
-TAG = re.compile(r"(?![0-9.]+$)[a-z0-9][a-z0-9._-]{0,62}")  # not like a version, which it would hide
+# not like a version, which it would hide
+TAG = re.compile(r"(?![0-9.]+$)[a-z0-9][a-z0-9._-]{0,62}")
 
 
 @dataclass(frozen=True)
@@ -42,8 +52,8 @@ class Tag:
 
     Attributes:
         version: The one that it points at; `previous` the one before.
-        another: The last version of another model before it, '' for none; None, and not written, where that is
-            `previous`.
+        another: The last version of another model before it, '' for none; None, and not written,
+            where that is `previous`.
     """
 
     project: str
@@ -70,7 +80,9 @@ def _listed(folder: Path) -> list[Path]:
     """The folders in a folder, without hidden ones."""
     try:
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+            names = [
+                entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
+            ]
     except OSError as error:
         raise _unreadable(folder, error) from None
     return [folder / name for name in sorted(names) if name != "lost+found"]
@@ -88,27 +100,34 @@ def _tag_files(root: Path) -> Iterator[Path]:
 
 
 def _unreadable(folder: Path, error: OSError) -> IntegrityError:
-    first = "slmctl run publishes the first release; " if isinstance(error, FileNotFoundError) else ""
+    first = (
+        "slmctl run publishes the first release; " if isinstance(error, FileNotFoundError) else ""
+    )
     text = f"the registry {folder} cannot be read: {error.strerror}"
     return IntegrityError(text, hint=f"{first}mount it, or make it readable")
 
 
 def manifests(root: Path) -> list[Manifest]:
-    """The manifest of every release in a registry, after a check that every tag points at one of them.
+    """The manifest of every release in a registry, after a check that every tag points at one of
+    them.
 
     Raises:
-        IntegrityError: A manifest or tag cannot be read, or a tag points at no release or at another content.
+        IntegrityError: A manifest or tag cannot be read, or a tag points at no release or at
+            another content.
     """
     read = {}
     for folder in folders(root):
         try:
             read[folder.parent.name, folder.name] = Manifest.read(folder)
         except FileNotFoundError:
-            raise IntegrityError(f"{folder} has no {MANIFEST}", hint="publish it again, or remove it") from None
+            raise IntegrityError(
+                f"{folder} has no {MANIFEST}", hint="publish it again, or remove it"
+            ) from None
     for tag in tags(root):
         if (tag.project, tag.version) not in read:
             raise IntegrityError(
-                f"the tag {tag.project}@{tag.name} in {root} stands for version {tag.version}, which is not there",
+                f"the tag {tag.project}@{tag.name} in {root} stands for version {tag.version}, "
+                "which is not there",
                 hint="publish it again, or slmctl promote lets the tag stand for another one",
             )
         _require_same(tag, read[tag.project, tag.version], root)
@@ -125,18 +144,22 @@ def tags(root: Path) -> list[Tag]:
 
 
 def find(root: Path, name: str = "") -> Artifact:
-    """The release that `[PROJECT@]VERSION` or `[PROJECT@]TAG` names; '' is the only release of the registry.
+    """The release that `[PROJECT@]VERSION` or `[PROJECT@]TAG` names; '' is the only release of the
+    registry.
 
     A project's name alone means its release with the tag `production`, or else its only release.
 
     Raises:
-        IntegrityError: No release has this name, or it is damaged, or its manifest has another name.
+        IntegrityError: No release has this name, or it is damaged, or its manifest has another
+            name.
         UsageError: Several releases have this name.
     """
     project, version = locate(root, name)
     release = artifact.load(root / project / version)
     if (release.metrics.get("project"), release.metrics.get("version")) != (project, version):
-        raise IntegrityError(f"{release.path} holds another release than its name says", hint=f"rm -r {release.path}")
+        raise IntegrityError(
+            f"{release.path} holds another release than its name says", hint=f"rm -r {release.path}"
+        )
     return release
 
 
@@ -147,14 +170,21 @@ def require_name(name: str) -> None:
         UsageError: `name` is `@`.
     """
     if name.strip() == "@":
-        raise UsageError("'@' names no release", hint="PROJECT@VERSION, VERSION or a tag; nothing for the only release")
+        raise UsageError(
+            "'@' names no release",
+            hint="PROJECT@VERSION, VERSION or a tag; nothing for the only release",
+        )
 
 
 def locate(root: Path, name: str = "") -> tuple[str, str]:
     """Returns (project, version) of a name; see `find`."""
     require_name(name)
     project, _, version = name.rpartition("@")
-    there = {(folder.parent.name, folder.name) for folder in folders(root) if (folder / MANIFEST).is_file()}
+    there = {
+        (folder.parent.name, folder.name)
+        for folder in folders(root)
+        if (folder / MANIFEST).is_file()
+    }
     matches = {release for release in there if version in ("", release[1])}
     for path in _tag_files(root) if version else ():
         if path.name == version and project in ("", path.parent.parent.name):
@@ -172,7 +202,9 @@ def locate(root: Path, name: str = "") -> tuple[str, str]:
         raise IntegrityError(f"{root} holds no release '{name}'", hint=hint)
     if len(matches) > 1:
         listed = ", ".join("@".join(release) for release in sorted(matches))
-        raise UsageError(f"{root} holds several releases that '{name}' may mean", hint=f"one of {listed}")
+        raise UsageError(
+            f"{root} holds several releases that '{name}' may mean", hint=f"one of {listed}"
+        )
     return matches.pop()
 
 
@@ -180,7 +212,8 @@ def parse(address: str, root: Path) -> tuple[Path, str]:
     """Split `dir:FOLDER#NAME` into (absolute folder, name); FOLDER is relative to `root`."""
     folder, _, name = address.removeprefix("dir:").partition("#")
     place = root / os.path.expanduser(folder)  # noqa: PTH111 - pathlib's raises for an unknown user
-    return Path(os.path.realpath(place)), name  # pathlib's resolve raises for a link that leads to itself
+    # pathlib's resolve raises for a link that leads to itself
+    return Path(os.path.realpath(place)), name
 
 
 # Writing
@@ -231,7 +264,9 @@ def assemble(root: Path, project: str, version: str, files: dict[str, str]) -> N
         if {name: sha256 for name, sha256 in files.items() if name in own} != own:
             raise IntegrityError(f"{root} already holds another {project} {version}")
         if SIGNATURE in files and not artifact.has_content(final / MANIFEST, files[MANIFEST]):
-            raise IntegrityError(f"{root} already holds {project} {version} with another manifest than was signed")
+            raise IntegrityError(
+                f"{root} already holds {project} {version} with another manifest than was signed"
+            )
         for name, sha256 in files.items():
             path = final / name
             if name != MANIFEST and not artifact.has_content(path, sha256):
@@ -253,23 +288,30 @@ def record_gates(root: Path, release: Artifact, gates: Sequence[Gate]) -> None:
     project, version = str(release.metrics["project"]), str(release.metrics["version"])
     path = root / project / ".gates" / version
     conditions = [gate.model_dump(mode="json", exclude_none=True) for gate in gates]
-    atomic.write(path, artifact.canonical({"digest": release.digest, "names": NAMES, "gates": conditions}))
+    atomic.write(
+        path, artifact.canonical({"digest": release.digest, "names": NAMES, "gates": conditions})
+    )
 
 
 def promote(root: Path, release: Artifact, tag: str, *, beside: Sequence[Gate] = ()) -> Tag:
-    """Point a tag, such as production, at a release, atomically; promote an older release to roll back.
+    """Point a tag, such as production, at a release, atomically; promote an older release to roll
+    back.
 
     Args:
-        beside: Further gates to check, such as those of the present config; gates on models that its report did not
-            measure are skipped.
+        beside: Further gates to check, such as those of the present config; gates on models that
+            its report did not measure are skipped.
 
     Raises:
-        GateError: The release fails a gate, its report measured not all of its files, or its gates are not recorded.
+        GateError: The release fails a gate, its report measured not all of its files, or its gates
+            are not recorded.
         IntegrityError: The release is damaged.
         UsageError: `tag` is not a valid name.
     """
     if not TAG.fullmatch(tag):
-        raise UsageError(f"'{tag}' is no tag", hint="small letters, digits, dots and hyphens, and no version number")
+        raise UsageError(
+            f"'{tag}' is no tag",
+            hint="small letters, digits, dots and hyphens, and no version number",
+        )
     artifact.require_whole(release, hint="publish it again")
     _require_gates(root, release, beside)
     project, version = str(release.metrics["project"]), str(release.metrics["version"])
@@ -281,7 +323,9 @@ def promote(root: Path, release: Artifact, tag: str, *, beside: Sequence[Gate] =
         if before is not None and before.digest == release.digest:
             return before
         version_before = before.version if before else None
-        made = Tag(project, tag, version, release.digest, version_before, _another(root, release, before))
+        made = Tag(
+            project, tag, version, release.digest, version_before, _another(root, release, before)
+        )
         fields = asdict(made)
         if made.another is None:  # a program of before this key reads no tag with it
             del fields["another"]
@@ -290,7 +334,9 @@ def promote(root: Path, release: Artifact, tag: str, *, beside: Sequence[Gate] =
 
 
 def _another(root: Path, release: Artifact, before: Tag | None) -> str | None:
-    """`Tag.another` of a release that follows `before`: one with the same files is nothing to compare with."""
+    """`Tag.another` of a release that follows `before`: one with the
+    same files is nothing to compare with.
+    """
     if before is not None:
         with contextlib.suppress(IntegrityError):  # it is no longer there
             tagged = find(root, f"{before.project}@{before.version}")
@@ -309,18 +355,24 @@ def _require_gates(root: Path, release: Artifact, beside: Sequence[Gate]) -> Non
         own = [Gate.model_validate(gate) for gate in kept["gates"]]
     except ValidationError:
         raise IntegrityError(
-            f"what the gates of {project} {version} were cannot be read", hint="slmctl publish records it again"
+            f"what the gates of {project} {version} were cannot be read",
+            hint="slmctl publish records it again",
         ) from None
     report = report_of(release)
     if kept.get("names") != NAMES:
         own = [_as_released(gate, report) for gate in own]
     for name, sha256 in answering(release).items():
         if not released(report, sha256):
-            raise GateError(f"no report measured {name} of {project} {version}", reason="not_measured")
+            raise GateError(
+                f"no report measured {name} of {project} {version}", reason="not_measured"
+            )
     from slmctl.metrics import gates
 
     names = measured_names(report)
-    gates.enforce([*own, *(gate for gate in beside if {gate.model, gate.against or gate.model} <= names)], report)
+    gates.enforce(
+        [*own, *(gate for gate in beside if {gate.model, gate.against or gate.model} <= names)],
+        report,
+    )
 
 
 def _as_released(gate: Gate, report: EvaluationReport) -> Gate:
@@ -330,37 +382,50 @@ def _as_released(gate: Gate, report: EvaluationReport) -> Gate:
 
 
 def _recorded(root: Path, release: Artifact) -> dict[str, Any]:
-    """The recorded gates of a release; {} if the record cannot be read or belongs to another digest."""
+    """The recorded gates of a release; {} if the record cannot be
+    read or belongs to another digest.
+    """
     path = root / str(release.metrics["project"]) / ".gates" / str(release.metrics["version"])
     try:
         kept = bounded_json.parse(bounded_json.read_bytes(path), where=str(path))
     except (FileNotFoundError, IntegrityError):
         return {}
-    return kept if kept.get("digest") == release.digest and isinstance(kept.get("gates"), list) else {}
+    return (
+        kept if kept.get("digest") == release.digest and isinstance(kept.get("gates"), list) else {}
+    )
 
 
 def _read_tag(path: Path) -> Tag:
     again = "slmctl promote sets it again"
     try:
         written = bounded_json.parse(bounded_json.read_bytes(path), where=f"the tag {path}")
-        tag = Tag(**{key: written[key] for key in Tag.__dataclass_fields__ if key in written})  # not a later key
+        # not a later key
+        tag = Tag(**{key: written[key] for key in Tag.__dataclass_fields__ if key in written})
     except (FileNotFoundError, TypeError):
-        raise IntegrityError(f"the tag {path} cannot be read: it does not say what it stands for", hint=again) from None
+        raise IntegrityError(
+            f"the tag {path} cannot be read: it does not say what it stands for", hint=again
+        ) from None
     except IntegrityError as error:
         raise IntegrityError(error.message, hint=again) from None
-    texts = all(isinstance(value, str) for value in (tag.version, tag.digest, tag.previous or "", tag.another or ""))
+    texts = all(
+        isinstance(value, str)
+        for value in (tag.version, tag.digest, tag.previous or "", tag.another or "")
+    )
     if (
         not texts
         or (tag.project, tag.name) != (path.parent.parent.name, path.name)
         or not VERSION.fullmatch(tag.version)
     ):
-        raise IntegrityError(f"the tag {path} cannot be read: it does not say what it stands for", hint=again)
+        raise IntegrityError(
+            f"the tag {path} cannot be read: it does not say what it stands for", hint=again
+        )
     return tag
 
 
 def _require_same(tag: Tag, release: Manifest, root: Path) -> None:
     if release.digest != tag.digest:
         raise IntegrityError(
-            f"the tag {tag.project}@{tag.name} in {root} stands for another release than lies under {tag.version}",
+            f"the tag {tag.project}@{tag.name} in {root} stands for another release than lies "
+            f"under {tag.version}",
             hint="slmctl promote sets it again",
         )

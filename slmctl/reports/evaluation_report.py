@@ -1,7 +1,9 @@
-"""`report.json` and `rows.jsonl` as types: what `evaluate` writes, and gates, releases, `diff` and pages read.
+"""`report.json` and `rows.jsonl` as types: what `evaluate` writes, and gates, releases, `diff` and
+pages read.
 
-Shares and their differences lie between 0 and 1, intervals are `[low, high]`. Keys marked NotRequired depend on the
-task, on the config or on the model; all others stand in every report since 0.1.0.
+Shares and their differences lie between 0 and 1, intervals are `[low, high]`. Keys marked
+NotRequired depend on the task, on the config or on the model; all others stand in every report
+since 0.1.0.
 """
 
 from __future__ import annotations
@@ -20,7 +22,14 @@ from slmctl.reports import IN_SUM, RELEASE
 
 Bounds: TypeAlias = list[float]  # [low, high]
 # shares of drafts with a fault that shows without a reference (`task/draft_checks.py`)
-CHECKS = ("ungrounded", "other_language", "missing_pattern", "forbidden_pattern", "repetition", "unfinished")
+CHECKS = (
+    "ungrounded",
+    "other_language",
+    "missing_pattern",
+    "forbidden_pattern",
+    "repetition",
+    "unfinished",
+)
 
 
 class LatencyFigures(TypedDict):
@@ -37,7 +46,9 @@ class TokenCounts(TypedDict):
 
 
 class ClassFigures(TypedDict):
-    """Precision, recall, F1 and support of a label or field; `interval`, of F1, only where a row has several labels."""
+    """Precision, recall, F1 and support of a label or field; `interval`, of
+    F1, only where a row has several labels.
+    """
 
     precision: float
     recall: float
@@ -57,10 +68,12 @@ class ReliabilityBin(TypedDict):
 
 
 class CalibrationFigures(TypedDict):
-    """Expected calibration error, Brier score and reliability table of the answers with a confidence.
+    """Expected calibration error, Brier score and reliability table of the answers with a
+    confidence.
 
-    `ece` is `observed` corrected for `by_chance`, see `answer_metrics.CalibrationError`; `confidence` and `accuracy`
-    are the means over all these answers, by which a model is too sure or too modest.
+    `ece` is `observed` corrected for `by_chance`, see `answer_metrics.CalibrationError`;
+    `confidence` and `accuracy` are the means over all these answers, by which a model is too sure
+    or too modest.
     """
 
     n: int
@@ -74,7 +87,9 @@ class CalibrationFigures(TypedDict):
 
 
 class ModelFacts(TypedDict):
-    """Source and speed of a participant's answers; a baseline has only `kind`, `not_sent` and `failed`."""
+    """Source and speed of a participant's answers; a baseline has
+    only `kind`, `not_sent` and `failed`.
+    """
 
     kind: str
     size: NotRequired[int | None]
@@ -107,8 +122,9 @@ class TaskFigures(TypedDict, total=False):
 class ParticipantEntry(ModelFacts, TaskFigures):
     """One model or baseline: its metrics, the primary one first, with an interval for each.
 
-    `design_effect`, of `right`: rows of one group are alike, so n rows count as n / design_effect independent rows.
-    Rows of `groups` groups tell no more than those of `effective_groups` of equal size.
+    `design_effect`, of `right`: rows of one group are alike, so n rows count as n / design_effect
+    independent rows. Rows of `groups` groups tell no more than those of `effective_groups` of equal
+    size.
     """
 
     n: int
@@ -122,9 +138,9 @@ class ParticipantEntry(ModelFacts, TaskFigures):
 class MetricDifference(TypedDict):
     """The metric of the second participant minus that of the first, on the rows that both answered.
 
-    `detectable`: the smallest true difference that a test on these rows finds with the chance `power`. Shares have
-    `only_first` and `only_second` (numbers of rows), other metrics `quantiles` of the bootstrap. `design_effect` and
-    the number of `groups` only where rows have groups.
+    `detectable`: the smallest true difference that a test on these rows finds with the chance
+    `power`. Shares have `only_first` and `only_second` (numbers of rows), other metrics `quantiles`
+    of the bootstrap. `design_effect` and the number of `groups` only where rows have groups.
     """
 
     difference: float
@@ -140,7 +156,9 @@ class MetricDifference(TypedDict):
 
 
 class SliceDifference(TypedDict):
-    """The difference on one slice of the rows, with its p-value before and after Holm's correction."""
+    """The difference on one slice of the rows, with its p-value
+    before and after Holm's correction.
+    """
 
     by: str
     name: str
@@ -164,7 +182,9 @@ class PairEntry(TypedDict):
 
 
 class SliceEntry(TypedDict):
-    """The primary metric of every participant on one slice of the rows, and of drafts the CHECKS."""
+    """The primary metric of every participant on one slice of
+    the rows, and of drafts the CHECKS.
+    """
 
     by: str
     name: str
@@ -208,7 +228,8 @@ class SumEntry(TypedDict):
         weights: Of the members that are kept (`file`, `encoder`, `words`).
         gains: By member, the share of right answers that the sum expects to lose without it.
         floor: The least gain of a file or encoder that is kept.
-        rows, right: Numbers of validation rows, and of those that the file alone answers right, None without a file.
+        rows, right: Numbers of validation rows, and of those that the file alone answers right,
+            None without a file.
     """
 
     model: str
@@ -240,7 +261,9 @@ class BreakEven(TypedDict):
 
 
 class ReleaseRows(TypedDict):
-    """Metrics of a release and of the models of this pipeline on some rows; `differences`: model minus release."""
+    """Metrics of a release and of the models of this pipeline on some
+    rows; `differences`: model minus release.
+    """
 
     n: int
     values: dict[str, dict[str, float]]
@@ -250,8 +273,9 @@ class ReleaseRows(TypedDict):
 class ReleaseEntry(TypedDict):
     """The release that gates compare with.
 
-    `rows` holds figures on the rows that were in its data set (`old`) and on the others (`new`); it is empty if that
-    data set is not below `runs/`. `trained_on`: number of measured rows that it was trained on.
+    `rows` holds figures on the rows that were in its data set (`old`) and on the others (`new`); it
+    is empty if that data set is not below `runs/`. `trained_on`: number of measured rows that it
+    was trained on.
     """
 
     name: str
@@ -265,17 +289,20 @@ class JudgeEntry(TypedDict):
 
     Attributes:
         judge, model, prompt: See `production.review.verdicts.JudgeVerdict`.
-        tried: Number of judges and rubrics that were asked about these pairs, by which the error of admission, interval
-            and gate is divided.
-        missing: Number of pairs without a verdict that admission, or the win rate of an admitted judge, needs.
+        tried: Number of judges and rubrics that were asked about these pairs, by which the error of
+            admission, interval and gate is divided.
+        missing: Number of pairs without a verdict that admission, or the win rate of an admitted
+            judge, needs.
         skipped: Number of pairs that people skipped, which do not count.
         pairs, right, same, longer, lead: See `metrics.judged_rate.Agreement`.
         admitted: True if it surely agrees with people more often than both rules.
         rows: Number of rows on which the two models' answers differ, without skipped ones.
-        no_verdict, turned, turned_to_first: Number of rows without a choice, of verdicts that turn with the order, and
-            of those that prefer the answer shown first both times.
-        prefers_longer, people_prefer_longer: [pairs of which the longer answer won, decided pairs of unlike lengths].
-        win_rate, interval, worth, centre, deviation, freedom: Of an admitted judge, see `CorrectedRate`.
+        no_verdict, turned, turned_to_first: Number of rows without a choice, of verdicts that turn
+            with the order, and of those that prefer the answer shown first both times.
+        prefers_longer, people_prefer_longer: [pairs of which the longer answer won, decided pairs
+            of unlike lengths].
+        win_rate, interval, worth, centre, deviation, freedom: Of an admitted judge, see
+            `CorrectedRate`.
     """
 
     judge: str
@@ -309,12 +336,14 @@ class JudgedEntry(TypedDict):
 
     Attributes:
         model, against: The two models.
-        won, lost, same, neither: Numbers of pairs of which the answer of `model` was preferred, that of `against`, of
-            equally good answers and of two bad ones.
+        won, lost, same, neither: Numbers of pairs of which the answer of `model` was preferred,
+            that of `against`, of equally good answers and of two bad ones.
         equal: Number of measured rows with equal answers, which were not asked.
-        win_rate: Share of pairs that `model` wins, with `same` and `neither` as half; `interval` is its.
+        win_rate: Share of pairs that `model` wins, with `same` and `neither` as half; `interval` is
+            its.
         p: Of the sign test.
-        more: Number of further pairs that would decide, in the same proportions; None if that is not known.
+        more: Number of further pairs that would decide, in the same proportions; None if that is
+            not known.
         reviewers: Number of people.
         design_effect, groups: Where rows have groups, as in a MetricDifference.
         judge: Of a judge that was asked about the pairs too.
@@ -338,7 +367,9 @@ class JudgedEntry(TypedDict):
 
 
 class JudgedPairs(TypedDict):
-    """Judged pairs by their two models; `of_others`: decisions on other answers than those measured here."""
+    """Judged pairs by their two models; `of_others`: decisions on
+    other answers than those measured here.
+    """
 
     entries: list[JudgedEntry]
     of_others: int
@@ -368,7 +399,8 @@ class EvaluationReport(TypedDict):
     judged: NotRequired[JudgedPairs]  # with evaluate.pairs
 
 
-RowAnswer: TypeAlias = tuple[int | None, int, float | None, float]  # label, right, confidence, score
+# label, right, confidence, score
+RowAnswer: TypeAlias = tuple[int | None, int, float | None, float]
 
 
 class RowTexts(TypedDict):
@@ -378,7 +410,8 @@ class RowTexts(TypedDict):
 
 
 class RowEntry(TypedDict):
-    """A line of `rows.jsonl` after the first; `answers` are in the order of the participants, None if not sent.
+    """A line of `rows.jsonl` after the first; `answers` are in the order of the participants, None
+    if not sent.
 
     `group`: the number of the row's group, where rows share groups; older reports have none.
     """
@@ -391,7 +424,8 @@ class RowEntry(TypedDict):
     answers: list[RowAnswer | None]
     group: NotRequired[int]
     texts: NotRequired[RowTexts]
-    faults: NotRequired[list[dict[str, list[str]]]]  # of drafts: by participant and check, the values that are shown
+    # of drafts: by participant and check, the values that are shown
+    faults: NotRequired[list[dict[str, list[str]]]]
 
 
 def parse_report(value: object, *, where: str) -> EvaluationReport:
@@ -400,14 +434,20 @@ def parse_report(value: object, *, where: str) -> EvaluationReport:
     Raises:
         IntegrityError: A key is missing or has a value of another type; `where` begins the message.
     """
-    return cast(EvaluationReport, require_type(EvaluationReport, value, where=where, hint="slmctl evaluate"))
+    return cast(
+        EvaluationReport, require_type(EvaluationReport, value, where=where, hint="slmctl evaluate")
+    )
 
 
 def report_of(source: Artifact) -> EvaluationReport:
-    """The figures of a report, or of the report in a release; raises an IntegrityError where they are damaged."""
+    """The figures of a report, or of the report in a release; raises an
+    IntegrityError where they are damaged.
+    """
     if not source.is_release:
         return parse_report(source.metrics, where=f"the manifest of {source.path}")
-    return parse_report(json.loads(source.file("report.json").read_bytes()), where=f"{source.path}/report.json")
+    return parse_report(
+        json.loads(source.file("report.json").read_bytes()), where=f"{source.path}/report.json"
+    )
 
 
 def reports_of(made: Iterable[Artifact]) -> list[Artifact]:
@@ -422,13 +462,17 @@ def parse_rows(lines: Sequence[object], *, where: str) -> list[RowEntry]:
     Raises:
         IntegrityError: A line does not fit `RowEntry`; `where` begins the message.
     """
-    return cast(list[RowEntry], require_type(list[RowEntry], lines, where=where, hint="slmctl evaluate"))
+    return cast(
+        list[RowEntry], require_type(list[RowEntry], lines, where=where, hint="slmctl evaluate")
+    )
 
 
 def rows_of(source: Artifact) -> tuple[JsonObject, list[RowEntry]]:
-    """Returns (first line, rows) of the `rows.jsonl` of a report or release; raises like `parse_rows`.
+    """Returns (first line, rows) of the `rows.jsonl` of a report or release; raises like
+    `parse_rows`.
 
-    Read by lines of the file: a text in it may hold U+2028, at which `str.splitlines` would split too.
+    Read by lines of the file: a text in it may hold U+2028, at which `str.splitlines` would split
+    too.
     """
     path = source.file("rows.jsonl")
     with path.open(encoding="utf-8") as stream:
@@ -437,7 +481,8 @@ def rows_of(source: Artifact) -> tuple[JsonObject, list[RowEntry]]:
 
 
 def model_named(report: EvaluationReport, name: str) -> str:
-    """The measured model of a name, with whatever examples in its prompt: `base` finds `base (11-shot)`; '' for none.
+    """The measured model of a name, with whatever examples in its prompt: `base` finds `base
+    (11-shot)`; '' for none.
 
     Raises:
         UsageError: It was measured with several numbers of examples.
@@ -446,7 +491,9 @@ def model_named(report: EvaluationReport, name: str) -> str:
     if name in forms:
         return name
     if len(forms) > 1:
-        raise UsageError(f"'{name}' may be {' or '.join(forms)}", hint=f"one of them in quotes: '{forms[0]}'")
+        raise UsageError(
+            f"'{name}' may be {' or '.join(forms)}", hint=f"one of them in quotes: '{forms[0]}'"
+        )
     return "".join(forms)
 
 
@@ -457,25 +504,36 @@ def entries_of(report: EvaluationReport) -> dict[str, ParticipantEntry]:
 
 
 def released(report: EvaluationReport, sha256: str = "") -> str:
-    """The model that a release answers by when it is served; '' where the report did not measure it.
+    """The model that a release answers by when it is served; '' where the report did not measure
+    it.
 
     Args:
-        sha256: Of a release, see `gguf_choice.served_sha256`; by default that of the measured models.
+        sha256: Of a release, see `gguf_choice.served_sha256`; by default that of the measured
+            models.
     """
     if not sha256:
         return report["focus"]
-    return next((name for name, entry in report["models"].items() if entry.get("sha256") == sha256), "")
+    return next(
+        (name for name, entry in report["models"].items() if entry.get("sha256") == sha256), ""
+    )
 
 
 def file_of(report: EvaluationReport, model: str) -> str:
-    """The GGUF file alone of a model that answers with linear models added; any other model is its own."""
+    """The GGUF file alone of a model that answers with linear models
+    added; any other model is its own.
+    """
     alone = model.removesuffix(IN_SUM)
     return alone if alone in report["models"] else model
 
 
 def pair_of(report: EvaluationReport, first: str, second: str) -> PairEntry | None:
-    """The entry of a pair as `second` minus `first`, whatever its order in the report; None without one."""
-    entry, other = report["pairs"].get(f"{first}|{second}"), report["pairs"].get(f"{second}|{first}")
+    """The entry of a pair as `second` minus `first`, whatever its
+    order in the report; None without one.
+    """
+    entry, other = (
+        report["pairs"].get(f"{first}|{second}"),
+        report["pairs"].get(f"{second}|{first}"),
+    )
     if entry is not None or other is None:
         return entry
     return {
@@ -488,7 +546,9 @@ def pair_of(report: EvaluationReport, first: str, second: str) -> PairEntry | No
 
 
 def judged_of(report: EvaluationReport, model: str, against: str) -> JudgedEntry | None:
-    """The judged pairs of two models as those of `model`, whatever their order in the report; None without any."""
+    """The judged pairs of two models as those of `model`, whatever their
+    order in the report; None without any.
+    """
     for entry in report["judged"]["entries"] if "judged" in report else ():
         if (entry["model"], entry["against"]) == (model, against):
             return entry
@@ -518,17 +578,27 @@ def turned_judge(entry: JudgeEntry) -> JudgeEntry:
 def turned(metric: MetricDifference) -> MetricDifference:
     """The difference with the participants exchanged: first minus second."""
     low, high = metric["interval"]
-    result: MetricDifference = {**metric, "difference": -metric["difference"], "interval": [-high, -low]}
+    result: MetricDifference = {
+        **metric,
+        "difference": -metric["difference"],
+        "interval": [-high, -low],
+    }
     if "only_first" in metric:
         result |= {"only_first": metric["only_second"], "only_second": metric["only_first"]}
     if "quantiles" in metric:
-        result["quantiles"] = {f"{1 - float(level):g}": -value for level, value in metric["quantiles"].items()}
+        result["quantiles"] = {
+            f"{1 - float(level):g}": -value for level, value in metric["quantiles"].items()
+        }
     return result
 
 
 def measured_names(report: EvaluationReport) -> set[str]:
-    """The names that a gate may use: models, baselines, `release`, and `chosen` if `evaluate.choose` was set."""
-    return {RELEASE, *report["models"], *report["baselines"]} | ({"chosen"} if report["choice"] else set())
+    """The names that a gate may use: models, baselines, `release`, and
+    `chosen` if `evaluate.choose` was set.
+    """
+    return {RELEASE, *report["models"], *report["baselines"]} | (
+        {"chosen"} if report["choice"] else set()
+    )
 
 
 def require_type(expected: Any, value: object, *, where: str, hint: str) -> Any:
@@ -544,7 +614,8 @@ def require_type(expected: Any, value: object, *, where: str, hint: str) -> Any:
     """
     from pydantic import ValidationError  # here: pages and charts are drawn without it
 
-    raw = value if isinstance(value, bytes) else json.dumps(value)  # JSON mode takes arrays for tuples, "1" for no int
+    # JSON mode takes arrays for tuples, "1" for no int
+    raw = value if isinstance(value, bytes) else json.dumps(value)
     try:
         return _adapter(expected).validate_json(raw, strict=True)
     except ValidationError as error:

@@ -1,7 +1,7 @@
 """Figures and a template -> one self-contained HTML file.
 
-Every text in a template's values is cleaned, cut and escaped. A content security policy with hashes forbids every
-request and every script but the page's own, so that text from data cannot run.
+Every text in a template's values is cleaned, cut and escaped. A content security policy with hashes
+forbids every request and every script but the page's own, so that text from data cannot run.
 """
 
 from __future__ import annotations
@@ -50,10 +50,13 @@ class Cell:
 
 
 def write(path: Path, template: str, **values: Any) -> None:
-    """Render a template of `templates/report/` with these values to a file, the same bytes for the same values."""
+    """Render a template of `templates/report/` with these values to a
+    file, the same bytes for the same values.
+    """
     css, js = f"{_read('report.css')}\n{svg_chart.style()}", _read("report.js")
     page = _environment().get_template(template)
-    titles: list[str] = []  # of sections with content; the template fills it while the page is rendered
+    # of sections with content; the template fills it while the page is rendered
+    titles: list[str] = []
     hashes = {"css_hash": policy_hash(css), "js_hash": policy_hash(js)}
     html = page.render(titles=titles, css=Markup(css), js=Markup(js), **hashes, **values)  # noqa: S704 - own files
     path.write_text(html + "\n", encoding="utf-8")
@@ -74,12 +77,16 @@ def code(text: str) -> str:
 
 
 def inert(text: str) -> str:
-    """A text from data for Markdown: as it is where no sign or address in it could mean more, else as code."""
+    """A text from data for Markdown: as it is where no sign or address
+    in it could mean more, else as code.
+    """
     return text if _HARMLESS.fullmatch(text) else code(text)
 
 
 def unmarked(text: str) -> str:
-    """A sentence for Markdown, in which no name from data makes a link, an image, code or markup."""
+    """A sentence for Markdown, in which no name from data makes
+    a link, an image, code or markup.
+    """
     return re.sub(r"[\[\]<>`]", r"\\\g<0>", " ".join(text.split())).replace("://", r":\//")
 
 
@@ -88,19 +95,40 @@ def _environment() -> jinja2.Environment:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_read), autoescape=True, finalize=_plain, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.do"],
-    )  # fmt: skip
+        loader=jinja2.FunctionLoader(_read),
+        autoescape=True,
+        finalize=_plain,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.do"],
+    )
     environment.filters |= {
-        "anchor": anchor, "count": count, "cut": shown, "duration": console.duration, "either": either,
-        "counted": svg_chart.counted, "is_wide": _is_wide, "most_first": most_first, "number": "{:,}".format,
-        "percent": percent, "points": points, "place": place, "places": places, "size": console.size,
+        "anchor": anchor,
+        "count": count,
+        "cut": shown,
+        "duration": console.duration,
+        "either": either,
+        "counted": svg_chart.counted,
+        "is_wide": _is_wide,
+        "most_first": most_first,
+        "number": "{:,}".format,
+        "percent": percent,
+        "points": points,
+        "place": place,
+        "places": places,
+        "size": console.size,
         "unmarked": unmarked,
-    }  # fmt: skip
+    }
     environment.globals |= {
-        "Bar": svg_chart.Bar, "bars": svg_chart.bars, "histogram": svg_chart.histogram,
-        "Notice": Notice, "stack": svg_chart.stack, "most_rows": ROWS, "page_width": 2 * svg_chart.WIDTH,
-    }  # fmt: skip
+        "Bar": svg_chart.Bar,
+        "bars": svg_chart.bars,
+        "histogram": svg_chart.histogram,
+        "Notice": Notice,
+        "stack": svg_chart.stack,
+        "most_rows": ROWS,
+        "page_width": 2 * svg_chart.WIDTH,
+    }
     return environment
 
 
@@ -144,7 +172,9 @@ def _is_wide(svg: Markup) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A value for the template: markup unchanged, anything else as one cleaned line, a no-break space before `%`."""
+    """A value for the template: markup unchanged, anything else as one
+    cleaned line, a no-break space before `%`.
+    """
     return value if isinstance(value, Markup) else _APART.sub("\u00a0%", shown(str(value), TEXT))
 
 
@@ -154,4 +184,9 @@ def policy_hash(text: str) -> str:
 
 
 def _read(name: str) -> str:
-    return resources.files("slmctl.templates").joinpath("report", name).read_text(encoding="utf-8").strip()
+    return (
+        resources.files("slmctl.templates")
+        .joinpath("report", name)
+        .read_text(encoding="utf-8")
+        .strip()
+    )

@@ -1,4 +1,6 @@
-"""A report -> the scoreboard of the terminal, of `report.md` and of the model card; figures in words."""
+"""A report -> the scoreboard of the terminal, of `report.md` and of
+the model card; figures in words.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +8,32 @@ from collections.abc import Sequence
 
 from slmctl import console
 from slmctl.console import percent
-from slmctl.reports.evaluation_report import CHECKS, EvaluationReport, ParticipantEntry, entries_of, released
+from slmctl.reports.evaluation_report import (
+    CHECKS,
+    EvaluationReport,
+    ParticipantEntry,
+    entries_of,
+    released,
+)
 
 BESIDE = (  # metrics beside the primary one, where a task has them; the report holds all
-    "exact_match", "micro_f1", "macro_f1", "mean_absolute_error", "quadratic_kappa", "ece", "valid_json",
-    "valid_schema", "tool_accuracy", "field_f1", "no_call_recall", "valid_call", "rouge_l", "chrf", *CHECKS,
+    "exact_match",
+    "micro_f1",
+    "macro_f1",
+    "mean_absolute_error",
+    "quadratic_kappa",
+    "ece",
+    "valid_json",
+    "valid_schema",
+    "tool_accuracy",
+    "field_f1",
+    "no_call_recall",
+    "valid_call",
+    "rouge_l",
+    "chrf",
+    *CHECKS,
     "length_ratio",
-)  # fmt: skip
+)
 PLAIN = (
     "brier",
     "mean_absolute_error",
@@ -24,7 +45,14 @@ PLAIN = (
 def table(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:
     """The scoreboard: head and rows, as text; baselines first."""
     metric, others = report["primary_metric"], _others(report)
-    head = ["model", "size", metric, f"{percent(report['confidence'], 0)} interval", *others, "latency"]
+    head = [
+        "model",
+        "size",
+        metric,
+        f"{percent(report['confidence'], 0)} interval",
+        *others,
+        "latency",
+    ]
     return head, [_line(name, entry, metric, others) for name, entry in entries_of(report).items()]
 
 
@@ -54,12 +82,16 @@ def _others(report: EvaluationReport) -> list[str]:
 
 
 def figure(metric: str, value: float, digits: int = 1) -> str:
-    """A metric as text for tables, pages and messages: in percent, or as a plain number for those of PLAIN."""
+    """A metric as text for tables, pages and messages: in percent, or
+    as a plain number for those of PLAIN.
+    """
     return f"{value:.{digits + 2}f}" if metric in PLAIN else percent(value, digits)
 
 
 def difference(metric: str, value: float, digits: int = 1) -> str:
-    """A difference of a metric as text: `+1.6 points` (percentage points), or a plain number for those of PLAIN."""
+    """A difference of a metric as text: `+1.6 points` (percentage points),
+    or a plain number for those of PLAIN.
+    """
     return f"{value:+.{digits + 2}f}" if metric in PLAIN else f"{100 * value:+.{digits}f} points"
 
 
@@ -72,6 +104,9 @@ def _line(name: str, entry: ParticipantEntry, metric: str, others: Sequence[str]
         console.size(size) if size else "-",
         percent(entry["metrics"][metric]),
         f"{percent(low)} - {percent(high)}{own}",
-        *(figure(other, entry["metrics"][other]) if other in entry["metrics"] else "-" for other in others),
+        *(
+            figure(other, entry["metrics"][other]) if other in entry["metrics"] else "-"
+            for other in others
+        ),
         f"{latency['median']:.0f} ms" if latency else "-",
     ]

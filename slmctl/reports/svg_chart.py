@@ -1,8 +1,8 @@
 """Charts as SVG: pure functions from figures to markup for light and dark pages.
 
-The markup names its colours by class (`fill-c1`, `stroke-rule`); `style()` defines the classes, once in a page with
-many charts, or inside the image by `standalone()`. Every text is cleaned, cut and escaped here, so that labels from
-data cannot become markup.
+The markup names its colours by class (`fill-c1`, `stroke-rule`); `style()` defines the classes,
+once in a page with many charts, or inside the image by `standalone()`. Every text is cleaned, cut
+and escaped here, so that labels from data cannot become markup.
 """
 
 from __future__ import annotations
@@ -16,17 +16,38 @@ from markupsafe import Markup, escape
 
 from slmctl.console import percent, shown
 
-# Series can be distinguished without colour vision, and texts reach a contrast of 4.5 on page and panel.
+# Series can be distinguished without colour vision, and texts reach a contrast of 4.5 on page and
+# panel.
 LIGHT = {
-    "page": "#ffffff", "panel": "#f4f6f8", "ink": "#1b1f24", "muted": "#57606a", "rule": "#d0d7de",
-    "c1": "#0b62c4", "c2": "#ad5500", "c3": "#0f766e", "c4": "#7a3fc4", "c5": "#646d77",
-    "good": "#176f31", "warn": "#855600", "bad": "#c02626",
-}  # fmt: skip
+    "page": "#ffffff",
+    "panel": "#f4f6f8",
+    "ink": "#1b1f24",
+    "muted": "#57606a",
+    "rule": "#d0d7de",
+    "c1": "#0b62c4",
+    "c2": "#ad5500",
+    "c3": "#0f766e",
+    "c4": "#7a3fc4",
+    "c5": "#646d77",
+    "good": "#176f31",
+    "warn": "#855600",
+    "bad": "#c02626",
+}
 DARK = {
-    "page": "#0f1419", "panel": "#181f27", "ink": "#e6e9ee", "muted": "#9ba6b2", "rule": "#35404b",
-    "c1": "#6cb0ff", "c2": "#f0a35e", "c3": "#4fd1c0", "c4": "#c3a0ff", "c5": "#8f9aa6",
-    "good": "#5fd075", "warn": "#e3b341", "bad": "#ff8078",
-}  # fmt: skip
+    "page": "#0f1419",
+    "panel": "#181f27",
+    "ink": "#e6e9ee",
+    "muted": "#9ba6b2",
+    "rule": "#35404b",
+    "c1": "#6cb0ff",
+    "c2": "#f0a35e",
+    "c3": "#4fd1c0",
+    "c4": "#c3a0ff",
+    "c5": "#8f9aa6",
+    "good": "#5fd075",
+    "warn": "#e3b341",
+    "bad": "#ff8078",
+}
 
 SLIM = 372  # pixels: what a screen of 400 has for a chart
 WIDTH = 508  # pixels: two charts stand side by side in a page
@@ -73,7 +94,9 @@ class Point:
 
 @dataclass(frozen=True)
 class LineSeries:
-    """Points joined by a line; points with a note or mark are drawn as dots. A line without a name has no legend."""
+    """Points joined by a line; points with a note or mark are drawn as
+    dots. A line without a name has no legend.
+    """
 
     name: str
     points: Sequence[Point]
@@ -87,17 +110,25 @@ def style() -> Markup:
         ";".join(f"--{name}:{value}" for name, value in colours.items()) + f";color-scheme:{scheme}"
         for scheme, colours in (("light", LIGHT), ("dark", DARK))
     )
-    rules = [f":root{{{light}}}", f"@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"]
-    for name, value in LIGHT.items():  # the plain value first, for image viewers without CSS variables
+    rules = [
+        f":root{{{light}}}",
+        f"@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}",
+    ]
+    # the plain value first, for image viewers without CSS variables
+    for name, value in LIGHT.items():
         rules.append(f".fill-{name}{{fill:{value};fill:var(--{name})}}")
         rules.append(f".stroke-{name}{{fill:none;stroke:{value};stroke:var(--{name})}}")
-    rules.append(f"svg{{font:{FONT}px system-ui,sans-serif}}.small{{font-size:11px}}.strong{{font-weight:600}}")
+    rules.append(
+        f"svg{{font:{FONT}px "
+        f"system-ui,sans-serif}}.small{{font-size:11px}}.strong{{font-weight:600}}"
+    )
     return Markup("\n".join(rules))  # noqa: S704 - constants of this module
 
 
 def standalone(svg: str) -> str:
     """A chart as a separate SVG file, with its colours and a background."""
-    opening, rest = str(svg).split(">", 1)  # str, since Markup's methods would escape the inserted text
+    # str, since Markup's methods would escape the inserted text
+    opening, rest = str(svg).split(">", 1)
     opening = opening.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
     ground = '<rect class="fill-page" width="100%" height="100%"/>'
     title, rest = rest.split("</desc>", 1)
@@ -105,7 +136,9 @@ def standalone(svg: str) -> str:
 
 
 def bars(rows: Sequence[Bar], *, title: str, most: float = 0, width: int = WIDTH) -> Markup:
-    """Horizontal bars from zero, with label and text; `most` is the value of a bar with full length."""
+    """Horizontal bars from zero, with label and text; `most` is
+    the value of a bar with full length.
+    """
     left = _column([_cut(row.label) for row in rows]) + 10
     right = _column([row.text for row in rows]) + 8
     most = max([most, *(row.value for row in rows)]) or 1
@@ -117,7 +150,15 @@ def bars(rows: Sequence[Bar], *, title: str, most: float = 0, width: int = WIDTH
             _group(
                 f"{row.label}: {row.text or _number(row.value)}",
                 _text(left - 10, y + 9, _cut(row.label), anchor="end"),
-                _tag("rect", class_=f"fill-{row.colour}", x=left, y=y, width=long, height=ROW - 6, rx=2),
+                _tag(
+                    "rect",
+                    class_=f"fill-{row.colour}",
+                    x=left,
+                    y=y,
+                    width=long,
+                    height=ROW - 6,
+                    rx=2,
+                ),
                 _text(left + long + 6, y + 9, row.text),
             )
         )
@@ -135,7 +176,15 @@ def stack(rows: Sequence[Bar], *, title: str) -> Markup:
         parts.append(
             _group(
                 f"{row.label}: {figure}",
-                _tag("rect", class_=f"fill-{row.colour}", x=x, y=4, width=max(long - 1.5, 0.5), height=26, rx=2),
+                _tag(
+                    "rect",
+                    class_=f"fill-{row.colour}",
+                    x=x,
+                    y=4,
+                    width=max(long - 1.5, 0.5),
+                    height=26,
+                    rx=2,
+                ),
                 _tag("rect", class_=f"fill-{row.colour}", x=0, y=y, width=12, height=12, rx=2),
                 _text(20, y + 6.5, _cut(row.label)),
                 _text(250, y + 6.5, figure, anchor="end"),
@@ -165,19 +214,49 @@ def histogram(
             parts.append(
                 _group(
                     f"{_number(edges[index])} to {_number(edges[index + 1])} {unit}: {many:,}",
-                    _tag("rect", class_="fill-c1", x=x0 + 0.5, y=floor - max(tall, 1), width=max(x1 - x0 - 1, 0.8),
-                         height=max(tall, 1)),
+                    _tag(
+                        "rect",
+                        class_="fill-c1",
+                        x=x0 + 0.5,
+                        y=floor - max(tall, 1),
+                        width=max(x1 - x0 - 1, 0.8),
+                        height=max(tall, 1),
+                    ),
                 )
-            )  # fmt: skip
+            )
     below = floor + 8
     p5, p25, p50, p75, p95 = (scale(value) for value in strip)
     names = ("5 %", "25 %", "median", "75 %", "95 %")
     parts.append(
         _group(
             ", ".join(f"{name} {_number(value)}" for name, value in zip(names, strip, strict=True)),
-            _tag("line", class_="stroke-c2", x1=p5, x2=p95, y1=below + 8, y2=below + 8, stroke_width=2),
-            _tag("rect", class_="fill-c2", x=p25, y=below + 2, width=max(p75 - p25, 1.5), height=12, rx=2),
-            _tag("line", class_="stroke-page", x1=p50, x2=p50, y1=below + 2, y2=below + 14, stroke_width=2),
+            _tag(
+                "line",
+                class_="stroke-c2",
+                x1=p5,
+                x2=p95,
+                y1=below + 8,
+                y2=below + 8,
+                stroke_width=2,
+            ),
+            _tag(
+                "rect",
+                class_="fill-c2",
+                x=p25,
+                y=below + 2,
+                width=max(p75 - p25, 1.5),
+                height=12,
+                rx=2,
+            ),
+            _tag(
+                "line",
+                class_="stroke-page",
+                x1=p50,
+                x2=p50,
+                y1=below + 2,
+                y2=below + 14,
+                stroke_width=2,
+            ),
         )
     )
     below += 20
@@ -188,7 +267,11 @@ def histogram(
 
 
 def dots(
-    rows: Sequence[Dot], *, title: str, reference: tuple[float, str] | None = None, points: bool = False
+    rows: Sequence[Dot],
+    *,
+    title: str,
+    reference: tuple[float, str] | None = None,
+    points: bool = False,
 ) -> tuple[Markup, Markup]:
     """Shares with their intervals, one a row, on an axis that covers the intervals.
 
@@ -197,14 +280,22 @@ def dots(
         points: True for differences of shares, shown in percentage points with a sign.
 
     Returns:
-        (chart for the whole width of a page, chart for a small screen with label and text above each interval).
+        (chart for the whole width of a page, chart for a small screen with label and text above
+        each interval).
     """
-    wide, slim = (_dots(rows, title, reference, points=points, is_slim=is_slim) for is_slim in (False, True))
+    wide, slim = (
+        _dots(rows, title, reference, points=points, is_slim=is_slim) for is_slim in (False, True)
+    )
     return wide, slim
 
 
 def _dots(
-    rows: Sequence[Dot], title: str, reference: tuple[float, str] | None, *, points: bool, is_slim: bool
+    rows: Sequence[Dot],
+    title: str,
+    reference: tuple[float, str] | None,
+    *,
+    points: bool,
+    is_slim: bool,
 ) -> Markup:
     width, high = (SLIM, 64) if is_slim else (2 * WIDTH, 28)
     left = 10 if is_slim else _column([_cut(row.label) for row in rows]) + 12
@@ -220,7 +311,11 @@ def _dots(
         parts.append(_text(x, floor + 14, name, "muted small", anchor="middle"))
     if reference:
         x = scale(reference[0])
-        parts.append(_tag("line", class_="stroke-c2", x1=x, x2=x, y1=top - 4, y2=floor, stroke_dasharray="4 3"))
+        parts.append(
+            _tag(
+                "line", class_="stroke-c2", x1=x, x2=x, y1=top - 4, y2=floor, stroke_dasharray="4 3"
+            )
+        )
         anchor = "end" if x > (left + width - right) / 2 else "start"
         parts.append(_text(x, 10, reference[1], "c2 small", anchor=anchor))
     for index, row in enumerate(rows):
@@ -228,7 +323,10 @@ def _dots(
         label = _text(left - 12, y, _cut(row.label), anchor="end")
         text = _text(width - right + 14, y, row.text)
         if is_slim:
-            label, text = _text(0, y - 34, _cut(row.label), "ink strong"), _text(0, y - 17, row.text)
+            label, text = (
+                _text(0, y - 34, _cut(row.label), "ink strong"),
+                _text(0, y - 17, row.text),
+            )
         parts.append(_group(f"{row.label}: {row.text}", label, *_interval(row, scale, y), text))
     description = "; ".join(f"{row.label} {row.text}" for row in rows[:20])
     return _frame(title, description, width, floor + 24, parts)
@@ -238,54 +336,85 @@ def _interval(row: Dot, scale: _Scale, y: float) -> list[Markup]:
     """A dot on its interval; an arrow if the interval is outside of the axis."""
     if row.high < scale.low or row.low > scale.high:
         end, arrow = (scale.start, "◂") if row.high < scale.low else (scale.end, "▸")
-        return [_text(end, y, arrow, f"{row.colour} strong", anchor="start" if arrow == "◂" else "end")]
+        return [
+            _text(end, y, arrow, f"{row.colour} strong", anchor="start" if arrow == "◂" else "end")
+        ]
     x0, x1 = scale(max(row.low, scale.low)), scale(min(row.high, scale.high))
     colour = f"stroke-{row.colour}"
     return [
         _tag("line", class_=colour, x1=x0, x2=x1, y1=y, y2=y, stroke_width=3, opacity="0.55"),
-        *(_tag("line", class_=colour, x1=x, x2=x, y1=y - 5, y2=y + 5, stroke_width=2) for x in (x0, x1)),
-        _tag("circle", class_=f"fill-{row.colour}", cx=min(max(scale(row.value), x0), x1), cy=y, r=5.5),
+        *(
+            _tag("line", class_=colour, x1=x, x2=x, y1=y - 5, y2=y + 5, stroke_width=2)
+            for x in (x0, x1)
+        ),
+        _tag(
+            "circle",
+            class_=f"fill-{row.colour}",
+            cx=min(max(scale(row.value), x0), x1),
+            cy=y,
+            r=5.5,
+        ),
     ]
 
 
-def _span(rows: Sequence[Dot], reference: tuple[float, str] | None, *, least: float) -> tuple[float, float]:
+def _span(
+    rows: Sequence[Dot], reference: tuple[float, str] | None, *, least: float
+) -> tuple[float, float]:
     """(low, high) of an axis that covers all intervals and the reference, with a margin."""
     counted = [row for row in rows if not row.aside] or rows
-    bounds = [bound for row in counted for bound in (row.low, row.high)] + ([reference[0]] if reference else [])
+    bounds = [bound for row in counted for bound in (row.low, row.high)] + (
+        [reference[0]] if reference else []
+    )
     low, high = min(bounds, default=0.0), max(bounds, default=1.0)
     air = max(0.02, 0.06 * (high - low))
     return max(least, low - air), min(1.0, high + air)
 
 
-def heat(rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[int]], *, title: str) -> Markup:
-    """A confusion matrix: larger counts have a stronger colour, cells off the diagonal another one."""
+def heat(
+    rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[int]], *, title: str
+) -> Markup:
+    """A confusion matrix: larger counts have a stronger colour,
+    cells off the diagonal another one.
+    """
     left = _column([_cut(name) for name in rows]) + 10
     top = int(0.75 * _column([_cut(name) for name in columns])) + 16
     side = 26
-    most = [max([*(n for r, line in enumerate(cells) for c, n in enumerate(line) if (r == c) == on), 1])
-            for on in (False, True)]  # fmt: skip
+    most = [
+        max([*(n for r, line in enumerate(cells) for c, n in enumerate(line) if (r == c) == on), 1])
+        for on in (False, True)
+    ]
     parts: list[Markup] = []
     for c, name in enumerate(columns):
         x, y = left + side * c + side / 2 + 4, top - 6
         parts.append(_text(x, y, _cut(name), "ink small", transform=f"rotate(-45 {x:.1f} {y:.1f})"))
     for r, name in enumerate(rows):
-        parts.append(_text(left - 10, top + side * r + side / 2, _cut(name), "ink small", anchor="end"))
+        parts.append(
+            _text(left - 10, top + side * r + side / 2, _cut(name), "ink small", anchor="end")
+        )
         for c, many in enumerate(cells[r]):
             x, y, on = left + side * c, top + side * r, r == c
             square = {"x": x + 1, "y": y + 1, "width": side - 2, "height": side - 2, "rx": 2}
             if not many:
                 parts.append(_tag("rect", class_="fill-panel", **square))
                 continue
-            full = 0.1 + 0.4 * many / most[on]  # opacity up to 0.5, so that the number stays readable
+            # opacity up to 0.5, so that the number stays readable
+            full = 0.1 + 0.4 * many / most[on]
             parts.append(
                 _group(
                     f"{name} answered as {columns[c]}: {many:,}",
                     _tag("rect", class_="fill-panel", **square),
-                    _tag("rect", class_=f"fill-{'c1' if on else 'c2'}", fill_opacity=f"{full:.2f}", **square),
+                    _tag(
+                        "rect",
+                        class_=f"fill-{'c1' if on else 'c2'}",
+                        fill_opacity=f"{full:.2f}",
+                        **square,
+                    ),
                     _text(x + side / 2, y + side / 2, _short(many), "ink small", anchor="middle"),
                 )
             )
-    width = left + side * len(columns) + max(40, int(0.75 * _column([_cut(columns[-1])])) - side + 12)
+    width = (
+        left + side * len(columns) + max(40, int(0.75 * _column([_cut(columns[-1])])) - side + 12)
+    )
     description = f"{len(rows)} rows, {len(columns)} columns, {sum(map(sum, cells)):,} in total"
     return _frame(title, description, width, top + side * len(rows) + 6, parts)
 
@@ -312,8 +441,12 @@ def lines(
     points = [point for line in series for point in line.points]
     xs = x_range or (0.0, max((point.x for point in points), default=1.0) or 1.0)
     x = _Scale(*xs, 56, width - 20)
-    y = _Scale(*(y_range or _around([point.y for point in points], log=log)), height - 46, 34, log=log)
-    parts = _grid(y, x.start, x.end, percent=percent) + _x_axis(x, y.start, percent=percent, whole=not percent)
+    y = _Scale(
+        *(y_range or _around([point.y for point in points], log=log)), height - 46, 34, log=log
+    )
+    parts = _grid(y, x.start, x.end, percent=percent) + _x_axis(
+        x, y.start, percent=percent, whole=not percent
+    )
     parts.append(_text((x.start + x.end) / 2, height - 8, x_label, "muted", anchor="middle"))
     across = 0
     for line in series:
@@ -326,18 +459,28 @@ def lines(
     for line in series:
         path = " ".join(f"{x(point.x):.1f},{y(point.y):.1f}" for point in line.points)
         dash = {"stroke_dasharray": "5 4"} if line.dashed else {}
-        parts.append(_tag("polyline", class_=f"stroke-{line.colour}", points=path, stroke_width=2, **dash))
-        parts += [_spot(point, line.colour, x, y) for point in line.points if point.note or point.mark]
+        parts.append(
+            _tag("polyline", class_=f"stroke-{line.colour}", points=path, stroke_width=2, **dash)
+        )
+        parts += [
+            _spot(point, line.colour, x, y) for point in line.points if point.note or point.mark
+        ]
     description = "; ".join(f"{line.name}: {len(line.points)} points" for line in series)
     return _frame(title, description, width, height, parts)
 
 
 def _spot(point: Point, colour: str, x: _Scale, y: _Scale) -> Markup:
-    circle = _tag("circle", class_=f"fill-{colour}", cx=x(point.x), cy=y(point.y), r=5 if point.mark else 3.5)
+    circle = _tag(
+        "circle", class_=f"fill-{colour}", cx=x(point.x), cy=y(point.y), r=5 if point.mark else 3.5
+    )
     if not point.mark:
         return _group(point.note, circle)
     anchor = "end" if x(point.x) > x.start + 0.85 * (x.end - x.start) else point.anchor
-    return _group(point.note, circle, _text(x(point.x), y(point.y) - 12, point.mark, f"{colour} strong", anchor=anchor))
+    return _group(
+        point.note,
+        circle,
+        _text(x(point.x), y(point.y) - 12, point.mark, f"{colour} strong", anchor=anchor),
+    )
 
 
 # Axes
@@ -379,16 +522,25 @@ def _ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[
     step = next(m * size for m in (1, 2, 5, 10) if m * size >= rough * 0.999)
     if whole:
         step = max(step, 1.0)
-    return [round(step * k, 12) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return [
+        round(step * k, 12)
+        for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    ]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
     steps = (1, 2, 5) if high / low < 100 else (1,)
-    ticks = [m * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in steps]
+    ticks = [
+        m * 10.0**e
+        for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        for m in steps
+    ]
     return [value for value in ticks if low <= value <= high]
 
 
-def _grid(y: _Scale, start: float, end: float, *, percent: bool = False, whole: bool = False) -> list[Markup]:
+def _grid(
+    y: _Scale, start: float, end: float, *, percent: bool = False, whole: bool = False
+) -> list[Markup]:
     """Horizontal grid lines at round values, with labels at the left."""
     parts = []
     for value in _log_ticks(y.low, y.high) if y.log else _ticks(y.low, y.high, 4, whole=whole):
@@ -412,8 +564,16 @@ def _x_axis(x: _Scale, floor: float, *, percent: bool = False, whole: bool = Fal
 def _frame(title: str, desc: str, width: float, height: float, parts: Sequence[Markup]) -> Markup:
     description = Markup("<title>{}</title><desc>{}</desc>").format(shown(title), shown(desc, 400))
     body = Markup("\n").join([description, *parts])
-    return _tag("svg", body, class_="chart", viewBox=f"0 0 {width:g} {height:g}", width=f"{width:g}",
-                height=f"{height:g}", role="img", aria_label=shown(title))  # fmt: skip
+    return _tag(
+        "svg",
+        body,
+        class_="chart",
+        viewBox=f"0 0 {width:g} {height:g}",
+        width=f"{width:g}",
+        height=f"{height:g}",
+        role="img",
+        aria_label=shown(title),
+    )
 
 
 def _told(rows: Sequence[Bar]) -> str:
@@ -425,12 +585,27 @@ def _group(note: str, *parts: Markup) -> Markup:
     return _tag("g", Markup("<title>{}</title>").format(shown(note, 300)) + Markup("").join(parts))
 
 
-def _text(x: float, y: float, content: str, kind: str = "ink", *, anchor: str = "start", transform: str = "") -> Markup:
+def _text(
+    x: float,
+    y: float,
+    content: str,
+    kind: str = "ink",
+    *,
+    anchor: str = "start",
+    transform: str = "",
+) -> Markup:
     """One line of text; `kind` is a colour, optionally with `small` or `strong`."""
     turned = {"transform": transform} if transform else {}
     line = escape(shown(content))
     return _tag(
-        "text", line, class_=f"fill-{kind}", x=x, y=y, text_anchor=anchor, dominant_baseline="central", **turned
+        "text",
+        line,
+        class_=f"fill-{kind}",
+        x=x,
+        y=y,
+        text_anchor=anchor,
+        dominant_baseline="central",
+        **turned,
     )
 
 
@@ -455,7 +630,9 @@ def _cut(label: str) -> str:
 
 def _column(texts: Sequence[str]) -> int:
     """Estimated width of the longest text in pixels, without font metrics."""
-    wide = (sum(2.0 if unicodedata.east_asian_width(c) in "WF" else 1.0 for c in text) for text in texts)
+    wide = (
+        sum(2.0 if unicodedata.east_asian_width(c) in "WF" else 1.0 for c in text) for text in texts
+    )
     return math.ceil(max(wide, default=0) * FONT * 0.63)
 
 

@@ -1,11 +1,12 @@
 """Personal data and secrets in a text: find, redact, pseudonymise, count.
 
-Rules find e-mail addresses, phone numbers, cards, IBANs, IP addresses and secrets, also in disguised forms (`unmask`).
-Names of people, postal addresses and descriptions are not found. No value is stored or printed: findings are
-positions, tallies are numbers.
+Rules find e-mail addresses, phone numbers, cards, IBANs, IP addresses and secrets, also in
+disguised forms (`unmask`). Names of people, postal addresses and descriptions are not found. No
+value is stored or printed: findings are positions, tallies are numbers.
 
-A search takes time linear in the text (`rules`). Texts longer than WINDOW are read in windows, so memory is bounded by
-a window and the findings. `search_process` runs it in a process with a deadline.
+A search takes time linear in the text (`rules`). Texts longer than WINDOW are read in windows, so
+memory is bounded by a window and the findings. `search_process` runs it in a process with a
+deadline.
 """
 
 from __future__ import annotations
@@ -20,7 +21,17 @@ from typing import Literal, NamedTuple
 
 from slmctl.errors import UsageError
 from slmctl.sensitive.phones import phones
-from slmctl.sensitive.rules import SAID_AT, Rule, RuleMatch, cards, digit_count, emails, holds, ibans, ips
+from slmctl.sensitive.rules import (
+    SAID_AT,
+    Rule,
+    RuleMatch,
+    cards,
+    digit_count,
+    emails,
+    holds,
+    ibans,
+    ips,
+)
 from slmctl.sensitive.secrets import NAMES as SECRET_NAMES
 from slmctl.sensitive.secrets import secrets
 from slmctl.sensitive.stand_ins import KINDS as HAVE_STAND_INS
@@ -32,11 +43,16 @@ Fate = Literal["keep", "drop", "refuse"]  # for a row; refuse ends the run
 FATES: tuple[Fate, ...] = ("keep", "drop", "refuse")  # from the mildest to the strictest
 RANKS: dict[Action, int] = {"refuse": 0, "drop": 1, "redact": 2, "pseudonymise": 2, "keep": 3}
 RULES: dict[str, Rule] = {
-    "email": emails, "phone": phones, "card": cards, "iban": ibans, "ip": ips, "secret": secrets,
-}  # fmt: skip
+    "email": emails,
+    "phone": phones,
+    "card": cards,
+    "iban": ibans,
+    "ip": ips,
+    "secret": secrets,
+}
 MIN_KEY = 16  # bytes; a shorter key could be found by trying
-# Characters of a window, characters after it into which a finding may reach, and characters before it that are read
-# as context. The longest findings are private keys of some 20,000 characters.
+# Characters of a window, characters after it into which a finding may reach, and characters before
+# it that are read as context. The longest findings are private keys of some 20,000 characters.
 WINDOW, OVERLAP, CONTEXT = 1 << 17, 1 << 15, 1 << 9
 PASSES = 4  # searches after which a value is replaced up to the end of its line
 KINDS = tuple(RULES)
@@ -45,7 +61,9 @@ NUMBERS = {"card": 0, "iban": 0}  # may hold what looks like a phone number
 
 @dataclass(frozen=True)
 class Finding:
-    """A sensitive span, `text[start:end]`, with its kind and the rule that matched, but without its value."""
+    """A sensitive span, `text[start:end]`, with its kind and the rule
+    that matched, but without its value.
+    """
 
     kind: str
     rule: str
@@ -59,7 +77,8 @@ class Applied:
 
     Attributes:
         text: The text with replacements; the original text if the action is `drop` or `refuse`.
-        findings: The findings in order, then those that show beside a replaced one, with positions in that text.
+        findings: The findings in order, then those that show beside a replaced one, with positions
+            in that text.
         action: `keep` the row, `drop` it, or `refuse` the run.
         sensitive: True if `text` still holds a finding.
     """
@@ -71,7 +90,9 @@ class Applied:
 
 
 def find(text: str, kinds: Iterable[str] = KINDS) -> list[Finding]:
-    """The findings of these kinds in a text, in order and without overlap; of overlapping ones the longest."""
+    """The findings of these kinds in a text, in order and without
+    overlap; of overlapping ones the longest.
+    """
     return [candidate.finding for candidate in _candidates(text, dict.fromkeys(kinds, 0))]
 
 
@@ -90,7 +111,9 @@ class SensitivePolicy:
     def __post_init__(self) -> None:
         for kind, action in self.actions.items():
             if kind not in KINDS:
-                raise UsageError(f"'{kind}' is not a kind of sensitive data", hint=f"kinds: {', '.join(KINDS)}")
+                raise UsageError(
+                    f"'{kind}' is not a kind of sensitive data", hint=f"kinds: {', '.join(KINDS)}"
+                )
             if action == "pseudonymise" and kind not in HAVE_STAND_INS:
                 raise UsageError(f"there are no stand-ins for '{kind}'", hint=f"{kind}: redact")
             if action == "pseudonymise" and len(self.key) < MIN_KEY:
@@ -102,8 +125,8 @@ class SensitivePolicy:
     def apply(self, text: str) -> Applied:
         """The text with its findings kept or replaced by kind, and the action for its row.
 
-        The text is searched until it shows nothing more, with marks that no rule reads in place of values; stand-ins
-        are written last, since a number directly behind digits is none.
+        The text is searched until it shows nothing more, with marks that no rule reads in place of
+        values; stand-ins are written last, since a number directly behind digits is none.
         """
         ranks = {kind: RANKS[action] for kind, action in self.actions.items()}
         marked, marks, findings = text, list[Mark](), list[Finding]()
@@ -113,7 +136,12 @@ class SensitivePolicy:
             findings += [candidate.finding for candidate in (replaced if searches else candidates)]
             actions = {self.actions[finding.kind] for finding in findings}
             if "refuse" in actions or "drop" in actions:
-                return Applied(text, tuple(findings), "refuse" if "refuse" in actions else "drop", sensitive=True)
+                return Applied(
+                    text,
+                    tuple(findings),
+                    "refuse" if "refuse" in actions else "drop",
+                    sensitive=True,
+                )
             if not replaced:
                 break
             if searches >= PASSES:
@@ -124,19 +152,38 @@ class SensitivePolicy:
                 break
         written = _with_stand_ins(marked, marks)
         left = _candidates(written, ranks) if written != marked else candidates
-        if any(ranks[each.match.kind] < RANKS["keep"] for each in left):  # a stand-in and what is beside it
+        # a stand-in and what is beside it
+        if any(ranks[each.match.kind] < RANKS["keep"] for each in left):
             written, left = marked, candidates
         return Applied(written, tuple(findings), "keep", sensitive=bool(left))
 
-    def _marked(self, text: str, candidates: list[Candidate], marks: list[Mark]) -> tuple[str, list[Mark]]:
+    def _marked(
+        self, text: str, candidates: list[Candidate], marks: list[Mark]
+    ) -> tuple[str, list[Mark]]:
         """Returns (text with `[KIND]` in place of each candidate, all marks in it)."""
-        spans = [(mark.start, mark.end, text[mark.start : mark.end], mark.stand_in) for mark in marks]
+        spans = [
+            (mark.start, mark.end, text[mark.start : mark.end], mark.stand_in) for mark in marks
+        ]
         starts = [candidate.start for candidate in candidates]
         ends = [candidate.end for candidate in candidates]
-        spans = [span for span in spans if bisect.bisect_left(starts, span[1]) == bisect.bisect_right(ends, span[0])]
+        spans = [
+            span
+            for span in spans
+            if bisect.bisect_left(starts, span[1]) == bisect.bisect_right(ends, span[0])
+        ]
         for start, end, match, form in candidates:
-            mark, pseudonymised = f"[{match.kind.upper()}]", self.actions[match.kind] == "pseudonymise"
-            spans.append((start, end, mark, stand_in(match, form, self.key, _is_clean) if pseudonymised else mark))
+            mark, pseudonymised = (
+                f"[{match.kind.upper()}]",
+                self.actions[match.kind] == "pseudonymise",
+            )
+            spans.append(
+                (
+                    start,
+                    end,
+                    mark,
+                    stand_in(match, form, self.key, _is_clean) if pseudonymised else mark,
+                )
+            )
         pieces, done, length, placed = list[str](), 0, 0, list[Mark]()
         for start, end, mark, stand in sorted(spans):
             pieces += [text[done:start], mark]
@@ -171,7 +218,9 @@ def _to_line_ends(text: str, candidates: list[Candidate], *, whole: bool) -> lis
 
 @dataclass(frozen=True)
 class Tally:
-    """Number of findings by column or role, rule and action; tallies of several processes can be merged."""
+    """Number of findings by column or role, rule and action; tallies
+    of several processes can be merged.
+    """
 
     counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # (column, rule, action)
 
@@ -189,7 +238,9 @@ class Tally:
 
 
 class Candidate(NamedTuple):
-    """A match with its span in the original text; `form` is the written value with disguises undone."""
+    """A match with its span in the original text; `form` is the
+    written value with disguises undone.
+    """
 
     start: int
     end: int
@@ -202,7 +253,9 @@ class Candidate(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A place in a text where a value was, and what is written there in the end: the mark itself, or a stand-in."""
+    """A place in a text where a value was, and what is written there in
+    the end: the mark itself, or a stand-in.
+    """
 
     start: int
     end: int
@@ -212,15 +265,31 @@ class Mark(NamedTuple):
 _SIGNS = b"0123456789@:=_-%&\\<[({|"
 _INVISIBLE = bytes([*range(9), *range(14, 32), 127])
 _OTHERS = bytes(set(range(256)) - set(_SIGNS + _INVISIBLE))
-_PREFIXES = ("sk-", "xox", "glpat-", "-begin ", "xapp-", "gocspx-", "xai-", "key-", "npm_", "pypi-", "slm-", " -u ",
-             "--user", " -p")  # fmt: skip
+_PREFIXES = (
+    "sk-",
+    "xox",
+    "glpat-",
+    "-begin ",
+    "xapp-",
+    "gocspx-",
+    "xai-",
+    "key-",
+    "npm_",
+    "pypi-",
+    "slm-",
+    " -u ",
+    "--user",
+    " -p",
+)
 _MARKS = ("-at-", "*at*", "_at_", "/at/", "arroba", "arobase", "klammeraffe", "ät ", "{ssha")
 _NAMES = tuple(filter(str.isascii, SECRET_NAMES))  # the words that an ASCII text may hold
 _PERCENT = re.compile(r"%[0-9a-f]{2}")
 
 
 def _may_hold(text: str) -> bool:
-    """False if no rule can match: a cheap test for signs and words of which every match holds at least one."""
+    """False if no rule can match: a cheap test for signs and words of
+    which every match holds at least one.
+    """
     folded = text if text.isascii() else text.translate(FOLDS)
     low = folded.lower()
     signs = low.encode(errors="replace").translate(None, _OTHERS)
@@ -228,7 +297,12 @@ def _may_hold(text: str) -> bool:
 
 
 def _signs_tell(text: str, signs: bytes) -> bool:
-    if b"@" in signs or b"_" in signs or b"\\" in signs or (b"%" in signs and _PERCENT.search(text)):
+    if (
+        b"@" in signs
+        or b"_" in signs
+        or b"\\" in signs
+        or (b"%" in signs and _PERCENT.search(text))
+    ):
         return True
     if len(signs) > 2 and digit_count(text) > 2:
         return True
@@ -238,13 +312,17 @@ def _signs_tell(text: str, signs: bytes) -> bool:
         return True
     if b"&" in signs and (";" in text or "&#" in text):
         return True
-    if (b"(" in signs or b"[" in signs or b"{" in signs or b"<" in signs or b"|" in signs) and BRACKETED.search(text):
+    if (
+        b"(" in signs or b"[" in signs or b"{" in signs or b"<" in signs or b"|" in signs
+    ) and BRACKETED.search(text):
         return True
     return bool(signs.translate(None, _SIGNS))  # control characters may hide a value
 
 
 def _words_tell(text: str) -> bool:
-    """True if a word could belong to a match. Written out, since a loop over the words would take too long."""
+    """True if a word could belong to a match. Written out, since a loop
+    over the words would take too long.
+    """
     if text.count(" ") * 4 > len(text):  # s p a c e d
         return True
     if ("at " in text and SAID_AT.search(text)) or holds(text, _MARKS):
@@ -254,13 +332,23 @@ def _words_tell(text: str) -> bool:
     if "akia" in text or "asia" in text or "eyj" in text or "aiza" in text or "sg." in text:
         return True
     return (
-        "one" in text or "two" in text or "three" in text or "four" in text or "five" in text or "six" in text
-        or "seven" in text or "eight" in text or "nine" in text or "zero" in text
-    ) and TWO_NUMBERS.search(text) is not None  # fmt: skip
+        "one" in text
+        or "two" in text
+        or "three" in text
+        or "four" in text
+        or "five" in text
+        or "six" in text
+        or "seven" in text
+        or "eight" in text
+        or "nine" in text
+        or "zero" in text
+    ) and TWO_NUMBERS.search(text) is not None
 
 
 def _candidates(text: str, ranks: Mapping[str, int]) -> list[Candidate]:
-    """The matches of the ranked kinds, in order and without overlap: of overlapping ones that of the lowest rank."""
+    """The matches of the ranked kinds, in order and without overlap: of
+    overlapping ones that of the lowest rank.
+    """
     return list(_in_windows(text, ranks)) if len(text) > WINDOW else _in_window(text, ranks)
 
 
@@ -279,19 +367,23 @@ def _in_window(text: str, ranks: Mapping[str, int]) -> list[Candidate]:
 
 
 def _is_part(candidate: Candidate, numbers: list[Candidate]) -> bool:
-    """True for a phone number within a longer card or IBAN: digits of that one, also where it is kept."""
+    """True for a phone number within a longer card or IBAN: digits
+    of that one, also where it is kept.
+    """
     at = bisect.bisect_right(numbers, candidate.start, key=lambda each: each.start)
     if not at or candidate.match.kind != "phone":
         return False
     number = numbers[at - 1]
-    return candidate.end <= number.end and candidate.end - candidate.start < number.end - number.start
+    return (
+        candidate.end <= number.end and candidate.end - candidate.start < number.end - number.start
+    )
 
 
 def _in_windows(text: str, ranks: Mapping[str, int]) -> Iterator[Candidate]:
     """The matches in a text longer than WINDOW.
 
-    Each window yields the matches that begin in it, and is searched with CONTEXT characters before and OVERLAP
-    characters after it, so matches up to these lengths are found as in the whole text.
+    Each window yields the matches that begin in it, and is searched with CONTEXT characters before
+    and OVERLAP characters after it, so matches up to these lengths are found as in the whole text.
     """
     first, done = 0, 0  # start of the window, and end of the last match
     while first < len(text):
@@ -307,17 +399,24 @@ def _in_windows(text: str, ranks: Mapping[str, int]) -> Iterator[Candidate]:
 
 
 def _without_overlap(candidates: list[Candidate], ranks: Mapping[str, int]) -> list[Candidate]:
-    """Of overlapping candidates that of the lowest rank, and of these the longest, widened to cover the others too.
+    """Of overlapping candidates that of the lowest rank, and of these the longest, widened to cover
+    the others too.
 
-    So no part of a value remains. Candidates are taken in that order, unless they overlap a taken one; the time is
-    that of sorting.
+    So no part of a value remains. Candidates are taken in that order, unless they overlap a taken
+    one; the time is that of sorting.
     """
 
     def order(each: Candidate) -> tuple[int, int, int, int]:
-        return ranks.get(each.match.kind, len(RANKS)), each.start - each.end, -len(each.form), each.start
+        return (
+            ranks.get(each.match.kind, len(RANKS)),
+            each.start - each.end,
+            -len(each.form),
+            each.start,
+        )
 
     taken: list[Candidate] = []  # sorted by start
-    covered: dict[int, tuple[int, int]] = {}  # start of a taken candidate -> the span that it must cover
+    # start of a taken candidate -> the span that it must cover
+    covered: dict[int, tuple[int, int]] = {}
     for candidate in sorted(candidates, key=order):
         at = bisect.bisect_left(taken, candidate.end, key=lambda each: each.start)
         if at and taken[at - 1].end > candidate.start:
@@ -330,12 +429,16 @@ def _without_overlap(candidates: list[Candidate], ranks: Mapping[str, int]) -> l
 
 
 def _widened(taken: list[Candidate], covered: dict[int, tuple[int, int]]) -> list[Candidate]:
-    """The taken candidates in order, each widened to its covered span, but not into its neighbours."""
+    """The taken candidates in order, each widened to its covered
+    span, but not into its neighbours.
+    """
     result, before = list[Candidate](), 0
     for k, candidate in enumerate(taken):
         start, end = covered[candidate.start]
         limit = taken[k + 1].start if k + 1 < len(taken) else end
-        result.append(candidate._replace(start=max(start, before), end=min(end, max(limit, candidate.end))))
+        result.append(
+            candidate._replace(start=max(start, before), end=min(end, max(limit, candidate.end)))
+        )
         before = result[-1].end
     return result
 

@@ -1,8 +1,9 @@
 """Decides if a conversation may leave this machine; a sensitive or doubtful one stays.
 
-A conversation stays if a detector finds something in it (`slmctl.sensitive`), if its caller marks it as sensitive, or
-if it cannot be searched: it is too long, holds other content than text, or the search is late. Findings of kinds that
-the config names may be replaced by marks instead; their values never leave, and are restored in the answer here.
+A conversation stays if a detector finds something in it (`slmctl.sensitive`), if its caller marks
+it as sensitive, or if it cannot be searched: it is too long, holds other content than text, or the
+search is late. Findings of kinds that the config names may be replaced by marks instead; their
+values never leave, and are restored in the answer here.
 """
 
 from __future__ import annotations
@@ -21,8 +22,18 @@ from slmctl.sensitive import Finding, search_process
 HEADER = "x-slmctl-sensitive"
 NOT_MARKED = ("false", "0", "no", "off")  # any other value of the header marks the request
 ROLES = ("system", "user", "assistant", "tool")
-# Fields of a message with other parts of the conversation than its text. Only role and content are sent.
-UNREAD = ("audio", "function_call", "images", "reasoning", "reasoning_content", "refusal", "tool_call_id", "tool_calls")
+# Fields of a message with other parts of the conversation than its text. Only role and content are
+# sent.
+UNREAD = (
+    "audio",
+    "function_call",
+    "images",
+    "reasoning",
+    "reasoning_content",
+    "refusal",
+    "tool_call_id",
+    "tool_calls",
+)
 LONGEST = 1 << 18  # characters; a longer conversation is not searched, and stays
 LETTERS = 4  # least number of one-character lines in a text that is spelled a character a line
 SEARCH_S = 2.0  # deadline of a search, which usually takes a millisecond
@@ -44,7 +55,8 @@ class Cleared:
 
     Attributes:
         messages: The messages that may leave; empty if the conversation must stay.
-        reason: `sensitive`, or `doubt` if the conversation could not be searched; '' if it may leave.
+        reason: `sensitive`, or `doubt` if the conversation could not be searched; '' if it may
+            leave.
         marks: Mark in `messages` -> the value that it replaces, to restore an answer.
     """
 
@@ -55,11 +67,16 @@ class Cleared:
 
 def is_marked(headers: Mapping[str, str]) -> bool:
     """True if the header marks the request as sensitive: any value except those of NOT_MARKED."""
-    return any(name.lower() == HEADER and value.strip().lower() not in NOT_MARKED for name, value in headers.items())
+    return any(
+        name.lower() == HEADER and value.strip().lower() not in NOT_MARKED
+        for name, value in headers.items()
+    )
 
 
 def unread_fields(message: Mapping[str, Any]) -> list[str]:
-    """The non-empty fields of a message that are part of the conversation but not searched, such as `tool_calls`."""
+    """The non-empty fields of a message that are part of the conversation
+    but not searched, such as `tool_calls`.
+    """
     return [name for name in UNREAD if message.get(name) not in (None, "", [], {})]
 
 
@@ -71,23 +88,33 @@ def clear(
     timeout_s: float = SEARCH_S,
     client: str = "",
 ) -> Cleared:
-    """Decide on a conversation by its content. Blocks until the search ends, so call it outside of the event loop.
+    """Decide on a conversation by its content. Blocks until the search ends, so call it outside of
+    the event loop.
 
     Args:
         messages: Messages with `role` and a text `content`.
-        redact: Kinds that are replaced by marks; a finding of any other kind keeps the conversation here.
-        also: Further texts to search, of calls and tools; any finding in them keeps the conversation here.
-        timeout_s: Seconds for each of the two searches, of the conversation and of the redacted one.
+        redact: Kinds that are replaced by marks; a finding of any other kind keeps the conversation
+            here.
+        also: Further texts to search, of calls and tools; any finding in them keeps the
+            conversation here.
+        timeout_s: Seconds for each of the two searches, of the conversation and of the redacted
+            one.
         client: Name of the API key of the request; clients take turns.
 
     Raises:
-        SearchError: A search took longer, or its process died. The caller must treat any exception as doubt.
+        SearchError: A search took longer, or its process died. The caller must treat any exception
+            as doubt.
     """
     if not messages:
         return Cleared(reason="doubt")  # the question is elsewhere, and cannot be searched
     for message in messages:
-        if not isinstance(message.get("content"), str) or message.get("role") not in ROLES or unread_fields(message):
-            return Cleared(reason="doubt")  # images are not searched, nor calls that are not passed as text
+        if (
+            not isinstance(message.get("content"), str)
+            or message.get("role") not in ROLES
+            or unread_fields(message)
+        ):
+            # images are not searched, nor calls that are not passed as text
+            return Cleared(reason="doubt")
     plain = [_plain(message) for message in messages]
     also = (*also, *dict.fromkeys(message["name"] for message in plain if "name" in message))
     if sum(len(message["content"]) for message in plain) + sum(map(len, also)) > LONGEST:
@@ -107,7 +134,8 @@ def clear(
 
 
 def restore(text: str, marks: Mapping[str, str], *, is_json: bool = False) -> str:
-    """An answer with values in place of its marks; with `is_json` inside of JSON strings, so that it stays JSON.
+    """An answer with values in place of its marks; with `is_json` inside of JSON strings, so that
+    it stays JSON.
 
     Raises:
         ValueError: `is_json` is true, and the text is not JSON.
@@ -128,7 +156,9 @@ def _in_values(value: Any, marks: Mapping[str, str]) -> Any:
 
 
 def _readings(messages: Messages) -> Iterator[str]:
-    """The texts to search: every message, then messages joined, texts reversed, lines joined, and values of JSON."""
+    """The texts to search: every message, then messages joined, texts
+    reversed, lines joined, and values of JSON.
+    """
     texts = [message["content"] for message in messages]
     yield from texts
     for part in (texts, [message["content"] for message in messages if message["role"] == "user"]):
@@ -141,14 +171,18 @@ def _readings(messages: Messages) -> Iterator[str]:
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, str]:
-    """The known fields of a message: role, content and, for a tool's result, its name, which is searched too."""
+    """The known fields of a message: role, content and, for a tool's
+    result, its name, which is searched too.
+    """
     plain = {"role": message["role"], "content": message["content"]}
     name = message.get("name") if message["role"] == "tool" else None
     return plain | ({"name": name} if isinstance(name, str) else {})
 
 
 def _further(also: Sequence[str]) -> Iterator[str]:
-    """Further texts to search: each, all joined, reversed, with joined lines, and values of JSON."""
+    """Further texts to search: each, all joined, reversed, with
+    joined lines, and values of JSON.
+    """
     if also:
         yield from also
         yield " ".join(also)
@@ -174,7 +208,9 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 def _over_lines(text: str) -> Iterator[str]:
-    """The lines of a text joined, for a value that is broken across lines or spelled a character a line."""
+    """The lines of a text joined, for a value that is broken across
+    lines or spelled a character a line.
+    """
     lines = text.splitlines()
     if len(lines) < 2:
         return
@@ -187,7 +223,9 @@ def _over_lines(text: str) -> Iterator[str]:
 
 
 def _over_values(text: str) -> Iterator[str]:
-    """The values of JSON or a tuple in a text joined: texts as lines, and all without a gap, also in an inner part."""
+    """The values of JSON or a tuple in a text joined: texts as lines, and
+    all without a gap, also in an inner part.
+    """
     at, text = 0, _LAST_COMMA.sub("", text.replace("(", "[").replace(")", "]"))
     for _ in range(PARSED):
         if (opening := _OPENING.search(text, at)) is None:
@@ -209,13 +247,19 @@ def _over_values(text: str) -> Iterator[str]:
 
 
 def _values(value: Any, inner: dict[str, None]) -> list[Any]:
-    """The values of a JSON document in order; in `inner`, those of each short object and list joined."""
+    """The values of a JSON document in order; in `inner`, those of
+    each short object and list joined.
+    """
     if not isinstance(value, list):
         return [value] if value is not None and not isinstance(value, bool) else []
     values = [each for part in value for each in _values(part, inner)]
     if len(values) <= GLUED and len(joined := "".join(map(str, values))) <= GLUED:
         inner[joined] = None
-    groups = [f"{each:.0f}" for each in values if isinstance(each, int | Decimal) and 1000 <= each < 10_000]
+    groups = [
+        f"{each:.0f}"
+        for each in values
+        if isinstance(each, int | Decimal) and 1000 <= each < 10_000
+    ]
     if len(groups) == 4:  # a card among the numbers of its expiry
         inner[" ".join(groups)] = None
     return values
@@ -232,7 +276,8 @@ def _redacted(
     free = {kind: _marks(kind, written) for kind in kinds}
     by_value: dict[str, str] = {}
     result = []
-    for message, in_message in zip(messages, findings, strict=False):  # the rest belongs to joined and reversed texts
+    # the rest belongs to joined and reversed texts
+    for message, in_message in zip(messages, findings, strict=False):
         text, done, pieces = message["content"], 0, []
         for finding in in_message:
             value = text[finding.start : finding.end]

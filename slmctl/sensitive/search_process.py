@@ -1,13 +1,15 @@
 """Searches for sensitive data in a child process with a deadline: texts in, findings out.
 
-`sensitive.find` takes time linear in its text, up to seconds for the longest conversation, and holds the GIL. So a
-server searches in child processes, which are killed when they exceed the deadline:
+`sensitive.find` takes time linear in its text, up to seconds for the longest conversation, and
+holds the GIL. So a server searches in child processes, which are killed when they exceed the
+deadline:
 
-    python -m slmctl.sensitive.search_process     lists of texts as JSON lines in, lists of findings out
+    python -m slmctl.sensitive.search_process
+        lists of texts as JSON lines in, lists of findings out
 
-Up to PROCESSES run at the same time; they are started when needed, restarted after a kill, and end with their parent.
-One client's searches use at most SHARE of them, and the waiting client that was served longest ago comes first, so
-long texts of one client delay another one by at most one search.
+Up to PROCESSES run at the same time; they are started when needed, restarted after a kill, and end
+with their parent. One client's searches use at most SHARE of them, and the waiting client that was
+served longest ago comes first, so long texts of one client delay another one by at most one search.
 """
 
 from __future__ import annotations
@@ -46,11 +48,13 @@ def find(texts: Iterable[str], *, timeout_s: float, client: str = "") -> list[li
 
     Args:
         texts: The texts, bounded in size by the caller. They are iterated when a process is free.
-        timeout_s: Seconds for waiting and searching together. The start of a process is not counted.
+        timeout_s: Seconds for waiting and searching together. The start of a process is not
+            counted.
         client: Name of the client's API key; without a name all processes may be used.
 
     Raises:
-        SearchError: The search took longer, or its process died. The next search gets a new process.
+        SearchError: The search took longer, or its process died. The next search gets a new
+            process.
     """
     with _making:
         pool = _pool(os.getpid())
@@ -107,14 +111,23 @@ class _Pool:
             yield process
         finally:
             with self._turn:
-                self.free.insert(len(self.free) if process.alive else 0, process)  # living ones are used first
+                # living ones are used first
+                self.free.insert(len(self.free) if process.alive else 0, process)
                 self._running[client] -= 1
                 self._turn.notify_all()
 
     def _next(self) -> str | None:
         """The client that may search next; None if no process is free for any."""
-        may = [client for client in self._waiting if self._running[client] < (SHARE if client else PROCESSES)]
-        return min(may, key=lambda client: self._served.get(client, 0), default=None) if self.free else None
+        may = [
+            client
+            for client in self._waiting
+            if self._running[client] < (SHARE if client else PROCESSES)
+        ]
+        return (
+            min(may, key=lambda client: self._served.get(client, 0), default=None)
+            if self.free
+            else None
+        )
 
     def close(self) -> None:
         while os.getpid() == self._owner and self.free:
@@ -127,7 +140,10 @@ def main() -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     for line in sys.stdin.buffer:
-        findings = [[dataclasses.astuple(finding) for finding in sensitive.find(text)] for text in json.loads(line)]
+        findings = [
+            [dataclasses.astuple(finding) for finding in sensitive.find(text)]
+            for text in json.loads(line)
+        ]
         sys.stdout.write(json.dumps(findings) + "\n")
         sys.stdout.flush()
 

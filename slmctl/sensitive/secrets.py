@@ -1,7 +1,8 @@
-"""The rule for secrets: keys with the prefix of a known issuer, and values after a name such as `password=`.
+"""The rule for secrets: keys with the prefix of a known issuer, and values after a name such as
+`password=`.
 
-A checksum, a UUID or a random word without such a prefix or name is not found, since it cannot be distinguished from
-other text. Every pattern is bounded, see `rules`.
+A checksum, a UUID or a random word without such a prefix or name is not found, since it cannot be
+distinguished from other text. Every pattern is bounded, see `rules`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from slmctl.sensitive.unmask import FOLDS
 
 
 def _any_of(words: list[str]) -> re.Pattern[str]:
-    """A pattern for any of the words, grouped by first letter, which is three times as fast as a plain alternation."""
+    """A pattern for any of the words, grouped by first letter, which is
+    three times as fast as a plain alternation.
+    """
     by_first: dict[str, list[str]] = {}
     for word in words:
         by_first.setdefault(re.escape(word[0]), []).append(re.escape(word[1:]))
@@ -28,11 +31,26 @@ _B, _E = r"(?<![A-Za-z0-9])", r"(?![A-Za-z0-9])"
 _KEYS: dict[str, tuple[tuple[str, ...], re.Pattern[str]]] = {
     name: (tuple(cues.split()), re.compile(rf"{_B}(?:{pattern})", re.IGNORECASE))
     for name, cues, pattern in (
-        ("aws", "akia asia aroa aida abia acca agpa anpa", rf"A(?:KIA|SIA|ROA|IDA|BIA|CCA|GPA|NPA)[A-Z2-7]{{16}}{_E}"),
-        ("github", "ghp_ gho_ ghu_ ghs_ ghr_ github_", r"gh[pousr]_[A-Z0-9]{30,}|github_pat_\w{22,}"),
-        ("gitlab", "glpat- gldt- glrt- glptt- glft- glcbt-", r"gl(?:pat|dt|rt|ptt|ft|cbt)-[\w-]{20,}"),
-        ("slack", "xox xapp- hooks.",
-         r"xox[a-z]-[\w-]{10,}|xapp-\d-[\w-]{10,}|hooks\.slack\.com/services(?:/\w{1,99}+){3}"),
+        (
+            "aws",
+            "akia asia aroa aida abia acca agpa anpa",
+            rf"A(?:KIA|SIA|ROA|IDA|BIA|CCA|GPA|NPA)[A-Z2-7]{{16}}{_E}",
+        ),
+        (
+            "github",
+            "ghp_ gho_ ghu_ ghs_ ghr_ github_",
+            r"gh[pousr]_[A-Z0-9]{30,}|github_pat_\w{22,}",
+        ),
+        (
+            "gitlab",
+            "glpat- gldt- glrt- glptt- glft- glcbt-",
+            r"gl(?:pat|dt|rt|ptt|ft|cbt)-[\w-]{20,}",
+        ),
+        (
+            "slack",
+            "xox xapp- hooks.",
+            r"xox[a-z]-[\w-]{10,}|xapp-\d-[\w-]{10,}|hooks\.slack\.com/services(?:/\w{1,99}+){3}",
+        ),
         ("stripe", "_live_ _test_ whsec_", r"[srp]k_(?:live|test)_\w{10,}|whsec_[\w+/]{20,}"),
         ("google", "aiza ya29. gocspx-", r"AIza[\w-]{35}|ya29\.[\w-]{20,}|GOCSPX-[\w-]{20,}"),
         ("sk", "sk-", r"sk-(?=[a-z_-]{0,99}+\d)[\w-]{20,}"),
@@ -47,25 +65,43 @@ _KEYS: dict[str, tuple[tuple[str, ...], re.Pattern[str]]] = {
         ("databricks", "dapi", r"dapi[0-9a-f]{32}"),
         ("vault", "hvs.", r"hvs\.[\w-]{20,}"),
         ("age", "age-secret", r"AGE-SECRET-KEY-1\w{40,}"),
-        ("model-service", "gsk_ r8_ nvapi- pplx- xai-",
-         r"(?:gsk_|r8_|nvapi-|pplx-|xai-)(?=[a-z_-]{0,99}+\d)[\w-]{20,}"),
+        (
+            "model-service",
+            "gsk_ r8_ nvapi- pplx- xai-",
+            r"(?:gsk_|r8_|nvapi-|pplx-|xai-)(?=[a-z_-]{0,99}+\d)[\w-]{20,}",
+        ),
         ("shopify", "shp", r"shp(?:at|ca|pa|ss)_[0-9a-f]{20,}"),
         ("grafana", "glsa_", r"glsa_\w{20,}"),
         ("slmctl", "slm-", r"slm-[\w.-]{1,64}?-[0-9a-f]{64}(?![0-9a-f])"),
-        ("service", "lin_api_ ntn_ nrak- pmak- dckr_pat_ figd_ sbp_ sntrys_ tskey-",
-         r"(?:lin_api_|ntn_|NRAK-|PMAK-|dckr_pat_|figd_|sbp_|sntrys_|tskey-)[\w-]{20,}"),
+        (
+            "service",
+            "lin_api_ ntn_ nrak- pmak- dckr_pat_ figd_ sbp_ sntrys_ tskey-",
+            r"(?:lin_api_|ntn_|NRAK-|PMAK-|dckr_pat_|figd_|sbp_|sntrys_|tskey-)[\w-]{20,}",
+        ),
         ("webhook", "/webhooks/", r"discord(?:app)?\.com/api/webhooks/\d{9,20}/[\w-]{30,}"),
-        ("hash", "$2a$ $2b$ $2y$ $1$ $5$ $6$ $y$ $apr1$ $argon2 $scrypt$ pbkdf2 {ssha",  # of a password
-         r"\$2[aby]\$\d\d\$[\w./]{50,60}+|(?:\$(?:[156y]|apr1|argon2(?:id|[id])|scrypt)\$|pbkdf2[_-]sha\d{1,3}+\$)"
-         r"(?:[\w=,./+-]{1,64}+\$){1,3}+[\w./+=-]{20,200}+|\{SSHA\d{0,3}+\}[\w+/]{20,200}+={0,2}+"),
-        ("putty", "putty-user-key", r"PuTTY-User-Key-File-\d:(?:[^P]|P(?!rivate-MAC:)){0,20000}+"
-         r"(?:Private-MAC: ?[0-9a-f]{0,128}+)?"),
+        # of a password
+        (
+            "hash",
+            "$2a$ $2b$ $2y$ $1$ $5$ $6$ $y$ $apr1$ $argon2 $scrypt$ pbkdf2 {ssha",
+            r"\$2[aby]\$\d\d\$[\w./]{50,60}+|(?:\$(?:[156y]|apr1|argon2(?:id|[id])|scrypt)\$|pbkdf2[_-]sha\d{1,3}+\$)"
+            r"(?:[\w=,./+-]{1,64}+\$){1,3}+[\w./+=-]{20,200}+|\{SSHA\d{0,3}+\}[\w+/]{20,200}+={0,2}+",
+        ),
+        (
+            "putty",
+            "putty-user-key",
+            r"PuTTY-User-Key-File-\d:(?:[^P]|P(?!rivate-MAC:)){0,20000}+"
+            r"(?:Private-MAC: ?[0-9a-f]{0,128}+)?",
+        ),
     )
-}  # fmt: skip
+}
 _CUES = _any_of([cue for cues, _ in _KEYS.values() for cue in cues])
-# The character before is looked at second, so that a search skips to the letters that can begin a match.
-_TWILIO = re.compile(r"[AaSs](?<![A-Za-z0-9].)(?:(?<=[Aa])[Cc]|(?<=[Ss])[Kk])[0-9A-Fa-f]{32}(?![A-Za-z0-9])")
-_DISCORD = re.compile(r"[MNO](?<![\w.-].)[\w-]{23,27}+\.[\w-]{6}\.[\w-]{27,40}+(?![\w.-])")  # token of a bot
+# The character before is looked at second, so that a search skips to the letters that can begin a
+# match.
+_TWILIO = re.compile(
+    r"[AaSs](?<![A-Za-z0-9].)(?:(?<=[Aa])[Cc]|(?<=[Ss])[Kk])[0-9A-Fa-f]{32}(?![A-Za-z0-9])"
+)
+# token of a bot
+_DISCORD = re.compile(r"[MNO](?<![\w.-].)[\w-]{23,27}+\.[\w-]{6}\.[\w-]{27,40}+(?![\w.-])")
 _PGPASS = re.compile(  # host:port:database:user:password; the user is no part of an IPv6 address
     r":(?:\d{4,5}|\*):[\w*-]{1,63}+:(?=[0-9a-fA-F]{0,63}+[\w*])[\w*.@-]{1,63}+:(?P<value>[^\s\"'`]{4,200}+)"
 )
@@ -78,30 +114,45 @@ _PEM = re.compile(
 )
 # Placeholders in place of a value: a mark, a variable, a blank.
 _BLANK = re.compile(
-    r"\[[\w ]{1,400}+\]|<[^<>]{0,400}+>?|\$\{?\w{0,400}+\}?|\{{1,9}+[^{}]{0,400}+\}{0,9}+|%\w{1,400}+%?"
+    r"\[[\w ]{1,400}+\]|<[^<>]{0,400}+>?|\$\{?\w{0,400}+\}?"
+    r"|\{{1,9}+[^{}]{0,400}+\}{0,9}+|%\w{1,400}+%?"
     r"|[*.•x_#?-]{1,400}+"
     r"|none|null|nil|true|false|undefined|empty|required|optional|expired|invalid|missing|string|str|text|hidden"
     r"|redacted|secret|password|token|not|the|a|an|is|was|yes|no|n/a|okay|failed|passed|changed|reset"
-    r"|(?:your|my)(?:[_-]?(?:own|new|api|secret|access|auth|key|token|pass(?:word|wd|code|phrase)?+|pin|value|here)){0,9}+",
+    r"|(?:your|my)(?:[_-]?(?:own|new|api|secret|access|auth|key|token"
+    r"|pass(?:word|wd|code|phrase)?+|pin|value|here)){0,9}+",
     re.IGNORECASE,
 )
 _MORE_THAN_WORD = re.compile(r"\d|[^\w'.-]|_")
 _CODE = re.compile(  # code that reads a value, such as os.environ["KEY"]
-    r"[a-z_][a-z_.]{0,99}+[(\[]|(?:self|this|os|process|env|args|config|settings|ctx)\.[a-z_]", re.IGNORECASE
+    r"[a-z_][a-z_.]{0,99}+[(\[]|(?:self|this|os|process|env|args|config|settings|ctx)\.[a-z_]",
+    re.IGNORECASE,
 )
 # Words for password in other languages, folded as in `unmask`; up to two letters may follow.
 FOREIGN = (
-    "mot de passe", "كلمة المرور", "كلمة السر", "رمز عبور", "mật khẩu", "mat khau", "kata sandi",
-    *sorted(words(
-        "contraseña contrasena парол hasło haslo wachtwoord senha lösenord passord salasana adgangskode kodeord heslo "
-        "jelszó jelszav şifre parola parolă lozinka slaptažodis 密码 密碼 口令 パスワード 暗証番号 비밀번호 암호 "
-        "סיסמה סיסמא κωδικός รหัสผ่าน पासवर्ड পাসওয়ার্ড".translate(FOLDS)
-    )),
-)  # fmt: skip
+    "mot de passe",
+    "كلمة المرور",
+    "كلمة السر",
+    "رمز عبور",
+    "mật khẩu",
+    "mat khau",
+    "kata sandi",
+    *sorted(
+        words(
+            "contraseña contrasena парол hasło haslo wachtwoord senha lösenord passord salasana "
+            "adgangskode kodeord heslo "
+            "jelszó jelszav şifre parola parolă lozinka slaptažodis "
+            "密码 密碼 口令 パスワード 暗証番号 비밀번호 암호 "
+            "סיסמה סיסמא κωδικός รหัสผ่าน पासवर्ड পাসওয়ার্ড".translate(FOLDS)
+        )
+    ),
+)
 _SAID_NAME = rf"(?:{'|'.join(FOREIGN)})[^\W\d_]{{0,2}}+"
-# Words for password that are parts of other words, so no letter may follow: `mdp` is French, `clave` Spanish.
+# Words for password that are parts of other words, so no letter may follow: `mdp` is French,
+# `clave` Spanish.
 _WHOLE_NAME = (
-    r"(?:mdp|(?<!palabra )clave|(?:wi-?fi|wlan|wpa2?|wep|network|netz(?:werk)?)[ _-]?(?:key|schl[uü]ssel))(?![^\W\d_])"
+    r"(?:mdp|(?<!palabra )clave|(?:wi-?fi|wlan|wpa2?|wep|network|netz(?:werk)?)[ "
+    r"_-]?(?:key|schl[uü]ssel))(?![^\W\d_])"
 )
 # A name may begin at a word's start, and inside a camel-case name such as dbPassword.
 _BEGIN = r"(?:(?<![a-z0-9])|(?-i:(?<=[a-z0-9])(?=[A-Z])))"
@@ -115,15 +166,40 @@ _NAME = (
     r"|client[_ -]?secret|(?:bearer|refresh|session|id(?:entity)?)?[_-]?token|credentials?)"
     r"(?:[_-]?\d{1,2}+)?+(?:\s?\([^()\n]{1,30}+\))?+"  # password_2, password (new)
 )
-NAMES = ("pass", "pw", "p/w", "psw", "secret", "token", "key", "kennwort", "contrase", "mot de", "bearer", "authoriz",
-         "credential", "cookie", "wifi:", "sess", ".sid", "login", "log-in", "creds", "zugangsdaten",
-         "mdp", "clave", "schlüssel", "schlussel",
-         *FOREIGN)  # fmt: skip
+NAMES = (
+    "pass",
+    "pw",
+    "p/w",
+    "psw",
+    "secret",
+    "token",
+    "key",
+    "kennwort",
+    "contrase",
+    "mot de",
+    "bearer",
+    "authoriz",
+    "credential",
+    "cookie",
+    "wifi:",
+    "sess",
+    ".sid",
+    "login",
+    "log-in",
+    "creds",
+    "zugangsdaten",
+    "mdp",
+    "clave",
+    "schlüssel",
+    "schlussel",
+    *FOREIGN,
+)
 _ABBREVIATED = re.compile(r"(?:pwd?|p/w|psw)\b", re.IGNORECASE)  # never used in prose
 _ASSIGNED = re.compile(
     rf"{_BEGIN}{_NAME}[\"'`*\])]{{0,3}}+\s{{0,3}}+(?P<sign>(?>:=|=>|<-|->|→|={{1,2}}|:|\|))\s{{0,3}}+"
     r"(?:[|>][+-]?\s{1,9}+)?+(?:[-*] )?+"  # YAML: a block text on the next line, a list item
-    r"(?:(?:\[|\{\s{0,3}+[\"'](?:value|plain|text)[\"']\s{0,2}+:)\s{0,2}+(?=[\"']))?+"  # JSON: {"value": "…"}
+    # JSON: {"value": "…"}
+    r"(?:(?:\[|\{\s{0,3}+[\"'](?:value|plain|text)[\"']\s{0,2}+:)\s{0,2}+(?=[\"']))?+"
     r"(?P<quote>[\"'`*]{0,3}+)"
     r"(?P<value>(?:(?:bearer|basic|token) )?[^\s\"'`,;<>&]{4,400}+)",
     re.IGNORECASE,
@@ -133,18 +209,22 @@ _PAIR = re.compile(  # define('DB_PASSWORD', '…'), name="password" value="…"
     r"[\"'](?P<value>[^\s\"'`,;<>&]{4,200}+)[\"']",
     re.IGNORECASE,
 )
-# `pass` has other meanings, so it needs a user before it, or a value that is more than a word; ACME_PASS has none.
+# `pass` has other meanings, so it needs a user before it, or a value that is more than a word;
+# ACME_PASS has none.
 _PASS = re.compile(
     r"(?:(?<![a-z0-9_-])|(?-i:(?<![A-Za-z0-9_])(?P<variable>[A-Z][A-Z0-9_]{0,40}_)(?=PASS)))pass"
     r"[\"'`*]{0,3}+\s{0,2}+(?P<sign>[:=])\s{0,3}+(?P<quote>[\"'`]?+)(?P<value>[^\s\"'`,;<>&]{1,400}+)",
     re.IGNORECASE,
 )
 _USER = re.compile(
-    r"(?<![a-z0-9])(?>user(?:[ _-]?(?:name|id))?|log-?in|account|benutzer(?:name)?|usuario|e?-?mail)"
+    r"(?<![a-z0-9])(?>user(?:[ "
+    r"_-]?(?:name|id))?|log-?in|account|benutzer(?:name)?|usuario|e?-?mail)"
     r"\s{0,2}+(?>[:=]|ist|is)\s{0,2}+[^\s,;/|]{1,60}+[\s,;/|]{1,4}+(?:and |und |& )?+$",
     re.IGNORECASE,
 )
-_TICKET = re.compile(r"(?:boarding|season|bus|train|ski|day|travel|press|guest|visitor|hall) $", re.IGNORECASE)
+_TICKET = re.compile(
+    r"(?:boarding|season|bus|train|ski|day|travel|press|guest|visitor|hall) $", re.IGNORECASE
+)
 _ELEMENT = re.compile(rf"<(?P<name>{_NAME})>(?P<value>[^<>\s]{{4,400}}+)</", re.IGNORECASE)
 _HEADER = re.compile(
     r"\b(?>authorization|x-api-key|x-auth-token|private-token)[\"']?+\s{0,2}+[:=]\s{0,2}+[\"']?+"
@@ -153,7 +233,8 @@ _HEADER = re.compile(
     r"|\bbearer\s{1,9}+(?P<bearer>(?=[a-z_.~+/=-]{0,99}+\d)[\w.~+/=-]{16,2000}+)",
     re.IGNORECASE,
 )
-_BASIC = re.compile(  # user:password in base64: `Basic …` without its header, and as Docker and npm keep it
+# user:password in base64: `Basic …` without its header, and as Docker and npm keep it
+_BASIC = re.compile(
     r"(?:\bbasic\s{1,3}+|[\"']auth[\"']\s{0,2}+:\s{0,2}+[\"']|\b_auth\s?=\s?[\"']?+)(?P<value>[a-z0-9+/]{6,2000}+={0,2}+)",
     re.IGNORECASE,
 )
@@ -210,20 +291,35 @@ _OPTION = re.compile(  # curl -u jane:hunter2, docker login -p hunter2
     re.IGNORECASE,
 )
 _SIGNATURE = re.compile(  # signatures of pre-signed URLs, which give access to anyone
-    r"[?&](?:x-(?:amz|goog)-(?:signature|security-token)|sig(?:nature)?)=(?P<value>[\w%+/=.~-]{16,500}+)", re.IGNORECASE
+    r"[?&](?:x-(?:amz|goog)-(?:signature|security-token)|sig(?:nature)?)=(?P<value>[\w%+/=.~-]{16,500}+)",
+    re.IGNORECASE,
 )
 _PIN = re.compile(
     r"\b(?>pin|puk|cvv2?|cvc2?|m?tan|otp|geheimzahl|cryptogramme|code secret"
     r"|(?:karten)?pr[uü]f(?:nummer|ziffer)(?=\D{0,12}\d{3,4}(?!\d))"
-    r"|(?:your|security|verification|confirmation|one[ -]time|login|access|sms|2fa|ihr|dein|votre|ton|tu|su)"
+    r"|(?:your|security|verification|confirmation|one[ "
+    r"-]time|login|access|sms|2fa|ihr|dein|votre|ton|tu|su)"
     r" c[oó]d(?:e|igo)"
     r"|(?:sicherheits|bestätigungs|verifizierungs|zugangs|freischalt|einmal|entsperr|t[uü]r)code"
-    r"|c[oó]d(?:e|igo) de (?:v[eé]rification|s[eé]curit[eé]|confirmation|verificaci[oó]n|seguridad|acceso))"
+    r"|c[oó]d(?:e|igo) de "
+    r"(?:v[eé]rification|s[eé]curit[eé]|confirmation|verificaci[oó]n|seguridad|acceso))"
     r"(?>[ -]?(?:code|number|no))?+\W{0,3}+(?>(?:is|was|ist|of|lautet|est|es)\W{1,3})?+"
     r"(?P<value>\d{3}[ -]\d{3}(?!\d)|\d{3,8}+)(?![a-z_.,]{0,16}+\d)",
     re.IGNORECASE,
 )
-_PIN_CUES = ("pin", "cv", "code", "tan", "otp", "puk", "digo", "geheimzahl", "cryptogramme", "prüf", "pruf")
+_PIN_CUES = (
+    "pin",
+    "cv",
+    "code",
+    "tan",
+    "otp",
+    "puk",
+    "digo",
+    "geheimzahl",
+    "cryptogramme",
+    "prüf",
+    "pruf",
+)
 _IS_CODE = re.compile(  # 482913 is your login code
     r"(?<![\w-])(?:G-)?(?P<value>\d{3}[ -]\d{3}|\d{4,8}+)\s{1,2}+"
     r"(?>ist|is|est|es)\s{1,2}+(?>your|ihr|dein|votre|ton|tu|su)\s{1,2}+"
@@ -231,16 +327,21 @@ _IS_CODE = re.compile(  # 482913 is your login code
     r"(?:code|pin|tan|otp|passcode|c[oó]digo)\b",
     re.IGNORECASE,
 )
-_AT_HOST = re.compile(  # root:hunter2@10.1.2.3; before the name of a host an address of mail stands too, so with a sign
+# root:hunter2@10.1.2.3; before the name of a host an address of mail stands too, so with a sign
+_AT_HOST = re.compile(
     r"(?<![\w.:/@-])[a-z_][\w.-]{0,31}+:(?P<value>(?=[^\s@]{0,60}+@(?:\d{1,3}\.\d|localhost\b)|[\w.+-]{0,60}+[!#$%^&*~])"
     r"[^\s/@:\"']{4,60}+)@(?=localhost\b|[\w-]{1,63}+[.:]\w)",
     re.IGNORECASE,
 )
-_IN_URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,20}+://[^\s/:@]{0,100}+:(?P<value>[^\s/@]{3,200}+)@", re.IGNORECASE)
+_IN_URL = re.compile(
+    r"\b[a-z][a-z0-9+.-]{1,20}+://[^\s/:@]{0,100}+:(?P<value>[^\s/@]{3,200}+)@", re.IGNORECASE
+)
 
 
 def secrets(text: str) -> Iterator[RuleMatch]:
-    """Keys by prefix; values after a name such as `password=`, in an Authorization header or in a URL; PINs."""
+    """Keys by prefix; values after a name such as `password=`, in an
+    Authorization header or in a URL; PINs.
+    """
     low = text.lower()
     if _CUES.search(low):
         for name, (cues, pattern) in _KEYS.items():
@@ -294,7 +395,11 @@ def _named(text: str, low: str) -> Iterator[RuleMatch]:
     for match in _ASSIGNED.finditer(text):
         if text.startswith("[SECRET]", match.start() - 1):
             continue  # the mark that replaced one
-        is_strong = match["sign"] not in (":", "|") or match["quote"] or _ABBREVIATED.match(match[0]) is not None
+        is_strong = (
+            match["sign"] not in (":", "|")
+            or match["quote"]
+            or _ABBREVIATED.match(match[0]) is not None
+        )
         value, is_cell = match["value"], match["sign"] == "|"
         if is_cell:
             value = value.partition("|")[0]
@@ -322,10 +427,18 @@ def _named(text: str, low: str) -> Iterator[RuleMatch]:
         for match in pattern.finditer(text):
             if pattern is _WIFI or _MORE_THAN_WORD.search(match["value"].partition("=")[2]):
                 yield _match("secret/assigned", match, "value")
-    for match in itertools.chain(_SAID.finditer(text), _SAID_ABROAD.finditer(text) if holds(low, FOREIGN) else ()):
+    for match in itertools.chain(
+        _SAID.finditer(text), _SAID_ABROAD.finditer(text) if holds(low, FOREIGN) else ()
+    ):
         value = match["value"].rstrip(".,;!?")
         if not _blank(value) and (match["quote"] or (_odd(value) and not _CODE.match(value))):
-            yield RuleMatch("secret", "secret/said", match.start("value"), match.start("value") + len(value), value)
+            yield RuleMatch(
+                "secret",
+                "secret/said",
+                match.start("value"),
+                match.start("value") + len(value),
+                value,
+            )
     for match in _ASKED.finditer(text) if "?" in text else ():
         yield _match("secret/said", match, "value")
     for match in _BARE.finditer(text):
@@ -335,7 +448,9 @@ def _named(text: str, low: str) -> Iterator[RuleMatch]:
 
 
 def _is_password(match: re.Match[str]) -> bool:
-    """True if a value after `pass:` is quoted, or more than a word or an amount; a variable may hold a word."""
+    """True if a value after `pass:` is quoted, or more than a word or
+    an amount; a variable may hold a word.
+    """
     value = match["value"]
     has_letter = any(map(str.isalpha, value))
     is_odd = bool(match["quote"]) or (has_letter and _odd(value) and not value.isalpha())
@@ -360,7 +475,9 @@ def _blank(value: str) -> bool:
 
 
 def _odd(value: str, text: str = "", match: re.Match[str] | None = None) -> bool:
-    """True for more than a word: digits, signs, inner capitals; or a word at the line's end after `password:`."""
+    """True for more than a word: digits, signs, inner capitals; or a word
+    at the line's end after `password:`.
+    """
     bare = value.rstrip(".,;:!?)\"'")
     if _MORE_THAN_WORD.search(bare) or (bare[1:] != bare[1:].lower() and bare != bare.upper()):
         return True

@@ -1,12 +1,13 @@
-"""Stand-ins (pseudonyms): equal values get equal stand-ins of the same form, which are nobody's real value.
+"""Stand-ins (pseudonyms): equal values get equal stand-ins of the same form, which are nobody's
+real value.
 
 | kind  | stand-in | why it is not a real value |
 |---|---|---|
 | email | `person-<10 hex digits>@example.com` | RFC 2606 keeps the domain for examples |
-| phone | the digits after `+999`, `00999` or `000` | a country code that is not assigned; no number begins with 000 |
+| phone | the digits after `+999`, `00999` or `000` | no country code; no number begins so |
 | card  | `9999…`, valid by Luhn | no network issues cards that begin with 9 |
-| iban  | the country, check digits 99, 00 or 01, valid by mod 97 | ISO 13616 gives check digits from 02 to 98 |
-| ip    | 192.0.2.0/24, 198.51.100.0/24, 203.0.113.0/24, 2001:db8::/32 | kept for documentation by RFC 5737, RFC 3849 |
+| iban  | the country, check digits 99, 00 or 01, valid by mod 97 | ISO 13616 gives 02 to 98 |
+| ip    | 192.0.2.0/24, 198.51.100.0/24, 203.0.113.0/24, 2001:db8::/32 | RFC 5737, RFC 3849 |
 
 No rule matches a stand-in, so a second pass changes and counts nothing.
 """
@@ -30,15 +31,19 @@ KINDS = ("email", "phone", "card", "iban", "ip")
 
 
 def make_key(path: Path) -> bytes:
-    """The key in the file `path`; a missing file is created with a random key, readable by its owner only.
+    """The key in the file `path`; a missing file is created with a random key, readable by its
+    owner only.
 
     Several processes that create it at once all return the key of the first.
     """
     if not path.exists():
-        with contextlib.suppress(FileExistsError):  # a folder of the user's, with its own .gitignore
+        # a folder of the user's, with its own .gitignore
+        with contextlib.suppress(FileExistsError):
             path.parent.mkdir(mode=0o700, parents=True)
-            (path.parent / ".gitignore").write_text("*\n", encoding="utf-8")  # the key must not be committed
-        with atomic.file(path, 0o600, replace=False) as draft:  # keeps the key of a process that was faster
+            # the key must not be committed
+            (path.parent / ".gitignore").write_text("*\n", encoding="utf-8")
+        # keeps the key of a process that was faster
+        with atomic.file(path, 0o600, replace=False) as draft:
             draft.write_bytes(secrets.token_bytes(KEY_BYTES))
     return path.read_bytes()
 
@@ -48,14 +53,17 @@ def stand_in(match: RuleMatch, form: str, key: bytes, is_clean: Callable[[str], 
 
     Args:
         form: The written value with disguises undone; the stand-in keeps its separators and length.
-        key: Key of the HMAC that determines the stand-in; without it, values cannot be recovered by trying.
-        is_clean: Returns True for a text that no rule matches. A stand-in with a part that looks like a value by
-            chance (a phone number inside an IBAN) is replaced by another one.
+        key: Key of the HMAC that determines the stand-in; without it, values cannot be recovered by
+            trying.
+        is_clean: Returns True for a text that no rule matches. A stand-in with a part that looks
+            like a value by chance (a phone number inside an IBAN) is replaced by another one.
     """
     message = f"{match.kind}\0{match.value}".encode(errors="replace")
     written = ""
     for attempt in range(20):
-        written = _written(match, form, hmac.digest(key, message + bytes([attempt]), hashlib.sha256))
+        written = _written(
+            match, form, hmac.digest(key, message + bytes([attempt]), hashlib.sha256)
+        )
         if is_clean(written):
             break
     return written
@@ -85,7 +93,9 @@ def _filled(form: str, chars: str) -> str:
 
 def _phone(form: str, seed: bytes) -> str:
     digits = digits_of(form)
-    head = "999" if "+" in form else "00999" if digits.startswith("0") and len(digits) > 8 else "000"
+    head = (
+        "999" if "+" in form else "00999" if digits.startswith("0") and len(digits) > 8 else "000"
+    )
     return head + _digits(seed, len(digits) - len(head))
 
 

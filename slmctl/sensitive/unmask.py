@@ -1,11 +1,14 @@
-"""Undoes disguises of a text for matching, and maps every character back to its place in the original.
+"""Undoes disguises of a text for matching, and maps every character back to its place in the
+original.
 
-Undone: other widths, styles and scripts of letters and digits, look-alikes of Cyrillic and Greek, zero-width
-characters, odd spaces, dashes and dots, percent, HTML, backslash and quoted-printable escapes, HTML tags and comments,
-`[at]` and `(dot)`, letters with s p a c e s between them, digits as English words, and text as base64 (also twice, and
-in lines), base32, hexadecimal, binary or decimal codes. The result is for matching, never for output.
+Undone: other widths, styles and scripts of letters and digits, look-alikes of Cyrillic and Greek,
+zero-width characters, odd spaces, dashes and dots, percent, HTML, backslash and quoted-printable
+escapes, HTML tags and comments, `[at]` and `(dot)`, letters with s p a c e s between them, digits
+as English words, and text as base64 (also twice, and in lines), base32, hexadecimal, binary or
+decimal codes. The result is for matching, never for output.
 
-Time and memory are linear in the text: a fixed number of passes, each over a view of at most a few times its length.
+Time and memory are linear in the text: a fixed number of passes, each over a view of at most a few
+times its length.
 """
 
 from __future__ import annotations
@@ -21,9 +24,9 @@ from urllib.parse import unquote
 from slmctl.sensitive.rules import AT_WORDS, digit_count
 
 _LOOKALIKES = str.maketrans(
-    "АВЕЅІЈКМНОРСТУХаеорсухіјѕһԁԛԝѵΑΒΕΖΗΙΚΜΝΟΡΤΥΧαορνıɡɑ" "·•∙⋅‧・。᛫" "−⁃˗➖ー" "∶ː꞉" "⁄∕" "‗＿" "’‘`´" "“”„‟",
-    "ABESIJKMHOPCTYXaeopcyxijshdqwvABEZHIKMNOPTYXaopviga" "........" "-----" ":::" "//" "__" "''''" '""""',
-)  # fmt: skip
+    "АВЕЅІЈКМНОРСТУХаеорсухіјѕһԁԛԝѵΑΒΕΖΗΙΚΜΝΟΡΤΥΧαορνıɡɑ·•∙⋅‧・。᛫−⁃˗➖ー∶ː꞉⁄∕‗＿’‘`´“”„‟",
+    "ABESIJKMHOPCTYXaeopcyxijshdqwvABEZHIKMNOPTYXaopviga........-----::://__''''\"\"\"\"",
+)
 _FILLERS = "\u115f\u1160\u3164\uffa0\u2800"  # invisible letters and symbols
 # Letters without a simpler form in Unicode: (first code, last code, plain letter of the first).
 _LETTERS = ((0x1F150, 0x1F169, "A"), (0x1F170, 0x1F189, "A"), (0xE0020, 0xE007E, " "))
@@ -33,8 +36,17 @@ class _Folds(dict[int, str]):
     """The plain form of each character, computed once; a table for `str.translate`."""
 
     def __missing__(self, code: int) -> str:
-        letter = next((chr(ord(char) + code - first) for first, last, char in _LETTERS if first <= code <= last), "")
-        self[code] = result = letter or "".join(map(_fold, unicodedata.normalize("NFKC", chr(code))))
+        letter = next(
+            (
+                chr(ord(char) + code - first)
+                for first, last, char in _LETTERS
+                if first <= code <= last
+            ),
+            "",
+        )
+        self[code] = result = letter or "".join(
+            map(_fold, unicodedata.normalize("NFKC", chr(code)))
+        )
         return result
 
 
@@ -43,7 +55,13 @@ def _fold(char: str) -> str:
     if category in ("Cf", "Mn", "Me") or char in _FILLERS:
         return ""
     if category in ("Zs", "Zl", "Zp", "Cc"):
-        return "\n" if char in "\n\r\x85\u2028\u2029" else " " if category == "Zs" or char in "\t\v\f" else ""
+        return (
+            "\n"
+            if char in "\n\r\x85\u2028\u2029"
+            else " "
+            if category == "Zs" or char in "\t\v\f"
+            else ""
+        )
     digit = unicodedata.digit(char, None)
     if digit is not None:
         return str(digit)
@@ -55,7 +73,9 @@ FOLDS = _Folds()
 
 @dataclass(frozen=True)
 class View:
-    """A text for matching; `starts` and `ends` give the span in the original text of each of its characters."""
+    """A text for matching; `starts` and `ends` give the span in the
+    original text of each of its characters.
+    """
 
     text: str
     starts: Sequence[int]
@@ -66,7 +86,9 @@ class View:
         return self.starts[start], self.ends[end - 1]
 
     def rewrite(self, pattern: re.Pattern[str], put: Callable[[re.Match[str]], str]) -> View:
-        """This view with every match replaced; each character of a replacement maps to the whole match."""
+        """This view with every match replaced; each character of a
+        replacement maps to the whole match.
+        """
         pieces: list[str] = []
         starts: list[int] = []
         ends: list[int] = []
@@ -80,12 +102,17 @@ class View:
             done = end
         if not pieces:
             return self
-        return View("".join([*pieces, self.text[done:]]), [*starts, *self.starts[done:]], [*ends, *self.ends[done:]])
+        return View(
+            "".join([*pieces, self.text[done:]]),
+            [*starts, *self.starts[done:]],
+            [*ends, *self.ends[done:]],
+        )
 
 
 _ESCAPE = re.compile(
     r"%[0-7][0-9a-f]|(?:%[89a-f][0-9a-f]){1,4}|%u[0-9a-f]{4}|&(?:#\d{1,7}+;?|#x[0-9a-f]{1,6}+;?|[a-z]{2,9}+;)"
-    r"|\\{1,4}+ud[89ab][0-9a-f]{2}\\{1,4}+ud[c-f][0-9a-f]{2}"  # a surrogate pair, as JSON escapes it
+    # a surrogate pair, as JSON escapes it
+    r"|\\{1,4}+ud[89ab][0-9a-f]{2}\\{1,4}+ud[c-f][0-9a-f]{2}"
     r"|(?-i:\\{1,4}+U[0-9A-Fa-f]{8})|\\{1,4}+(?:u[0-9a-f]{4}|u\{[0-9a-f]{1,6}+\}|x[0-9a-f]{2}|x\{[0-9a-f]{1,6}+\}|[01][0-7]{2}"
     r"|[nrt_.@+*#()\[\]\"'/:= -])"
     r"|(?<!\w)u\+[0-9a-f]{4,6}+(?!\w) ?",
@@ -95,17 +122,21 @@ _CSS_ESCAPE = re.compile(r"\\(?:00)?(?:00)?([2-7][0-9a-f])(?: |(?=\\)|(?![0-9a-f
 _ESCAPING = re.compile(r"[%&\\]|[uU]\+[0-9a-fA-F]")
 _COMMENT = re.compile(r"<!--[^<>]{0,200}+>|<!\[CDATA\[|\]\]>")
 _INLINE_TAG = re.compile(
-    r"</?(?>b|i|u|em|strong|span|code|wbr|font|sup|sub|small|mark|tt|a)(?:\s[^<>]{0,200}+)?+/?>", re.IGNORECASE
+    r"</?(?>b|i|u|em|strong|span|code|wbr|font|sup|sub|small|mark|tt|a)(?:\s[^<>]{0,200}+)?+/?>",
+    re.IGNORECASE,
 )
 _BLOCK_TAG = re.compile(r"</?(?>br|pre|p|div|td|tr|th|li)(?:\s[^<>]{0,200}+)?+/?>", re.IGNORECASE)
 _TAG = re.compile(r"</?(?P<name>[a-z][\w:-]{0,40}+)(?:\s[^<>@]{0,200}+)?+>", re.IGNORECASE)
 _PLUS = re.compile(r"(?<=\w)\+(?=\w)")  # a space in URL-encoded form data
-_MARKUP = re.compile(r"(?<=\w)(?:[*`]{1,3}+ [*`]{1,3}+|\n>{1,3}+ ?)(?=[\w+(])")  # **bold** **parts**, quoted lines
+# **bold** **parts**, quoted lines
+_MARKUP = re.compile(r"(?<=\w)(?:[*`]{1,3}+ [*`]{1,3}+|\n>{1,3}+ ?)(?=[\w+(])")
 # concatenated strings of a program: 'DE89 3704' || '0044', or "DE89 3704" "0044"
 _JOINED = re.compile(r"['\"](?:\s{0,2}+(?:\|\||\.\.|<>|[+.&~\\])\s{0,2}+|\s{1,3}+)['\"]")
 _SAID_PLUS = re.compile(r"\bplus (?=\d)", re.IGNORECASE)
 _WORD_GAP = r"[ ,.()]{1,2}+[^\W\d_]{1,12}+[ ,.()]{1,2}+"  # 4111 and 1111 and …, a) 4111 b) 1111 …
-_GROUPS_IN_WORDS = re.compile(rf"\d{{2,4}}+(?:{_WORD_GAP}\d{{4}}){{3,6}}(?:{_WORD_GAP}\d{{1,4}})?(?!\d)")
+_GROUPS_IN_WORDS = re.compile(
+    rf"\d{{2,4}}+(?:{_WORD_GAP}\d{{4}}){{3,6}}(?:{_WORD_GAP}\d{{1,4}})?(?!\d)"
+)
 _BETWEEN_GROUPS = re.compile(r"\D{3,16}")
 _NUMBERING = re.compile(r"\n {0,8}+\d{1,2}[.)]\s")
 _CODE_COMMENT = re.compile(r"/\*[^*/]{0,200}+\*/")
@@ -123,7 +154,11 @@ _DOT_OF_DIGITS = re.compile(r"(?<=\d)[ _-]?(?:dot|punkt|point)[ _-]?(?=\d)", re.
 _LONE = re.compile(r" \S {1,2}+\S {1,2}+\S ")
 _SPACED = re.compile(r"(?<!\S)(?:\S {1,2}+){5,400}\S(?!\S)")
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_DIGITS = {name: str(digit) for digit, name in enumerate(_NAMES)} | {"oh": "0", "nought": "0", "null": "0"}
+_DIGITS = {name: str(digit) for digit, name in enumerate(_NAMES)} | {
+    "oh": "0",
+    "nought": "0",
+    "null": "0",
+}
 _DIGIT = rf"(?>(?:(?:double|triple) )?(?:{'|'.join(_DIGITS)}|\d))(?!\w)"
 _PAUSE = "(?> (?:dot|punkt|point) |[ ,.()/-]{1,4})"
 _DIGIT_WORDS = re.compile(rf"\b{_DIGIT}(?:{_PAUSE}{_DIGIT}){{2,}}", re.IGNORECASE)
@@ -134,12 +169,15 @@ _DIGIT_WORD = re.compile(rf"(?:(double|triple) )?({'|'.join(_DIGITS)}|\d)", re.I
 _URL_SAFE = str.maketrans("-_", "+/")
 _ENCODED = re.compile(r"[A-Za-z0-9+/_-]{11,}+={0,6}+")
 _SHORTEST = 16  # characters of an encoded text without padding; shorter ones are words
-_WRAPPED = re.compile(r"(?<=[A-Za-z0-9+/]{60})\n{1,2}(?=[A-Za-z0-9+/=])")  # base64 in lines, as e-mail has it
+# base64 in lines, as e-mail has it
+_WRAPPED = re.compile(r"(?<=[A-Za-z0-9+/]{60})\n{1,2}(?=[A-Za-z0-9+/=])")
 _QUOTED = re.compile(r"=(?:([2-7][0-9A-F])|\n)")  # quoted-printable
 
 
 def _of_codes(code: str, number_base: int) -> Callable[[re.Match[str]], str]:
-    """A replacement function that decodes a match of character codes; unprintable characters become spaces."""
+    """A replacement function that decodes a match of character codes;
+    unprintable characters become spaces.
+    """
     pattern = re.compile(code, re.IGNORECASE)
 
     def characters(match: re.Match[str]) -> str:
@@ -154,18 +192,32 @@ def _of_codes(code: str, number_base: int) -> Callable[[re.Match[str]], str]:
 
 
 _CODES = (  # sequences of character codes: hexadecimal, binary, decimal, octal
-    (re.compile(r"(?:0x|\\x)?+[2-7][0-9a-f](?:[ ,:-]{0,2}+(?:0x|\\x)?+[2-7][0-9a-f]){7,}", re.IGNORECASE),
-     _of_codes("[2-7][0-9a-f]", 16)),
+    (
+        re.compile(
+            r"(?:0x|\\x)?+[2-7][0-9a-f](?:[ ,:-]{0,2}+(?:0x|\\x)?+[2-7][0-9a-f]){7,}", re.IGNORECASE
+        ),
+        _of_codes("[2-7][0-9a-f]", 16),
+    ),
     (re.compile(r"(?<!\w)[01]{8}(?:[ ,]{0,2}+[01]{8}){7,}"), _of_codes("[01]{8}", 2)),
-    (re.compile(r"(?<![\w.,])\d{2,3}+(?:[ ,;]{1,2}+\d{2,3}+(?![\w.])){7,}"), _of_codes(r"\d{2,3}+", 10)),
-    (re.compile(r"\bcha?r\(\d{2,3}+\)(?:[ .+&|]{1,4}+cha?r\(\d{2,3}+\)){3,}", re.IGNORECASE),
-     _of_codes(r"\d{2,3}+", 10)),
-    (re.compile(r"(?<!\w)0?[01][0-7]{2}(?:[ ,;]{1,2}+0?[01][0-7]{2}(?!\w)){7,}"), _of_codes(r"\d{3,4}+", 8)),
-)  # fmt: skip
+    (
+        re.compile(r"(?<![\w.,])\d{2,3}+(?:[ ,;]{1,2}+\d{2,3}+(?![\w.])){7,}"),
+        _of_codes(r"\d{2,3}+", 10),
+    ),
+    (
+        re.compile(r"\bcha?r\(\d{2,3}+\)(?:[ .+&|]{1,4}+cha?r\(\d{2,3}+\)){3,}", re.IGNORECASE),
+        _of_codes(r"\d{2,3}+", 10),
+    ),
+    (
+        re.compile(r"(?<!\w)0?[01][0-7]{2}(?:[ ,;]{1,2}+0?[01][0-7]{2}(?!\w)){7,}"),
+        _of_codes(r"\d{3,4}+", 8),
+    ),
+)
 
 
 def views(text: str) -> list[View]:
-    """The views of a text to search: disguises undone, as written, and with spelled-out parts joined or decoded."""
+    """The views of a text to search: disguises undone, as written, and
+    with spelled-out parts joined or decoded.
+    """
     folded = _folded(text)
     plain = _undisguised(folded)
     result = [plain] if folded is plain else [plain, folded]
@@ -174,15 +226,27 @@ def views(text: str) -> list[View]:
         digits = plain.rewrite(_DIGIT_WORDS, lambda match: _DIGIT_WORD.sub(_digits, match[0]))
         result.append(digits.rewrite(_DOT_OF_DIGITS, lambda _: " . "))
     if "plus " in low:
-        result += [view.rewrite(_SAID_PLUS, lambda _: "+") for view in result[-2:] if _SAID_PLUS.search(view.text)]
+        result += [
+            view.rewrite(_SAID_PLUS, lambda _: "+")
+            for view in result[-2:]
+            if _SAID_PLUS.search(view.text)
+        ]
     result += _decoded_views(plain)
     if "<" in plain.text:
         result.append(_without_tags(plain))
-    for pattern, put in ((_PLUS, " "), (_MARKUP, " "), (_JOINED, ""), (_CODE_COMMENT, ""), (_NUMBERING, "\n")):
+    for pattern, put in (
+        (_PLUS, " "),
+        (_MARKUP, " "),
+        (_JOINED, ""),
+        (_CODE_COMMENT, ""),
+        (_NUMBERING, "\n"),
+    ):
         if pattern.search(plain.text):
             result.append(plain.rewrite(pattern, lambda _, put=put: put))  # type: ignore[misc]
     if digit_count(plain.text) > 12 and _GROUPS_IN_WORDS.search(plain.text):
-        result.append(plain.rewrite(_GROUPS_IN_WORDS, lambda match: _BETWEEN_GROUPS.sub(" ", match[0])))
+        result.append(
+            plain.rewrite(_GROUPS_IN_WORDS, lambda match: _BETWEEN_GROUPS.sub(" ", match[0]))
+        )
     if _LISTED.search(plain.text):
         result.append(plain.rewrite(_LISTED, lambda match: _LISTED_PART.sub(r"\1", match[0])))
     together = [view for view in result if _LONE.search(view.text)]
@@ -196,7 +260,9 @@ def is_encoded(text: str) -> bool:
 
 
 def _decoded_views(plain: View) -> Iterator[View]:
-    """Views with decoded parts: base64, base32 and hexadecimal up to twice; character codes; quoted-printable."""
+    """Views with decoded parts: base64, base32 and hexadecimal up to
+    twice; character codes; quoted-printable.
+    """
     view = plain.rewrite(_WRAPPED, lambda _: "") if "\n" in plain.text else plain
     for _ in range(2):
         if not is_encoded(view.text):
@@ -213,11 +279,22 @@ def _decoded_views(plain: View) -> Iterator[View]:
 
 
 def _decoded(run: str) -> str:
-    """The text that a run of letters and digits encodes; '' if it encodes none, like nearly every word."""
+    """The text that a run of letters and digits encodes; '' if it
+    encodes none, like nearly every word.
+    """
     bare = run.rstrip("=")
-    if (len(bare) < _SHORTEST and bare == run) or (bare.isalpha() and (bare.islower() or bare.istitle())):
+    if (len(bare) < _SHORTEST and bare == run) or (
+        bare.isalpha() and (bare.islower() or bare.istitle())
+    ):
         return ""
-    return next((text for decode in (_from_hex, _from_base64, _from_base32) if (text := _printable(decode, bare))), "")
+    return next(
+        (
+            text
+            for decode in (_from_hex, _from_base64, _from_base32)
+            if (text := _printable(decode, bare))
+        ),
+        "",
+    )
 
 
 def _printable(decode: Callable[[str], bytes], run: str) -> str:
@@ -230,7 +307,9 @@ def _printable(decode: Callable[[str], bytes], run: str) -> str:
 
 
 def _encoding(raw: bytes) -> str:
-    """The encoding of decoded bytes: UTF-16 (PowerShell writes it) by its mark or its zero bytes, else UTF-8."""
+    """The encoding of decoded bytes: UTF-16 (PowerShell writes it) by
+    its mark or its zero bytes, else UTF-8.
+    """
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"
     return "utf-16-le" if raw[1:2] == b"\0" else "utf-16-be" if raw[:1] == b"\0" else "utf-8"
@@ -250,7 +329,8 @@ def _from_base32(run: str) -> bytes:
 
 def _undisguised(view: View) -> View:
     """A folded view with escapes, tags and words for signs undone."""
-    for _ in range(2) if _ESCAPING.search(view.text) else ():  # twice, since %2540 is an escaped escape
+    # twice, since %2540 is an escaped escape
+    for _ in range(2) if _ESCAPING.search(view.text) else ():
         view = view.rewrite(_ESCAPE, _unescape)
     if "\\" in view.text:
         view = view.rewrite(_CSS_ESCAPE, lambda match: chr(int(match[1], 16)))
@@ -284,8 +364,15 @@ def _without_tags(view: View) -> View:
     closed = {match["name"].lower() for match in _TAG.finditer(view.text) if match[0][1] == "/"}
 
     def put(match: re.Match[str]) -> str:
-        around = match.string[max(0, match.start() - 1) : match.start()] + match.string[match.end() : match.end() + 1]
-        return "" if match["name"].lower() in closed or around[:1].isalnum() or around[-1:].isalnum() else match[0]
+        around = (
+            match.string[max(0, match.start() - 1) : match.start()]
+            + match.string[match.end() : match.end() + 1]
+        )
+        return (
+            ""
+            if match["name"].lower() in closed or around[:1].isalnum() or around[-1:].isalnum()
+            else match[0]
+        )
 
     return view.rewrite(_TAG, put)
 
@@ -302,9 +389,13 @@ def _unescape(match: re.Match[str]) -> str:
 
 
 def _unescaped_code(code: str) -> str:
-    """The character of an escape, given without its backslash: `u0034`, `u{34}`, `x34`, `064` or `n`."""
+    """The character of an escape, given without its backslash:
+    `u0034`, `u{34}`, `x34`, `064` or `n`.
+    """
     if "\\" in code:
-        return bytes.fromhex("".join(half[1:] for half in code.split("\\") if half)).decode("utf-16-be")
+        return bytes.fromhex("".join(half[1:] for half in code.split("\\") if half)).decode(
+            "utf-16-be"
+        )
     if len(code) < 2:
         return {"n": "\n", "r": "\n", "t": " ", "": " "}.get(code, code)
     if code[0].isdigit():

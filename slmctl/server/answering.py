@@ -60,18 +60,33 @@ async def decide(gateway: Gateway, http: HttpRequest, form: DecisionForm) -> Res
         exchange = held.enter_context(gateway.exchange(http))
         for number, part in enumerate(parts):
             with contextlib.ExitStack() as own:
-                request = await _accepted(gateway, http, form, key, part.body, exchange, place, own, number)
+                request = await _accepted(
+                    gateway, http, form, key, part.body, exchange, place, own, number
+                )
             responses.append(await request.respond())
             bodies.append(request.body)
     first, *others = responses
-    return JSONResponse(decisions.merged(parts, bodies), headers={ROUTE: first.headers[ROUTE]}) if others else first
+    return (
+        JSONResponse(decisions.merged(parts, bodies), headers={ROUTE: first.headers[ROUTE]})
+        if others
+        else first
+    )
 
 
 async def _accepted(
-    gateway: Gateway, http: HttpRequest, form: Form, key: Key, body: JsonObject, exchange: Exchange, place: HeldPlace,
-    held: contextlib.ExitStack, number: int = 0,
-) -> _Request:  # fmt: skip
-    """A request that has been checked, with its model and all that `held` holds, which it frees when it is closed."""
+    gateway: Gateway,
+    http: HttpRequest,
+    form: Form,
+    key: Key,
+    body: JsonObject,
+    exchange: Exchange,
+    place: HeldPlace,
+    held: contextlib.ExitStack,
+    number: int = 0,
+) -> _Request:
+    """A request that has been checked, with its model and all that `held`
+    holds, which it frees when it is closed.
+    """
     name, model = gateway.fleet.find(body.get("model"), key)
     place.take(name, 1)
     await exchange.beside(file_parts.put_texts(body, gateway.settings, gateway.readers, key.name))
@@ -92,9 +107,16 @@ class _Request:
     """
 
     def __init__(
-        self, gateway: Gateway, checked: CheckedRequest, running: RunningModel, http: HttpRequest, exchange: Exchange,
-        place: HeldPlace, free: Callable[[], None], number: int,
-    ) -> None:  # fmt: skip
+        self,
+        gateway: Gateway,
+        checked: CheckedRequest,
+        running: RunningModel,
+        http: HttpRequest,
+        exchange: Exchange,
+        place: HeldPlace,
+        free: Callable[[], None],
+        number: int,
+    ) -> None:
         self.gateway, self.checked, self.running, self.http = gateway, checked, running, http
         self.exchange, self.place, self._free, self.number = exchange, place, free, number
         self.body: JsonObject = {}
@@ -107,7 +129,9 @@ class _Request:
         self._closed = False
 
     async def respond(self) -> Response:
-        """The whole answer, or a stream after its first event: every earlier failure has its own HTTP status."""
+        """The whole answer, or a stream after its first event: every
+        earlier failure has its own HTTP status.
+        """
         router = self.running.router_of(self.checked.model)
         if router is not None and not router.judges(self.checked):
             router = None
@@ -135,7 +159,9 @@ class _Request:
     # Keep or escalate
 
     async def _routed(self, router: Router) -> Response:
-        """The answer of the model that the router chose; a stream of it begins when that is decided."""
+        """The answer of the model that the router chose; a stream
+        of it begins when that is decided.
+        """
         events = list[tuple[int, Event]]()
 
         async def local() -> LocalAnswer:
@@ -144,14 +170,23 @@ class _Request:
             (choice,) = self.exchange.choices
             return {**choice.last, "text": choice.text}
 
-        work = router.route(  # in time, so that the local answer is still given where the general model is slow
-            self.checked, self.http.headers, local, ends_at=self.exchange.deadline, request=self.note.id,
-            client=self.note.client, log=self.gateway.log,
-        )  # fmt: skip
+        # in time, so that the local answer is still given where the general model is slow
+        work = router.route(
+            self.checked,
+            self.http.headers,
+            local,
+            ends_at=self.exchange.deadline,
+            request=self.note.id,
+            client=self.note.client,
+            log=self.gateway.log,
+        )
         self.routed = routed = await self.exchange.beside(work)
         self.route, self.reason, self.name = routed.route, routed.reason, routed.model
         if routed.route != "local":
-            used = {"prompt_tokens": routed.prompt_tokens, "completion_tokens": routed.completion_tokens}
+            used = {
+                "prompt_tokens": routed.prompt_tokens,
+                "completion_tokens": routed.completion_tokens,
+            }
             (choice,) = self.exchange.choices
             choice.text, choice.tokens = routed.text, []
             choice.last = cast(Event, {**routed.local, **used, "finish": routed.finish})
@@ -167,10 +202,17 @@ class _Request:
         """
         for index, choice in enumerate(self.exchange.choices):
             failed = await asyncio.to_thread(
-                self.checked.failed_checks, index, choice.text, choice.last["finish"], self.gateway.settings.refuse
+                self.checked.failed_checks,
+                index,
+                choice.text,
+                choice.last["finish"],
+                self.gateway.settings.refuse,
             )
             if failed:
-                message = f"the answer is held back, since it fails a check of this server: {', '.join(failed)}"
+                message = (
+                    "the answer is held back, since it fails a check of this server: "
+                    f"{', '.join(failed)}"
+                )
                 raise RequestError(message, status=422, code=HELD_BACK)
 
     # Write
@@ -178,18 +220,23 @@ class _Request:
     def _json(self) -> Response:
         choices = self.exchange.choices
         extras = [self._extra(choice.last) for choice in choices]
-        self.body = reading.whole(self.checked, choices, extras, self.running.backend.build, self.name)
+        self.body = reading.whole(
+            self.checked, choices, extras, self.running.backend.build, self.name
+        )
         self.close()
         return JSONResponse(self.body, headers=self._headers())
 
     def _streaming(self, seen: Iterable[tuple[int, Event]]) -> Response:
         self.gateway.metrics.first.observe(self.note.seconds)
         ends_at = self.exchange.deadline + SLACK_S
-        is_gone = functools.partial(self.close, "client_gone")  # which counts for nothing after an answer's end
+        # which counts for nothing after an answer's end
+        is_gone = functools.partial(self.close, "client_gone")
         return EventStream(self._parts(deque(seen)), ends_at, self._headers(), is_gone)
 
     async def _parts(self, seen: deque[tuple[int, Event]]) -> AsyncGenerator[bytes, None]:
-        """Every event as it comes; an answer that fails ends with the error, never with a bare [DONE]."""
+        """Every event as it comes; an answer that fails ends with
+        the error, never with a bare [DONE].
+        """
         stream = reading.stream(self.checked, self.running.backend.build, self.name)
         part = stream.opening()
         try:
@@ -202,7 +249,9 @@ class _Request:
                     part += stream.end(index, event, self._extra(event))
         except RequestError as error:
             self.close(error.code)
-            body = error_body(error.message, kind_of(error.status), code=error.code, request_id=self.note.id)
+            body = error_body(
+                error.message, kind_of(error.status), code=error.code, request_id=self.note.id
+            )
             yield part + stream.failed(body)
             return
         part += stream.ending([choice.last for choice in self.exchange.choices])
@@ -212,20 +261,27 @@ class _Request:
     def _extra(self, event: Event) -> dict[str, Any]:
         """slmctl's additional fields of an answer."""
         who: dict[str, Any] = {
-            "route": self.route, "reason": self.reason, "model": self.name, "seconds": self.note.seconds
-        }  # fmt: skip
-        if self.name == self.checked.model.name:  # no general model: it has neither a version nor a file here
+            "route": self.route,
+            "reason": self.reason,
+            "model": self.name,
+            "seconds": self.note.seconds,
+        }
+        # no general model: it has neither a version nor a file here
+        if self.name == self.checked.model.name:
             who |= self.checked.model.release
         if self.routed is not None and self.routed.p_correct is not None:
             who["p_correct"] = self.routed.p_correct
-        own = event if self.route == "local" else Event()  # a general model tells no probability and no place
+        # a general model tells no probability and no place
+        own = event if self.route == "local" else Event()
         return self.checked.facts(own) | who
 
     def _headers(self) -> dict[str, str]:
         return {ROUTE: route_header(self.route, self.reason)}
 
     def close(self, failed: str = "") -> None:
-        """Free places and model and count the request, once; `failed` is the reason for no whole answer, or ''."""
+        """Free places and model and count the request, once; `failed` is
+        the reason for no whole answer, or ''.
+        """
         if self._closed:
             return
         self._closed = True
@@ -243,7 +299,11 @@ class _Request:
 
     def _count(self, seconds: float) -> None:
         """Count a whole answer, and have it collected."""
-        metrics, name, choices = self.gateway.metrics, self.checked.model.name, self.exchange.choices
+        metrics, name, choices = (
+            self.gateway.metrics,
+            self.checked.model.name,
+            self.exchange.choices,
+        )
         lasts = [choice.last for choice in choices]
         used = self.checked.usage(lasts)
         metrics.answers.labels(name, self.route, self.reason).inc()
@@ -251,10 +311,13 @@ class _Request:
         metrics.tokens.labels(name, "answer").inc(used["completion_tokens"])
         metrics.seconds.observe(seconds)
         self.note.fields |= {
-            "route": self.route, "reason": self.reason, "prompt_tokens": used["prompt_tokens"],
-            "completion_tokens": used["completion_tokens"], "finish": [last["finish"] for last in lasts],
+            "route": self.route,
+            "reason": self.reason,
+            "prompt_tokens": used["prompt_tokens"],
+            "completion_tokens": used["completion_tokens"],
+            "finish": [last["finish"] for last in lasts],
             "confidence": [last.get("confidence") for last in lasts],
-        }  # fmt: skip
+        }
         if self.gateway.settings.log_texts:
             self.note.fields["answer"] = [choice.text for choice in choices]
         self._collect()
@@ -262,7 +325,12 @@ class _Request:
     def _collect(self, *, held: bool = False) -> None:
         if (collector := self.gateway.fleet.collector) is not None:
             collecting.hand_over(
-                self.checked, self.exchange.choices, self.routed, held=held,
+                self.checked,
+                self.exchange.choices,
+                self.routed,
+                held=held,
                 id=self.note.id + (f"-{self.number + 1}" if self.number else ""),
-                is_marked=conversation_veto.is_marked(self.http.headers), client=self.note.client, collector=collector,
-            )  # fmt: skip
+                is_marked=conversation_veto.is_marked(self.http.headers),
+                client=self.note.client,
+                collector=collector,
+            )

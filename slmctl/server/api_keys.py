@@ -1,4 +1,6 @@
-"""API keys and the limits of each. Only hashes are kept, in a file that is read again when it changes."""
+"""API keys and the limits of each. Only hashes are kept, in a file
+that is read again when it changes.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from slmctl.errors import IntegrityError, StageError, UsageError
 
 SCHEMA = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-CROSSED_OUT = "0" * 64  # in place of the hash of a key that was revoked where the file could not be rewritten
+# in place of the hash of a key that was revoked where the file could not be rewritten
+CROSSED_OUT = "0" * 64
 _NO_KEY = hashlib.sha256(b"").hexdigest()  # compared with a key that no entry of the file matches
 
 
@@ -69,9 +72,13 @@ def add(
         UsageError: The name is taken, has characters that no name may have, or a limit is none.
     """
     if not NAME.fullmatch(name):
-        raise UsageError(f"'{name}' is no name for a key", hint="letters, digits, '.', '_' and '-', at most 64")
+        raise UsageError(
+            f"'{name}' is no name for a key", hint="letters, digits, '.', '_' and '-', at most 64"
+        )
     if rate is not None and not math.isfinite(rate):
-        raise UsageError(f"'{rate}' is no number of requests a minute", hint="leave --rate out for no limit")
+        raise UsageError(
+            f"'{rate}' is no number of requests a minute", hint="leave --rate out for no limit"
+        )
     for model in models or ():
         if not model or not model.isprintable():
             raise UsageError("a name of --model is empty, or holds characters that cannot be shown")
@@ -81,7 +88,20 @@ def add(
         keys = read(path) if path.exists() else []
         if any(key.name == name for key in keys):
             raise UsageError(f"there is a key '{name}' already", hint=f"slmctl keys revoke {name}")
-        _write(path, [*keys, Key(name, _hash(secret), created, rate, concurrency, tuple(models) if models else None)])
+        _write(
+            path,
+            [
+                *keys,
+                Key(
+                    name,
+                    _hash(secret),
+                    created,
+                    rate,
+                    concurrency,
+                    tuple(models) if models else None,
+                ),
+            ],
+        )
     return secret
 
 
@@ -103,7 +123,8 @@ def revoke(path: Path, name: str) -> None:
             _cross_out(path, name)
         except OSError as error:
             raise StageError(
-                f"key '{name}' could not be removed from {path}: {error.strerror}; servers still let it in",
+                f"key '{name}' could not be removed from {path}: {error.strerror}; servers still "
+                "let it in",
                 hint=f"make room or make the file writable, then again: slmctl keys revoke {name}",
             ) from None
 
@@ -137,7 +158,9 @@ def read(path: Path) -> list[Key]:
             raise ValueError("two keys have the same name")
         return [key for key in keys if key.sha256 != CROSSED_OUT]
     except FileNotFoundError:
-        raise IntegrityError(f"there is no file of keys {path}", hint="slmctl keys add NAME") from None
+        raise IntegrityError(
+            f"there is no file of keys {path}", hint="slmctl keys add NAME"
+        ) from None
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         reason = _first_fault(error) if isinstance(error, ValidationError) else str(error)
         raise IntegrityError(
@@ -154,8 +177,8 @@ def _first_fault(error: ValidationError) -> str:
 class KeyRing:
     """The keys of a file, as they are now.
 
-    The file is looked at with every request and read again when it has changed. While it is missing or
-    cannot be read, no key is accepted: a file that was meant to hold none is the safer reading.
+    The file is looked at with every request and read again when it has changed. While it is missing
+    or cannot be read, no key is accepted: a file that was meant to hold none is the safer reading.
     """
 
     def __init__(self, path: Path) -> None:
@@ -177,7 +200,9 @@ class KeyRing:
         return list(self._keys.values())
 
     def find(self, secret: str) -> Key | None:
-        """The key that a client has shown; compared in a time that does not tell how much of it was right."""
+        """The key that a client has shown; compared in a time that
+        does not tell how much of it was right.
+        """
         if self._stamp() != self._seen:
             self.reload()
         key = self._keys.get(secret.removeprefix("slm-").rpartition("-")[0])
@@ -205,4 +230,6 @@ def _locked(path: Path) -> AbstractContextManager[None]:
 def _write(path: Path, keys: Sequence[Key]) -> None:
     """Replace the file at once, readable by its owner alone."""
     with atomic.file(path, 0o600) as draft:
-        draft.write_bytes(artifact.canonical({"schema": SCHEMA, "keys": [asdict(key) for key in keys]}))
+        draft.write_bytes(
+            artifact.canonical({"schema": SCHEMA, "keys": [asdict(key) for key in keys]})
+        )

@@ -1,4 +1,6 @@
-"""The HTTP side of `slmctl serve`: OpenAI's API in front of an engine, within limits, answers kept to the task."""
+"""The HTTP side of `slmctl serve`: OpenAI's API in front of an engine,
+within limits, answers kept to the task.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,12 @@ def application(fleet: Fleet, log: Log) -> Starlette:
     """Returns the ASGI application; its state is `app.state.gateway`."""
     origins = fleet.settings.cors_origins
     cors = Middleware(
-        CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
         expose_headers=[ROUTE, REQUEST_ID],
-    )  # fmt: skip
+    )
     gateway = Gateway(fleet, log)
     app = Starlette(
         routes=[
@@ -45,7 +50,8 @@ def application(fleet: Fleet, log: Log) -> Starlette:
         middleware=[
             Middleware(Observed, gateway=gateway),
             *([cors] if origins else []),
-            # inside Observed: Starlette's own would stand around it, and its answers would not be counted
+            # inside Observed: Starlette's own would stand around it, and its answers would not be
+            # counted
             Middleware(ServerErrorMiddleware, handler=refusals.bug),
         ],
         exception_handlers=refusals.HANDLERS,
@@ -72,13 +78,17 @@ async def _ready(http: HttpRequest) -> Response:
     gateway: Gateway = http.app.state.gateway
     await gateway.fleet.look()
     faults = {"failed": gateway.fleet.faults} if gateway.fleet.faults else {}
-    return JSONResponse({"ready": gateway.ready, **faults}, status_code=200 if gateway.ready else 503)
+    return JSONResponse(
+        {"ready": gateway.ready, **faults}, status_code=200 if gateway.ready else 503
+    )
 
 
 async def _metrics(http: HttpRequest) -> Response:
     gateway: Gateway = http.app.state.gateway
     if gateway.key_of(http).models is not None:
-        raise HTTPException(403, "this key is limited to models, and /metrics tells of all: use another key")
+        raise HTTPException(
+            403, "this key is limited to models, and /metrics tells of all: use another key"
+        )
     metrics, limits = gateway.metrics, gateway.limits
     await gateway.fleet.look()
     await gateway.fleet.measure()

@@ -1,4 +1,6 @@
-"""Backends of the server: the own engine, or an OpenAI-compatible endpoint; both emit the engine's events."""
+"""Backends of the server: the own engine, or an OpenAI-compatible
+endpoint; both emit the engine's events.
+"""
 
 from __future__ import annotations
 
@@ -46,10 +48,14 @@ class Backend(Protocol):
     def start(self, log: Log, metrics: Metrics) -> None: ...
 
     def fault_of(self, form: str) -> str:
-        """Why answers cannot be held to a JSON Schema or a grammar of calls; empty where they can, after a while."""
+        """Why answers cannot be held to a JSON Schema or a grammar of
+        calls; empty where they can, after a while.
+        """
 
     def begin(self, checked: CheckedRequest, index: int, put: Put) -> Cancel:
-        """Have one choice answered; the events come in this loop, until `finish` or `error`, or the cancel."""
+        """Have one choice answered; the events come in this loop, until
+        `finish` or `error`, or the cancel.
+        """
 
     async def close(self) -> None: ...
 
@@ -59,13 +65,15 @@ class LocalEngine:
 
     def __init__(self, engine: Answering, model: str) -> None:
         self.engine, self._model = engine, model
-        self._parked: dict[object, Callable[[], None]] = {}  # requests that came while there was no engine
+        # requests that came while there was no engine
+        self._parked: dict[object, Callable[[], None]] = {}
         self._reviving: asyncio.Task[None] | None = None
 
     @property
     def build(self) -> str:
         build = self.engine.build
-        return f"llama-cpp-python {build}" if build[:1].isdigit() else build  # of linear members another program's
+        # of linear members another program's
+        return f"llama-cpp-python {build}" if build[:1].isdigit() else build
 
     @property
     def ready(self) -> bool:
@@ -124,8 +132,13 @@ class LocalEngine:
         while not self.engine.alive:
             try:
                 await asyncio.to_thread(self.engine.revive)
-            except (EngineError, OSError) as error:  # no file or process left is no reason to give up for good
-                self._log.event("engine_cannot_start", error=str(error), again_in_s=wait, model=self._model)
+            except (
+                EngineError,
+                OSError,
+            ) as error:  # no file or process left is no reason to give up for good
+                self._log.event(
+                    "engine_cannot_start", error=str(error), again_in_s=wait, model=self._model
+                )
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, LONGEST_WAIT_S)
         self._metrics.restarts.inc()
@@ -137,19 +150,23 @@ class LocalEngine:
 
 
 class EndpointEngine:
-    """An OpenAI-compatible server that has the release's model (vLLM, llama-server, another slmctl).
+    """An OpenAI-compatible server that has the release's model (vLLM, llama-server, another
+    slmctl).
 
-    It is asked as the model was trained, with the labels or the schema as a constraint where it knows one;
-    whatever it answers, an answer that the task does not allow is an error and not an answer. Keys take turns at the
-    places for requests that are with it.
+    It is asked as the model was trained, with the labels or the schema as a constraint where it
+    knows one; whatever it answers, an answer that the task does not allow is an error and not an
+    answer. Keys take turns at the places for requests that are with it.
 
     Args:
         concurrency: Requests that are with it at the same time.
     """
 
     def __init__(self, url: str, model: str, key_env: str | None, concurrency: int) -> None:
-        # no proxy of the environment, which would read everything; the deadline of the answer is the gateway's
-        self.endpoint = EndpointClient(url, model, key_env, connections=concurrency, droppable=EXTENSIONS)
+        # no proxy of the environment, which would read everything; the deadline of the answer is
+        # the gateway's
+        self.endpoint = EndpointClient(
+            url, model, key_env, connections=concurrency, droppable=EXTENSIONS
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._places = Places(concurrency)
         self._there, self._looked_at = True, -math.inf
@@ -200,10 +217,14 @@ class EndpointEngine:
     async def _answer(self, checked: CheckedRequest, index: int, put: Put) -> None:
         reply, request = StreamedReply(), checked.requests[index]
         if checked.questions:
-            fault = "another server behind --engine-url does not tell the probability of every label: ask a chat"
+            fault = (
+                "another server behind --engine-url does not tell the probability of every "
+                "label: ask a chat"
+            )
             put({"error": fault, "refused": True})
             return
-        held = bool(request.labels or request.schema)  # such an answer is shown when it is known to be one
+        # such an answer is shown when it is known to be one
+        held = bool(request.labels or request.schema)
         question = _question(checked, index)
         try:
             async with (
@@ -212,7 +233,12 @@ class EndpointEngine:
             ):
                 async for delta in deltas:
                     if not held:
-                        put({"piece": delta.text, **({"tokens": delta.tokens} if delta.tokens else {})})
+                        put(
+                            {
+                                "piece": delta.text,
+                                **({"tokens": delta.tokens} if delta.tokens else {}),
+                            }
+                        )
         except EndpointError as error:
             verb = "refused" if error.kind == "refused" else "cannot be asked"
             put({"error": f"the engine {verb}: {error.message}", "refused": error.status == 400})
@@ -222,24 +248,40 @@ class EndpointEngine:
         elif not held:
             put(_last(reply))
         elif (text := await _read(checked, request, reply.text)) is None:
-            whose = f"a task of kind '{checked.model.task.kind}'" if checked.model.held else "the request"
-            put({"error": f"the engine's answer, which ended with '{reply.finish}', is none that {whose} allows"})
+            whose = (
+                f"a task of kind '{checked.model.task.kind}'"
+                if checked.model.held
+                else "the request"
+            )
+            put(
+                {
+                    "error": f"the engine's answer, which ended with '{reply.finish}', is none "
+                    f"that {whose} allows"
+                }
+            )
         else:
             put({"piece": text, **({"tokens": reply.tokens} if reply.tokens else {})})
             put(_last(reply))
 
 
 def _question(checked: CheckedRequest, index: int) -> EndpointRequest:
-    """One choice as another server is asked: the conversation as it is rendered here, its control tokens broken up."""
+    """One choice as another server is asked: the conversation as it is
+    rendered here, its control tokens broken up.
+    """
     request, task, turns = checked.requests[index], checked.model.task, checked.turns[index]
     options: dict[str, object] = {"top_p": request.top_p, "seed": request.seed}
     if turns:
-        options |= {"logprobs": True} | ({"top_logprobs": request.alternatives} if request.alternatives > 0 else {})
+        options |= {"logprobs": True} | (
+            {"top_logprobs": request.alternatives} if request.alternatives > 0 else {}
+        )
     return EndpointRequest(
-        task.safe_messages(turns), request.max_tokens, request.temperature,
+        task.safe_messages(turns),
+        request.max_tokens,
+        request.temperature,
         stop=tuple(stop for stop in request.stop if stop != task.end),
-        options=options | constraint(request.labels, request.schema), prompt=request.prompt,
-    )  # fmt: skip
+        options=options | constraint(request.labels, request.schema),
+        prompt=request.prompt,
+    )
 
 
 def _last(reply: StreamedReply) -> Event:
@@ -257,7 +299,9 @@ def _last(reply: StreamedReply) -> Event:
 async def _read(checked: CheckedRequest, request: Request, text: str) -> str | None:
     """The answer, if the task, or else the client's own choices or schema, allows it."""
     if request.labels:
-        return next((candidate for candidate in (text, text.strip()) if candidate in request.labels), None)
+        return next(
+            (candidate for candidate in (text, text.strip()) if candidate in request.labels), None
+        )
     if checked.model.held:
         text = checked.model.task.rules.kept(text)
         return text if await asyncio.to_thread(checked.model.task.accepts, text) else None

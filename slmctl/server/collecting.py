@@ -26,7 +26,8 @@ def hand_over(
     collector: Collector,
     held: bool = False,
 ) -> None:
-    """Remember the answers for feedback, and have a random sample written down, without waiting for the disk.
+    """Remember the answers for feedback, and have a random sample written down, without waiting for
+    the disk.
 
     Args:
         routed: The router's decision; None where no policy decides.
@@ -51,11 +52,17 @@ def hand_over(
             collector.take(row, draw, id=name, also=checked.also, client=client)
 
 
-def _row(checked: CheckedRequest, index: int, choice: ReplyChoice, routed: Routed | None, id: str) -> CollectedRow:
+def _row(
+    checked: CheckedRequest, index: int, choice: ReplyChoice, routed: Routed | None, id: str
+) -> CollectedRow:
     """One answer as a line of the collected rows, without its probability of being chosen."""
     kept = checked.model.task.rules.kept  # a call in one form, whatever the model writes
     escalated, answer = routed is not None and routed.route != "local", kept(choice.text)
-    own = [each for each in choice.last.get("labels", {}).items() if each[0] in checked.model.task.labels]
+    own = [
+        each
+        for each in choice.last.get("labels", {}).items()
+        if each[0] in checked.model.task.labels
+    ]
     return CollectedRow(
         id=id,
         time=timestamp(),
@@ -71,5 +78,7 @@ def _row(checked: CheckedRequest, index: int, choice: ReplyChoice, routed: Route
         p_correct=routed.p_correct if routed is not None else None,
         confidence=choice.last.get("confidence"),
         labels=dict(own[:LABELS]),  # a client's own choices are texts that were not searched
-        tools=list(checked.offer.tools) if checked.offer is not None and checked.offer.is_clients else [],
+        tools=list(checked.offer.tools)
+        if checked.offer is not None and checked.offer.is_clients
+        else [],
     )

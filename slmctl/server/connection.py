@@ -1,9 +1,11 @@
-"""uvicorn's HTTP connection with a bound on everything that a client can send before its request is read.
+"""uvicorn's HTTP connection with a bound on everything that a client can send before its request is
+read.
 
-uvicorn bounds neither the time nor the room that the head of a request, the framing of a chunked body, its trailers
-or a row of pipelined requests take, and it accepts more connections than the process may have files.
-uvicorn's h11 with `h11_max_incomplete_event_size` bounds some of the room and none of the time: heads that come in one
-piece, extensions of small chunks, slow clients, answers that are not read and connections beyond the files pass it.
+uvicorn bounds neither the time nor the room that the head of a request, the framing of a chunked
+body, its trailers or a row of pipelined requests take, and it accepts more connections than the
+process may have files. uvicorn's h11 with `h11_max_incomplete_event_size` bounds some of the room
+and none of the time: heads that come in one piece, extensions of small chunks, slow clients,
+answers that are not read and connections beyond the files pass it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from slmctl.server.request_errors import error_body
 
 MAX_HEAD = 64 << 10  # bytes of a request's line and headers
 MAX_FRAMING = 64 << 10  # bytes of chunk headers, chunk extensions and trailers of one body
-FRAMING_A_BYTE = 8  # more of them for each byte of the body: a chunk of one byte has a header of five
+# more of them for each byte of the body: a chunk of one byte has a header of five
+FRAMING_A_BYTE = 8
 MAX_PIPELINED = 16  # requests that are read while another one is answered
 MAX_UNPARSED = 1 << 20  # bytes that wait behind them
 UNREAD_S = 60.0  # that a client may leave an answer unread
@@ -45,10 +48,13 @@ class Room:
     most: int
     receive_timeout_s: float
     on_full: Callable[[], None] = lambda: None
-    idle: dict[BoundedConnection, None] = field(default_factory=dict)  # without a request, the oldest first
+    # without a request, the oldest first
+    idle: dict[BoundedConnection, None] = field(default_factory=dict)
 
     def make(self) -> bool:
-        """End the connection that has been without a request for longest; False where every one has a request."""
+        """End the connection that has been without a request for longest;
+        False where every one has a request.
+        """
         self.on_full()
         oldest = next(iter(self.idle), None)
         if oldest is None:
@@ -69,11 +75,13 @@ class BoundedConnection(HttpToolsProtocol):
         self.room = room
         self._heading, self._head = False, 0  # whether a head is awaited, and its bytes so far
         self._within = False  # a request that has begun and not ended
-        self._framing, self._body = 0, 0  # bytes of the request after its head: around the body, and of it
+        # bytes of the request after its head: around the body, and of it
+        self._framing, self._body = 0, 0
         self._unparsed = b""  # bytes after MAX_PIPELINED requests
         self._deaf = False  # nothing that comes is read any more
         self._unread: asyncio.TimerHandle | None = None  # ends a client that does not read
-        self._timer: asyncio.TimerHandle | None = None  # ends a head, or the rest of a body that is not read
+        # ends a head, or the rest of a body that is not read
+        self._timer: asyncio.TimerHandle | None = None
         self._half_closed = False  # the client has ended its side, behind a whole request
         self._looking: asyncio.TimerHandle | None = None  # whether such a client has gone
 
@@ -94,14 +102,19 @@ class BoundedConnection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:
-        """Answer a client that ended its side behind a whole request; True keeps the other side open.
+        """Answer a client that ended its side behind a whole request; True keeps the other side
+        open.
 
-        A client that hangs up looks the same until it is sent something: then its system refuses the connection. So it
-        gets an interim response, which every client of HTTP/1.1 passes over.
+        A client that hangs up looks the same until it is sent something: then its system refuses
+        the connection. So it gets an interim response, which every client of HTTP/1.1 passes over.
         """
         if self._half_closed:
             return True
-        if self._idle or (self.cycle.more_body and not self.pipeline) or self.scope["http_version"] != "1.1":
+        if (
+            self._idle
+            or (self.cycle.more_body and not self.pipeline)
+            or self.scope["http_version"] != "1.1"
+        ):
             return False
         self._half_closed = True
         if not (self.pipeline or self.cycle.response_started):
@@ -132,7 +145,12 @@ class BoundedConnection(HttpToolsProtocol):
                 self._refuse(431, f"more than {MAX_UNPARSED} bytes were sent ahead of the answers")
             return
         self._parse(data)
-        if not self._deaf and self._timer is self.timeout_keep_alive_task is None and not self._within and self._idle:
+        if (
+            not self._deaf
+            and self._timer is self.timeout_keep_alive_task is None
+            and not self._within
+            and self._idle
+        ):
             self._wait_for_head()  # bytes that begin no request do not keep the connection either
 
     def _parse(self, data: bytes) -> None:
@@ -143,7 +161,8 @@ class BoundedConnection(HttpToolsProtocol):
                 self._unparsed = data[done:]
                 self.flow.pause_reading()
                 return
-            # a slice ends where the head must end: a head that is too long is refused however it was cut
+            # a slice ends where the head must end: a head that is too long is refused however it
+            # was cut
             size = min(SLICE, MAX_HEAD - self._head) if self._heading else SLICE
             self._feed(data[done : done + size])
             done += size
@@ -153,7 +172,8 @@ class BoundedConnection(HttpToolsProtocol):
         try:
             self.parser.feed_data(part)
         except httptools.HttpParserUpgrade:
-            self._deaf = True  # no other protocol is spoken here: this request is answered, and none after it
+            # no other protocol is spoken here: this request is answered, and none after it
+            self._deaf = True
             self.cycle.keep_alive = False
             return
         except httptools.HttpParserError:
@@ -167,7 +187,10 @@ class BoundedConnection(HttpToolsProtocol):
             # where this part begins a request, `body` is that of the request before
             self._framing += len(part) - max(self._body - body, 0)
             if self._framing > MAX_FRAMING + FRAMING_A_BYTE * self._body:
-                self._refuse(431, f"chunk headers and trailers of the body have more than {MAX_FRAMING} bytes")
+                self._refuse(
+                    431,
+                    f"chunk headers and trailers of the body have more than {MAX_FRAMING} bytes",
+                )
 
     @property
     def _idle(self) -> bool:
@@ -235,7 +258,9 @@ class BoundedConnection(HttpToolsProtocol):
             self._looking = None
 
     def _late(self) -> None:
-        self._refuse(408, f"the head of the request did not arrive within {self.room.receive_timeout_s:g} s")
+        self._refuse(
+            408, f"the head of the request did not arrive within {self.room.receive_timeout_s:g} s"
+        )
 
     def _refuse(self, status: int, message: str) -> None:
         """End the connection, with a word where no answer is being sent."""
@@ -245,9 +270,12 @@ class BoundedConnection(HttpToolsProtocol):
             return
         if not self.pipeline and (self._idle or not self.cycle.response_started):
             request_id = secrets.token_hex(12)
-            body = json.dumps(error_body(message, "invalid_request_error", request_id=request_id)).encode()
+            body = json.dumps(
+                error_body(message, "invalid_request_error", request_id=request_id)
+            ).encode()
             head = (
-                f"HTTP/1.1 {status} Refused\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+                f"HTTP/1.1 {status} Refused\r\ncontent-type: application/json\r\ncontent-length: "
+                f"{len(body)}\r\n"
                 f"{REQUEST_ID}: {request_id}\r\n"
             )
             self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)

@@ -18,16 +18,27 @@ class EventStream(Response):
     """
 
     def __init__(
-        self, parts: AsyncGenerator[bytes, None], deadline: float, headers: Mapping[str, str], close: Callable[[], None]
+        self,
+        parts: AsyncGenerator[bytes, None],
+        deadline: float,
+        headers: Mapping[str, str],
+        close: Callable[[], None],
     ) -> None:
-        super().__init__(None, media_type="text/event-stream", headers={**headers, "cache-control": "no-store"})
+        super().__init__(
+            None, media_type="text/event-stream", headers={**headers, "cache-control": "no-store"}
+        )
         del self.headers["content-length"]
         self._parts, self._deadline, self._close = parts, deadline, close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with asyncio.timeout_at(self._deadline), contextlib.aclosing(self._parts) as parts:
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async with (
+                asyncio.timeout_at(self._deadline),
+                contextlib.aclosing(self._parts) as parts,
+            ):
+                await send(
+                    {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+                )
                 async for part in parts:
                     await send({"type": "http.response.body", "body": part, "more_body": True})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})

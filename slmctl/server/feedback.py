@@ -1,4 +1,6 @@
-"""`POST /v1/feedback`: a client's word on an answer, by the id of its request; the last one on an answer counts."""
+"""`POST /v1/feedback`: a client's word on an answer, by the id of its
+request; the last one on an answer counts.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,10 @@ async def take(http: HttpRequest) -> Response:
     """Check a word on an answer and write it down; the reply comes when it is on the disk.
 
     Raises:
-        RequestError: A field is missing or wrong, the task does not allow the answer, or the key asks too much.
-        HTTPException: The key is not known, no answers are collected, or this id was not answered here lately.
+        RequestError: A field is missing or wrong, the task does not allow the answer, or the key
+            asks too much.
+        HTTPException: The key is not known, no answers are collected, or this id was not answered
+            here lately.
     """
     gateway: Gateway = http.app.state.gateway
     key = gateway.key_of(http)
@@ -56,7 +60,9 @@ async def _taken(http: HttpRequest, gateway: Gateway, collector: Collector, key:
     if answer and not task.rules.chooses:
         answer = await asyncio.wrap_future(collector.cleared(answer, client=key.name))
         if answer is None:
-            raise RequestError("'answer' holds personal data or a secret, which is not collected here", "answer")
+            raise RequestError(
+                "'answer' holds personal data or a secret, which is not collected here", "answer"
+            )
     if answered.words >= MOST_WORDS:
         raise HTTPException(409, f"there are {MOST_WORDS} words on request '{id}' already")
     written = collector.say(answered, ok=ok, answer=answer, key=key.name)
@@ -66,7 +72,9 @@ async def _taken(http: HttpRequest, gateway: Gateway, collector: Collector, key:
         done = False
     if not done:
         raise HTTPException(503, "the feedback could not be written down", {"retry-after": "1"})
-    return JSONResponse({"request_id": id, "ok": ok, "answer": answer, "collected": answered.collected})
+    return JSONResponse(
+        {"request_id": id, "ok": ok, "answer": answer, "collected": answered.collected}
+    )
 
 
 def _read(body: dict[str, Any]) -> tuple[str, bool | None, str | None]:
@@ -77,7 +85,9 @@ def _read(body: dict[str, Any]) -> tuple[str, bool | None, str | None]:
     """
     for name in body:
         if name not in FIELDS:
-            raise RequestError(f"field '{name[:100]}' is not known; known: {', '.join(FIELDS)}", name[:100])
+            raise RequestError(
+                f"field '{name[:100]}' is not known; known: {', '.join(FIELDS)}", name[:100]
+            )
     id, ok, answer = (body.get(name) for name in FIELDS)
     if not isinstance(id, str) or not 0 < len(id) <= 100:
         raise RequestError("'request_id' must be the x-request-id of an answer", "request_id")
@@ -87,7 +97,8 @@ def _read(body: dict[str, Any]) -> tuple[str, bool | None, str | None]:
         answer = json.dumps(answer, ensure_ascii=False, sort_keys=True)
     if answer is not None and (not isinstance(answer, str) or not answer.strip()):
         raise RequestError(
-            "'answer' must be a text that is not empty, an object for a task of kind extract or call, a list for tag",
+            "'answer' must be a text that is not empty, an object for a task of kind extract or "
+            "call, a list for tag",
             "answer",
         )
     if ok is None and answer is None:
@@ -107,8 +118,14 @@ def _allowed(answer: str, task: Task, offers: bool) -> str:
             if not offers:  # which ones a client offered is not kept
                 tool_calls.require_offered(call, task.rules.offered())
             return tool_calls.answer_of(call)
-        raise RequestError(f"'answer' is neither a call of the task's tools nor '{tool_calls.NO_CALL}'", "answer")
+        raise RequestError(
+            f"'answer' is neither a call of the task's tools nor '{tool_calls.NO_CALL}'", "answer"
+        )
     if not task.accepts(answer):
-        allowed = "one of the task's labels" if task.rules.chooses else "JSON that satisfies the task's schema"
+        allowed = (
+            "one of the task's labels"
+            if task.rules.chooses
+            else "JSON that satisfies the task's schema"
+        )
         raise RequestError(f"'answer' is not {allowed}", "answer")
     return task.rules.kept(answer)

@@ -1,7 +1,8 @@
-"""The releases behind one address, each loaded at the start or when it is first asked for, within `serve.memory`.
+"""The releases behind one address, each loaded at the start or when it is first asked for, within
+`serve.memory`.
 
-A server of one release is a fleet of one pinned release. If the next model has no room, the least recently used one
-ends: an idle one first, else a busy one after its running answers.
+A server of one release is a fleet of one pinned release. If the next model has no room, the least
+recently used one ends: an idle one first, else a busy one after its running answers.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ AGAIN_S = 10.0  # after a load that failed, before it is tried once more
 RETRY_S = 2.0  # after a load that found no room
 STATES = ("on disk", "loading", "loaded", "failed")
 FAMILIES = {  # name: kind, help
-    "slmctl_model_state": ("gauge", "1 for the state that a model is in: on disk, loading, loaded or failed."),
+    "slmctl_model_state": (
+        "gauge",
+        "1 for the state that a model is in: on disk, loading, loaded or failed.",
+    ),
     "slmctl_model_bytes": ("gauge", "Bytes that the engine of a model holds."),
     "slmctl_model_loads": ("counter", "Times that a model was loaded."),
     "slmctl_model_evictions": ("counter", "Times that a model made room for another one."),
@@ -61,10 +65,14 @@ class Fleet:
         self.settings, self.keys, self.collector = settings, keys, collector
         self.escalation = escalation
         self._faults: dict[str, str] = {}  # why the release of a name could not be loaded
-        self._behind: dict[str, str] = {}  # why the newest release of a name is not the one that is loaded
-        self._again_at: dict[str, float] = {}  # time before which a load that failed is not tried again
-        self._waiting: dict[str, list[asyncio.Future[RunningModel]]] = {}  # requests by the name that is being loaded
-        self._ending: dict[RunningModel, asyncio.Task[None]] = {}  # old releases, with their last answers
+        # why the newest release of a name is not the one that is loaded
+        self._behind: dict[str, str] = {}
+        # time before which a load that failed is not tried again
+        self._again_at: dict[str, float] = {}
+        # requests by the name that is being loaded
+        self._waiting: dict[str, list[asyncio.Future[RunningModel]]] = {}
+        # old releases, with their last answers
+        self._ending: dict[RunningModel, asyncio.Task[None]] = {}
         self._measured: dict[str, int] = {}  # bytes by digest, once they are known
         self._loads, self._evictions = Counter[str](), Counter[str]()
         self._room = asyncio.Lock()  # held while one model is loaded, and others end for it
@@ -73,7 +81,8 @@ class Fleet:
     # Before the server runs
 
     def require_fit(self) -> None:
-        """Refuse a `serve.memory` that is too small for the pinned releases, or for them and any one other release.
+        """Refuse a `serve.memory` that is too small for the pinned releases, or for them and any
+        one other release.
 
         Raises:
             UsageError: It is; nothing has been loaded.
@@ -81,7 +90,9 @@ class Fleet:
         pinned = [release for release in self.releases.values() if release.pin]
         names = ", ".join(release.name for release in pinned)
         need = "the pinned model needs" if len(pinned) == 1 else "the pinned models need"
-        self._require_budget(need + " about {} (" + names + ")", sum(map(self._needed, pinned)), "pin fewer models")
+        self._require_budget(
+            need + " about {} (" + names + ")", sum(map(self._needed, pinned)), "pin fewer models"
+        )
         for release in self.releases.values():
             if not release.pin:
                 self._require_place(release)
@@ -103,9 +114,10 @@ class Fleet:
         beside = f" beside the pinned {', '.join(other.name for other in pinned)}" if pinned else ""
         needed = self._needed(release)
         self._require_budget(
-            f"model '{release.name}' needs about {size(needed)}{beside}", needed + sum(map(self._needed, pinned)),
+            f"model '{release.name}' needs about {size(needed)}{beside}",
+            needed + sum(map(self._needed, pinned)),
             "leave the model out",
-        )  # fmt: skip
+        )
 
     def _require_budget(self, what: str, bytes: int, instead: str) -> None:
         budget = self.settings.memory
@@ -147,7 +159,10 @@ class Fleet:
         if name in (None, DEFAULT):
             model = next(iter(models.values()), None)
         else:
-            model = next((model for own, model in models.items() if name == own or name in model.aliases), None)
+            model = next(
+                (model for own, model in models.items() if name == own or name in model.aliases),
+                None,
+            )
         if model is None:
             missed = f"model '{str(name)[:100]}' is not served here; served: {', '.join(models)}"
             raise RequestError(
@@ -156,7 +171,9 @@ class Fleet:
                 status=404 if isinstance(name, str | None) else 400,
                 code="model_not_found",
             )
-        return next(release for release in self.releases if model.name in self.models_of(release)), model
+        return next(
+            release for release in self.releases if model.name in self.models_of(release)
+        ), model
 
     # While it runs
 
@@ -178,7 +195,9 @@ class Fleet:
 
     @property
     def faults(self) -> list[str]:
-        """Names of models that still serve an older release, since the newest one could not be loaded."""
+        """Names of models that still serve an older release, since
+        the newest one could not be loaded.
+        """
         return [name for name in self.releases if name in self._faults or name in self._behind]
 
     def state(self, name: str) -> str:
@@ -190,7 +209,9 @@ class Fleet:
 
     def bytes_of(self, name: str) -> int:
         """Memory that a model holds, or is expected to hold once it is loaded."""
-        return self.running[name].bytes if name in self.running else self._needed(self.releases[name])
+        return (
+            self.running[name].bytes if name in self.running else self._needed(self.releases[name])
+        )
 
     def figures(self) -> dict[str, Samples]:
         def of_each(figure: Callable[[str], float]) -> Samples:
@@ -202,7 +223,9 @@ class Fleet:
                 for name in self.releases
                 for state in STATES
             ],
-            "slmctl_model_bytes": of_each(lambda name: self.running[name].bytes if name in self.running else 0),
+            "slmctl_model_bytes": of_each(
+                lambda name: self.running[name].bytes if name in self.running else 0
+            ),
             "slmctl_model_loads": of_each(self._loads.__getitem__),
             "slmctl_model_evictions": of_each(self._evictions.__getitem__),
             "slmctl_model_fault": of_each(self.faults.__contains__),
@@ -217,7 +240,8 @@ class Fleet:
         await asyncio.gather(*(asyncio.to_thread(running.measure) for running in self._all()))
 
     async def lease(self, name: str) -> RunningModel:
-        """The model of a release, loaded where it is not, to answer one request; `give_back` ends that.
+        """The model of a release, loaded where it is not, to answer one request; `give_back` ends
+        that.
 
         Raises:
             RequestError: It cannot be loaded, or not now.
@@ -235,7 +259,8 @@ class Fleet:
         try:
             return await taken
         except asyncio.CancelledError:
-            if not taken.cancelled() and taken.exception() is None:  # it was loaded at the same moment
+            # it was loaded at the same moment
+            if not taken.cancelled() and taken.exception() is None:
                 self.give_back(taken.result())
             raise
 
@@ -254,7 +279,9 @@ class Fleet:
             running.is_idle.set()
 
     async def _load(self, name: str) -> None:
-        """Load a release, and give it to every request that waits for it before anything else may end it."""
+        """Load a release, and give it to every request that waits for
+        it before anything else may end it.
+        """
         error, running = _failed(name, AGAIN_S), None
         try:
             async with self._room:
@@ -326,10 +353,11 @@ class Fleet:
         return machine if budget is None else min(machine, budget - self._held())
 
     async def _make_room(self, release: Release) -> None:
-        """End the models that were used least recently until a release has room: idle ones first, then busy ones.
+        """End the models that were used least recently until a release has room: idle ones first,
+        then busy ones.
 
-        New requests for a model that ends wait for their turn to load it, so one that is never idle keeps no other one
-        out.
+        New requests for a model that ends wait for their turn to load it, so one that is never idle
+        keeps no other one out.
 
         Raises:
             RequestError: It would not have room without all of them; none has ended.
@@ -338,17 +366,23 @@ class Fleet:
         await self.measure()
         while self._ending and needed > self._free():
             await asyncio.wait(self._ending.values(), return_when=asyncio.FIRST_COMPLETED)
-        others = [name for name in self.running if not self.releases[name].pin and name != release.name]
+        others = [
+            name for name in self.running if not self.releases[name].pin and name != release.name
+        ]
         others.sort(key=lambda name: (self.running[name].users > 0, self.running[name].used))
         if needed > self._free() + sum(self.running[name].bytes for name in others):
-            self._log.event("model_has_no_room", model=release.name, bytes=needed, free=max(0, self._free()))
+            self._log.event(
+                "model_has_no_room", model=release.name, bytes=needed, free=max(0, self._free())
+            )
             raise _no_room(release.name)
         while others and needed > self._free():
             await self._evict(others.pop(0), release.name)
 
     async def _evict(self, name: str, other: str) -> None:
         running = self.running.pop(name)
-        self._log.event("model_evicted", model=name, for_model=other, bytes=running.bytes, running=running.users)
+        self._log.event(
+            "model_evicted", model=name, for_model=other, bytes=running.bytes, running=running.users
+        )
         self._evictions[name] += 1
         self._ending[running] = self._beside(self._end(running))
         await self._ending[running]
@@ -376,13 +410,17 @@ class Fleet:
         return any(release.newest is not None for release in self.releases.values())
 
     async def follow(self) -> None:
-        """Read every tag again; new requests go to its release of today, and running answers end with the old one."""
+        """Read every tag again; new requests go to its release of today,
+        and running answers end with the old one.
+        """
         moved = []
         for name, release in list(self.releases.items()):
             if release.newest is None:
                 continue
             try:
-                if await self._followed(dataclasses.replace(await asyncio.to_thread(release.newest), name=name)):
+                if await self._followed(
+                    dataclasses.replace(await asyncio.to_thread(release.newest), name=name)
+                ):
                     moved.append(name)
             except (SlmctlError, RequestError) as error:
                 self._behind[name] = error.message
@@ -391,7 +429,9 @@ class Fleet:
             self._log.event("followed", models=moved or None)
 
     async def _followed(self, newest: Release) -> bool:
-        """Serve the release of a tag, loaded before the old one ends; returns False if it is served already."""
+        """Serve the release of a tag, loaded before the old one ends;
+        returns False if it is served already.
+        """
         async with self._room:
             is_new = newest.digest != self.releases[newest.name].digest
             if is_new and newest.name in self.running:

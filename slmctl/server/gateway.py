@@ -1,4 +1,6 @@
-"""The state of a running server, and the steps that every request passes: key, body, place, model, check."""
+"""The state of a running server, and the steps that every request
+passes: key, body, place, model, check.
+"""
 
 from __future__ import annotations
 
@@ -72,13 +74,19 @@ class Gateway:
         key = self.fleet.keys.find(secret.strip()) if scheme.lower() == "bearer" else None
         if key is None:
             raise HTTPException(
-                401, "a valid API key is needed: Authorization: Bearer KEY", {"www-authenticate": "Bearer"}
+                401,
+                "a valid API key is needed: Authorization: Bearer KEY",
+                {"www-authenticate": "Bearer"},
             )
         http.state.note.fields["key"] = key.name
         return key
 
-    async def read(self, http: HttpRequest, held: contextlib.ExitStack) -> tuple[Key, HeldPlace, JsonObject]:
-        """The key of a request for an answer, counted against its limits; the place, which `held` frees; the body."""
+    async def read(
+        self, http: HttpRequest, held: contextlib.ExitStack
+    ) -> tuple[Key, HeldPlace, JsonObject]:
+        """The key of a request for an answer, counted against its limits;
+        the place, which `held` frees; the body.
+        """
         key = self.key_of(http)
         self.limits.count(key)
         if self.stopping:
@@ -98,9 +106,13 @@ class Gateway:
             place: Of a request that may hold documents, for a large body.
         """
         kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # a web page of another origin can send any other type without asking
+        # a web page of another origin can send any other type without asking
+        if kind != "application/json":
             raise HTTPException(415, "the body must be JSON: Content-Type: application/json")
-        raw, most = bytearray(), MAX_DOCUMENT if place is not None and self.settings.documents else MAX_BODY
+        raw, most = (
+            bytearray(),
+            MAX_DOCUMENT if place is not None and self.settings.documents else MAX_BODY,
+        )
         try:
             async with asyncio.timeout(self.settings.receive_timeout_s):
                 async for chunk in http.stream():
@@ -110,7 +122,9 @@ class Gateway:
                     if place is not None and len(raw) > MAX_BODY:
                         place.hold_body()
         except TimeoutError:
-            raise HTTPException(408, f"the body did not arrive within {self.settings.receive_timeout_s:g} s") from None
+            raise HTTPException(
+                408, f"the body did not arrive within {self.settings.receive_timeout_s:g} s"
+            ) from None
         except ClientDisconnect:
             raise RequestError("the client has gone", status=499, code="client_gone") from None
         return bytes(raw)
@@ -137,13 +151,16 @@ class Gateway:
         except RequestError as error:
             self.metrics.refused.labels(error.code).inc()
             if error.code == "deadline_exceeded":
-                error.message = f"model '{name}' was not loaded within {self.settings.answer_timeout_s:g} s"
+                error.message = (
+                    f"model '{name}' was not loaded within {self.settings.answer_timeout_s:g} s"
+                )
             raise
 
     async def checked(
         self, body: JsonObject, form: Form, name: str, running: RunningModel, key: Key
-    ) -> CheckedRequest:  # fmt: skip
-        """A request as a running model is asked it for a key: the model of that name, or the default one.
+    ) -> CheckedRequest:
+        """A request as a running model is asked it for a key: the model of that name, or the
+        default one.
 
         Raises:
             RequestError: It cannot be.
@@ -153,13 +170,19 @@ class Gateway:
         checked = await asyncio.to_thread(form.read, body, model, self.settings)
         router = running.router_of(model)
         if len(checked.requests) > 1 and router is not None and router.judges(checked):
-            raise RequestError("only n=1 and one prompt are supported where a policy decides who answers", "n")
+            raise RequestError(
+                "only n=1 and one prompt are supported where a policy decides who answers", "n"
+            )
         await self._require_grammar(checked, running.backend)
-        requests = tuple(dataclasses.replace(request, client=key.name) for request in checked.requests)
+        requests = tuple(
+            dataclasses.replace(request, client=key.name) for request in checked.requests
+        )
         return dataclasses.replace(checked, requests=requests)
 
     async def _require_grammar(self, checked: CheckedRequest, backend: Backend) -> None:
-        """See that a grammar can be made of a client's own schema, apart from the loop: it may take a while."""
+        """See that a grammar can be made of a client's own schema,
+        apart from the loop: it may take a while.
+        """
         if not (text := checked.client_form):
             return
         if text not in self._schemas:

@@ -1,7 +1,8 @@
-"""The general model behind an OpenAI-compatible endpoint: asked once, with a deadline, and with listed fields alone.
+"""The general model behind an OpenAI-compatible endpoint: asked once, with a deadline, and with
+listed fields alone.
 
-Only a whole reply is an answer; everything else is an error with a reason. An endpoint that fails several times in a
-row gets no request for a while (`Breaker`), so that no client waits for it.
+Only a whole reply is an answer; everything else is an error with a reason. An endpoint that fails
+several times in a row gets no request for a while (`Breaker`), so that no client waits for it.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from slmctl.network.decisions import Choice
 from slmctl.network.endpoint_replies import EndpointError, Reply
 from slmctl.network.openai_client import EndpointClient, EndpointRequest
 
-SAMPLING = ("temperature", "top_p")  # options that are sent, besides model, messages and `max_tokens`
+# options that are sent, besides model, messages and `max_tokens`
+SAMPLING = ("temperature", "top_p")
 PER_MESSAGE = ("role", "content")
 FAILURES = 5  # in a row, until no request is sent there
 FIRST_PAUSE_S = 5.0  # doubled with each further failure
 LONGEST_PAUSE_S = 120.0
-ITS_OWN_FAULT = (400, 413, 422)  # statuses that are of this request, and say nothing about the next one
+# statuses that are of this request, and say nothing about the next one
+ITS_OWN_FAULT = (400, 413, 422)
 
 
 class GeneralistError(Exception):
@@ -76,12 +79,15 @@ class Breaker:
             self._until = self._clock() + min(pause_s, LONGEST_PAUSE_S)
 
     def leaves(self) -> None:
-        """Forget a request that ended without a sign of the endpoint, as when its client hung up."""
+        """Forget a request that ended without a sign of the
+        endpoint, as when its client hung up.
+        """
         self._trying = False
 
 
 class Generalist:
-    """The general model as the config names it. It follows no proxy that a variable of the environment names.
+    """The general model as the config names it. It follows no proxy that a variable of the
+    environment names.
 
     Raises:
         UsageError: The address or the key cannot be used.
@@ -90,9 +96,13 @@ class Generalist:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.name = settings, settings.model
         self.endpoint = EndpointClient(
-            settings.url, settings.model, settings.key_env, timeout_s=settings.timeout_s, proxy=settings.proxy,
+            settings.url,
+            settings.model,
+            settings.key_env,
+            timeout_s=settings.timeout_s,
+            proxy=settings.proxy,
             api=settings.api,
-        )  # fmt: skip
+        )
         self.breaker = Breaker()
 
     async def ask(
@@ -129,7 +139,9 @@ class Generalist:
         except NetworkError:
             raise GeneralistError("generalist-down") from None
         calls = bool(tools and reply.tool_calls)
-        is_whole = reply.finish in ("stop", "length", "") or (calls and reply.finish == "tool_calls")
+        is_whole = reply.finish in ("stop", "length", "") or (
+            calls and reply.finish == "tool_calls"
+        )
         if not is_whole or not (calls or reply.text.strip()):
             raise GeneralistError("generalist-garbage")
         return reply
@@ -137,10 +149,16 @@ class Generalist:
 
 def _failure(error: EndpointError) -> GeneralistError:
     if error.kind != "refused":
-        reason = {"slow": "generalist-slow", "unreachable": "generalist-down", "unreadable": "generalist-garbage"}
+        reason = {
+            "slow": "generalist-slow",
+            "unreachable": "generalist-down",
+            "unreadable": "generalist-garbage",
+        }
         return GeneralistError(reason[error.kind])
     if error.status == 429:
         return GeneralistError("generalist-busy", pause_s=error.pause_s)
     # a redirect too: the question goes where the config says, or nowhere
     pause_s = error.pause_s if error.status == 503 else 0.0
-    return GeneralistError("generalist-error", pause_s=pause_s, counts=error.status not in ITS_OWN_FAULT)
+    return GeneralistError(
+        "generalist-error", pause_s=pause_s, counts=error.status not in ITS_OWN_FAULT
+    )

@@ -18,7 +18,9 @@ KEPT = 10_000  # lines that wait to be written; more are dropped, and counted
 
 
 class Log:
-    """Writes lines in its own thread: a log that is not read, or cannot be written, delays no answer."""
+    """Writes lines in its own thread: a log that is not read, or
+    cannot be written, delays no answer.
+    """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._unread, self._unwritten = 0, 0  # each counted in one thread
@@ -29,7 +31,9 @@ class Log:
 
     def event(self, name: str, **fields: Any) -> None:
         now = time.time()
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
+        stamp = (
+            time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
+        )
         self.line({"time": stamp, "event": name, **fields})
 
     def line(self, fields: dict[str, Any]) -> None:
@@ -45,14 +49,17 @@ class Log:
         return self._unread + self._unwritten
 
     def close(self, *, stream: bool = False) -> None:
-        """Write the waiting lines, unless the log is not read; close the stream too where it is this log's own."""
+        """Write the waiting lines, unless the log is not read; close the
+        stream too where it is this log's own.
+        """
         try:
             self._lines.put(None, timeout=1)
         except queue.Full:
             return
         self._thread.join(timeout=2)
         if stream and not self._thread.is_alive():
-            with contextlib.suppress(OSError):  # lines that a full disk did not take have been counted
+            # lines that a full disk did not take have been counted
+            with contextlib.suppress(OSError):
                 self._stream.close()
 
     def _write(self) -> None:
@@ -72,22 +79,38 @@ class Log:
 
 
 class ToLog(logging.Handler):
-    """Messages of libraries as lines of the log: one of each kind in `REPEATED_S`, with the number left out since."""
+    """Messages of libraries as lines of the log: one of each kind in
+    `REPEATED_S`, with the number left out since.
+    """
 
     def __init__(self, log: Log) -> None:
         super().__init__(logging.WARNING)
         self._log = log
-        # (time of the last line, number left out since), by the place in the library's source and the kind of error
+        # (time of the last line, number left out since), by the place in the library's source and
+        # the kind of error
         self._kinds: dict[tuple[str, int, str], tuple[float, int]] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[0] if record.exc_info else None
-        place, now = (record.pathname, record.lineno, error.__name__ if error else ""), time.monotonic()
+        place, now = (
+            (record.pathname, record.lineno, error.__name__ if error else ""),
+            time.monotonic(),
+        )
         logged_at, left_out = self._kinds.get(place, (-math.inf, 0))
         if now - logged_at < REPEATED_S:
             self._kinds[place] = (logged_at, left_out + 1)
             return
         self._kinds[place] = (now, 0)
-        trace = {"trace": logging.Formatter().formatException(record.exc_info)} if record.exc_info else {}
+        trace = (
+            {"trace": logging.Formatter().formatException(record.exc_info)}
+            if record.exc_info
+            else {}
+        )
         more = {"left_out": left_out} if left_out else {}
-        self._log.event(record.levelname.lower(), message=record.getMessage(), source=record.name, **trace, **more)
+        self._log.event(
+            record.levelname.lower(),
+            message=record.getMessage(),
+            source=record.name,
+            **trace,
+            **more,
+        )

@@ -1,4 +1,6 @@
-"""`GET /v1/models`: every model that the key may ask, with its task, version and digest, loaded or not."""
+"""`GET /v1/models`: every model that the key may ask, with its task,
+version and digest, loaded or not.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,12 @@ def routes() -> list[Route]:
 async def _models(http: HttpRequest) -> Response:
     gateway: Gateway = http.app.state.gateway
     key = gateway.key_of(http)
-    return JSONResponse({"object": "list", "data": [_listed(gateway, key, name) for name in gateway.fleet.models(key)]})
+    return JSONResponse(
+        {
+            "object": "list",
+            "data": [_listed(gateway, key, name) for name in gateway.fleet.models(key)],
+        }
+    )
 
 
 async def _model(http: HttpRequest) -> Response:
@@ -36,8 +43,22 @@ async def _model(http: HttpRequest) -> Response:
 
 def _listed(gateway: Gateway, key: Key, name: str) -> dict[str, Any]:
     release, model = gateway.fleet.find(name, key)
-    about: dict[str, Any] = {"task": model.task.kind, "labels": list(model.task.labels), "schema": model.task.schema}
-    about |= {"tools": names} if (names := [tool.name for tool in model.task.rules.offered()]) else {}
+    about: dict[str, Any] = {
+        "task": model.task.kind,
+        "labels": list(model.task.labels),
+        "schema": model.task.schema,
+    }
+    about |= (
+        {"tools": names} if (names := [tool.name for tool in model.task.rules.offered()]) else {}
+    )
     about |= model.release | ({"digest": model.digest} if model.digest else {})
-    about |= {"state": gateway.fleet.state(release)} | ({"aliases": list(model.aliases)} if model.aliases else {})
-    return {"id": name, "object": "model", "created": gateway.created, "owned_by": "slmctl", "slmctl": about}
+    about |= {"state": gateway.fleet.state(release)} | (
+        {"aliases": list(model.aliases)} if model.aliases else {}
+    )
+    return {
+        "id": name,
+        "object": "model",
+        "created": gateway.created,
+        "owned_by": "slmctl",
+        "slmctl": about,
+    }

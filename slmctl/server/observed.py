@@ -1,4 +1,6 @@
-"""The outermost layer of the server: gives each request its id, checks its Host on the loopback, logs and counts it."""
+"""The outermost layer of the server: gives each request its id, checks its
+Host on the loopback, logs and counts it.
+"""
 
 from __future__ import annotations
 
@@ -41,17 +43,23 @@ class Note:
 
 
 class Observed:
-    """ASGI middleware that gives each request its id, checks its Host on the loopback, logs and counts it."""
+    """ASGI middleware that gives each request its id, checks its Host
+    on the loopback, logs and counts it.
+    """
 
     def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
         self.app, self.gateway = app, gateway
         loopback = served_on_loopback(gateway.fleet.settings.host) and gateway.fleet.keys is None
-        self._hosts = frozenset((*LOOPBACK, gateway.fleet.settings.host)) if loopback else frozenset[str]()
+        self._hosts = (
+            frozenset((*LOOPBACK, gateway.fleet.settings.host)) if loopback else frozenset[str]()
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        headers = {name: value for name, value in scope["headers"] if name in (b"x-request-id", b"host")}
+        headers = {
+            name: value for name, value in scope["headers"] if name in (b"x-request-id", b"host")
+        }
         note = Note(_id_of(headers.get(b"x-request-id", b"")))
         scope.setdefault("state", {})["note"] = note
         status = 0
@@ -68,8 +76,9 @@ class Observed:
                 # DNS rebinding: the name of a web page was made to resolve to this machine
                 body = error_body(
                     "this server is asked without a key, and so by the names of the loopback alone",
-                    "invalid_request_error", request_id=note.id,
-                )  # fmt: skip
+                    "invalid_request_error",
+                    request_id=note.id,
+                )
                 route = unanswered(scope["path"], 403)
                 await JSONResponse(body, status_code=403, headers=route)(scope, receive, observed)
             else:
@@ -84,13 +93,19 @@ class Observed:
             return  # asked every few seconds, and nothing happened
         self.gateway.log.event(
             "request",
-            request_id=note.id, method=scope["method"], path=scope["path"][:200], status=status, seconds=note.seconds,
+            request_id=note.id,
+            method=scope["method"],
+            path=scope["path"][:200],
+            status=status,
+            seconds=note.seconds,
             **note.fields,
-        )  # fmt: skip
+        )
 
 
 def _id_of(header: bytes) -> str:
-    """The client's own id where it is a sane one without personal data, which the log would keep; else a new one."""
+    """The client's own id where it is a sane one without personal data,
+    which the log would keep; else a new one.
+    """
     text = header.decode("latin-1")
     sane = 0 < len(text) <= 64 and text.isascii() and all(c.isalnum() or c in "._-" for c in text)
     return text if sane and not sensitive.find(text) else secrets.token_hex(12)

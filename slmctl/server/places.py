@@ -15,7 +15,8 @@ class Places:
 
     Args:
         count: Their number.
-        one_each: A key has one at most while another key waits, or had one lately; a key alone may have all.
+        one_each: A key has one at most while another key waits, or had one lately; a key alone may
+            have all.
     """
 
     def __init__(self, count: int, *, one_each: bool = False) -> None:

@@ -27,7 +27,8 @@ from slmctl.server.observed import served_on_loopback
 from slmctl.server.rate_limits import ANYBODY
 
 IDLE_S = 30  # that a connection stays open between requests
-ACCEPTED_AT_ONCE = 16  # in one turn of the loop; asyncio would take as many as the backlog, whatever files are left
+# in one turn of the loop; asyncio would take as many as the backlog, whatever files are left
+ACCEPTED_AT_ONCE = 16
 SPARE_FILES = 64  # descriptors that are not for clients, besides the ones open at the start
 FULL_SAID_S = 60  # between two lines of the log about connections that were ended for want of files
 
@@ -47,10 +48,13 @@ def listen(host: str, port: int, *, keys: bool) -> socket.socket:
         try:
             ipaddress.ip_address(host)
         except ValueError:
-            raise UsageError(f"refused to serve on {host}: it is no IP address", hint="--host 127.0.0.1") from None
+            raise UsageError(
+                f"refused to serve on {host}: it is no IP address", hint="--host 127.0.0.1"
+            ) from None
     if not served_on_loopback(host) and not keys:
         raise UsageError(
-            f"refused to serve on {host}: without a key, anyone could ask there", hint="slmctl keys add NAME"
+            f"refused to serve on {host}: without a key, anyone could ask there",
+            hint="slmctl keys add NAME",
         )
     return bound_socket(host, port)
 
@@ -70,12 +74,18 @@ def run(fleet: Fleet, sock: socket.socket) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     app = application(fleet, log)
     settings = uvicorn.Config(
-        app, log_config=None, lifespan="off", access_log=False, server_header=False,
-        http=functools.partial(BoundedConnection, room=_room(fleet, app.state.gateway, log)), ws="none",
+        app,
+        log_config=None,
+        lifespan="off",
+        access_log=False,
+        server_header=False,
+        http=functools.partial(BoundedConnection, room=_room(fleet, app.state.gateway, log)),
+        ws="none",
         loop="asyncio",  # another one's sockets would not pass the guard of `offline`
-        timeout_graceful_shutdown=int(fleet.settings.grace_s) + 3, timeout_keep_alive=IDLE_S,
+        timeout_graceful_shutdown=int(fleet.settings.grace_s) + 3,
+        timeout_keep_alive=IDLE_S,
         backlog=ACCEPTED_AT_ONCE,
-    )  # fmt: skip
+    )
     try:
         asyncio.run(_Server(settings, app.state.gateway, log).run_until_stopped(sock))
     finally:
@@ -83,10 +93,13 @@ def run(fleet: Fleet, sock: socket.socket) -> None:
 
 
 def _room(fleet: Fleet, gateway: Gateway, log: Log) -> Room:
-    """Room for as many clients as this process may have files, less those it has and will open itself."""
+    """Room for as many clients as this process may have files, less
+    those it has and will open itself.
+    """
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     settings = fleet.settings
-    running = len(fleet.releases) * settings.sequences + settings.max_waiting_requests  # each may ask an endpoint
+    # each may ask an endpoint
+    running = len(fleet.releases) * settings.sequences + settings.max_waiting_requests
     open_now = len(list(Path("/proc/self/fd").iterdir()))
     most = max(ACCEPTED_AT_ONCE, limit - open_now - running - SPARE_FILES)
     logged_at = -math.inf
@@ -96,7 +109,9 @@ def _room(fleet: Fleet, gateway: Gateway, log: Log) -> Room:
         gateway.metrics.refused.labels("connections").inc()
         if time.monotonic() - logged_at > FULL_SAID_S:
             logged_at = time.monotonic()
-            log.event("connections_full", most=most, hint="raise the limit of open files: ulimit -n")
+            log.event(
+                "connections_full", most=most, hint="raise the limit of open files: ulimit -n"
+            )
 
     return Room(most, settings.receive_timeout_s, on_full)
 
@@ -123,7 +138,9 @@ class _Server(SignalledServer):
         models = {name: model.task.kind for name, model in fleet.models(ANYBODY).items()}
         loaded = fleet.running.values()
         engine = next((running.backend.build for running in loaded), "")
-        self._log.event("serving", host=host, port=port, pid=os.getpid(), models=models, engine=engine)
+        self._log.event(
+            "serving", host=host, port=port, pid=os.getpid(), models=models, engine=engine
+        )
         for note in (note for running in loaded for note in running.notes):
             self._log.event("warning", message=note)
         await self.serve(sockets=[sock])
@@ -133,7 +150,9 @@ class _Server(SignalledServer):
         self._log.event("stopped")
 
     def stop(self) -> None:
-        """First signal: no more requests, and `grace_s` for the running ones. Second signal: end them now."""
+        """First signal: no more requests, and `grace_s` for the
+        running ones. Second signal: end them now.
+        """
         if self.should_exit:
             self._gateway.end_all()
             return
@@ -153,7 +172,9 @@ class _Server(SignalledServer):
                 self._moving = asyncio.create_task(self._follow())
 
     async def _follow(self) -> None:
-        """Read the tags until nobody has asked meanwhile: a tag may be moved back while a release is loaded."""
+        """Read the tags until nobody has asked meanwhile: a tag may be
+        moved back while a release is loaded.
+        """
         while self._asked_again:
             self._asked_again = False
             await self._gateway.fleet.follow()

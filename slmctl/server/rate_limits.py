@@ -1,4 +1,6 @@
-"""Limits on the requests of one client and of all: over a limit a client is refused at once and not kept waiting."""
+"""Limits on the requests of one client and of all: over a limit a client is
+refused at once and not kept waiting.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ ANYBODY = Key("", "", "")  # where no key is asked for, all clients are one
 
 @dataclass
 class _Client:
-    """Usage of one key: requests that it may still make at once, the time of that count, and those that run."""
+    """Usage of one key: requests that it may still make at once, the
+    time of that count, and those that run.
+    """
 
     left: float
     counted: float
@@ -61,7 +65,12 @@ class Limits:
         client.counted = now
         if client.left < 1:
             wait = (1 - client.left) * 60 / key.rate
-            raise RequestError(f"more than {key.rate:g} requests a minute", status=429, code="rate", retry_after_s=wait)
+            raise RequestError(
+                f"more than {key.rate:g} requests a minute",
+                status=429,
+                code="rate",
+                retry_after_s=wait,
+            )
         client.left -= 1
 
     @contextmanager
@@ -96,13 +105,17 @@ class Limits:
         if self.waiting > self.queue:
             self._running[model] -= count
             message = f"{self.running} requests are being answered or wait"
-            raise RequestError(message, status=429, code="queue", retry_after_s=self._wait(self.running))
+            raise RequestError(
+                message, status=429, code="queue", retry_after_s=self._wait(self.running)
+            )
 
     def _wait(self, ahead: int) -> float:
         return self._seconds * ahead / (self.sequences + self.queue)
 
     def _client(self, key: Key) -> _Client:
-        return self._clients.setdefault(key.name, _Client(max(1.0, key.rate or 1.0), time.monotonic()))
+        return self._clients.setdefault(
+            key.name, _Client(max(1.0, key.rate or 1.0), time.monotonic())
+        )
 
 
 @dataclass

@@ -1,4 +1,6 @@
-"""Errors of the server as responses in OpenAI's form, with the header `x-slmctl-route` on refused questions."""
+"""Errors of the server as responses in OpenAI's form, with the header
+`x-slmctl-route` on refused questions.
+"""
 
 from __future__ import annotations
 

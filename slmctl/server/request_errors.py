@@ -18,7 +18,13 @@ class RequestError(Exception):
     """
 
     def __init__(
-        self, message: str, param: str = "", *, status: int = 400, code: str = "", retry_after_s: float = 1.0
+        self,
+        message: str,
+        param: str = "",
+        *,
+        status: int = 400,
+        code: str = "",
+        retry_after_s: float = 1.0,
     ) -> None:
         super().__init__(message)
         self.message, self.param, self.status, self.code = message, param, status, code
@@ -32,7 +38,9 @@ def kind_of(status: int) -> str:
     return "server_error" if status >= 500 else "invalid_request_error"
 
 
-def error_body(message: str, kind: str, param: str = "", code: str = "", request_id: str = "") -> dict[str, Any]:
+def error_body(
+    message: str, kind: str, param: str = "", code: str = "", request_id: str = ""
+) -> dict[str, Any]:
     """An error in OpenAI's form."""
     fields = {"message": message, "type": kind, "param": param or None, "code": code or None}
     return {"error": fields | ({"request_id": request_id} if request_id else {})}

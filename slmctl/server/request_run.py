@@ -24,7 +24,8 @@ ENDINGS = {
 class Exchange:
     """One running request, until it has its answer, its deadline passes, or its client hangs up.
 
-    The events of all its choices come through one queue, so that a reader sees them in order and waits in one place.
+    The events of all its choices come through one queue, so that a reader sees them in order and
+    waits in one place.
 
     Args:
         receive: ASGI's `receive` after the body was read; it reports when the client disconnects.
@@ -50,7 +51,9 @@ class Exchange:
         """End from outside, for one of the ENDINGS."""
         if not self._ended.done():
             status, words = ENDINGS[code]
-            self._ended.set_result(RequestError(words.format(seconds=self._limit_s), status=status, code=code))
+            self._ended.set_result(
+                RequestError(words.format(seconds=self._limit_s), status=status, code=code)
+            )
             self._events.put_nowait((-1, {}))
 
     def close(self) -> None:

@@ -42,7 +42,8 @@ class RunningModel:
         router: Decides for the default model; None keeps every answer local.
         notes: Warnings for the operator, logged at the start.
         close: Ends its engine.
-        bytes: Memory that it holds; before its first answer at least the estimate, since it grows until then.
+        bytes: Memory that it holds; before its first answer at least the estimate, since it grows
+            until then.
         used: When a request last came or went, in seconds of the monotonic clock.
     """
 

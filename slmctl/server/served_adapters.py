@@ -1,4 +1,6 @@
-"""An adapter's own GGUF file for the server: it belongs on the base that is served, and passed its gates there."""
+"""An adapter's own GGUF file for the server: it belongs on the base that
+is served, and passed its gates there.
+"""
 
 from __future__ import annotations
 
@@ -69,16 +71,22 @@ def find(place: Path, base: Artifact, base_file: Path) -> ServedAdapter:
         IntegrityError: It is damaged.
         UsageError: It is not an adapter, or belongs to another base.
     """
-    folder = place.parent if (place.parent / MANIFEST).is_file() else place  # a file of an artifact is no bare one
+    # a file of an artifact is no bare one
+    folder = place.parent if (place.parent / MANIFEST).is_file() else place
     source = named.open_model(folder, ("gguf", "published"))
     artifact.require_whole(source, hint=AGAIN)
     entry = lora_file(source)
     path, digest = source.file(entry.path), f"sha256:{entry.sha256}"
     if source.path.is_file():
         own = Task.read(path.parent) if (path.parent / FILENAME).exists() else None
-        note = f"{path.name} is a bare file: nobody measured it, and it does not say which base it belongs on"
+        note = (
+            f"{path.name} is a bare file: nobody measured it, and it does not say which base "
+            "it belongs on"
+        )
         return ServedAdapter(path, own, "", digest, note)
-    under = next(entry.sha256 for entry in base.files(".gguf") if base.file(entry.path) == base_file)
+    under = next(
+        entry.sha256 for entry in base.files(".gguf") if base.file(entry.path) == base_file
+    )
     _require_base(source, under, base_file)
     _require_measured(source, entry.sha256, under, base_file)
     return ServedAdapter(path, Task.read(source.path), served_name(source, path)[1], digest)
@@ -86,22 +94,30 @@ def find(place: Path, base: Artifact, base_file: Path) -> ServedAdapter:
 
 def _require_base(source: Artifact, under: str, base_file: Path) -> None:
     where = f"the manifest of {source.path}"
-    facts: LoraFile = require_type(LoraFile, source.metrics.get(LORA), where=where, hint="slmctl quantize")
+    facts: LoraFile = require_type(
+        LoraFile, source.metrics.get(LORA), where=where, hint="slmctl quantize"
+    )
     bases = facts["bases"]
     if under not in {each["sha256"] for each in bases.values()}:
         names = ", ".join(each["file"] for each in bases.values())
         raise UsageError(
-            f"the adapter in {source.path} belongs on {names}, and {base_file.name} is another file",
-            hint=f"serve one of these: slmctl quantize names them, and slmctl show {source.path} their artifacts",
+            f"the adapter in {source.path} belongs on {names}, and {base_file.name} is another "
+            "file",
+            hint=f"serve one of these: slmctl quantize names them, and slmctl show {source.path} "
+            "their artifacts",
         )
 
 
 def _require_measured(source: Artifact, own: str, under: str, base_file: Path) -> None:
-    """Raises GateError unless a report measured this pair of files, and the newest that did passes its gates."""
+    """Raises GateError unless a report measured this pair of files, and
+    the newest that did passes its gates.
+    """
     name = f"the adapter in {source.path} on {base_file.name}"
     newest = next((pair for pair in _reports(source) if _measures(pair[0], own, under)), None)
     if newest is None:
-        raise GateError(f"no report measured {name}: it is not served", reason="not_measured", hint=MEASURE)
+        raise GateError(
+            f"no report measured {name}: it is not served", reason="not_measured", hint=MEASURE
+        )
     if failed := _failed(newest[1], newest[0]):
         text = f"{name} is not served, since its report fails: {failed}"
         raise GateError(text, reason="gate_failed", hint="slmctl evaluate")
@@ -117,10 +133,11 @@ def _failed(checked: list[config.Gate], figures: EvaluationReport) -> str:
 
 
 def _reports(source: Artifact) -> Iterator[tuple[EvaluationReport, list[config.Gate]]]:
-    """The reports that may have measured an adapter, the newest first, each with the gates that it has to pass.
+    """The reports that may have measured an adapter, the newest first, each with the gates that it
+    has to pass.
 
-    A release carries its report, and was published because it passed. The reports of an artifact below `runs/` are next
-    to it, and must pass the gates of the project's config today.
+    A release carries its report, and was published because it passed. The reports of an artifact
+    below `runs/` are next to it, and must pass the gates of the project's config today.
     """
     if source.is_release:
         yield report_of(source), []
@@ -132,4 +149,7 @@ def _reports(source: Artifact) -> Iterator[tuple[EvaluationReport, list[config.G
 
 
 def _measures(figures: EvaluationReport, own: str, under: str) -> bool:
-    return any(entry.get("sha256") == own and entry.get("base_sha256") == under for entry in figures["models"].values())
+    return any(
+        entry.get("sha256") == own and entry.get("base_sha256") == under
+        for entry in figures["models"].values()
+    )

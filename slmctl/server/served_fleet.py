@@ -1,4 +1,6 @@
-"""The models of `slmctl serve`: finds and verifies releases, matches policies, and loads pinned models."""
+"""The models of `slmctl serve`: finds and verifies releases, matches
+policies, and loads pinned models.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def opened(
             if any(each.policy for each in members):
                 escalation = Escalation.of(settings)
             releases = [each.find(escalation) for each in members]
-        _require_used(settings, [model.task for release in releases for model in release.models.values()])
+        _require_used(
+            settings, [model.task for release in releases for model in release.models.values()]
+        )
         collector = None
         if settings.collect is not None:
             collector = Collector(settings.collect)
@@ -69,17 +73,25 @@ def opened(
 
 
 def _require_used(settings: ServeConfig, tasks: Sequence[Task]) -> None:
-    """Refuse settings that do nothing for any task that is served; a file without a task is of any kind."""
+    """Refuse settings that do nothing for any task that is served; a
+    file without a task is of any kind.
+    """
     if tasks and settings.refuse and not any(task.rules.checks for task in tasks):
-        raise UsageError("serve.refuse checks drafts, and no task here writes them",
-                         hint="leave serve.refuse out: it is for a task of kind generate")  # fmt: skip
+        raise UsageError(
+            "serve.refuse checks drafts, and no task here writes them",
+            hint="leave serve.refuse out: it is for a task of kind generate",
+        )
     if tasks and settings.documents and not any(task.document for task in tasks):
-        raise UsageError("serve.documents is for a task that reads documents in windows, and none here does",
-                         hint="task: {document: {window: auto}}, or leave serve.documents out")  # fmt: skip
+        raise UsageError(
+            "serve.documents is for a task that reads documents in windows, and none here does",
+            hint="task: {document: {window: auto}}, or leave serve.documents out",
+        )
 
 
 def facts(fleet: Fleet) -> Iterator[str]:
-    """Lines on the state of several releases, on keys for models that are not served, and on collected answers."""
+    """Lines on the state of several releases, on keys for models that are
+    not served, and on collected answers.
+    """
     collect = fleet.settings.collect
     for name, release in fleet.releases.items() if len(fleet.releases) > 1 else ():
         bytes = size(fleet.bytes_of(name))
@@ -88,14 +100,22 @@ def facts(fleet: Fleet) -> Iterator[str]:
     served = fleet.models(ANYBODY)
     for key in fleet.keys.keys if fleet.keys is not None else ():
         if strange := [model for model in key.models or () if model not in served]:
-            yield f"  warning: key '{key.name}' is for {' and '.join(strange)}, and no model here has that name"
+            yield (
+                f"  warning: key '{key.name}' is for {' and '.join(strange)}, and no model here "
+                "has that name"
+            )
     if collect is not None:
-        yield f"  answers are collected in {collect.to}: {percent(collect.kept)} of all and what is not sure"
+        yield (
+            f"  answers are collected in {collect.to}: {percent(collect.kept)} of all and what "
+            "is not sure"
+        )
         if collect.to.stat().st_mode & 0o077:  # it was there before
             yield f"  warning: others on this machine may open {collect.to}: chmod 700 it"
 
 
-def _members(where: Workspace, settings: ServeConfig, type_name: str | None, model: str | None) -> Iterator[_Member]:
+def _members(
+    where: Workspace, settings: ServeConfig, type_name: str | None, model: str | None
+) -> Iterator[_Member]:
     """The releases that a command or the config asks for, the default one first.
 
     Raises:
@@ -113,7 +133,8 @@ def _members(where: Workspace, settings: ServeConfig, type_name: str | None, mod
     if len(names) > 1 and isinstance(policy, Path):
         raise UsageError(
             f"serve.policy belongs to one release, and {model} has {len(names)}",
-            hint="name one, dir:REGISTRY#PROJECT@TAG, or a policy for each model: serve.fleet.NAME.policy",
+            hint="name one, dir:REGISTRY#PROJECT@TAG, or a policy for each model: "
+            "serve.fleet.NAME.policy",
         )
     for key in ("adapters", "first_look"):
         if len(names) > 1 and getattr(settings, key):
@@ -124,7 +145,9 @@ def _members(where: Workspace, settings: ServeConfig, type_name: str | None, mod
     if not names:
         yield make(model, policy=policy)
     for name in names:  # one alone gets every request, so it is loaded at the start
-        yield make(f"{model}#{name}@{PRODUCTION}", name, name == names[0], policy, pin=len(names) == 1)
+        yield make(
+            f"{model}#{name}@{PRODUCTION}", name, name == names[0], policy, pin=len(names) == 1
+        )
 
 
 def _is_registry(model: str) -> bool:
@@ -140,14 +163,16 @@ def _in_production(directory: Path, registry_name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class _Member:
-    """A release that a command or the config names; finds and verifies it, to be loaded at once or later.
+    """A release that a command or the config names; finds and verifies it, to be loaded at once or
+    later.
 
     Attributes:
         type_name: The quantization type of its file; None for the smallest file.
         spec: Its address; None for the config's own.
         name: Its name for clients; empty for the release's own.
         is_default: It also goes by `default`.
-        policy: Its policy; True for the one that was fitted on its file, `auto` for that where there is one.
+        policy: Its policy; True for the one that was fitted on its file, `auto` for that where
+            there is one.
         pin: It is loaded at the start.
     """
 
@@ -188,15 +213,23 @@ class _Member:
             names,
             model.bytes(self._loading(task)),
             load=functools.partial(self._load, model, policy, escalation),
-            newest=functools.partial(self.find, escalation) if (self.spec or "").startswith("dir:") else None,
+            newest=functools.partial(self.find, escalation)
+            if (self.spec or "").startswith("dir:")
+            else None,
             pin=self.pin,
         )
 
     def _loading(self, task: Task | None) -> Loading:
-        return Loading.of(task, sequences=self.settings.sequences, context=self.settings.context_length)
+        return Loading.of(
+            task, sequences=self.settings.sequences, context=self.settings.context_length
+        )
 
-    def _load(self, model: Model, policy: Path | None, escalation: Escalation | None) -> RunningModel:
-        """The model in memory; raises an SlmctlError where it cannot be loaded, or memory is short."""
+    def _load(
+        self, model: Model, policy: Path | None, escalation: Escalation | None
+    ) -> RunningModel:
+        """The model in memory; raises an SlmctlError where it
+        cannot be loaded, or memory is short.
+        """
         loras = self._adapters(model)
         adapters = {name: lora.path for name, lora in loras.items()}
         loading = dataclasses.replace(self._loading(model.task), adapters=adapters)
@@ -212,16 +245,26 @@ class _Member:
                 rest = fitted.in_steps()[1] if self.settings.first_look else fitted
                 router = Router(rest, task, name, escalation, self.settings.refuse)
                 stack.callback(router.retire)
-            notes = [*filter(None, [model.other_build(engine.build), *(lora.note for lora in loras.values())])]
+            notes = [
+                *filter(
+                    None, [model.other_build(engine.build), *(lora.note for lora in loras.values())]
+                )
+            ]
             for note in notes:
                 say(f"warning: {note}")
-            reader = documents.reading(engine, {model.adapter: model.task for model in names.values()})
-            return RunningModel(LocalEngine(reader, name), names, router, notes, stack.pop_all().close)
+            reader = documents.reading(
+                engine, {model.adapter: model.task for model in names.values()}
+            )
+            return RunningModel(
+                LocalEngine(reader, name), names, router, notes, stack.pop_all().close
+            )
 
     def _adapters(self, model: Model) -> dict[str, ServedAdapter]:
         """The adapters over a release, each verified for its file."""
         places = self.settings.adapters.items()
-        return {name: served_adapters.find(place, model.artifact, model.path) for name, place in places}
+        return {
+            name: served_adapters.find(place, model.artifact, model.path) for name, place in places
+        }
 
     def _policy(self, model: Model) -> Path | None:
         """The policy of a release, where it has one.
@@ -237,13 +280,21 @@ class _Member:
             raise IntegrityError(
                 f"no policy below runs/ was fitted on {model.path.name}, which answers"
                 + f" as '{self.name}'" * bool(self.name),
-                hint=f"slmctl calibrate, or serve.{f'fleet.{self.name}.' * (self.policy is True)}policy: PATH",
+                hint="slmctl calibrate, or "
+                f"serve.{f'fleet.{self.name}.' * (self.policy is True)}policy: PATH",
             )
         return newest
 
-    def _named(self, model: Model, main: ServedModel, loras: Mapping[str, ServedAdapter]) -> dict[str, ServedModel]:
-        """A model under its names, with the adapters over it; a bare adapter without a task has the model's."""
-        stem, (name, version) = model.path.stem, model_lookup.served_name(model.artifact, model.path)
+    def _named(
+        self, model: Model, main: ServedModel, loras: Mapping[str, ServedAdapter]
+    ) -> dict[str, ServedModel]:
+        """A model under its names, with the adapters over it; a bare
+        adapter without a task has the model's.
+        """
+        stem, (name, version) = (
+            model.path.stem,
+            model_lookup.served_name(model.artifact, model.path),
+        )
         others = [DEFAULT, stem]
         if self.name:  # others may be of the same project
             name, others = self.name, [DEFAULT] if self.is_default else []
@@ -254,9 +305,16 @@ class _Member:
         served = {name: main}
         for lora_name, lora in loras.items():
             served[lora_name] = dataclasses.replace(
-                main, name=lora_name, task=lora.task or main.task, adapter=lora_name, aliases=(), version=lora.version,
-                bare=main.bare and lora.task is None, file=lora.path.name, digest=lora.digest,
-            )  # fmt: skip
+                main,
+                name=lora_name,
+                task=lora.task or main.task,
+                adapter=lora_name,
+                aliases=(),
+                version=lora.version,
+                bare=main.bare and lora.task is None,
+                file=lora.path.name,
+                digest=lora.digest,
+            )
         return served
 
 
@@ -266,8 +324,11 @@ def _main(model: Model, task: Task, *, bare: bool = False, opening: str = "") ->
     return ServedModel("", task, bare=bare, opening=opening, file=model.path.name, digest=digest)
 
 
-def _elsewhere(where: Workspace, settings: ServeConfig, model: str | None, stack: contextlib.ExitStack) -> Release:
-    """Returns the only release, answered by another server (serve.engine), which may be reached until `stack` ends.
+def _elsewhere(
+    where: Workspace, settings: ServeConfig, model: str | None, stack: contextlib.ExitStack
+) -> Release:
+    """Returns the only release, answered by another server (serve.engine), which may be reached
+    until `stack` ends.
 
     Raises:
         UsageError: Its answers are calls, or it reads documents in windows.
@@ -277,15 +338,19 @@ def _elsewhere(where: Workspace, settings: ServeConfig, model: str | None, stack
     task, (name, version) = model_lookup.contract(where, model, engine.model)
     if task.rules.calls:
         raise UsageError(
-            "calls are held to the form of their base by slmctl's own engine, so no server elsewhere answers them",
+            "calls are held to the form of their base by slmctl's own engine, so no server "
+            "elsewhere answers them",
             hint="slmctl serve without --engine-url",
         )
     if task.document is not None:
         raise UsageError(
-            "documents are read in windows by slmctl's own engine, and another server would be asked for them whole",
+            "documents are read in windows by slmctl's own engine, and another server would be "
+            "asked for them whole",
             hint="slmctl serve without --engine-url",
         )
     backend = EndpointEngine(engine.url, engine.model, engine.key_env, settings.sequences)
-    stack.enter_context(guard.network(f"answering through {engine.url}", hosts=backend.endpoint.hosts))
+    stack.enter_context(
+        guard.network(f"answering through {engine.url}", hosts=backend.endpoint.hosts)
+    )
     served = {name: ServedModel(name, task, aliases=(DEFAULT,), version=version)}
     return Release(name, "", served, 0, load=lambda: RunningModel(backend, served), pin=True)

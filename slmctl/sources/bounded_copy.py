@@ -1,4 +1,6 @@
-"""Copies the output of a child process into a file, within limits of time and size; interruptible at any moment."""
+"""Copies the output of a child process into a file, within limits of time
+and size; interruptible at any moment.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,15 @@ def copy(descriptor: int, out: IO[bytes], limits: SourceLimits, *, title: str) -
 
 @contextlib.contextmanager
 def files_of_at_most(limits: SourceLimits) -> Iterator[None]:
-    """Limit the size of every file that this process writes inside the block; writing more raises OSError (EFBIG)."""
+    """Limit the size of every file that this process writes inside the
+    block; writing more raises OSError (EFBIG).
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    lower = limits.size_bytes if before[0] == resource.RLIM_INFINITY else min(limits.size_bytes, before[0])
+    lower = (
+        limits.size_bytes
+        if before[0] == resource.RLIM_INFINITY
+        else min(limits.size_bytes, before[0])
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, (lower, before[1]))
     try:
         yield

@@ -1,7 +1,9 @@
-"""A file of review decisions -> two sources: uniform rows, split like any rows, and targeted rows, for training only.
+"""A file of review decisions -> two sources: uniform rows, split like any rows, and targeted rows,
+for training only.
 
-Targeted rows were picked because they looked difficult. They do not represent all traffic, so no model may be measured
-on them. The two parts are copies below `runs/.sources/`, in a folder named by the hash of the file's content.
+Targeted rows were picked because they looked difficult. They do not represent all traffic, so no
+model may be measured on them. The two parts are copies below `runs/.sources/`, in a folder named by
+the hash of the file's content.
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ from slmctl.sources.rows import format_of
 PREFIX = "reviewed-"  # of the folders that hold the two parts
 DECISIONS = ("accepted", "corrected", "skipped", "undone")
 _HEAD = 1 << 20  # bytes at the start of a file in which its first whole line is looked for
-# The reason why a row was reviewed. Uniform: drawn at random from all traffic with a known probability. All others:
-# picked because it looked difficult.
+# The reason why a row was reviewed. Uniform: drawn at random from all traffic with a known
+# probability. All others: picked because it looked difficult.
 UNIFORM = "uniform"
-Choice = Literal["uniform", "escalated", "unsure", "disagreement", "suspect", "novel", "duplicates", "feedback"]
+Choice = Literal[
+    "uniform", "escalated", "unsure", "disagreement", "suspect", "novel", "duplicates", "feedback"
+]
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class Review(Line):
     Attributes:
         id: Id of the request, or of the record.
         time: Time of the decision, in UTC.
-        decision: `accepted` or `corrected` the answer, `skipped` the row, or `undone` an earlier decision on it.
+        decision: `accepted` or `corrected` the answer, `skipped` the row, or `undone` an earlier
+            decision on it.
         messages: The conversation up to the answer; empty for `skipped` and `undone`.
         before: The answer that was shown; '' for a row without one.
         after: The right answer.
@@ -69,7 +74,9 @@ class Review(Line):
 
     @property
     def uniform(self) -> bool:
-        """True for a row that was drawn at random; only these may become calibration or test rows."""
+        """True for a row that was drawn at random; only these may
+        become calibration or test rows.
+        """
         return self.chosen == UNIFORM
 
 
@@ -122,7 +129,8 @@ def _begins_with_review(path: Path, state: tuple[tuple[int, ...], ...]) -> bool:
             fields = json.loads(line)
         except (ValueError, RecursionError):
             continue  # torn, or cut
-        is_review = isinstance(fields, dict) and "reviewer" in fields and "models" not in fields  # else a judged pair
+        # else a judged pair
+        is_review = isinstance(fields, dict) and "reviewer" in fields and "models" not in fields
         return is_review and fields.get("decision") in DECISIONS
     return False
 
@@ -143,7 +151,11 @@ def _rows(path: Path) -> tuple[dict[str, list[JsonObject]], dict[str, int]]:
 def _row(review: Review) -> JsonObject:
     """A decision as a row: the conversation with the right answer as its last message."""
     answer = {"role": "assistant", "content": review.after}
-    row = {"id": review.id, "time": review.seen or review.time, "messages": [*review.messages, answer]}
+    row = {
+        "id": review.id,
+        "time": review.seen or review.time,
+        "messages": [*review.messages, answer],
+    }
     return row | ({"tools": review.tools} if review.tools else {})
 
 
@@ -165,15 +177,19 @@ def parts(source: Source, path: Path, name: str | None, folder: Path) -> list[So
     if not all(file.exists() for file in files.values()):
         rows, _ = _rows(path)
         if state(path) != before:
-            raise DataError(f"{path.name} changed while it was read", hint="run it again when nobody reviews")
+            raise DataError(
+                f"{path.name} changed while it was read", hint="run it again when nobody reviews"
+            )
         for kind, part in rows.items():
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
             atomic.write(files[kind], text.encode("utf-8", "backslashreplace"), 0o600)
     has_rows = {kind: file.stat().st_size > 0 for kind, file in files.items()}
     if has_rows["targeted"] and source.split not in (None, "train"):
         raise UsageError(
-            f"{path.name} holds rows that were picked, not drawn by chance, and its source says split: {source.split}",
-            hint="leave 'split' out: rows drawn by chance are split as always, and picked ones are for training alone",
+            f"{path.name} holds rows that were picked, not drawn by chance, and its source says "
+            f"split: {source.split}",
+            hint="leave 'split' out: rows drawn by chance are split as always, and picked ones are "
+            "for training alone",
         )
     kinds = [kind for kind in files if has_rows[kind]] or ["uniform"]
     return [_part(source, files[kind], name and f"{name} ({kind})", kind) for kind in kinds]
@@ -182,12 +198,24 @@ def parts(source: Source, path: Path, name: str | None, folder: Path) -> list[So
 def _part(source: Source, file: Path, name: str | None, kind: str) -> Source:
     """One part as a source with known columns; the targeted part is always for training."""
     update = {
-        "sheet": None, "format": "jsonl", "encoding": None, "header_row": None, "conversation_format": "messages",
-        "id": "id", "time": "time", "group": None, "weight": None, "hf": None, "file": None, "sql": None,
+        "sheet": None,
+        "format": "jsonl",
+        "encoding": None,
+        "header_row": None,
+        "conversation_format": "messages",
+        "id": "id",
+        "time": "time",
+        "group": None,
+        "weight": None,
+        "hf": None,
+        "file": None,
+        "sql": None,
         "name": name,
         "split": "train" if kind == "targeted" else source.split,
-    }  # fmt: skip
-    return source.model_copy(update=update).at(file, whole=source.name or source.hf or str(source.path))
+    }
+    return source.model_copy(update=update).at(
+        file, whole=source.name or source.hf or str(source.path)
+    )
 
 
 def folder_of(path: Path, folder: Path) -> Path:
@@ -214,5 +242,8 @@ def note(path: Path) -> str:
     rows, left_out = _rows(path)
     left = ", ".join(f"{count} {what}" for what, count in left_out.items() if count)
     drawn = len(rows["uniform"])
-    counts = f"{drawn:,} row{'s' * (drawn != 1)} drawn by chance, {len(rows['targeted']):,} picked for training alone"
+    counts = (
+        f"{drawn:,} row{'s' * (drawn != 1)} drawn by chance, {len(rows['targeted']):,} "
+        "picked for training alone"
+    )
     return f"{path.name}: {counts}" + (f"; left out: {left}" if left else "")

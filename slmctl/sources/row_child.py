@@ -1,11 +1,13 @@
-"""The child process that reads rows of a workbook, Parquet file, SQLite file or query, within limits.
+"""The child process that reads rows of a workbook, Parquet file, SQLite file or query, within
+limits.
 
     python -m slmctl.sources.row_child
 
-The request is JSON on stdin: `kind`, and the arguments of the reader. Each line of stdout is a JSON value. For a file,
-the first is `{"columns": …, "sheets": …}`; a key is left out where it does not apply, and without columns a table must
-be named. Each further one is an array of a row's cells, or `{"fault": …}` for a row that cannot be used. For a query
-each is an object, a row. An error ends the child by `child.refuse`.
+The request is JSON on stdin: `kind`, and the arguments of the reader. Each line of stdout is a JSON
+value. For a file, the first is `{"columns": …, "sheets": …}`; a key is left out where it does not
+apply, and without columns a table must be named. Each further one is an array of a row's cells, or
+`{"fault": …}` for a row that cannot be used. For a query each is an object, a row. An error ends
+the child by `child.refuse`.
 """
 
 from __future__ import annotations
@@ -31,19 +33,39 @@ if TYPE_CHECKING:
 MEMORY = {"parquet": 2 << 30, "workbook": 3 << 30, "sqlite": 2 << 30, "query": 4 << 30}
 SECONDS = 600  # CPU seconds until the first row of a file, and again for each further PIECE rows
 PIECE = 1000  # rows
-# Largest number of output characters for each byte of the file; a column with one value compresses well.
+# Largest number of output characters for each byte of the file; a column with one value compresses
+# well.
 RATIOS = {"parquet": 1000, "workbook": MAX_RATIO, "sqlite": MAX_RATIO}
 MAX_CELL = 100_000_000  # largest SQLite value in bytes
 
 _BATCH = 256  # rows of Parquet in memory at a time
 _FETCHED = 1000  # rows of a query in memory at a time
 _ROW_COST = 50  # characters that are added for each row: a billion empty rows fit in a kilobyte
-_SMALL = 4 << 20  # bytes; a larger batch is converted row by row, since a dictionary can make megabytes of each cell
+# bytes; a larger batch is converted row by row, since a dictionary can make megabytes of each cell
+_SMALL = 4 << 20
 _CONNECT_S = 30
-_READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE, sqlite3.SQLITE_TRANSACTION}
-_PRAGMAS = {"table_info", "table_xinfo", "table_list", "index_list", "index_info", "index_xinfo", "foreign_key_list",
-            "user_version", "application_id", "schema_version", "database_list", "encoding", "page_count",
-            "page_size"}  # fmt: skip
+_READS = {
+    sqlite3.SQLITE_SELECT,
+    sqlite3.SQLITE_READ,
+    sqlite3.SQLITE_RECURSIVE,
+    sqlite3.SQLITE_TRANSACTION,
+}
+_PRAGMAS = {
+    "table_info",
+    "table_xinfo",
+    "table_list",
+    "index_list",
+    "index_info",
+    "index_xinfo",
+    "foreign_key_list",
+    "user_version",
+    "application_id",
+    "schema_version",
+    "database_list",
+    "encoding",
+    "page_count",
+    "page_size",
+}
 _Reply = list[object] | dict[str, Any]
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -92,7 +114,9 @@ def _of_parquet(path: str, _: str | None) -> Iterator[_Reply]:
                     number += 1
                     yield [plain(cell) for cell in cells]
     except UnicodeDecodeError as error:
-        raise DataError(f"it holds a text that is not UTF-8 near row {number + 1}: {error.reason}") from None
+        raise DataError(
+            f"it holds a text that is not UTF-8 near row {number + 1}: {error.reason}"
+        ) from None
     except MemoryError:  # includes ArrowMemoryError
         raise DataError("it takes too much memory") from None
     except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -146,21 +170,34 @@ def _of_workbook(path: str, sheet: str | None) -> Iterator[_Reply]:
 
 
 def _number(cell: object) -> object:
-    """A cell as a JSON value. Workbooks keep whole numbers as floats: 10023.0 becomes 10023, a customer number."""
+    """A cell as a JSON value. Workbooks keep whole numbers as floats:
+    10023.0 becomes 10023, a customer number.
+    """
     if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
         return int(cell)
     return plain(cell)
 
 
 def _of_sqlite(path: str, table: str | None) -> Iterator[_Reply]:
-    """The rows of a table or view. `immutable`: SQLite neither reads nor creates other files, such as a WAL."""
+    """The rows of a table or view. `immutable`: SQLite neither reads
+    nor creates other files, such as a WAL.
+    """
     try:
-        with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?immutable=1", uri=True)) as base:
+        with contextlib.closing(
+            sqlite3.connect(f"{Path(path).absolute().as_uri()}?immutable=1", uri=True)
+        ) as base:
             base.text_factory = bytes  # names of tables may not be UTF-8
             base.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_CELL)
-            base.execute("PRAGMA trusted_schema = OFF")  # views of an untrusted file must not run functions
-            named = base.execute("SELECT name, type FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")
-            kinds = {name.decode(errors="replace"): kind for name, kind in named if kind in (b"table", b"view")}
+            # views of an untrusted file must not run functions
+            base.execute("PRAGMA trusted_schema = OFF")
+            named = base.execute(
+                "SELECT name, type FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+            )
+            kinds = {
+                name.decode(errors="replace"): kind
+                for name, kind in named
+                if kind in (b"table", b"view")
+            }
             tables = [name for name, kind in kinds.items() if kind == b"table"] or list(kinds)
             chosen = table if table is not None else tables[0] if len(tables) == 1 else ""
             if chosen not in kinds:
@@ -173,8 +210,14 @@ def _of_sqlite(path: str, table: str | None) -> Iterator[_Reply]:
             yield {"columns": [name for name, *_ in rows.description], "sheets": tables}
             base.text_factory = _decoded
             for cells in rows:
-                place = next((k for k, cell in enumerate(cells, 1) if isinstance(cell, UnicodeError)), 0)
-                yield {"fault": f"cell {place} is not UTF-8"} if place else [plain(cell) for cell in cells]
+                place = next(
+                    (k for k, cell in enumerate(cells, 1) if isinstance(cell, UnicodeError)), 0
+                )
+                yield (
+                    {"fault": f"cell {place} is not UTF-8"}
+                    if place
+                    else [plain(cell) for cell in cells]
+                )
     except sqlite3.Error as error:
         raise DataError(first_line(error)) from None
 
@@ -188,7 +231,10 @@ def _decoded(text: bytes) -> str | UnicodeError:
 
 
 def _lacking(path: str, what: str, name: str, present: Sequence[str]) -> UsageError:
-    return UsageError(f"{Path(path).name} has no {what} '{name}'", hint=f"its {what}s: {listed(present) or 'none'}")
+    return UsageError(
+        f"{Path(path).name} has no {what} '{name}'",
+        hint=f"its {what}s: {listed(present) or 'none'}",
+    )
 
 
 _READERS: dict[str, Callable[[str, str | None], Iterable[_Reply]]] = {
@@ -204,8 +250,8 @@ _READERS: dict[str, Callable[[str, str | None], Iterable[_Reply]]] = {
 def _query(url: str, query: str, root: str, host: str, pid: int, file_bytes: int) -> Iterator[str]:
     """The rows of a query, each a JSON object.
 
-    The child ends with its parent, which has the id `pid`. A file that it writes (SQLite sorts on disk) has at most
-    `file_bytes`, the limit of the rows' copy.
+    The child ends with its parent, which has the id `pid`. A file that it writes (SQLite sorts on
+    disk) has at most `file_bytes`, the limit of the rows' copy.
     """
     from slmctl.network import guard
     from slmctl.sources import sql_address
@@ -234,15 +280,24 @@ def _connected(address: DatabaseAddress) -> Any:
     from slmctl.installation import pip_line
 
     url = address.url
-    options: dict[str, Any] = {"connect_timeout": _CONNECT_S} if url.get_driver_name() == "psycopg" else {}
+    options: dict[str, Any] = (
+        {"connect_timeout": _CONNECT_S} if url.get_driver_name() == "psycopg" else {}
+    )
     try:
         engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=options)
     except ModuleNotFoundError as error:
         raise MissingError(
-            f"the database {address.masked(url.drivername)} needs the package '{error.name}', which is not installed",
-            hint=pip_line("data") if error.name == "psycopg" else "SQLAlchemy's manual names its drivers",
+            f"the database {address.masked(url.drivername)} needs the package '{error.name}', "
+            "which is not installed",
+            hint=pip_line("data")
+            if error.name == "psycopg"
+            else "SQLAlchemy's manual names its drivers",
         ) from None
-    streamed: dict[str, Any] = {"stream_results": True, "yield_per": _FETCHED, "no_parameters": True}
+    streamed: dict[str, Any] = {
+        "stream_results": True,
+        "yield_per": _FETCHED,
+        "no_parameters": True,
+    }
     if address.backend == "postgresql":
         streamed["postgresql_readonly"] = True
     return engine.connect().execution_options(**streamed)  # closing it rolls back
@@ -261,7 +316,9 @@ def _rows(connection: Any, query: str) -> Iterator[dict[str, Any]]:
 
 
 def _only_read(connection: sqlite3.Connection) -> None:
-    """Allow a connection only reads: ATTACH and VACUUM INTO create files even from a read-only database."""
+    """Allow a connection only reads: ATTACH and VACUUM INTO create
+    files even from a read-only database.
+    """
 
     def allowed(action: int, name: str | None, argument: str | None, *_: object) -> int:
         if action == sqlite3.SQLITE_PRAGMA:
@@ -277,7 +334,9 @@ def _only_read(connection: sqlite3.Connection) -> None:
     connection.set_authorizer(allowed)
 
 
-def _failure(error: Any, address: DatabaseAddress, *, reached: bool) -> DataError | NetworkError | UsageError:
+def _failure(
+    error: Any, address: DatabaseAddress, *, reached: bool
+) -> DataError | NetworkError | UsageError:
     """A driver's error as an error of slmctl, with the driver's message without secrets."""
     import sqlalchemy
 
@@ -288,7 +347,9 @@ def _failure(error: Any, address: DatabaseAddress, *, reached: bool) -> DataErro
         if not address.host and address.backend == "sqlite":
             return DataError(f"the database cannot be opened: {reason}")
         return NetworkError(f"the database cannot be reached: {reason}")
-    return DataError(f"the query failed: {reason}", hint="it must be one SELECT that the database takes")
+    return DataError(
+        f"the query failed: {reason}", hint="it must be one SELECT that the database takes"
+    )
 
 
 if __name__ == "__main__":

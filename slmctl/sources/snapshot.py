@@ -1,7 +1,7 @@
 """Queries, documents and data sets of the hub -> local copies, in `runs/.sources/`.
 
-All later steps read local files and hash their content. The name of a copy is a hash of the source without passwords.
-The two parts of a reviewed file are there too (`reviewed.py`).
+All later steps read local files and hash their content. The name of a copy is a hash of the source
+without passwords. The two parts of a reviewed file are there too (`reviewed.py`).
 """
 
 from __future__ import annotations
@@ -28,17 +28,22 @@ from slmctl.sources.documents import folder as folder_of_documents
 from slmctl.sources.rows import files_of, form_of, format_of, is_several, require_file
 
 
-def gather(sources: Sequence[Source], folder: Path, limits: SourceLimits, *, root: Path | None = None) -> list[Source]:
-    """Copy every source that is not a file into `folder`; each host is printed before it is contacted.
+def gather(
+    sources: Sequence[Source], folder: Path, limits: SourceLimits, *, root: Path | None = None
+) -> list[Source]:
+    """Copy every source that is not a file into `folder`; each host is printed before it is
+    contacted.
 
-    A data set of the hub at a pinned commit never changes, so it is fetched once. The caller holds a lock on `folder`.
-    The path of an SQLite file is relative to `root`, by default the project's folder.
+    A data set of the hub at a pinned commit never changes, so it is fetched once. The caller holds
+    a lock on `folder`. The path of an SQLite file is relative to `root`, by default the project's
+    folder.
 
     Returns:
         The sources as local files; a data set, a folder or a workbook may become several.
 
     Raises:
-        DataError: A query failed, a source reached a limit, or documents changed while they were read.
+        DataError: A query failed, a source reached a limit, or documents changed while they were
+            read.
         IntegrityError: The hash of a file differs from the hub's.
         NetworkError: A host could not be reached.
         UsageError: A data set is not pinned, or has no such data file.
@@ -48,9 +53,14 @@ def gather(sources: Sequence[Source], folder: Path, limits: SourceLimits, *, roo
         if source.sql is not None:
             console.say(f"  asking {sql.place(source.sql.url)}")
             with atomic.file(copy_of(source, folder), 0o600) as draft, draft.open("wb") as stream:
-                count = sql.write_rows(source.sql, stream, root=root or folder.parents[1], limits=limits)
+                count = sql.write_rows(
+                    source.sql, stream, root=root or folder.parents[1], limits=limits
+                )
             console.detail(f"  {count} rows")
-        elif folder_of_documents.is_documents(source) and not (copy := copy_of(source, folder)).exists():
+        elif (
+            folder_of_documents.is_documents(source)
+            and not (copy := copy_of(source, folder)).exists()
+        ):
             with atomic.file(copy, 0o600) as draft, draft.open("wb") as stream:
                 folder_of_documents.write_rows(source, stream, limits)
                 if copy_of(source, folder) != copy:  # they changed before they were read
@@ -72,12 +82,16 @@ def gathered(sources: Sequence[Source], folder: Path) -> list[Source]:
 
 
 def is_file(source: Source) -> bool:
-    """True for a source with a path, even if nothing exists there; false for documents, which are read once."""
+    """True for a source with a path, even if nothing exists there;
+    false for documents, which are read once.
+    """
     return source.path is not None and not folder_of_documents.is_documents(source)
 
 
 def host_of(source: Source, folder: Path) -> str:
-    """The host that `gather` will contact for a source; '' for a file, or a pinned data set that is already copied."""
+    """The host that `gather` will contact for a source; '' for a file, or a
+    pinned data set that is already copied.
+    """
     if source.sql is not None:
         return sql.host(source.sql.url)
     return "the hub" if source.hf is not None and not copy_of(source, folder).exists() else ""
@@ -89,12 +103,16 @@ def _local(source: Source, folder: Path) -> Iterator[Source]:
         return
     copy = copy_of(source, folder)
     if not copy.exists():
-        raise IntegrityError(f"there is no copy of the source {_shown(source)}", hint="slmctl prepare")
+        raise IntegrityError(
+            f"there is no copy of the source {_shown(source)}", hint="slmctl prepare"
+        )
     if source.path is not None:
         yield source.copied(copy)
         return
     if source.hf is None:
-        yield from _sheets(source.model_copy(update={"path": copy, "sql": None}), copy, source.name, folder)
+        yield from _sheets(
+            source.model_copy(update={"path": copy, "sql": None}), copy, source.name, folder
+        )
         return
     title = source.name or source.hf.partition("@")[0]
     for path in sorted(path for path in copy.rglob("*") if path.is_file()):
@@ -105,7 +123,9 @@ def _files(source: Source, folder: Path) -> Iterator[Source]:
     if is_several(source.local):
         for name, path in files_of(source.local, source.format):
             written = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            yield from _sheets(source, path, f"{source.name}/{written}" if source.name else written, folder)
+            yield from _sheets(
+                source, path, f"{source.name}/{written}" if source.name else written, folder
+            )
     elif _is_there(source.local):
         require_file(source.local)
         yield from _sheets(source, source.local, source.name, folder)
@@ -120,9 +140,16 @@ def _sheets(source: Source, path: Path, name: str | None, folder: Path) -> Itera
         return
     sheet = source.sheet
     if sheet == "*" and (source.format or format_of(path)) not in ("xlsx", "ods", "sqlite"):
-        raise UsageError(f"{path.name} is no workbook and no database, and has no sheets", hint="leave 'sheet' out")
+        raise UsageError(
+            f"{path.name} is no workbook and no database, and has no sheets",
+            hint="leave 'sheet' out",
+        )
     if sheet != "*" and not isinstance(sheet, list):
-        yield source if (path, name) == (source.path, source.name) else source.part(path, name, sheet=sheet)
+        yield (
+            source
+            if (path, name) == (source.path, source.name)
+            else source.part(path, name, sheet=sheet)
+        )
         return
     names = _all_sheets(path, source.format, path.stat().st_mtime_ns) if sheet == "*" else sheet
     for each in names:
@@ -131,12 +158,15 @@ def _sheets(source: Source, path: Path, name: str | None, folder: Path) -> Itera
 
 @functools.lru_cache
 def _all_sheets(path: Path, format: str | None, mtime_ns: int) -> tuple[str, ...]:
-    """The sheets of a workbook or the tables of a database; cached, since a project's files are listed often."""
+    """The sheets of a workbook or the tables of a database; cached,
+    since a project's files are listed often.
+    """
     return form_of(path, format=format).sheets
 
 
 def copy_of(source: Source, folder: Path) -> Path:
-    """The path of the copy of a source: its name is a hash of the source without secrets, of documents their content.
+    """The path of the copy of a source: its name is a hash of the source without secrets, of
+    documents their content.
 
     Raises:
         DataError: Documents cannot be read.
@@ -153,7 +183,11 @@ def copies_of(source: Source, folder: Path) -> set[Path]:
     places = set()
     with contextlib.suppress(SlmctlError, OSError):
         places |= set() if is_file(source) else {copy_of(source, folder)}
-        places |= {part.local.parent for part in _local(source, folder) if part.local.parent.parent == folder}
+        places |= {
+            part.local.parent
+            for part in _local(source, folder)
+            if part.local.parent.parent == folder
+        }
     return places
 
 
@@ -163,7 +197,11 @@ def reviews_among(sources: Sequence[Source]) -> Iterator[Path]:
         if is_file(source):
             with contextlib.suppress(SlmctlError):
                 several = is_several(source.local)
-                files = [path for _, path in files_of(source.local, source.format)] if several else [source.local]
+                files = (
+                    [path for _, path in files_of(source.local, source.format)]
+                    if several
+                    else [source.local]
+                )
                 yield from (path for path in files if reviewed.is_reviewed(path, source.format))
 
 
@@ -172,7 +210,9 @@ def _key(*parts: str | None) -> str:
 
 
 def _is_there(path: Path) -> bool:
-    """True for an existing path, and for an invalid one (such as a name that is too long), which fails when read."""
+    """True for an existing path, and for an invalid one (such as a name
+    that is too long), which fails when read.
+    """
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -185,7 +225,9 @@ def _is_there(path: Path) -> bool:
 def _shown(source: Source) -> str:
     if source.sql is not None:
         return f"'{source.name or mask(source.sql.url)}'"
-    return f"'hf: {source.hf}'" if source.hf is not None else f"'{source.name or source.local.name}'"
+    return (
+        f"'hf: {source.hf}'" if source.hf is not None else f"'{source.name or source.local.name}'"
+    )
 
 
 # The hub
@@ -196,7 +238,9 @@ def _fetch(name: str, pattern: str | None, target: Path, limits: SourceLimits) -
     repo, commit = hub.split(name, example="hf: ")
     console.say(f"  asking the hub for {repo}")
     with atomic.folder(target) as draft:
-        with hub.asked(f"prepare hf:{name}", repo, otherwise="without a hub: export it, and name the file") as client:
+        with hub.asked(
+            f"prepare hf:{name}", repo, otherwise="without a hub: export it, and name the file"
+        ) as client:
             if not hub.is_pinned(commit):
                 pinned = client.dataset_info(repo, revision=commit or None).sha
                 raise UsageError(
@@ -210,10 +254,14 @@ def _fetch(name: str, pattern: str | None, target: Path, limits: SourceLimits) -
             end = time.monotonic() + limits.timeout_s
             for entry in chosen:
                 if time.monotonic() > end:
-                    raise bounded_copy.too_slow(f"the data set {repo}", limits, "fewer files (file: PATTERN)")
+                    raise bounded_copy.too_slow(
+                        f"the data set {repo}", limits, "fewer files (file: PATTERN)"
+                    )
                 console.say(f"  fetching {entry.rfilename} of {repo} at {commit[:12]}")
                 with bounded_copy.files_of_at_most(limits):
-                    client.hf_hub_download(repo, entry.rfilename, repo_type="dataset", revision=commit, local_dir=draft)
+                    client.hf_hub_download(
+                        repo, entry.rfilename, repo_type="dataset", revision=commit, local_dir=draft
+                    )
                 _require_same(draft / entry.rfilename, entry)
         shutil.rmtree(draft / ".cache", ignore_errors=True)  # metadata of huggingface_hub
 
@@ -228,14 +276,26 @@ def _choose(repo: str, listed: Sequence[Any], pattern: str | None) -> list[Any]:
     if not chosen:
         names = ", ".join(entry.rfilename for entry in files[:20]) or "none"
         more = f" and {len(files) - 20} more" if len(files) > 20 else ""
-        what = f"no data file '{pattern}'" if pattern else f"{len(files)} data files" if files else "no data file"
-        raise UsageError(f"{repo} has {what}", hint=f"file: NAME or a pattern chooses among: {names}{more}")
+        what = (
+            f"no data file '{pattern}'"
+            if pattern
+            else f"{len(files)} data files"
+            if files
+            else "no data file"
+        )
+        raise UsageError(
+            f"{repo} has {what}", hint=f"file: NAME or a pattern chooses among: {names}{more}"
+        )
     return chosen
 
 
 def _is_data(name: str) -> bool:
     path = PurePosixPath(name)
-    if path.is_absolute() or any(part.startswith(".") for part in path.parts) or path.name == "dataset_infos.json":
+    if (
+        path.is_absolute()
+        or any(part.startswith(".") for part in path.parts)
+        or path.name == "dataset_infos.json"
+    ):
         return False
     try:
         format_of(Path(path.name))
@@ -245,10 +305,16 @@ def _is_data(name: str) -> bool:
 
 
 def _require_same(path: Path, entry: Any) -> None:
-    """Raise IntegrityError for a file that differs from the commit: by sha256 for LFS, else by git's blob hash."""
+    """Raise IntegrityError for a file that differs from the commit: by
+    sha256 for LFS, else by git's blob hash.
+    """
     blob = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as stream:
-        made = hashlib.file_digest(stream, hashlib.sha256 if entry.lfs is not None else lambda: blob).hexdigest()
+        made = hashlib.file_digest(
+            stream, hashlib.sha256 if entry.lfs is not None else lambda: blob
+        ).hexdigest()
     expected = entry.lfs.sha256 if entry.lfs is not None else entry.blob_id
     if made != expected:
-        raise IntegrityError(f"{entry.rfilename} is not what the hub says it is: expected {expected}, got {made}")
+        raise IntegrityError(
+            f"{entry.rfilename} is not what the hub says it is: expected {expected}, got {made}"
+        )

@@ -1,4 +1,6 @@
-"""The address of a database: fills in environment variables, makes SQLite read-only, and masks secrets in errors."""
+"""The address of a database: fills in environment variables, makes SQLite
+read-only, and masks secrets in errors.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from slmctl.network.credentials import mask
 
 _REFERENCE = re.compile(r"\$\{(\w+)\}")
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
-_OF_SQLITE = {"timeout", "immutable", "nolock"}  # parameters of an SQLite address that cannot create or change a file
+# parameters of an SQLite address that cannot create or change a file
+_OF_SQLITE = {"timeout", "immutable", "nolock"}
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,21 @@ class DatabaseAddress:
         return name
 
     def masked(self, text: str) -> str:
-        """A driver's message without passwords and without values of environment variables in the address."""
+        """A driver's message without passwords and without values of
+        environment variables in the address.
+        """
         url = self.url
-        secrets = [url.password, *(value for name, value in url.query.items() if mask(f"?{name}=x")[-1] == "*")]
+        secrets = [
+            url.password,
+            *(value for name, value in url.query.items() if mask(f"?{name}=x")[-1] == "*"),
+        ]
         for secret in filter(None, secrets):
             for form in {str(secret), quote(str(secret), safe=""), quote_plus(str(secret))}:
                 text = text.replace(form, "***")
         names = _REFERENCE.findall(self.written)
         values = [os.environ.get(name, "") for name in names]
-        if _REFERENCE.fullmatch(self.written.strip()):  # the whole address is one variable; its host is printed anyway
+        # the whole address is one variable; its host is printed anyway
+        if _REFERENCE.fullmatch(self.written.strip()):
             values += [url.username, url.database, url.drivername]
             values += [] if self.backend == "sqlite" else map(str, url.query.values())
         for value in sorted(filter(None, values), key=len, reverse=True):
@@ -61,7 +70,8 @@ class DatabaseAddress:
         return text
 
     def read_only(self, root: Path) -> DatabaseAddress:
-        """The address with the SQLite file below `root`, opened read-only; other databases are unchanged.
+        """The address with the SQLite file below `root`, opened read-only; other databases are
+        unchanged.
 
         Raises:
             DataError: The file does not exist.
@@ -73,7 +83,8 @@ class DatabaseAddress:
         if unknown:
             raise UsageError(
                 f"the address of an SQLite file has the parameter '{min(unknown)}'",
-                hint=f"it takes {', '.join(sorted(_OF_SQLITE))}; the file is always opened for reading alone",
+                hint=f"it takes {', '.join(sorted(_OF_SQLITE))}; the file is always opened for "
+                "reading alone",
             )
         path = root / os.path.expanduser(_file_of(self.url.database))  # noqa: PTH111 - pathlib's raises for an unknown user
         try:
@@ -95,7 +106,9 @@ class DatabaseAddress:
 
 
 def with_file(written: str, change: Callable[[str], str]) -> str:
-    """An SQLite address with the path `change(path)`; addresses of servers, or with variables, are unchanged."""
+    """An SQLite address with the path `change(path)`; addresses of
+    servers, or with variables, are unchanged.
+    """
     parts = re.fullmatch(r"(sqlite(?:\+\w+)?:///)([^?$]+)(\?.*)?", written)
     if parts is None or parts[2].startswith(("file:", ":memory:", "~")):
         return written
@@ -114,9 +127,12 @@ def parse(written: str) -> DatabaseAddress:
         url = sqlalchemy.make_url(_filled(written))
     except (sqlalchemy.exc.ArgumentError, ValueError):
         raise UsageError(
-            "the address of a database is malformed", hint="url: postgresql://USER:${DB_PASSWORD}@HOST/DATABASE"
+            "the address of a database is malformed",
+            hint="url: postgresql://USER:${DB_PASSWORD}@HOST/DATABASE",
         ) from None
-    return DatabaseAddress(url.set(drivername=_DRIVERS.get(url.drivername, url.drivername)), written)
+    return DatabaseAddress(
+        url.set(drivername=_DRIVERS.get(url.drivername, url.drivername)), written
+    )
 
 
 def _file_of(database: str) -> str:
@@ -128,7 +144,9 @@ def _file_of(database: str) -> str:
 
 
 def _filled(url: str) -> str:
-    """The address with environment variables filled in; URL-quoted in user, password and parameters."""
+    """The address with environment variables filled in; URL-quoted
+    in user, password and parameters.
+    """
     if _REFERENCE.fullmatch(url.strip()):
         return _variable(url.strip()[2:-1])
     head, at, rest = url.rpartition("@")
@@ -142,4 +160,6 @@ def _variable(name: str) -> str:
     try:
         return os.environ[name]
     except KeyError:
-        raise UsageError(f"the variable {name} is not set, and the address of a database names it") from None
+        raise UsageError(
+            f"the variable {name} is not set, and the address of a database names it"
+        ) from None

@@ -1,2 +1,3 @@
-"""The ten stages, a folder each: pull, label, prepare, finetune, merge, quantize, predict, evaluate, calibrate,
-publish."""
+"""The ten stages, a folder each: pull, label, prepare, finetune, merge, quantize, predict,
+evaluate, calibrate, publish.
+"""

@@ -1,8 +1,10 @@
-"""Render chat templates, which are code by a model's author, in a sandbox with limits of time and memory.
+"""Render chat templates, which are code by a model's author, in a sandbox with limits of time and
+memory.
 
-jinja2's sandbox keeps a template from files, imports and Python's internals. Time and memory are limited by a child
-process, which has a budget of seconds for each text, a limit of memory, no secrets in its environment, and no way to
-write a file. Many renders are sent together, and short texts are cached.
+jinja2's sandbox keeps a template from files, imports and Python's internals. Time and memory are
+limited by a child process, which has a budget of seconds for each text, a limit of memory, no
+secrets in its environment, and no way to write a file. Many renders are sent together, and short
+texts are cached.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ REMEMBERED, SHORT = 256, 1 << 13  # texts that are cached, and bytes of one with
 
 
 class TemplateRefusedError(DataError):
-    """A chat template is not valid, or refuses the messages, such as two turns of a user in a row."""
+    """A chat template is not valid, or refuses the messages, such
+    as two turns of a user in a row.
+    """
 
 
 class TemplateLimitError(DataError):
@@ -39,15 +43,20 @@ def render(source: str, values: Mapping[str, Any], *, budget_s: float = LIMIT_S)
 
     Raises:
         TemplateRefusedError: The template refuses the values, or is not valid.
-        TemplateLimitError: It takes longer than `budget_s` seconds, or more memory than it may have.
+        TemplateLimitError: It takes longer than `budget_s` seconds, or more memory than it may
+            have.
         StageError: The process that renders it cannot run here.
     """
     (text,) = render_all(source, [values], budget_s=budget_s)
     return text
 
 
-def render_all(source: str, values: Sequence[Mapping[str, Any]], *, budget_s: float = LIMIT_S) -> list[str]:
-    """The texts of many values, in order, each within `budget_s` seconds; raises as `render` does."""
+def render_all(
+    source: str, values: Sequence[Mapping[str, Any]], *, budget_s: float = LIMIT_S
+) -> list[str]:
+    """The texts of many values, in order, each within `budget_s`
+    seconds; raises as `render` does.
+    """
     if len(source) > LONGEST_SOURCE:
         raise TemplateLimitError(f"the chat template has more than {LONGEST_SOURCE} characters")
     requests = [json.dumps(value).encode() for value in values]
@@ -62,8 +71,9 @@ def render_all(source: str, values: Sequence[Mapping[str, Any]], *, budget_s: fl
     return [text for text in texts if text is not None]
 
 
-# Cache of short texts, the last used one at the end: every prompt needs the opening that all prompts of its task
-# share. No lock, which another thread may hold at a fork: the worst of a race is a text that is rendered again.
+# Cache of short texts, the last used one at the end: every prompt needs the opening that all
+# prompts of its task share. No lock, which another thread may hold at a fork: the worst of a race
+# is a text that is rendered again.
 _memory: dict[tuple[str, bytes], str] = {}
 
 
@@ -78,12 +88,15 @@ def _remember(source: str, request: bytes, text: str) -> None:
     if len(text) + len(request) <= SHORT:
         _memory[source, request] = text
         if len(_memory) > REMEMBERED:
-            with contextlib.suppress(LookupError, RuntimeError):  # another thread has taken one out meanwhile
+            # another thread has taken one out meanwhile
+            with contextlib.suppress(LookupError, RuntimeError):
                 del _memory[next(iter(_memory))]
 
 
 class _Child:
-    """One process that renders; it is started by the first request, and again by the next after its end."""
+    """One process that renders; it is started by the first request,
+    and again by the next after its end.
+    """
 
     def __init__(self) -> None:
         self._process = child.LineChild("slmctl.task.chat_template_child")
@@ -99,10 +112,13 @@ class _Child:
                     self._process.start(START_S)
                 texts += self._rendered(source, requests[len(texts) :], budget_s)
         except OSError as error:
-            raise StageError(f"the process that renders chat templates cannot be started: {error}") from None
+            raise StageError(
+                f"the process that renders chat templates cannot be started: {error}"
+            ) from None
         except child.LateError:
             raise TemplateLimitError(
-                f"the chat template takes longer than {budget_s:g} s", hint="take a base whose chat template ends"
+                f"the chat template takes longer than {budget_s:g} s",
+                hint="take a base whose chat template ends",
             ) from None
         except child.DiedError as death:
             if death.out_of_memory:
@@ -110,20 +126,27 @@ class _Child:
             if death.code < 0:
                 raise TemplateLimitError(f"the chat template cannot be rendered: {death}") from None
             raise StageError(
-                f"the process that renders chat templates ended with exit code {death.code}: {death}"
+                f"the process that renders chat templates ended with exit code {death.code}: "
+                f"{death}"
             ) from None
         return texts
 
     def _rendered(self, source: str, requests: Sequence[bytes], budget_s: float) -> list[str]:
-        """The texts of requests, or of the first ones if the process has grown too large and ends."""
-        head = b"{" if source == self._source else b'{"source": ' + json.dumps(source).encode() + b", "
+        """The texts of requests, or of the first ones if the
+        process has grown too large and ends.
+        """
+        head = (
+            b"{" if source == self._source else b'{"source": ' + json.dumps(source).encode() + b", "
+        )
         self._source = source
         lines = [
             head + b'"values": ' + requests[0] + b"}\n",
             *(b'{"values": ' + request + b"}\n" for request in requests[1:]),
         ]
         texts = []
-        with contextlib.closing(self._process.answers(b"".join([*lines, b"\n"]), len(requests), budget_s)) as answers:
+        with contextlib.closing(
+            self._process.answers(b"".join([*lines, b"\n"]), len(requests), budget_s)
+        ) as answers:
             for answer in map(json.loads, answers):
                 if answer.get("last"):
                     self._process.close()
@@ -162,8 +185,10 @@ class _Pool:
 
     def _begin(self) -> None:
         self._owner = os.getpid()
-        self._parents, self._all = self._all, [_Child() for _ in range(CHILDREN)]  # Popen warns of one that is lost
-        self._idle: queue.LifoQueue[_Child] = queue.LifoQueue()  # the one used last has started, and comes first
+        # Popen warns of one that is lost
+        self._parents, self._all = self._all, [_Child() for _ in range(CHILDREN)]
+        # the one used last has started, and comes first
+        self._idle: queue.LifoQueue[_Child] = queue.LifoQueue()
         for process in self._all:
             self._idle.put(process)
 

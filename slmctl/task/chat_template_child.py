@@ -1,4 +1,5 @@
-"""The child process of `chat_template`: renders Jinja templates under limits of memory and without files.
+"""The child process of `chat_template`: renders Jinja templates under limits of memory and without
+files.
 
 python -m slmctl.task.chat_template_child     requests as JSON lines in, an answer a line out
 """
@@ -25,17 +26,29 @@ from jinja2.utils import Namespace
 from slmctl.child import bound
 
 LIMIT_BYTES = 1 << 29  # of address space
-LARGE = 1 << 27  # bytes of memory after which the process ends: Python gives little back to the system
+# bytes of memory after which the process ends: Python gives little back to the system
+LARGE = 1 << 27
 FLUSH_S = 0.05  # longest time that an answer stays in the buffer
 ROW_TEMPLATE = "{# row #}"  # a template over the columns of a row begins with this comment
 LONGEST = 16 << 20  # characters of a rendered conversation
 
-_REFUSALS = (jinja2.TemplateError, ArithmeticError, LookupError, AttributeError, RecursionError, TypeError, ValueError,
-             AssertionError, SyntaxError)  # fmt: skip
+_REFUSALS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    AssertionError,
+    SyntaxError,
+)
 
 
 class RenderReply(TypedDict, total=False):
-    """The answer to one request: the text, or a fault and its kind; `last` if the process ends after it."""
+    """The answer to one request: the text, or a fault and its kind;
+    `last` if the process ends after it.
+    """
 
     text: str
     fault: str
@@ -60,20 +73,27 @@ def render(source: str, values: Mapping[str, Any]) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _compile(source: str) -> jinja2.Template:
-    return (_row_environment() if source.startswith(ROW_TEMPLATE) else _environment()).from_string(source)
+    return (_row_environment() if source.startswith(ROW_TEMPLATE) else _environment()).from_string(
+        source
+    )
 
 
 @functools.cache
 def _row_environment() -> ImmutableSandboxedEnvironment:
-    """The sandbox for a template over the columns of a row: blanks stay, and a missing value is a fault."""
+    """The sandbox for a template over the columns of a row: blanks
+    stay, and a missing value is a fault.
+    """
     environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
-    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)  # jinja's own is for HTML
+    # jinja's own is for HTML
+    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
     return environment
 
 
 @functools.cache
 def _environment() -> ImmutableSandboxedEnvironment:
-    """The sandbox with transformers' filters and globals for chat templates but `strftime_now`, see `template_date`."""
+    """The sandbox with transformers' filters and globals for chat templates
+    but `strftime_now`, see `template_date`.
+    """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension]
     )
@@ -90,7 +110,8 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_text"), [], [], body).set_lineno(line)  # a scope, as in transformers
+        # a scope, as in transformers
+        return nodes.CallBlock(self.call_method("_text"), [], [], body).set_lineno(line)
 
     def _text(self, caller: Macro) -> str:
         return str(caller())
@@ -115,9 +136,15 @@ def _require_public(name: Any) -> None:
 
 
 def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
 ) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _refuse(message: str) -> None:
@@ -139,13 +166,15 @@ def reply(source: str, request: bytes) -> tuple[str, RenderReply]:
 def main() -> None:
     """Answer requests from stdin until it ends."""
     _compile("").render()
-    memory = os.open("/proc/self/statm", os.O_RDONLY)  # getrusage's peak begins with that of the parent
+    # getrusage's peak begins with that of the parent
+    memory = os.open("/proc/self/statm", os.O_RDONLY)
     bound(memory=LIMIT_BYTES, file_bytes=0)
     source, out, flushed = "", sys.stdout, time.monotonic()
     out.write('{"text": ""}\n')
     out.flush()
     for line in sys.stdin.buffer:
-        if line == b"\n":  # the end of a batch: to flush each answer would wake the parent each time
+        # the end of a batch: to flush each answer would wake the parent each time
+        if line == b"\n":
             out.flush()
             continue
         source, answer = reply(source, line)

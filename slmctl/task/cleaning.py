@@ -1,7 +1,8 @@
-"""Cleaning of raw texts: by `prepare` before training, and by predict, chat and the server before a prompt is rendered.
+"""Cleaning of raw texts: by `prepare` before training, and by predict, chat and the server before a
+prompt is rendered.
 
-A step that would leave nothing leaves the text as it is, so that no prompt is empty. A step depends on the text alone,
-and takes time linear in its length.
+A step that would leave nothing leaves the text as it is, so that no prompt is empty. A step depends
+on the text alone, and takes time linear in its length.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class Replacement:
     replacement: str
 
 
-def clean(text: str, steps: tuple[str, ...], replace: tuple[Replacement, ...]) -> tuple[str, tuple[str, ...]]:
+def clean(
+    text: str, steps: tuple[str, ...], replace: tuple[Replacement, ...]
+) -> tuple[str, tuple[str, ...]]:
     """Returns (cleaned text, names of the steps that changed it).
 
     Args:
@@ -52,11 +55,16 @@ def step_names(steps: tuple[str, ...], replace: tuple[Replacement, ...]) -> list
 
 
 @functools.lru_cache(maxsize=64)
-def _plan(steps: tuple[str, ...], replace: tuple[Replacement, ...]) -> tuple[tuple[str, Callable[[str], str]], ...]:
+def _plan(
+    steps: tuple[str, ...], replace: tuple[Replacement, ...]
+) -> tuple[tuple[str, Callable[[str], str]], ...]:
     plan: list[tuple[str, Callable[[str], str]]] = []
     for name, step in STEPS.items():
         if name == "whitespace":
-            plan += [(f"replace {entry.pattern}", functools.partial(_replaced, entry)) for entry in replace]
+            plan += [
+                (f"replace {entry.pattern}", functools.partial(_replaced, entry))
+                for entry in replace
+            ]
         if name in steps:
             plan.append((name, step))
     return tuple(plan)
@@ -68,7 +76,9 @@ def _replaced(entry: Replacement, text: str) -> str:
 
 
 def _tidied(text: str) -> str:
-    """One space for several, at most one blank line, no white space around lines and no invisible characters."""
+    """One space for several, at most one blank line, no white space
+    around lines and no invisible characters.
+    """
     text = _INVISIBLE.sub("", _LINE_END.sub("\n", text))
     text = "\n".join(line.strip(" ") for line in _SPACES.sub(" ", text).split("\n"))
     return _BLANK_LINES.sub("\n\n", text).strip(" \n") if text.strip() else ""

@@ -1,4 +1,6 @@
-"""The task that a config declares: its schema, its tools and its labels, checked before rows are read."""
+"""The task that a config declares: its schema, its tools and its
+labels, checked before rows are read.
+"""
 
 from __future__ import annotations
 
@@ -66,12 +68,16 @@ def tools_of(config: TaskConfig) -> tuple[JsonObject, ...]:
         raise DataError(f"{name}: {error.message}", hint=error.hint or tool_calls.EXAMPLE) from None
     for tool in tools:
         if fault := grammar_fault(tool_calls.OWN.rules([tool])):
-            raise DataError(f"{name}: the tool '{tool.name}': {fault}", hint="change that part of its parameters")
+            raise DataError(
+                f"{name}: the tool '{tool.name}': {fault}",
+                hint="change that part of its parameters",
+            )
     return tuple(tool.to_json() for tool in tools)
 
 
 def labels_of(config: TaskConfig, found: Iterable[str]) -> tuple[str, ...]:
-    """The labels that the config names, else those `found` in the data; () for a task without labels.
+    """The labels that the config names, else those `found` in the data; () for a task without
+    labels.
 
     Raises:
         DataError: The config describes a label that is not among them.

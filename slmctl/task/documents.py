@@ -1,6 +1,8 @@
-"""Documents longer than a prompt: the windows of a text, and the training records that windows make.
+"""Documents longer than a prompt: the windows of a text, and the training records that windows
+make.
 
-A form feed stands between two pages, as `pdftotext` writes it: the page of a character follows from the text alone.
+A form feed stands between two pages, as `pdftotext` writes it: the page of a character follows from
+the text alone.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ MAX_DEPTH = 40  # of a schema
 PLAIN_SCHEMA = "write the schema without references"
 SMALLER = "a smaller task.document.window, or a shorter task.system"
 # Places where a text may be cut, the best one first.
-_BREAKS = tuple(map(re.compile, (r"\n[^\S\n]*\n\s*|\f\s*", r"\n\s*", r"[.!?;:]\s+|[。！？；]\s*", r"\s+")))
+_BREAKS = tuple(
+    map(re.compile, (r"\n[^\S\n]*\n\s*|\f\s*", r"\n\s*", r"[.!?;:]\s+|[。！？；]\s*", r"\s+"))
+)
 _SPACE = re.compile(r"\s*")
 
 
@@ -71,8 +75,8 @@ class Window:
 def windows(text: str, form: WindowForm) -> list[Window]:
     """The windows of a text in order, which together hold every word of it.
 
-    They end at a paragraph or page where there is one in their second half, else at a line, a sentence or a word. Text
-    without spaces is cut between characters.
+    They end at a paragraph or page where there is one in their second half, else at a line, a
+    sentence or a word. Text without spaces is cut between characters.
     """
     if len(text) <= form.size:
         return [Window(0, len(text), "", text.replace(PAGE, "\n"))]
@@ -80,7 +84,11 @@ def windows(text: str, form: WindowForm) -> list[Window]:
     breaks = page_breaks(text)
     made = []
     for number, (start, end) in enumerate(spans, 1):
-        page = f"page {page_of(breaks, start)} of {len(breaks) + 1}" if breaks else f"part {number} of {len(spans)}"
+        page = (
+            f"page {page_of(breaks, start)} of {len(breaks) + 1}"
+            if breaks
+            else f"part {number} of {len(spans)}"
+        )
         made.append(Window(start, end, f"[{page}]\n", text[start:end].replace(PAGE, "\n").rstrip()))
     return made
 
@@ -89,11 +97,19 @@ def _spans(text: str, form: WindowForm) -> Iterator[Span]:
     start, length = _after_space(text, 0), len(text.rstrip())
     while length - start > form.size:
         limit = start + form.size
-        end = next((places[-1] for each in _BREAKS if (places := _places(each, text, limit - form.size // 2, limit))),
-                   limit)  # fmt: skip
+        end = next(
+            (
+                places[-1]
+                for each in _BREAKS
+                if (places := _places(each, text, limit - form.size // 2, limit))
+            ),
+            limit,
+        )
         yield start, end
         low, high = max(end - 3 * form.overlap, start + 1), max(end - form.overlap, start + 1)
-        start = next((places[-1] for each in _BREAKS if (places := _places(each, text, low, high))), high)
+        start = next(
+            (places[-1] for each in _BREAKS if (places := _places(each, text, low, high))), high
+        )
     yield start, length
 
 
@@ -124,10 +140,10 @@ def page_of(breaks: Sequence[int], place: int) -> int:
 def training(records: Iterable[Record], task: DocumentTask) -> list[Record]:
     """The records with those of several windows in their windows: what a model learns of them.
 
-    A label is that of each window, and the windows of a document share one weight. An object holds the values that
-    stand in the window and null for the others, but one of a closed list that stands nowhere (true, false, an `enum`)
-    is that of each window, as a label is. Of windows in which no value stands there are at most as many as of others,
-    drawn by a hash.
+    A label is that of each window, and the windows of a document share one weight. An object holds
+    the values that stand in the window and null for the others, but one of a closed list that
+    stands nowhere (true, false, an `enum`) is that of each window, as a label is. Of windows in
+    which no value stands there are at most as many as of others, drawn by a hash.
     """
     if (form := task.document) is None:
         return list(records)
@@ -157,9 +173,13 @@ def _restricted(record: Record, parts: Sequence[Window], schema: JsonObject) -> 
     targets = [restricted(answer, schema, evidence, (part.start, part.end)) for part in parts]
     everywhere = restricted(answer, schema, evidence, (0, 0))
     holding = [k for k, target in enumerate(targets) if target != everywhere]
-    empty = sorted(set(range(len(parts))) - set(holding), key=lambda k: _drawn(record, k))[: max(1, len(holding))]
+    empty = sorted(set(range(len(parts))) - set(holding), key=lambda k: _drawn(record, k))[
+        : max(1, len(holding))
+    ]
     for k in sorted([*holding, *empty]):
-        yield _asked(record, parts[k], json.dumps(targets[k], ensure_ascii=False, sort_keys=True), 1.0)
+        yield _asked(
+            record, parts[k], json.dumps(targets[k], ensure_ascii=False, sort_keys=True), 1.0
+        )
 
 
 def _drawn(record: Record, number: int) -> bytes:
@@ -167,7 +187,8 @@ def _drawn(record: Record, number: int) -> bytes:
 
 
 def restricted(value: Any, schema: Any, evidence: Evidence, window: Span) -> Any:
-    """The parts of a value that stand in a window; null in place of other scalars, and no other items of a list.
+    """The parts of a value that stand in a window; null in place of other scalars, and no other
+    items of a list.
 
     A scalar of a closed list that stands nowhere in the text is kept in each window.
     """
@@ -178,18 +199,27 @@ def restricted(value: Any, schema: Any, evidence: Evidence, window: Span) -> Any
         value = []
     if isinstance(value, dict):
         keys = sorted({*value, *properties})
-        parts = {key: restricted(value.get(key), properties.get(key, {}), evidence, window) for key in keys}
+        parts = {
+            key: restricted(value.get(key), properties.get(key, {}), evidence, window)
+            for key in keys
+        }
         parts = {key: part for key, part in parts.items() if key in properties or part is not None}
         return parts if holds(parts) or not allows_null(schema) else None
     if isinstance(value, list):
         return [item for item in value if _stands(item, evidence, window)]
-    stands = evidence.within(value, window) or (is_closed(value, schema) and not evidence.spans(value))
+    stands = evidence.within(value, window) or (
+        is_closed(value, schema) and not evidence.spans(value)
+    )
     return value if stands else None
 
 
 def is_closed(value: Any, schema: Any) -> bool:
-    """True for a scalar of which the schema lists all values, so that a text need not hold its words."""
-    return isinstance(value, bool) or (isinstance(schema, dict) and bool({"enum", "const"} & schema.keys()))
+    """True for a scalar of which the schema lists all values, so
+    that a text need not hold its words.
+    """
+    return isinstance(value, bool) or (
+        isinstance(schema, dict) and bool({"enum", "const"} & schema.keys())
+    )
 
 
 def _stands(item: Any, evidence: Evidence, window: Span) -> bool:
@@ -216,7 +246,9 @@ def scalars(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def standing(records: Iterable[Record], schema: JsonObject) -> dict[str, list[int]]:
-    """Counts, by field, of the values in reference answers, and of those that windows teach, see `training`."""
+    """Counts, by field, of the values in reference answers, and of
+    those that windows teach, see `training`.
+    """
     counts: dict[str, list[int]] = {}
     schema = resolved(schema)
     for record in records:
@@ -234,14 +266,18 @@ def standing(records: Iterable[Record], schema: JsonObject) -> dict[str, list[in
 
 
 def resolved(schema: Any, root: JsonObject | None = None, depth: int = 0) -> Any:
-    """A schema with what its local references name in their place, as pydantic writes them for nested models.
+    """A schema with what its local references name in their place, as pydantic writes them for
+    nested models.
 
     Raises:
         DataError: A reference is of another form, or part of itself.
     """
     root = schema if root is None else root
     if depth > MAX_DEPTH:
-        raise DataError("the schema refers to itself, and a document in windows has no end then", hint=PLAIN_SCHEMA)
+        raise DataError(
+            "the schema refers to itself, and a document in windows has no end then",
+            hint=PLAIN_SCHEMA,
+        )
     if isinstance(schema, list):
         return [resolved(each, root, depth + 1) for each in schema]
     if not isinstance(schema, dict):
@@ -251,8 +287,12 @@ def resolved(schema: Any, root: JsonObject | None = None, depth: int = 0) -> Any
         for name in str(schema["$ref"]).removeprefix("#/").split("/"):
             target = target.get(name) if isinstance(target, dict) else None
         if not isinstance(target, dict):
-            raise DataError(f"the schema has a reference that is not local: {schema['$ref']}", hint=PLAIN_SCHEMA)
-        return resolved(target | {key: each for key, each in schema.items() if key != "$ref"}, root, depth + 1)
+            raise DataError(
+                f"the schema has a reference that is not local: {schema['$ref']}", hint=PLAIN_SCHEMA
+            )
+        return resolved(
+            target | {key: each for key, each in schema.items() if key != "$ref"}, root, depth + 1
+        )
     return {key: resolved(each, root, depth + 1) for key, each in schema.items() if key != "$defs"}
 
 
@@ -263,18 +303,28 @@ def properties_of(schema: Any) -> JsonObject:
 
 
 def window_schema(schema: Any) -> Any:
-    """The schema of a window's answer: each property is there, and may be null; a list may be empty."""
+    """The schema of a window's answer: each property is there, and
+    may be null; a list may be empty.
+    """
     if not isinstance(schema, dict):
         return schema
-    schema = {key: value for key, value in schema.items() if key not in ("minItems", "uniqueItems", "contains")}
+    schema = {
+        key: value
+        for key, value in schema.items()
+        if key not in ("minItems", "uniqueItems", "contains")
+    }
     if properties := properties_of(schema):
-        schema["properties"] = {key: nullable(window_schema(value)) for key, value in properties.items()}
+        schema["properties"] = {
+            key: nullable(window_schema(value)) for key, value in properties.items()
+        }
         schema["required"] = sorted(properties)
     return schema
 
 
 def nullable(schema: Any) -> Any:
-    """A schema of a scalar that takes null too; an object or a list is empty where nothing is known."""
+    """A schema of a scalar that takes null too; an object or a
+    list is empty where nothing is known.
+    """
     kinds = schema.get("type") if isinstance(schema, dict) else None
     if allows_null(schema) or properties_of(schema) or kinds in ("object", "array"):
         return schema

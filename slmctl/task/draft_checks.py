@@ -1,4 +1,6 @@
-"""A draft and its conversation -> its faults by check, which show without a reference and without a judge."""
+"""A draft and its conversation -> its faults by check, which show
+without a reference and without a judge.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,22 @@ from slmctl.metrics import answer_metrics
 from slmctl.task import language
 from slmctl.task.records import Message
 
-Faults: TypeAlias = Mapping[str, tuple[str, ...]]  # check -> the values at fault, such as `number 14`
+# check -> the values at fault, such as `number 14`
+Faults: TypeAlias = Mapping[str, tuple[str, ...]]
 PHRASE = 20  # words of the longest phrase that is looked for
 REPEATED = 3  # times in a row, and at least so many words in all:
 REPEATED_WORDS = 9
 
 
 def faults(
-    answer: str, messages: Sequence[Message], *, system: str = "", must: Sequence[str] = (),
-    must_not: Sequence[str] = (), finish: str | None = None,
-) -> Faults:  # fmt: skip
+    answer: str,
+    messages: Sequence[Message],
+    *,
+    system: str = "",
+    must: Sequence[str] = (),
+    must_not: Sequence[str] = (),
+    finish: str | None = None,
+) -> Faults:
     """The faults of an answer to a conversation, each with the values in it.
 
     Args:
@@ -27,17 +35,29 @@ def faults(
         must, must_not: Regular expressions that are found in every answer, and in none.
         finish: `length` for an answer that was cut.
     """
-    from slmctl.metrics import grounding  # here: its patterns take 30 ms to compile, and most commands check no draft
+    # here: its patterns take 30 ms to compile, and most commands check no draft
+    from slmctl.metrics import grounding
 
-    question = next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
+    question = next(
+        (message["content"] for message in reversed(messages) if message["role"] == "user"), ""
+    )
     spoken, expected = language.of_text(answer), language.of_text(question)
     texts = [message["content"] for message in messages if message["role"] != "system"]
-    constants = "\n".join(dict.fromkeys([system, *(m["content"] for m in messages if m["role"] == "system")]))
+    constants = "\n".join(
+        dict.fromkeys([system, *(m["content"] for m in messages if m["role"] == "system")])
+    )
     values: dict[str, Sequence[str]] = {
-        "ungrounded": [f"{fact.kind} {fact.text}" for fact in grounding.ungrounded(answer, texts, constants=constants)],
-        "other_language": [language.NAMES[spoken]] if spoken and expected and spoken != expected else [],
+        "ungrounded": [
+            f"{fact.kind} {fact.text}"
+            for fact in grounding.ungrounded(answer, texts, constants=constants)
+        ],
+        "other_language": [language.NAMES[spoken]]
+        if spoken and expected and spoken != expected
+        else [],
         "missing_pattern": [pattern for pattern in must if not re.search(pattern, answer)],
-        "forbidden_pattern": [match[0] for pattern in must_not if (match := re.search(pattern, answer))],
+        "forbidden_pattern": [
+            match[0] for pattern in must_not if (match := re.search(pattern, answer))
+        ],
         "repetition": [phrase] if (phrase := repeated(answer_metrics.words(answer))) else [],
         "unfinished": [""] if finish == "length" else [],
     }
@@ -46,11 +66,16 @@ def faults(
 
 def in_words(faults: Mapping[str, Sequence[str]]) -> str:
     """Faults as a cell of a table: `ungrounded: number 14, date 3 May; unfinished`."""
-    return "; ".join(f"{check}: {', '.join(values)}" if any(values) else check for check, values in faults.items())
+    return "; ".join(
+        f"{check}: {', '.join(values)}" if any(values) else check
+        for check, values in faults.items()
+    )
 
 
 def repeated(words: Sequence[str]) -> str:
-    """The first phrase that stands REPEATED times in a row, the shortest one there is; '' for none."""
+    """The first phrase that stands REPEATED times in a row, the
+    shortest one there is; '' for none.
+    """
     for size in range(1, PHRASE + 1):
         run = 0
         for place in range(size, len(words)):

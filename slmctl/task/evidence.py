@@ -22,19 +22,34 @@ _DAY_FIRST = re.compile(
     rf"(?<!\d)(?P<day>\d{{1,2}})(?:[.)º]|er|st|nd|rd|th)?[\s-]{{0,2}}{_OF}{_NAME},?[\s-]{{0,2}}{_OF}{_YEAR}",
     re.IGNORECASE,
 )
-_MONTH_FIRST = re.compile(rf"(?<!\w){_NAME}\s{{1,2}}(?P<day>\d{{1,2}})(?:st|nd|rd|th)?,?\s{{1,2}}{_YEAR}")
-_COMPACT = re.compile(r"(?<!\d)(?P<year>(?:19|20)\d\d)(?P<month>\d\d)(?P<day>\d\d)(?!\d)")  # 20240503
+_MONTH_FIRST = re.compile(
+    rf"(?<!\w){_NAME}\s{{1,2}}(?P<day>\d{{1,2}})(?:st|nd|rd|th)?,?\s{{1,2}}{_YEAR}"
+)
+# 20240503
+_COMPACT = re.compile(r"(?<!\d)(?P<year>(?:19|20)\d\d)(?P<month>\d\d)(?P<day>\d\d)(?!\d)")
 _MONTH_ALONE = re.compile(
-    rf"(?:(?<!\w){_NAME},?[\s-]{{1,2}}{_OF}|(?<![\w./-])(?P<digits>\d{{1,2}})[./]){_YEAR}", re.IGNORECASE
+    rf"(?:(?<!\w){_NAME},?[\s-]{{1,2}}{_OF}|(?<![\w./-])(?P<digits>\d{{1,2}})[./]){_YEAR}",
+    re.IGNORECASE,
 )
 _IN_DIGITS = re.compile(r"(?<!\d)(\d{1,4})([./-])\s?(\d{1,2})\2\s?(\d{2,4})(?!\d)")
 LEAST_STEM, ENDING = 3, 2  # letters of a word without its ending; of the ending
 _ISO = re.compile(r"\d{4}-\d\d(?:-\d\d)?")
-# The first letters of the months in English, German, French, Spanish and Italian; March is also "mär", "mrz".
+# The first letters of the months in English, German, French, Spanish and Italian; March is also
+# "mär", "mrz".
 _MONTHS = (
-    "jan jän ene gen", "feb fév fev", "mar mär mrz", "apr avr abr", "may mai mag", "jun juin giu", "jul juil lug",
-    "aug aoû aou ago", "sep set", "oct okt ott", "nov", "dec dez déc dic",
-)  # fmt: skip
+    "jan jän ene gen",
+    "feb fév fev",
+    "mar mär mrz",
+    "apr avr abr",
+    "may mai mag",
+    "jun juin giu",
+    "jul juil lug",
+    "aug aoû aou ago",
+    "sep set",
+    "oct okt ott",
+    "nov",
+    "dec dez déc dic",
+)
 _MONTH_OF = {name: k for k, names in enumerate(_MONTHS, 1) for name in names.split()}
 
 
@@ -46,7 +61,9 @@ class Evidence:
         self._known: dict[tuple[str, Any], list[Span]] = {}
 
     def spans(self, value: Any) -> list[Span]:
-        """The places of a scalar of JSON, in order; none for true, false and null. A sign of a number may be apart."""
+        """The places of a scalar of JSON, in order; none for true, false and
+        null. A sign of a number may be apart.
+        """
         if value is None or isinstance(value, bool):
             return []
         key = type(value).__name__, value
@@ -62,7 +79,9 @@ class Evidence:
         return [span for span in spans[first:last] if span[1] <= window[1]]
 
     def inflected(self, text: str) -> list[Span]:
-        """The places of the same words but for the ending of the last one, such as `two kettles` for a kettle."""
+        """The places of the same words but for the ending of the last
+        one, such as `two kettles` for a kettle.
+        """
         key = [word for word, *_ in _words(text)]
         if not key or len(key[-1]) < LEAST_STEM:
             return []
@@ -70,7 +89,11 @@ class Evidence:
         spans = []
         for k in range(len(words) - len(key) + 1):
             *before, last = [word for word, *_ in words[k : k + len(key)]]
-            if before == key[:-1] and last.startswith(stem) and abs(len(last) - len(key[-1])) <= ENDING:
+            if (
+                before == key[:-1]
+                and last.startswith(stem)
+                and abs(len(last) - len(key[-1])) <= ENDING
+            ):
                 spans.append((words[k][1], words[k + len(key) - 1][2]))
         return spans
 
@@ -93,7 +116,9 @@ class Evidence:
         return sorted({*self._words_of(text), *dated})
 
     def _words_of(self, text: str) -> list[Span]:
-        """The places of the same words and signs, whatever their case and the white space between them."""
+        """The places of the same words and signs, whatever their
+        case and the white space between them.
+        """
         key_words = _words(text)
         if not key_words:
             return []
@@ -129,11 +154,16 @@ class Evidence:
 
 
 def numbers_in(text: str) -> Iterator[tuple[int, str]]:
-    """Returns (place, digits) of each number; digits that a space divides are one number, and several."""
+    """Returns (place, digits) of each number; digits that a space
+    divides are one number, and several.
+    """
     for match in _NUMBER.finditer(text):
         yield match.start(), match.group()
         if " " in match.group():
-            yield from ((match.start() + part.start(), part.group()) for part in _UNDIVIDED.finditer(match.group()))
+            yield from (
+                (match.start() + part.start(), part.group())
+                for part in _UNDIVIDED.finditer(match.group())
+            )
 
 
 def _words(text: str) -> list[tuple[str, int, int]]:
@@ -141,11 +171,13 @@ def _words(text: str) -> list[tuple[str, int, int]]:
     return [
         (in_normal_form(match.group(), "NFKC").casefold(), *match.span())
         for match in _WORD.finditer(text)
-    ]  # fmt: skip
+    ]
 
 
 def readings(number: str) -> set[float]:
-    """The values that digits with separators can mean: `1.234` is 1234 in German and 1.234 in English."""
+    """The values that digits with separators can mean: `1.234` is
+    1234 in German and 1.234 in English.
+    """
     digits = re.sub(r"['’\u00a0\u202f ]", "", number)
     values = set[float]()
     for thousands, point in ((",", "."), (".", ",")):
@@ -158,7 +190,9 @@ def readings(number: str) -> set[float]:
 
 
 def dates(text: str) -> Iterator[tuple[str, Span]]:
-    """Returns (YYYY-MM-DD or YYYY-MM, place) of each date and month; digits that two orders allow are both."""
+    """Returns (YYYY-MM-DD or YYYY-MM, place) of each date and month;
+    digits that two orders allow are both.
+    """
     for pattern in (_DAY_FIRST, _MONTH_FIRST, _COMPACT):
         for match in pattern.finditer(text):
             yield from _dated(match, match["year"], _month(match["month"]), match["day"])

@@ -1,4 +1,6 @@
-"""Training rows -> what they tell of each field's values: by it a marked place of a text is read as a value."""
+"""Training rows -> what they tell of each field's values: by it a
+marked place of a text is read as a value.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,18 @@ from slmctl.errors import DataError
 from slmctl.task.evidence import Evidence, Span, dates, numbers_in, readings
 from slmctl.task.spans import COUNTS, NAMED, Field, Targets, fits, leaves
 
-STANDING, STANDING_CHOICES = 0.5, 0.9  # least share of values that stand in the text, or the whole text decides; enums
+# least share of values that stand in the text, or the whole text decides; enums
+STANDING, STANDING_CHOICES = 0.5, 0.9
 MOST_CHOICES = 50  # values of a field that is concluded
 MOST_KNOWN = 5000  # spellings of a field that are kept
 LONGEST_WORDS = 40  # mean words of a value that can be tagged
 NEARBY = 100  # characters around a mark in which a date or a pattern is looked for
-CASES: dict[str, Callable[[str], str]] = {"": str, "upper": str.upper, "lower": str.lower, "title": str.title}
+CASES: dict[str, Callable[[str], str]] = {
+    "": str,
+    "upper": str.upper,
+    "lower": str.lower,
+    "title": str.title,
+}
 _CHUNK = re.compile(r"\S+")
 _NEAREST = 0.6  # least likeness of a marked text and a value of an enum
 Row = tuple[str, Any]  # a text and its answer
@@ -32,8 +40,8 @@ class Habit:
 
     Attributes:
         values, standing: Numbers of values, and of those with a place.
-        concluded: Values among which the whole text decides, of a field with values that do not stand there; null last.
-            Of a text they are those of several rows.
+        concluded: Values among which the whole text decides, of a field with values that do not
+            stand there; null last. Of a text they are those of several rows.
         spellings: Values by the text in place of which they stand.
         endings: Letters to cut off and to add, by the last letters of a marked text.
         case: One of CASES.
@@ -60,7 +68,9 @@ class Habit:
 # Learning
 
 
-def learn(fields: Sequence[Field], rows: Sequence[Row], made: Sequence[Targets]) -> tuple[Habit, ...]:
+def learn(
+    fields: Sequence[Field], rows: Sequence[Row], made: Sequence[Targets]
+) -> tuple[Habit, ...]:
     """The habits of each field, in training rows with their targets.
 
     Of texts they hold those alone that several rows share: a release carries them.
@@ -84,12 +94,16 @@ def learn(fields: Sequence[Field], rows: Sequence[Row], made: Sequence[Targets])
     return tuple(habits)
 
 
-def _habit(each: Field, values: Sequence[Any], missing: int, pairs: Sequence[tuple[str, Any]]) -> Habit:
+def _habit(
+    each: Field, values: Sequence[Any], missing: int, pairs: Sequence[tuple[str, Any]]
+) -> Habit:
     counts = Counter(map(key_of, values))
     tells = counts and (each.choices or each.is_number)
     common = json.loads(counts.most_common(1)[0][0]) if tells else None
     habit = Habit(len(values), len(values) - missing, common=common)
-    if each.kind == "text" and sum(len(str(value).split()) for value in values) > LONGEST_WORDS * len(values):
+    if each.kind == "text" and sum(
+        len(str(value).split()) for value in values
+    ) > LONGEST_WORDS * len(values):
         raise DataError(f"the values of '{each.path}' are long texts", hint=NAMED)
     least = STANDING_CHOICES if each.choices else STANDING
     if habit.standing < least * habit.values or set(each.choices) == {True, False}:
@@ -108,11 +122,15 @@ def key_of(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
-def _pairs(each: Field, number: int, rows: Sequence[Row], made: Sequence[Targets]) -> Iterator[tuple[str, Any]]:
+def _pairs(
+    each: Field, number: int, rows: Sequence[Row], made: Sequence[Targets]
+) -> Iterator[tuple[str, Any]]:
     """(text of a mark, value) of each place of a field in training rows, each text once a row."""
     for (text, answer), targeted in zip(rows, made, strict=True):
         values = [leaf.value for leaf in leaves(answer) if leaf.path == each.path]
-        marked = {spaced(text[mark.start : mark.end]) for mark in targeted.marks if mark.field == number}
+        marked = {
+            spaced(text[mark.start : mark.end]) for mark in targeted.marks if mark.field == number
+        }
         yield from ((each, _likest(values, each)) for each in sorted(marked))
 
 
@@ -140,7 +158,9 @@ def spaced(text: str) -> str:
 
 
 def _left_out(path: str, answers: Sequence[Any]) -> bool:
-    """True for a field that answers leave out more often than they have null or an empty list there."""
+    """True for a field that answers leave out more often than they
+    have null or an empty list there.
+    """
     key, _, rest = path.partition(".")
     name = key.removesuffix("[]")
     objects = [answer for answer in answers if isinstance(answer, dict)]
@@ -151,7 +171,9 @@ def _left_out(path: str, answers: Sequence[Any]) -> bool:
 
 
 def _place(number: int, fields: Sequence[Field], made: Sequence[Targets]) -> float:
-    """The mean number of marks of the same list before one of a field, up to the field's mark before."""
+    """The mean number of marks of the same list before one of a
+    field, up to the field's mark before.
+    """
     group, places = fields[number].group, list[int]()
     for targeted in made if group else ():
         item: set[int] = set()
@@ -186,8 +208,15 @@ def _decimal(pairs: Iterable[tuple[str, Any]]) -> str:
 
 
 def _case(pairs: Sequence[tuple[str, Any]]) -> str:
-    same = [(marked, str(value)) for marked, value in pairs if str(value).casefold() == marked.casefold()]
-    counts = {name: sum(change(marked) == value for marked, value in same) for name, change in CASES.items()}
+    same = [
+        (marked, str(value))
+        for marked, value in pairs
+        if str(value).casefold() == marked.casefold()
+    ]
+    counts = {
+        name: sum(change(marked) == value for marked, value in same)
+        for name, change in CASES.items()
+    }
     return max(counts, key=lambda name: (counts[name], not name))
 
 
@@ -195,7 +224,8 @@ def _spellings(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     seen: dict[str, Counter[str]] = {}
     for marked, value in pairs:
         seen.setdefault(marked.casefold(), Counter())[key_of(value)] += 1
-    shared = {marked: counts for marked, counts in seen.items() if counts.total() > 1}  # of one row they would tell it
+    # of one row they would tell it
+    shared = {marked: counts for marked, counts in seen.items() if counts.total() > 1}
     chosen = {marked: json.loads(counts.most_common(1)[0][0]) for marked, counts in shared.items()}
     changed = {marked: value for marked, value in chosen.items() if str(value).casefold() != marked}
     return dict(itertools.islice(changed.items(), MOST_KNOWN))
@@ -208,14 +238,18 @@ def _shared(first: str, other: str) -> int:
 
 
 def _endings(pairs: Iterable[tuple[str, Any]]) -> dict[str, tuple[int, str]]:
-    """The commonest change of an ending by the last one to three letters; none where nothing ever changes."""
+    """The commonest change of an ending by the last one to three
+    letters; none where nothing ever changes.
+    """
     seen: dict[str, Counter[tuple[int, str]]] = {}
     for marked, value in pairs:
         folded, value_folded = marked.casefold(), str(value).casefold()
         same = _shared(folded, value_folded)
         if same and len(folded) - same <= 3 and len(value_folded) - same <= 3:
             for length in (1, 2, 3):
-                seen.setdefault(folded[-length:], Counter())[len(folded) - same, value_folded[same:]] += 1
+                seen.setdefault(folded[-length:], Counter())[
+                    len(folded) - same, value_folded[same:]
+                ] += 1
     commonest = {ending: counts.most_common(1)[0][0] for ending, counts in seen.items()}
     return commonest if any(change != (0, "") for change in commonest.values()) else {}
 
@@ -224,7 +258,9 @@ def _endings(pairs: Iterable[tuple[str, Any]]) -> dict[str, tuple[int, str]]:
 
 
 def read(each: Field, habit: Habit, evidence: Evidence, span: Span) -> tuple[Any, Span]:
-    """Returns (the value of a marked place, the place as it was read); None for a value that cannot be."""
+    """Returns (the value of a marked place, the place as it was
+    read); None for a value that cannot be.
+    """
     if each.kind == "date":
         return _date(habit, evidence, span)
     if each.is_number:
@@ -249,19 +285,26 @@ def _spelt(habit: Habit, marked: str) -> Any:
     folded = marked.casefold()
     if folded in habit.spellings:
         return habit.spellings[folded]
-    change = next((habit.endings[folded[-k:]] for k in (3, 2, 1) if folded[-k:] in habit.endings), (0, ""))
+    change = next(
+        (habit.endings[folded[-k:]] for k in (3, 2, 1) if folded[-k:] in habit.endings), (0, "")
+    )
     return CASES[habit.case](marked[: len(marked) - change[0]] + change[1])
 
 
 def _chosen(each: Field, value: Any) -> Any:
     """The value of an enum that is spelt most like a text; None if none is like it."""
-    likeness = {key_of(choice): _likeness(str(choice).replace("_", " "), str(value)) for choice in each.choices}
+    likeness = {
+        key_of(choice): _likeness(str(choice).replace("_", " "), str(value))
+        for choice in each.choices
+    }
     best = max(likeness, key=lambda key: likeness[key])
     return json.loads(best) if likeness[best] >= _NEAREST else None
 
 
 def _patterned(each: Field, habit: Habit, text: str, span: Span) -> tuple[Any, Span]:
-    """The part of the surrounding words, without white space, that a pattern allows; the longest one first."""
+    """The part of the surrounding words, without white space, that a
+    pattern allows; the longest one first.
+    """
     for chunk in _CHUNK.finditer(text, max(0, span[0] - NEARBY), span[1] + NEARBY):
         edges = [match.start() + chunk.start() for match in re.finditer(r"\b", chunk.group())]
         parts = [part for part in itertools.combinations(edges, 2) if _touching(part, span) > 0]
@@ -283,7 +326,9 @@ def _date(habit: Habit, evidence: Evidence, span: Span) -> tuple[Any, Span]:
     places = [(day, (first + start, end + start)) for day, (first, end) in dates(nearby)]
 
     def rank(reading: tuple[str, Span]) -> tuple[int, int, bool]:
-        """A whole date comes before its month alone, and one of this time before one a century off."""
+        """A whole date comes before its month alone, and one of
+        this time before one a century off.
+        """
         day, place = reading
         return _touching(place, span), len(day), "1950" <= day < "2050"
 

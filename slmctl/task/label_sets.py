@@ -1,4 +1,6 @@
-"""Several labels of one row: the cells that name them, and the JSON array in which they are trained and answered."""
+"""Several labels of one row: the cells that name them, and the JSON array
+in which they are trained and answered.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,36 @@ from slmctl.task.records import RowRejectedError
 SEPARATORS = re.compile(r"[;|\n]")  # between the labels of a cell, where a source names no other
 NUMBER = r"-?\d+([.,]\d+)?"
 LONGEST = 10_000  # characters of a list as Python prints it
-# cells that tick a column whose name is a label, or do not, as databases and spreadsheets write them
+# cells that tick a column whose name is a label, or do not, as databases and spreadsheets write
+# them
 ON = {"1", "1.0", "true", "t", "yes", "y", "on", "wahr", "ja", "j", "vrai", "x"}
-OFF = {"0", "0.0", "false", "f", "no", "n", "off", "falsch", "nein", "faux", "null", "none", "-", ""}
+OFF = {
+    "0",
+    "0.0",
+    "false",
+    "f",
+    "no",
+    "n",
+    "off",
+    "falsch",
+    "nein",
+    "faux",
+    "null",
+    "none",
+    "-",
+    "",
+}
 
 
 def read(cell: str, separator: str | None = None) -> list[str]:
     """The labels that a cell names.
 
-    A cell is a list of labels, as JSON or as Python prints it; a JSON object of labels that are ticked or not, or of
-    columns that hold a label each; else labels with a separator between them.
+    A cell is a list of labels, as JSON or as Python prints it; a JSON object of labels that are
+    ticked or not, or of columns that hold a label each; else labels with a separator between them.
 
     Raises:
-        RowRejectedError: It names no label and is not an empty list, or holds other values than texts.
+        RowRejectedError: It names no label and is not an empty list, or holds other values than
+            texts.
     """
     value = parse(cell)
     if value is answer_metrics.INVALID and cell.startswith("[") and cell.endswith("]"):
@@ -46,7 +65,9 @@ def read(cell: str, separator: str | None = None) -> list[str]:
 
 
 def parse(cell: str) -> Any:
-    """The list or object that a cell holds, as JSON or as Python prints a list of texts; else INVALID."""
+    """The list or object that a cell holds, as JSON or as Python
+    prints a list of texts; else INVALID.
+    """
     if not cell.startswith(("[", "{")):
         return answer_metrics.INVALID
     value = answer_metrics.parse(cell)
@@ -59,10 +80,14 @@ def parse(cell: str) -> Any:
 def _ticked(cells: JsonObject) -> Iterator[str]:
     for name, value in cells.items():
         if not isinstance(value, str | None) and value not in (0, 1):  # True and False are these
-            raise RowRejectedError("bad labels", f"'{name}' holds {str(value)[:60]}, which is no tick and no label")
+            raise RowRejectedError(
+                "bad labels", f"'{name}' holds {str(value)[:60]}, which is no tick and no label"
+            )
         text = ("" if value is None else str(value)).strip()
         if re.fullmatch(NUMBER, text) and text not in ON | OFF:
-            raise RowRejectedError("bad labels", f"'{name}' holds {text}, which is no tick and no label")
+            raise RowRejectedError(
+                "bad labels", f"'{name}' holds {text}, which is no tick and no label"
+            )
         if text.casefold() in ON:
             yield name
         elif text.casefold() not in OFF:
@@ -70,8 +95,12 @@ def _ticked(cells: JsonObject) -> Iterator[str]:
 
 
 def written(names: Collection[str], labels: Sequence[str] | None) -> str:
-    """The labels of a row as a JSON array: each once, in the order of `labels`, or sorted by name for None."""
-    ordered = sorted(set(names)) if labels is None else [label for label in labels if label in names]
+    """The labels of a row as a JSON array: each once, in the order of
+    `labels`, or sorted by name for None.
+    """
+    ordered = (
+        sorted(set(names)) if labels is None else [label for label in labels if label in names]
+    )
     return json.dumps(ordered, ensure_ascii=False)
 
 

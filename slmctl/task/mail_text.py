@@ -1,7 +1,9 @@
-"""A mail's own text: quoted earlier mail and the signature cut off, by the forms that mail programs write.
+"""A mail's own text: quoted earlier mail and the signature cut off, by the forms that mail programs
+write.
 
-In doubt nothing is cut: a form must fill whole lines, an attribution needs a time, an address or a quotation after it,
-and a closing formula must stand near the end. Forwarded mail stays, since a forwarding mail is about it.
+In doubt nothing is cut: a form must fill whole lines, an attribution needs a time, an address or a
+quotation after it, and a closing formula must stand near the end. Forwarded mail stays, since a
+forwarding mail is about it.
 """
 
 from __future__ import annotations
@@ -17,16 +19,20 @@ SIGNATURE_SIZE = 2_000  # characters
 
 _QUOTED = re.compile(r"\s{0,3}>")
 _ORIGINAL = re.compile(
-    r"\s{0,9}[-_*]{2,20}\s{0,5}(?:original(?: message|nachricht)?|original-nachricht|urspr(?:ü|ue)ngliche nachricht|"
+    r"\s{0,9}[-_*]{2,20}\s{0,5}(?:original(?: "
+    r"message|nachricht)?|original-nachricht|urspr(?:ü|ue)ngliche nachricht|"
     r"message d['’]origine|message original|mensaje original|messaggio originale|mensagem original|"
-    r"oorspronkelijk bericht|originalmeddelande|oprindelig meddelelse|opprinnelig melding|wiadomość oryginalna)"
+    r"oorspronkelijk bericht|originalmeddelande|oprindelig meddelelse|opprinnelig "
+    r"melding|wiadomość oryginalna)"
     r"\s{0,5}[-_*]{2,20}\s{0,9}",
     re.IGNORECASE,
 )
 _ATTRIBUTION = re.compile(
     r"\s{0,3}(?:"
-    r"on .{8,300} wrote|am .{8,300} schrieb .{1,200}|.{1,200} schrieb am .{6,100}|le .{8,300} a écrit|"
-    r"el .{8,300} escribió|il .{8,300} ha scritto|op .{8,300} schreef .{1,200}|.{1,200} schreef op .{6,100}|"
+    r"on .{8,300} wrote|am .{8,300} schrieb .{1,200}|.{1,200} schrieb am .{6,100}|le .{8,300} a "
+    r"écrit|"
+    r"el .{8,300} escribió|il .{8,300} ha scritto|op .{8,300} schreef .{1,200}|.{1,200} schreef op "
+    r".{6,100}|"
     r"em .{8,300} escreveu|den .{8,300} skrev .{1,200}|w dniu .{8,300} napisał(?:\(a\)|a)?"
     r")\s{0,3}:\s{0,9}",
     re.IGNORECASE,
@@ -46,22 +52,28 @@ _RULE = re.compile(r"\s{0,9}[-_]{5,200}\s{0,9}")
 _DASHES = re.compile(r"-- ?")
 _NAME = r"(?-i:[A-ZÀ-ÞŁŚŻŽ](?:[\w’'-]{1,30}|\.))"
 _CLOSING = re.compile(
-    r"\s{0,9}(?:(?:vielen|besten|herzlichen)? ?dank,? (?:und )?|(?:many )?thanks,? (?:and )?)?(?:(?:"
+    r"\s{0,9}(?:(?:vielen|besten|herzlichen)? ?dank,? (?:und )?|(?:many )?thanks,? (?:and "
+    r")?)?(?:(?:"
     r"mit (?:freundlich|best|herzlich|lieb|viel)(?:en|em) gr(?:ü|ue|u)(?:ß|ss)(?:en)?|"
-    r"(?:freundliche|viele|beste|liebe|herzliche|sonnige|schöne)r? gr(?:ü|ue|u)(?:ß|ss)e?|hochachtungsvoll|"
-    r"(?:best|kind|kindest|warm|warmest) (?:regards|wishes)|(?:yours )?(?:sincerely|faithfully|truly)|sincerely yours|"
-    r"(?:bien )?cordialement|salutations distinguées|(?:meilleures|sincères) salutations|bien à vous|"
+    r"(?:freundliche|viele|beste|liebe|herzliche|sonnige|schöne)r? "
+    r"gr(?:ü|ue|u)(?:ß|ss)e?|hochachtungsvoll|"
+    r"(?:best|kind|kindest|warm|warmest) (?:regards|wishes)|(?:yours "
+    r")?(?:sincerely|faithfully|truly)|sincerely yours|"
+    r"(?:bien )?cordialement|salutations distinguées|(?:meilleures|sincères) salutations|bien à "
+    r"vous|"
     r"(?:un )?(?:cordial )?saludos?(?: cordiales?)?|atentamente|"
     r"(?:cordiali|distinti) saluti|met vriendelijke groet(?:en)?|vriendelijke groeten|"
     r"atenciosamente|(?:com os melhores )?cumprimentos|"
     r"(?:med )?(?:vänliga|bästa) hälsningar|(?:med )?venlig hilsen|(?:med )?vennlig hilsen|"
     rf"pozdrawiam|z poważaniem)(?: (?:aus|from))?(?:[ ,.!–-]{{0,4}}{_NAME}){{0,3}}[ ,.!]{{0,4}}|"
     # short words have other meanings: they stand alone, or a name follows a comma
-    rf"(?:gr(?:ü|ue|u)(?:ß|ss)e?|mfg|m\.f\.g\.|vg|lg|regards|best|cheers|groeten)(?:, ?(?:{_NAME} ?){{0,3}}|[.!])?)",
+    rf"(?:gr(?:ü|ue|u)(?:ß|ss)e?|mfg|m\.f\.g\.|vg|lg|regards|best|cheers|groeten)(?:, ?(?:{_NAME} "
+    rf"?){{0,3}}|[.!])?)",
     re.IGNORECASE,
 )
 _DEVICE = re.compile(
-    r"\s{0,9}(?:sent from my |von meinem .{2,30} gesendet|gesendet (?:von|mit) (?:meinem|der|outlook)|envoyé de mon |"
+    r"\s{0,9}(?:sent from my |von meinem .{2,30} gesendet|gesendet (?:von|mit) "
+    r"(?:meinem|der|outlook)|envoyé de mon |"
     r"enviado desde mi |inviato da(?:l mio)? |verstuurd vanaf mijn |get outlook for ).{0,80}",
     re.IGNORECASE,
 )
@@ -69,7 +81,9 @@ _POSTSCRIPT = re.compile(r"\s{0,9}p\.? ?s\b", re.IGNORECASE)
 
 
 def without_quotations(text: str) -> str:
-    """The text without quoted lines, their attributions, and all that follows the head of an earlier mail."""
+    """The text without quoted lines, their attributions, and all that
+    follows the head of an earlier mail.
+    """
     lines, kept, at = text.split("\n"), list[str](), 0
     while at < len(lines):
         line = lines[at][:LINE]
@@ -98,7 +112,9 @@ def _is_head(lines: Sequence[str], at: int) -> bool:
 
 
 def _attribution(lines: Sequence[str], at: int) -> int:
-    """The number of lines of an attribution such as `On 3 May 2026 at 10:15, Ann wrote:` that begins here; or 0."""
+    """The number of lines of an attribution such as `On 3 May 2026 at
+    10:15, Ann wrote:` that begins here; or 0.
+    """
     if not lines[at].strip():
         return 0
     for many in range(1, WRAPPED + 1):
@@ -121,7 +137,8 @@ def _is_quoted_after(lines: Sequence[str], at: int) -> bool:
 
 
 def without_signature(text: str) -> str:
-    """The text up to a closing formula or `-- ` that stands near its end, and without lines that name a device.
+    """The text up to a closing formula or `-- ` that stands near its end, and without lines that
+    name a device.
 
     The part that is cut off is short, and holds no postscript and no question.
     """

@@ -2,8 +2,10 @@
 
 A record is one conversation with its answer:
 
-    {"id": "9f2c…", "messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}],
-     "tools": […], "label": "…", "group": "…", "sensitive": false, "source": {"file": "tickets.csv", "row": 17}}
+    {"id": "9f2c…", "messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content":
+    "…"}],
+     "tools": […], "label": "…", "group": "…", "sensitive": false, "source": {"file": "tickets.csv",
+     "row": 17}}
 
 `tools`, `label` and `group` are there where the data has them.
 """
@@ -25,7 +27,8 @@ class RowRejectedError(DataError):
     """A row that becomes no record.
 
     Args:
-        rule: The rule that rejects it, as the report and `rejected.jsonl` count it, such as `tool calls`.
+        rule: The rule that rejects it, as the report and `rejected.jsonl` count it, such as `tool
+            calls`.
     """
 
     def __init__(self, rule: str, reason: str) -> None:
@@ -75,7 +78,9 @@ def without_weight(message: Message) -> Message:
 
 
 def with_instruction(messages: Sequence[Message], text: str) -> list[Message]:
-    """A copy of a conversation with a text at the end of its system prompt, which is added if there is none."""
+    """A copy of a conversation with a text at the end of its system
+    prompt, which is added if there is none.
+    """
     turns = [message.copy() for message in messages]
     if not turns or turns[0]["role"] != "system":
         turns.insert(0, {"role": "system", "content": ""})
@@ -103,7 +108,9 @@ class RecordFields(TypedDict):
 
 
 def question_of(turns: Iterable[Message]) -> str:
-    """The contents of a conversation before its answer, without the system prompt, for encoders and linear models."""
+    """The contents of a conversation before its answer, without the system
+    prompt, for encoders and linear models.
+    """
     return "\n".join(turn["content"] for turn in turns if turn["role"] != "system")
 
 
@@ -149,7 +156,8 @@ class Record:
             fields["label"] = self.label
         if self.group is not None:
             fields["group"] = self.group
-        return cast(RecordFields, fields | {"sensitive": self.sensitive, "source": self.source})  # in this order
+        # in this order
+        return cast(RecordFields, fields | {"sensitive": self.sensitive, "source": self.source})
 
     @classmethod
     def from_json(cls, fields: RecordFields) -> Record:

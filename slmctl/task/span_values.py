@@ -19,7 +19,9 @@ ABSENT = object()  # a property that is left out
 
 @dataclass(frozen=True)
 class FieldValue:
-    """A value of an answer, with the place that it was read from; None for one that was concluded, or is null."""
+    """A value of an answer, with the place that it was read from; None
+    for one that was concluded, or is null.
+    """
 
     path: str
     value: Any
@@ -59,12 +61,17 @@ class Reader:
         return list(zip(self.fields, self.habits, strict=True))
 
     def values(
-        self, text: str, marks: Iterable[SpanMark], concluded: Mapping[int, tuple[Any, float]], absent: Sequence[float]
+        self,
+        text: str,
+        marks: Iterable[SpanMark],
+        concluded: Mapping[int, tuple[Any, float]],
+        absent: Sequence[float],
     ) -> ReadAnswer:
         """The answer to a text.
 
         Args:
-            marks: Places by field; several of a field outside of lists are alternatives, and the likeliest counts.
+            marks: Places by field; several of a field outside of lists are alternatives, and the
+                likeliest counts.
             concluded: Value and log probability of fields that the whole text decides, by index.
             absent: Log probability of each field that it has no place in the text.
         """
@@ -74,16 +81,22 @@ class Reader:
             each, habit = pairs[mark.field]
             value, span = read(each, habit, evidence, mark.span)
             if value is not None:
-                by_field.setdefault(mark.field, []).append(FieldValue(each.path, value, mark.logprob, span))
+                by_field.setdefault(mark.field, []).append(
+                    FieldValue(each.path, value, mark.logprob, span)
+                )
         for number, (value, logprob) in concluded.items():
-            by_field[number] = [FieldValue(self.fields[number].path, value, logprob)] if value is not None else []
+            by_field[number] = (
+                [FieldValue(self.fields[number].path, value, logprob)] if value is not None else []
+            )
         return _Answer(self, by_field, absent).read()
 
 
 class _Answer:
     """An answer that is built along the schema."""
 
-    def __init__(self, reader: Reader, by_field: Mapping[int, list[FieldValue]], absent: Sequence[float]) -> None:
+    def __init__(
+        self, reader: Reader, by_field: Mapping[int, list[FieldValue]], absent: Sequence[float]
+    ) -> None:
         self._reader, self._by_field, self._absent = reader, by_field, absent
         self._number = {each.path: k for k, each in enumerate(reader.fields)}
         self._values: list[FieldValue] = []
@@ -105,14 +118,20 @@ class _Answer:
         return self._scalar(self._number[path], nullable)
 
     def _property(self, schema: JsonObject, name: str, path: str) -> Any:
-        """The value of a property; ABSENT if it is missing and may be: training rows left it out, or null is none."""
+        """The value of a property; ABSENT if it is missing and may be:
+        training rows left it out, or null is none.
+        """
         inner = schema["properties"][name]
         value = self._built(inner, path)
         if value not in (None, []) or name in schema.get("required", ()):
             return value
         if value is None and not allows_null(inner):
             return ABSENT
-        below = [k for place, k in self._number.items() if place == path or place.startswith((f"{path}.", f"{path}[]"))]
+        below = [
+            k
+            for place, k in self._number.items()
+            if place == path or place.startswith((f"{path}.", f"{path}[]"))
+        ]
         return ABSENT if all(self._reader.habits[k].left_out for k in below) else value
 
     def _scalar(self, number: int, nullable: bool) -> Any:
@@ -130,12 +149,16 @@ class _Answer:
         for value in self._by_field.get(number, []):
             values.setdefault(key_of(value.value), value)
         if not values:
-            self._values.append(FieldValue(self._reader.fields[number].path, [], self._absent[number]))
+            self._values.append(
+                FieldValue(self._reader.fields[number].path, [], self._absent[number])
+            )
         self._values += values.values()
         return [value.value for value in values.values()]
 
     def _items(self, schema: Any, path: str) -> list[Any]:
-        """The objects of a list: a value begins an item where its field stands before those of the last one."""
+        """The objects of a list: a value begins an item where its field
+        stands before those of the last one.
+        """
         numbers = [k for place, k in self._number.items() if place.startswith(f"{path}.")]
         habits, items = self._reader.habits, list[dict[int, FieldValue]]()
         last = math.inf
@@ -150,7 +173,9 @@ class _Answer:
         return list({key_of(item): item for item in made if item is not None}.values())
 
     def _item(self, schema: Any, path: str, item: Mapping[int, FieldValue]) -> Any:
-        """An item; None if it lacks a text. A number or an enum that it lacks is the commonest one."""
+        """An item; None if it lacks a text. A number or an enum
+        that it lacks is the commonest one.
+        """
         inner = _Answer(self._reader, {k: [value] for k, value in item.items()}, self._absent)
         built = inner._built(schema, path)
         for number, each in enumerate(self._reader.fields):

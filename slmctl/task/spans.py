@@ -1,4 +1,6 @@
-"""A JSON Schema and a row -> the places of each field's values in the text, for a model that tags words."""
+"""A JSON Schema and a row -> the places of each field's values in the
+text, for a model that tags words.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,23 @@ from slmctl.task.evidence import Evidence, Span
 
 FieldKind: TypeAlias = Literal["text", "number", "integer", "date", "choice"]
 NAMED = "a schema of named fields: texts, numbers, dates, enums, and lists of these"
-ARTICLES = frozenset(["a", "an", "ein", "eine", "einen", "einem", "einer", "eines", "un", "une", "una"])
+ARTICLES = frozenset(
+    ["a", "an", "ein", "eine", "einen", "einem", "einer", "eines", "un", "une", "una"]
+)
 _COUNTED = (  # the first twelve numbers in English, German, French, Spanish and Italian
-    "one eins uno", "two zwei deux dos due", "three drei trois tres tre", "four vier quatre cuatro quattro",
-    "five fünf cinq cinco cinque", "six sechs seis sei", "seven sieben sept siete sette", "eight acht huit ocho otto",
-    "nine neun neuf nueve nove", "ten zehn dix diez dieci", "eleven elf onze once undici",
+    "one eins uno",
+    "two zwei deux dos due",
+    "three drei trois tres tre",
+    "four vier quatre cuatro quattro",
+    "five fünf cinq cinco cinque",
+    "six sechs seis sei",
+    "seven sieben sept siete sette",
+    "eight acht huit ocho otto",
+    "nine neun neuf nueve nove",
+    "ten zehn dix diez dieci",
+    "eleven elf onze once undici",
     "twelve zwölf douze doce dodici",
-)  # fmt: skip
+)
 COUNTS = {word: number for number, words in enumerate(_COUNTED, 1) for word in words.split()}
 COUNTS |= dict.fromkeys(ARTICLES, 1)
 FAR = 1e6  # characters: a gap that no two places have
@@ -62,7 +74,9 @@ class Field:
 
 @dataclass(frozen=True)
 class SpanMark:
-    """A place in a text that belongs to a field, by its index; the log probability is of a model that marked it."""
+    """A place in a text that belongs to a field, by its index; the log
+    probability is of a model that marked it.
+    """
 
     field: int
     start: int
@@ -172,7 +186,11 @@ def _scalar(schema: JsonObject, path: str, nullable: bool) -> Field:
 
 def _is_of_dates(pattern: str) -> bool:
     """True for a pattern of ISO dates or months alone."""
-    return bool(pattern) and any(fits(pattern, text) for text in _ISO_DATES) and not fits(pattern, "a word")
+    return (
+        bool(pattern)
+        and any(fits(pattern, text) for text in _ISO_DATES)
+        and not fits(pattern, "a word")
+    )
 
 
 def fits(pattern: str, text: str) -> bool:
@@ -218,34 +236,48 @@ class _Claim:
 def targets(fields: Sequence[Field], text: str, answer: Any) -> Targets:
     """The places of an answer's values.
 
-    A value that stands several times has all its places; one in a list of objects has the place that is nearest to the
-    other values of its item. Where fields claim one place, or parts of it, the longest claim wins, then the value with
-    the fewest places, then the field that the schema names first.
+    A value that stands several times has all its places; one in a list of objects has the place
+    that is nearest to the other values of its item. Where fields claim one place, or parts of it,
+    the longest claim wins, then the value with the fewest places, then the field that the schema
+    names first.
     """
     number, evidence = {field.path: k for k, field in enumerate(fields)}, Evidence(text)
     listed = [leaf for leaf in leaves(answer) if leaf.path in number]
-    places = {leaf: places_of(fields[number[leaf.path]], leaf.value, evidence) for leaf in dict.fromkeys(listed)}
+    places = {
+        leaf: places_of(fields[number[leaf.path]], leaf.value, evidence)
+        for leaf in dict.fromkeys(listed)
+    }
     items: dict[tuple[str, int], list[Leaf]] = {}
     for leaf in listed:
         if group := fields[number[leaf.path]].group:
             items.setdefault((group, leaf.item), []).append(leaf)
     for group in {group for group, _ in items}:
-        of_group = [{leaf: places[leaf] for leaf in item} for (own, _), item in items.items() if own == group]
+        of_group = [
+            {leaf: places[leaf] for leaf in item}
+            for (own, _), item in items.items()
+            if own == group
+        ]
         for arranged in _together(of_group):
             places |= arranged
     claims = [
         _Claim(number[leaf.path], span, len(places[leaf]))
         for leaf in places
         for span in places[leaf]
-    ]  # fmt: skip
+    ]
     marks = _without_overlap(claims)
     held = {(mark.field, mark.span) for mark in marks}
-    missing = [leaf.path for leaf in listed if not any((number[leaf.path], span) in held for span in places[leaf])]
+    missing = [
+        leaf.path
+        for leaf in listed
+        if not any((number[leaf.path], span) in held for span in places[leaf])
+    ]
     return Targets(tuple(marks), tuple(missing))
 
 
 def places_of(field: Field, value: Any, evidence: Evidence) -> list[Span]:
-    """The places of a value; a small number may stand in words, and words may have another ending."""
+    """The places of a value; a small number may stand in words,
+    and words may have another ending.
+    """
     spans = evidence.spans(value)
     if field.is_number and (field.group or not spans):
         return sorted({*spans, *_counted(field, value, evidence.text)})
@@ -257,19 +289,27 @@ def places_of(field: Field, value: Any, evidence: Evidence) -> list[Span]:
 
 
 def _counted(field: Field, value: float, text: str) -> Iterator[Span]:
-    """The places of a small number in words; an article is one in a list of objects, and within a sentence."""
+    """The places of a small number in words; an article is one in a
+    list of objects, and within a sentence.
+    """
     for match in _LETTERS.finditer(text):
         word = match.group().casefold()
-        if COUNTS.get(word) == value and (word not in ARTICLES or (field.group and match.group() == word)):
+        if COUNTS.get(word) == value and (
+            word not in ARTICLES or (field.group and match.group() == word)
+        ):
             yield match.span()
 
 
 def _together(items: Sequence[Places]) -> Iterator[Places]:
-    """The places of each item's values nearest to its longest value: on one side in all items, if that is possible.
+    """The places of each item's values nearest to its longest value: on one side in all items, if
+    that is possible.
 
-    The other side of a value is that of its neighbour: of `2 x oil can, two jugs` the first number is that of the can.
+    The other side of a value is that of its neighbour: of `2 x oil can, two jugs` the first number
+    is that of the can.
     """
-    sides = [[_arranged(item, side) for item in items] for side in (_gap_before, _gap_after, distance)]
+    sides = [
+        [_arranged(item, side) for item in items] for side in (_gap_before, _gap_after, distance)
+    ]
     costs = [sum(cost for cost, _ in side) for side in sides]
     best = min((0, 1), key=lambda k: costs[k])
     chosen = sides[best if costs[best] < FAR else 2]

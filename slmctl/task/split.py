@@ -1,4 +1,6 @@
-"""The split of a record: it follows from its own content, its group or its time, never from other rows."""
+"""The split of a record: it follows from its own content, its group
+or its time, never from other rows.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ HELD_OUT = ("test", "calibration", "validation")  # in the order in which they t
 
 
 def position_of(key: str) -> float:
-    """The position between 0 and 1 of a group or a normalised text: evenly spread, and the same in every run."""
+    """The position between 0 and 1 of a group or a normalised text:
+    evenly spread, and the same in every run.
+    """
     return hashed_position(f"split/{key}")
 
 
@@ -25,13 +29,18 @@ def group_id(name: str) -> str:
 
 
 def assign(
-    splits: Splits, positions: np.ndarray, moments: np.ndarray, labels: np.ndarray, names: Sequence[str]
+    splits: Splits,
+    positions: np.ndarray,
+    moments: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
 ) -> np.ndarray:
     """The split of each record, `(n,)`, as an index into `records.SPLITS`.
 
-    A record has a position between 0 and 1, and the held-out splits take their shares from 0 up, one after another: the
-    same shares of every label, or those that the config sets for a label. New rows move no old row to another split,
-    and each label's splits have the sizes of the config, up to chance.
+    A record has a position between 0 and 1, and the held-out splits take their shares from 0 up,
+    one after another: the same shares of every label, or those that the config sets for a label.
+    New rows move no old row to another split, and each label's splits have the sizes of the config,
+    up to chance.
 
     Args:
         splits: The shares, or the times.

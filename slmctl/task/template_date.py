@@ -1,7 +1,9 @@
-"""Freeze the date that a chat template asks for, so that every engine renders the prompts of training.
+"""Freeze the date that a chat template asks for, so that every engine renders the prompts of
+training.
 
-Templates get today's date from `strftime_now(FORMAT)`. transformers and llama.cpp return the clock's date at each
-call, and other engines lack the function. A stored template has the text of one day in place of each call.
+Templates get today's date from `strftime_now(FORMAT)`. transformers and llama.cpp return the
+clock's date at each call, and other engines lack the function. A stored template has the text of
+one day in place of each call.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class _Token(NamedTuple):
 
 
 def freeze(source: str, day: datetime.date) -> str:
-    """A template with every `strftime_now(FORMAT)` replaced by the text of a day; unchanged without one.
+    """A template with every `strftime_now(FORMAT)` replaced by the text of a day; unchanged without
+    one.
 
     The name alone, as in `strftime_now is defined`, becomes `true`.
 
@@ -50,20 +53,28 @@ def freeze(source: str, day: datetime.date) -> str:
         call = tokens[at + 1 : at + 4]
         end, text = token.end, "true"
         if call and call[0].text == "(":
-            if [part.kind for part in call] != ["operator", "string", "operator"] or call[2].text != ")":
+            if [part.kind for part in call] != ["operator", "string", "operator"] or call[
+                2
+            ].text != ")":
                 raise DataError(
-                    f"the chat template of the base computes the format that it gives to {NAME}, so its date cannot be "
+                    f"the chat template of the base computes the format that it gives to {NAME}, "
+                    "so its date cannot be "
                     "frozen",
                     hint="write the format as a text into the base's chat_template.jinja",
                 )
-            end, text = call[2].end, json.dumps(day.strftime(_value(call[1].text)), ensure_ascii=False)
+            end, text = (
+                call[2].end,
+                json.dumps(day.strftime(_value(call[1].text)), ensure_ascii=False),
+            )
         parts += [source[done : token.start], text]
         done = end
     return "".join([*parts, source[done:]])
 
 
 def _tokens(source: str) -> Iterator[_Token]:
-    """The tokens of a template but blanks. Places are searched, since Jinja's lexer drops blanks that a `-` strips."""
+    """The tokens of a template but blanks. Places are searched, since
+    Jinja's lexer drops blanks that a `-` strips.
+    """
     place = 0
     lexer = jinja2.Environment(keep_trailing_newline=True)  # noqa: S701 - nothing is rendered
     try:

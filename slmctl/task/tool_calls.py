@@ -1,7 +1,9 @@
-"""Calls of tools: the tools on offer, an answer that is one call or none, and the form in which a base writes a call.
+"""Calls of tools: the tools on offer, an answer that is one call or none, and the form in which a
+base writes a call.
 
-Records, predictions and policies hold an answer in one form, whatever the base: `{"arguments": {…}, "name": "…"}` with
-sorted keys, or `none`. The model writes it in the form of its own chat template, if that has one (`CallForm`).
+Records, predictions and policies hold an answer in one form, whatever the base: `{"arguments": {…},
+"name": "…"}` with sorted keys, or `none`. The model writes it in the form of its own chat template,
+if that has one (`CallForm`).
 """
 
 from __future__ import annotations
@@ -26,14 +28,24 @@ from slmctl.task.records import Message, RowRejectedError, with_instruction
 if TYPE_CHECKING:  # as in contract
     import jsonschema
 
-NO_CALL = "none"  # the answer where no tool fits; a call holds a brace, so neither is taken for the other
+# the answer where no tool fits; a call holds a brace, so neither is taken for the other
+NO_CALL = "none"
 MAX_TOOLS = 128  # that one request may offer, as OpenAI's API has it
 MAX_DEPTH = 32  # of parameters and arguments
 EXAMPLE = '{"type": "function", "function": {"name": "…", "description": "…", "parameters": {…}}}'
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_APPLIED_BESIDE = ("allOf", "anyOf", "oneOf", "$ref", "if", "patternProperties", "unevaluatedProperties")
+_APPLIED_BESIDE = (
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "$ref",
+    "if",
+    "patternProperties",
+    "unevaluatedProperties",
+)
 
-Render = Callable[[Sequence[Message], "Sequence[JsonObject] | None", bool], str]  # messages, tools, open an answer
+# messages, tools, open an answer
+Render = Callable[[Sequence[Message], "Sequence[JsonObject] | None", bool], str]
 
 
 @dataclass(frozen=True)
@@ -50,12 +62,18 @@ class Tool:
 
     def to_json(self) -> JsonObject:
         """The tool in OpenAI's form, with its keys in the order that models know."""
-        function = {"name": self.name, "description": self.description, "parameters": self.parameters}
+        function = {
+            "name": self.name,
+            "description": self.description,
+            "parameters": self.parameters,
+        }
         return {"type": "function", "function": function}
 
     @property
     def schema(self) -> JsonObject:
-        """The schema that arguments must satisfy: an object that lists its properties has no others."""
+        """The schema that arguments must satisfy: an object that
+        lists its properties has no others.
+        """
         return cast(JsonObject, _closed(self.parameters))
 
 
@@ -69,7 +87,9 @@ class ToolCall:
     @property
     def answer(self) -> str:
         """The call as answers are kept."""
-        return json.dumps({"arguments": self.arguments, "name": self.name}, ensure_ascii=False, sort_keys=True)
+        return json.dumps(
+            {"arguments": self.arguments, "name": self.name}, ensure_ascii=False, sort_keys=True
+        )
 
 
 def answer_of(call: ToolCall | None) -> str:
@@ -87,12 +107,16 @@ def read_answer(text: str) -> ToolCall | None:
         return None
     value = _json(text)
     if not isinstance(value, dict) or value.keys() != {"arguments", "name"}:
-        raise DataError(f"'{text[:60]}' is neither a call with 'name' and 'arguments' nor '{NO_CALL}'")
+        raise DataError(
+            f"'{text[:60]}' is neither a call with 'name' and 'arguments' nor '{NO_CALL}'"
+        )
     return _call(value["name"], value["arguments"])
 
 
 def answer_of_openai(calls: Sequence[Any]) -> str:
-    """The answer in `tool_calls` of OpenAI's form, as it is kept; '' unless they are one valid call."""
+    """The answer in `tool_calls` of OpenAI's form, as it is kept;
+    '' unless they are one valid call.
+    """
     function = calls[0].get("function") if len(calls) == 1 and isinstance(calls[0], dict) else None
     if isinstance(function, dict):
         with contextlib.suppress(DataError):
@@ -104,7 +128,8 @@ def read_tools(values: Sequence[Any]) -> tuple[Tool, ...]:
     """Tools in OpenAI's form, `{"type": "function", "function": {…}}`, or as the functions alone.
 
     Raises:
-        DataError: One is not a function with a name and a schema of its arguments, or two have the same name.
+        DataError: One is not a function with a name and a schema of its arguments, or two have the
+            same name.
     """
     if not isinstance(values, list | tuple) or not values:
         raise DataError("the tools are not a list with at least one function")
@@ -132,15 +157,23 @@ def _tool(value: Any, at: int) -> Tool:
         raise DataError(f"tool {at} is not a function", hint=EXAMPLE)
     name, description = function.get("name"), function.get("description") or ""
     if not isinstance(name, str) or not NAME.fullmatch(name) or name == NO_CALL:
-        raise DataError(f"tool {at} has the name {str(name)[:40]!r}", hint="1 to 64 letters, digits, '_', '.' and '-'")
+        raise DataError(
+            f"tool {at} has the name {str(name)[:40]!r}",
+            hint="1 to 64 letters, digits, '_', '.' and '-'",
+        )
     if not isinstance(description, str):
         raise DataError(f"the description of the tool '{name}' is not a text")
     parameters = function.get("parameters") or {}
     if not isinstance(parameters, dict) or is_deeper(parameters, MAX_DEPTH):
-        raise DataError(f"the parameters of the tool '{name}' are not a JSON Schema of at most {MAX_DEPTH} levels")
+        raise DataError(
+            f"the parameters of the tool '{name}' are not a JSON Schema of at most {MAX_DEPTH} "
+            "levels"
+        )
     parameters = {"type": "object", "properties": {}, **parameters}
     if parameters["type"] != "object":
-        raise DataError(f"the parameters of the tool '{name}' are of type '{parameters['type']}', not 'object'")
+        raise DataError(
+            f"the parameters of the tool '{name}' are of type '{parameters['type']}', not 'object'"
+        )
     if fault := schema_fault(parameters):
         raise DataError(f"the parameters of the tool '{name}' are no JSON Schema: {fault}")
     return Tool(name, description, json.loads(json.dumps(parameters, sort_keys=True)))
@@ -174,7 +207,8 @@ def _closed(schema: Any) -> Any:
 
 
 def require_offered(call: ToolCall | None, tools: Sequence[Tool]) -> None:
-    """Refuse a call of a tool that is not offered, or with arguments that its schema does not allow.
+    """Refuse a call of a tool that is not offered, or with arguments that its schema does not
+    allow.
 
     Raises:
         RowRejectedError: It is such a call, or the schema cannot be applied.
@@ -184,14 +218,19 @@ def require_offered(call: ToolCall | None, tools: Sequence[Tool]) -> None:
     tool = next((tool for tool in tools if tool.name == call.name), None)
     if tool is None:
         offered = ", ".join(tool.name for tool in tools)
-        raise RowRejectedError("unknown tool", f"'{call.name[:60]}' is none of the tools: {offered[:200]}")
+        raise RowRejectedError(
+            "unknown tool", f"'{call.name[:60]}' is none of the tools: {offered[:200]}"
+        )
     from jsonschema.exceptions import UnknownType, best_match
     from referencing.exceptions import Unresolvable
 
     try:
         fault = best_match(_validator(json.dumps(tool.schema)).iter_errors(call.arguments))
     except (Unresolvable, UnknownType, RecursionError):
-        text = f"the parameters of the tool '{tool.name}' refer to a schema that is not in them, or to themselves"
+        text = (
+            f"the parameters of the tool '{tool.name}' refer to a schema that is not in them, "
+            "or to themselves"
+        )
         raise RowRejectedError("bad tools", text) from None
     if fault is not None:
         where = "".join(f".{part}" for part in fault.absolute_path)
@@ -208,14 +247,17 @@ def _validator(schema: str) -> jsonschema.Draft202012Validator:
 
 
 def from_function(function: Any) -> ToolCall:
-    """A call in OpenAI's form: `{"name": "…", "arguments": "{…}"}`, its arguments as a text or as an object.
+    """A call in OpenAI's form: `{"name": "…", "arguments": "{…}"}`, its arguments as a text or as
+    an object.
 
     Raises:
         DataError: It has no name, or no arguments that are an object.
     """
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise DataError("a call needs the name of a function: 1 to 64 letters, digits, '_', '.' and '-'")
+        raise DataError(
+            "a call needs the name of a function: 1 to 64 letters, digits, '_', '.' and '-'"
+        )
     return _call(name, _values(function.get("arguments", {})))
 
 
@@ -248,11 +290,13 @@ class CallForm:
 
     Attributes:
         before, between, after: The texts before the name, between the two, and after the arguments.
-        own: True where the base's chat template lists no tools or writes no calls, so that both are done here.
+        own: True where the base's chat template lists no tools or writes no calls, so that both are
+            done here.
         control: The base's control tokens in these texts, which a decoded answer does not show.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True}  # of a file that is read
+    # of a file that is read
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True}
 
     before: str
     between: str
@@ -261,10 +305,14 @@ class CallForm:
     control: tuple[str, ...] = ()
 
     def write(self, call: ToolCall | None, *, safe: Callable[[str], str] = str) -> str:
-        """The text that a model is trained to write; `safe` breaks up control tokens in the arguments."""
+        """The text that a model is trained to write; `safe` breaks
+        up control tokens in the arguments.
+        """
         if call is None:
             return NO_CALL
-        return f"{self.before}{call.name}{self.between}{safe(_arguments(call.arguments))}{self.after}"
+        return (
+            f"{self.before}{call.name}{self.between}{safe(_arguments(call.arguments))}{self.after}"
+        )
 
     def shown(self, call: ToolCall | None) -> str:
         """The text of a call as it is decoded, without control tokens."""
@@ -290,22 +338,29 @@ class CallForm:
         return _call(name.group(), _json(rest[len(between) :]))
 
     def bare(self, text: str) -> str:
-        """A text as it is decoded: without the form's control tokens, and without white space around it."""
+        """A text as it is decoded: without the form's control tokens,
+        and without white space around it.
+        """
         for token in self.control:
             text = text.replace(token, "")
         return text.strip()
 
     def rules(self, tools: Sequence[Tool], *, must_call: bool = False) -> str:
-        """The grammar of an answer, for `Request.schema`: one call of an offered tool with its arguments, or none.
+        """The grammar of an answer, for `Request.schema`: one call of an offered tool with its
+        arguments, or none.
 
         Args:
             tools: The tools that may be called; without one the answer is NO_CALL.
             must_call: One of them has to be called.
         """
         return call_grammar.CallGrammar(
-            {tool.name: tool.schema for tool in tools}, self.before, self.between, self.after,
-            none="" if must_call and tools else NO_CALL, control=self.control,
-        ).text  # fmt: skip
+            {tool.name: tool.schema for tool in tools},
+            self.before,
+            self.between,
+            self.after,
+            none="" if must_call and tools else NO_CALL,
+            control=self.control,
+        ).text
 
 
 OWN = CallForm('{"name": "', '", "arguments": ', "}", own=True)
@@ -317,7 +372,9 @@ LISTED = (
 
 
 def with_listed(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
-    """A conversation with the tools at the end of its system prompt, for a template that has no place for them."""
+    """A conversation with the tools at the end of its system prompt, for
+    a template that has no place for them.
+    """
     lines = "\n".join(json.dumps(tool.to_json()["function"], ensure_ascii=False) for tool in tools)
     return with_instruction(messages, "\n\n" + LISTED.format(tools=lines, none=NO_CALL))
 
@@ -333,17 +390,26 @@ _PROBES = (
     ToolCall("other-probe", {"a": [1, True, None], "b": {"c": 'ä "quoted"'}, "d": 2.5}),
     ToolCall("third_probe", {}),
 )
-_TOOL = Tool("probe_tool", "A probed tool.", {"properties": {"probe_key": {"type": "string"}}, "type": "object"})
+_TOOL = Tool(
+    "probe_tool",
+    "A probed tool.",
+    {"properties": {"probe_key": {"type": "string"}}, "type": "object"},
+)
 
 
 def form_of(render: Render, *, end: str, special_tokens: Sequence[str]) -> CallForm:
-    """The form in which a chat template writes calls, found by rendering some; OWN if none is found.
+    """The form in which a chat template writes calls, found by rendering some; OWN if none is
+    found.
 
-    A form is taken only if it writes the calls as they were rendered and reads them, and the template shows the tools.
+    A form is taken only if it writes the calls as they were rendered and reads them, and the
+    template shows the tools.
     """
     # templates want arguments as values or as text, and the content empty or null
     for as_text, content in itertools.product((False, True), ("", None)):
-        texts = [_written(render, _message(call, as_text=as_text, content=content), end) for call in _PROBES]
+        texts = [
+            _written(render, _message(call, as_text=as_text, content=content), end)
+            for call in _PROBES
+        ]
         if None in texts or not _shows_tools(render):
             continue
         first = str(texts[0])
@@ -353,13 +419,21 @@ def form_of(render: Render, *, end: str, special_tokens: Sequence[str]) -> CallF
         control = tuple(token for token in special_tokens if token in held)
         form = CallForm(before, between, after, control=control)
         bare = not before or NO_CALL.startswith(before[0])
-        if name and arguments and not bare and [form.write(call) for call in _PROBES] == texts and _reads(form):
+        if (
+            name
+            and arguments
+            and not bare
+            and [form.write(call) for call in _PROBES] == texts
+            and _reads(form)
+        ):
             return form
     return OWN
 
 
 def _reads(form: CallForm) -> bool:
-    """True where the calls that a form writes are read again, with and without its control tokens."""
+    """True where the calls that a form writes are read again,
+    with and without its control tokens.
+    """
     try:
         texts = [(call, form.write(call)) for call in _PROBES]
         return all(form.read(text) == form.read(form.bare(text)) == call for call, text in texts)
@@ -370,12 +444,20 @@ def _reads(form: CallForm) -> bool:
 def _message(call: ToolCall, *, as_text: bool, content: str | None) -> Message:
     arguments: Any = _arguments(call.arguments) if as_text else call.arguments
     # some templates insist on an id, of nine characters
-    calls = [{"id": "call00000", "type": "function", "function": {"name": call.name, "arguments": arguments}}]
+    calls = [
+        {
+            "id": "call00000",
+            "type": "function",
+            "function": {"name": call.name, "arguments": arguments},
+        }
+    ]
     return cast(Message, {"role": "assistant", "content": content, "tool_calls": calls})
 
 
 def _written(render: Render, message: Message, end: str) -> str | None:
-    """The text of a rendered call, without the opening of every answer, such as empty thoughts; None if refused."""
+    """The text of a rendered call, without the opening of every answer,
+    such as empty thoughts; None if refused.
+    """
     tools = [_TOOL.to_json()]
     try:
         head = render([_QUESTION], tools, True)
@@ -390,13 +472,18 @@ def _written(render: Render, message: Message, end: str) -> str | None:
 
 
 def _shows_tools(render: Render) -> bool:
-    """True where a prompt holds a tool's name, description and arguments, with a system prompt and without."""
+    """True where a prompt holds a tool's name, description and
+    arguments, with a system prompt and without.
+    """
     system: Message = {"role": "system", "content": "A system prompt."}
     for messages in ([_QUESTION], [system, _QUESTION]):
         try:
             text = render(messages, [_TOOL.to_json()], True)
         except DataError:
             continue  # a base without system prompts
-        if not all(part in text for part in ("probe_tool", "A probed tool.", "probe_key", messages[0]["content"])):
+        if not all(
+            part in text
+            for part in ("probe_tool", "A probed tool.", "probe_key", messages[0]["content"])
+        ):
             return False
     return True

@@ -21,11 +21,21 @@ from slmctl.artifacts import artifact, locks
 from slmctl.artifacts.artifact import MANIFEST, Artifact, FileEntry, Manifest, digest_of
 from slmctl.errors import IntegrityError, LockedError
 
-FILES = {"weights.bin": b"\x00\x01" * 500, "task.json": b'{"kind": "classify"}\n', "deep/er/note.txt": b"a note\n"}
+FILES = {
+    "weights.bin": b"\x00\x01" * 500,
+    "task.json": b'{"kind": "classify"}\n',
+    "deep/er/note.txt": b"a note\n",
+}
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 json_objects = st.dictionaries(st.text(max_size=5), json_values, max_size=4)
@@ -35,7 +45,9 @@ def describe(files: tuple[FileEntry, ...], digest: str, **more: Any) -> Manifest
     fields: dict[str, Any] = {
         "kind": "gguf",
         "stage": "quantize/1",
-        "recipe_id": artifact.recipe_of("quantize/1", {"types": ["Q8_0"]}, {"merged": "sha256:" + "1" * 64}),
+        "recipe_id": artifact.recipe_of(
+            "quantize/1", {"types": ["Q8_0"]}, {"merged": "sha256:" + "1" * 64}
+        ),
         "config": {"types": ["Q8_0"]},
         "inputs": {"merged": "sha256:" + "1" * 64, "predictions": ["sha256:" + "2" * 64]},
         "metrics": {"Q8_0": {"bits_per_weight": 8.5}, "größe": "ü"},
@@ -84,7 +96,8 @@ def test_canonical_survives_a_round_trip(value: object) -> None:
 
 def test_hashes_are_sha256_of_the_content(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
-    published = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
+    # FIPS 180-2, B.1
+    published = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert artifact.sha256_bytes(b"abc") == artifact.sha256_file(tmp_path / "file") == published
     assert artifact.fingerprint(tmp_path / "file") == published
 
@@ -103,12 +116,19 @@ def test_recipe_holds_stage_config_and_inputs() -> None:
 # The manifest
 
 
-@given(config=json_objects, metrics=json_objects, environment=json_objects, seconds=st.floats(0, 1e9))
+@given(
+    config=json_objects, metrics=json_objects, environment=json_objects, seconds=st.floats(0, 1e9)
+)
 @settings(deadline=None, max_examples=60)
 def test_manifest_round_trip(config: Any, metrics: Any, environment: Any, seconds: float) -> None:
     entries = (FileEntry("a/ü.bin", 3, "0" * 64), FileEntry("b", 0, "f" * 64))
     written = describe(
-        entries, digest_of(entries), config=config, metrics=metrics, environment=environment, seconds=seconds
+        entries,
+        digest_of(entries),
+        config=config,
+        metrics=metrics,
+        environment=environment,
+        seconds=seconds,
     )
     raw = written.to_bytes()
     read = Manifest.from_bytes(raw, where="m")
@@ -131,14 +151,38 @@ def test_manifest_finds_a_flip_of_any_byte(flip: int) -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        RAW + b"\n", RAW[:-1], b" " + RAW, RAW.replace(b"\n ", b"\n  ", 1), RAW[:100], b"", b"[]", b"null", b"\xff\xfe",
-        artifact.canonical({name: value for name, value in json.loads(RAW).items() if name != "self"}),
+        RAW + b"\n",
+        RAW[:-1],
+        b" " + RAW,
+        RAW.replace(b"\n ", b"\n  ", 1),
+        RAW[:100],
+        b"",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        artifact.canonical(
+            {name: value for name, value in json.loads(RAW).items() if name != "self"}
+        ),
         # what can be read, but not written again to compare, once ended in a traceback
         *(RAW.replace(b"8.5", value) for value in (b"NaN", b"1e999", b'"\\ud800"', b"[" * 100_000)),
     ],
-    ids=["newline", "no newline", "space", "indent", "cut", "empty", "list", "null", "not utf-8", "no hash", "nan",
-         "infinity", "surrogate", "deep"],
-)  # fmt: skip
+    ids=[
+        "newline",
+        "no newline",
+        "space",
+        "indent",
+        "cut",
+        "empty",
+        "list",
+        "null",
+        "not utf-8",
+        "no hash",
+        "nan",
+        "infinity",
+        "surrogate",
+        "deep",
+    ],
+)
 def test_manifest_must_be_canonical(changed: bytes) -> None:
     with pytest.raises(IntegrityError, match=r"manifest|changed|valid"):
         Manifest.from_bytes(changed, where="a manifest")
@@ -154,7 +198,9 @@ def test_manifest_with_a_right_hash_and_wrong_fields_is_refused(change: dict[str
 
 def test_newer_schema_is_refused_with_the_way_out() -> None:
     fields = json.loads(RAW) | {"schema": artifact.SCHEMA + 1}
-    with pytest.raises(IntegrityError, match=r"m has schema 2, and this slmctl reads up to 1") as caught:
+    with pytest.raises(
+        IntegrityError, match=r"m has schema 2, and this slmctl reads up to 1"
+    ) as caught:
         Manifest.from_bytes(artifact.canonical(fields), where="m")
     assert caught.value.hint == "pip install --upgrade slmctl"
 
@@ -163,7 +209,14 @@ def test_newer_schema_is_refused_with_the_way_out() -> None:
 
 
 def test_published_draft_is_whole(made: Artifact) -> None:
-    assert listing(made.path) == ["deep", "deep/er", "deep/er/note.txt", MANIFEST, "task.json", "weights.bin"]
+    assert listing(made.path) == [
+        "deep",
+        "deep/er",
+        "deep/er/note.txt",
+        MANIFEST,
+        "task.json",
+        "weights.bin",
+    ]
     assert [entry.path for entry in made.manifest.files] == sorted(FILES)
     assert listing(made.path.parent)[0] == "abc"  # no draft beside it
     assert artifact.verify(made) == []
@@ -225,7 +278,9 @@ def test_digest_ignores_place_and_order_of_writing(tmp_path: Path) -> None:
 
 def test_digest_holds_names_and_contents(tmp_path: Path) -> None:
     contents = [{"a": b"x"}, {"b": b"x"}, {"a": b"y"}, {"a": b"x", "b": b""}, {"d/a": b"x"}]
-    assert len({make(tmp_path / str(k), files).digest for k, files in enumerate(contents)}) == len(contents)
+    assert len({make(tmp_path / str(k), files).digest for k, files in enumerate(contents)}) == len(
+        contents
+    )
 
 
 # Loading and verifying
@@ -243,7 +298,9 @@ def test_load_names_every_fault(made: Artifact) -> None:
     (made.path / "task.json").unlink()
     (made.path / "deep" / "added").write_bytes(b"")
     faults = ["extra: deep/added", "missing: task.json", "changed: weights.bin (size)"]
-    with pytest.raises(IntegrityError, match=re.escape(f"is damaged: {'; '.join(faults)}")) as caught:
+    with pytest.raises(
+        IntegrityError, match=re.escape(f"is damaged: {'; '.join(faults)}")
+    ) as caught:
         artifact.load(made.path)
     assert caught.value.hint == f"remove the folder and run the stage again: rm -r {made.path}"
     assert artifact.verify_folder(made.path) == faults
@@ -280,7 +337,9 @@ def swap_for_link(path: Path) -> None:
         (swap_for_link, "deep", ["extra: deep", "missing: deep/er/note.txt"]),
     ],
 )
-def test_verify_finds_a_change(made: Artifact, change: Callable[[Path], None], name: str, faults: list[str]) -> None:
+def test_verify_finds_a_change(
+    made: Artifact, change: Callable[[Path], None], name: str, faults: list[str]
+) -> None:
     change(made.path / name)
     assert artifact.verify(made) == artifact.verify_folder(made.path) == faults
     if change is swap_for_link:
@@ -322,7 +381,11 @@ def test_foreign_file(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF")
     wrapped = artifact.foreign(path, "gguf")
-    assert (wrapped.kind, wrapped.file("model.gguf"), artifact.verify(wrapped)) == ("gguf", path, [])
+    assert (wrapped.kind, wrapped.file("model.gguf"), artifact.verify(wrapped)) == (
+        "gguf",
+        path,
+        [],
+    )
     path.write_bytes(b"GGUf")
     assert artifact.verify(wrapped) == ["changed: model.gguf"]
 
@@ -352,7 +415,10 @@ with locks.lock(Path(sys.argv[1]), wait=True, on_wait=print):
 def holder(tmp_path: Path) -> Any:
     """A process that holds `tmp_path/lock` until its stdin ends."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path / "lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(tmp_path / "lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     with process:
         assert process.stdout is not None
@@ -362,9 +428,13 @@ def holder(tmp_path: Path) -> Any:
             process.kill()
 
 
-def test_second_process_is_told_who_holds_the_lock(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_second_process_is_told_who_holds_the_lock(
+    holder: subprocess.Popen[str], tmp_path: Path
+) -> None:
     with (
-        pytest.raises(LockedError, match=rf"lock is locked by pid {holder.pid} on \S+ since \d{{4}}-") as caught,
+        pytest.raises(
+            LockedError, match=rf"lock is locked by pid {holder.pid} on \S+ since \d{{4}}-"
+        ) as caught,
         locks.lock(tmp_path / "lock", wait=False, on_wait=pytest.fail),
     ):
         pytest.fail("two processes hold one lock")
@@ -390,7 +460,10 @@ def test_waiting_says_for_whom_and_goes_on(holder: subprocess.Popen[str], tmp_pa
 
 
 def test_lock_is_free_again_after_an_exception(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="failed"), locks.lock(tmp_path / "l", wait=False, on_wait=pytest.fail):
+    with (
+        pytest.raises(RuntimeError, match="failed"),
+        locks.lock(tmp_path / "l", wait=False, on_wait=pytest.fail),
+    ):
         raise RuntimeError("failed")
     assert (tmp_path / "l").read_text() == ""
     with locks.lock(tmp_path / "l", wait=False, on_wait=pytest.fail):

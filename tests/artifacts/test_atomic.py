@@ -1,4 +1,6 @@
-"""A file or a folder is there whole, or not at all, whoever else writes the same and whatever a kill has left."""
+"""A file or a folder is there whole, or not at all, whoever else writes
+the same and whatever a kill has left.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,13 @@ def test_content_is_on_the_disk_before_it_has_its_name_and_the_name_after(
     with atomic.folder(tmp_path / "b") as draft:
         (draft / "c").mkdir()
         (draft / "c" / "d").write_text("new")
-    assert order == [("disk", "d"), ("disk", "c"), ("disk", "b"), ("name", "b"), ("disk", tmp_path.name)]
+    assert order == [
+        ("disk", "d"),
+        ("disk", "c"),
+        ("disk", "b"),
+        ("name", "b"),
+        ("disk", tmp_path.name),
+    ]
 
 
 def test_a_file_is_there_when_the_block_ends_well(tmp_path: Path) -> None:
@@ -118,7 +126,9 @@ def test_the_next_writer_removes_what_a_kill_left(tmp_path: Path, kind: str) -> 
     assert done.returncode == -9
     assert names(tmp_path) == [".draft-a"], "one naming scheme, and nothing under the name itself"
     with getattr(atomic, kind)(tmp_path / "a") as draft:
-        assert not (draft.read_bytes() if draft.is_file() else names(draft)), "nothing of the dead one"
+        assert not (draft.read_bytes() if draft.is_file() else names(draft)), (
+            "nothing of the dead one"
+        )
     assert names(tmp_path) == ["a"]
 
 
@@ -142,11 +152,17 @@ PLANTED = (link_to_file, link_to_folder, a_folder, os.mkfifo, Path.touch)
 
 @pytest.mark.parametrize("kind", ["file", "folder", "resumed"])
 @pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
-def test_a_draft_that_is_none_is_not_followed(tmp_path: Path, plant: Callable[[Path], object], kind: str) -> None:
+def test_a_draft_that_is_none_is_not_followed(
+    tmp_path: Path, plant: Callable[[Path], object], kind: str
+) -> None:
     plant(tmp_path / ".draft-a")
     before = {path: path.read_text() for path in tmp_path.glob("victim*/*")}
     target = tmp_path / "a"
-    with atomic.file(target) if kind == "file" else atomic.folder(target, resume=kind == "resumed") as draft:
+    with (
+        atomic.file(target)
+        if kind == "file"
+        else atomic.folder(target, resume=kind == "resumed") as draft
+    ):
         (draft if kind == "file" else draft / "part").write_text("new")
     assert (target if kind == "file" else target / "part").read_text() == "new"
     assert not target.is_symlink()

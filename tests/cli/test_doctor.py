@@ -18,7 +18,8 @@ from slmctl.pipeline import system_errors
 @pytest.mark.parametrize(
     ("absent", "missed", "noted"),
     [
-        (("unsloth", "ray"), [], []),  # doctor --fix once ended with 4 without them, and the installation with it
+        # doctor --fix once ended with 4 without them, and the installation with it
+        (("unsloth", "ray"), [], []),
         (("pyarrow", "boto3", "pypdfium2"), [], []),
         (("llama-cpp-python", "llguidance", "trl"), [], ["language model"]),
         (("torch",), ["classifier", "language model"], []),
@@ -36,7 +37,9 @@ def test_doctor_says_which_models_can_be_made(
     lines = {check.name: check for check in checks}
     if noted:
         assert lines["language model"].result == "missing: llama-cpp-python, llguidance, trl"
-        assert lines["language model"].remedy.startswith(f"apt-get install g++ cmake; {pip_line('gguf', 'train')}")
+        assert lines["language model"].remedy.startswith(
+            f"apt-get install g++ cmake; {pip_line('gguf', 'train')}"
+        )
         assert doctor_checks._tools() == []
     elif missed:
         assert lines["classifier"].remedy == pip_line("encoder")
@@ -52,7 +55,10 @@ def test_an_extra_brings_the_packages_that_are_said_to_need_it() -> None:
     }
     declared["encoder"] |= declared["serve"] | declared["evaluate"]
     for extra, packages in system_errors.EXTRAS.items():
-        names = {canonicalize_name(doctor_checks.DISTRIBUTIONS.get(package, package)) for package in packages}
+        names = {
+            canonicalize_name(doctor_checks.DISTRIBUTIONS.get(package, package))
+            for package in packages
+        }
         assert names <= declared[extra], extra
 
 

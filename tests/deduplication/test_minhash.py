@@ -39,7 +39,9 @@ def test_normalise_ignores_what_makes_no_other_text(one: str, other: str) -> Non
     assert normalise(one) == normalise(other)
 
 
-@pytest.mark.parametrize(("one", "other"), [("order 12", "order 123"), ("yes", "no"), ("late", "later"), ("я", "r")])
+@pytest.mark.parametrize(
+    ("one", "other"), [("order 12", "order 123"), ("yes", "no"), ("late", "later"), ("я", "r")]
+)
 def test_normalise_keeps_what_does(one: str, other: str) -> None:
     assert normalise(one) != normalise(other)
 
@@ -53,7 +55,20 @@ def test_normalised_text_is_plain_words(text: str) -> None:
         assert all(char.isalnum() or char == " " for char in once if char.isascii())
 
 
-VOCABULARY = ["parcel", "late", "refund", "code", "broken", "kettle", "order", "where", "when", "my", "the", "is"]
+VOCABULARY = [
+    "parcel",
+    "late",
+    "refund",
+    "code",
+    "broken",
+    "kettle",
+    "order",
+    "where",
+    "when",
+    "my",
+    "the",
+    "is",
+]
 words = st.lists(st.sampled_from(VOCABULARY), max_size=8)
 sentences = words.map(" ".join)
 
@@ -76,7 +91,10 @@ def test_sketches_do_not_depend_on_the_batch(texts: list[str], size: int) -> Non
 
 def test_a_long_text_is_cut_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(4)
-    texts = ["".join(rng.choices("abcde ", k=length)) for length in (3, 500, 63, 64, 65, 68, 69, 132, 2000)]
+    texts = [
+        "".join(rng.choices("abcde ", k=length))
+        for length in (3, 500, 63, 64, 65, 68, 69, 132, 2000)
+    ]
     whole = sketch(texts)
     monkeypatch.setattr("slmctl.deduplication.minhash._BLOCK", 64)
     assert (sketch(texts) == whole).all()
@@ -87,11 +105,16 @@ def test_sketches_estimate_the_similarity_of_grams() -> None:
         return {text[k : k + 5] for k in range(len(text) - 4)}
 
     rng = random.Random(6)
-    known = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 9))) for _ in range(500)]
+    known = [
+        "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 9))) for _ in range(500)
+    ]
     pairs = []
     for _ in range(400):
         words = rng.choices(known, k=30)
-        changed = [rng.choice(known) if rng.random() < rng.choice([0.02, 0.1, 0.4]) else word for word in words]
+        changed = [
+            rng.choice(known) if rng.random() < rng.choice([0.02, 0.1, 0.4]) else word
+            for word in words
+        ]
         pairs.append((" ".join(words), " ".join(changed)))
     real = np.array([len(grams(a) & grams(b)) / len(grams(a) | grams(b)) for a, b in pairs])
     one, other = (sketch([pair[side] for pair in pairs]) for side in (0, 1))
@@ -109,7 +132,10 @@ def test_digests_find_the_first_of_equal_rows() -> None:
     texts = ["b", "a", "b", "", "a", "b", "c", ""]
     found = first_equal(b"".join(map(digest, texts)))
     assert found.tolist() == [-1, -1, 0, -1, 1, 0, -1, 3]
-    assert first_equal(np.frombuffer(digest("a") * 2, dtype=np.uint8).reshape(2, 16)).tolist() == [-1, 0]
+    assert first_equal(np.frombuffer(digest("a") * 2, dtype=np.uint8).reshape(2, 16)).tolist() == [
+        -1,
+        0,
+    ]
     assert first_equal(b"").tolist() == []
 
 

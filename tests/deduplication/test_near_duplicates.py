@@ -1,4 +1,6 @@
-"""Near-duplicates of spilled rows: what all pairs give, whatever the batches, and never the work of all pairs."""
+"""Near-duplicates of spilled rows: what all pairs give, whatever the
+batches, and never the work of all pairs.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ NEAR = 0.85
 
 
 def vocabulary(rng: random.Random, count: int = 2000) -> list[str]:
-    return ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 9))) for _ in range(count)]
+    return [
+        "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 9)))
+        for _ in range(count)
+    ]
 
 
 def tickets(count: int, seed: int = 0) -> list[str]:
@@ -28,7 +33,11 @@ def tickets(count: int, seed: int = 0) -> list[str]:
     known = vocabulary(rng)
     texts: list[str] = []
     for _ in range(count):
-        words = rng.choice(texts).split() if texts and rng.random() < 0.2 else rng.choices(known, k=rng.randint(12, 30))
+        words = (
+            rng.choice(texts).split()
+            if texts and rng.random() < 0.2
+            else rng.choices(known, k=rng.randint(12, 30))
+        )
         for _ in range(rng.randint(1, 2)):
             words[rng.randrange(len(words))] = rng.choice(known)
         texts.append(" ".join(words))
@@ -52,7 +61,9 @@ def test_finds_what_comparing_all_pairs_finds(tmp_path: Path) -> None:
     assert len(missed) <= 0.01 * sum(one >= 0 for one in expected)
     for k, one in enumerate(found):
         assert one == -1 or (one < k and minhash.ratio(texts[k], texts[one]) >= NEAR)
-    assert sum(one != other for one, other in zip(found, expected, strict=True)) <= 0.01 * len(texts)
+    assert sum(one != other for one, other in zip(found, expected, strict=True)) <= 0.01 * len(
+        texts
+    )
 
 
 def test_batches_workers_and_threads_change_nothing(tmp_path: Path) -> None:
@@ -71,20 +82,29 @@ def test_some_rows_among_others(tmp_path: Path) -> None:
     train, held_out = np.flatnonzero(~side), np.flatnonzero(side)
     with spilled(tmp_path / "spill", texts) as rows:
         found = rows.near(NEAR, rows=train, among=held_out)
-    scores = process.cdist([texts[k] for k in train], [texts[k] for k in held_out], scorer=fuzz.ratio, dtype=np.float64)
-    expected = np.where((scores >= NEAR * 100).any(axis=1), held_out[(scores >= NEAR * 100).argmax(axis=1)], -1)
+    scores = process.cdist(
+        [texts[k] for k in train], [texts[k] for k in held_out], scorer=fuzz.ratio, dtype=np.float64
+    )
+    expected = np.where(
+        (scores >= NEAR * 100).any(axis=1), held_out[(scores >= NEAR * 100).argmax(axis=1)], -1
+    )
     assert (expected >= 0).sum() > 60
     assert (found != expected).sum() <= 0.01 * len(train)
     assert set(found[found >= 0]) <= set(held_out)
 
 
 def test_rows_left_out_are_not_found(tmp_path: Path) -> None:
-    texts = ["where is my parcel it was sent on monday", "", "where is my parcel it was sent on mondays"]
+    texts = [
+        "where is my parcel it was sent on monday",
+        "",
+        "where is my parcel it was sent on mondays",
+    ]
     with spilled(tmp_path / "spill", texts) as rows:
         assert rows.near(NEAR).tolist() == [-1, -1, 0]
         assert rows.near(NEAR, rows=np.array([1, 2])).tolist() == [-1, -1]
         assert rows.near(NEAR, rows=np.array([0, 1]), among=np.array([2])).tolist() == [2, -1]
-        assert rows.near(NEAR, rows=np.array([2]), among=np.array([2])).tolist() == [-1]  # never itself
+        # never itself
+        assert rows.near(NEAR, rows=np.array([2]), among=np.array([2])).tolist() == [-1]
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -102,7 +122,9 @@ def test_texts_come_back(tmp_path: Path) -> None:
 
 
 def test_equal_texts_cost_one_comparison_each(tmp_path: Path) -> None:
-    with spilled(tmp_path / "spill", ["the same words again and again"] * 10_000, batch=2000) as rows:
+    with spilled(
+        tmp_path / "spill", ["the same words again and again"] * 10_000, batch=2000
+    ) as rows:
         found = rows.near(NEAR)
         assert rows.compared == 9999
     assert found[0] == -1

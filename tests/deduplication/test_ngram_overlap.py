@@ -50,7 +50,11 @@ def test_finds_what_comparing_the_words_finds(
     assert found.share == (overlapping / measured if measured else 0)
 
 
-@given(st.lists(st.text(alphabet="ab \né日", max_size=40), max_size=8), st.integers(1, 4), st.integers(1, 3))
+@given(
+    st.lists(st.text(alphabet="ab \né日", max_size=40), max_size=8),
+    st.integers(1, 4),
+    st.integers(1, 3),
+)
 @settings(deadline=None, max_examples=100)
 def test_hashes_stand_for_words_whatever_the_batch(texts: list[str], size: int, batch: int) -> None:
     texts = [" ".join(part for part in text.split(" ") if part) for text in texts]
@@ -62,7 +66,9 @@ def test_hashes_stand_for_words_whatever_the_batch(texts: list[str], size: int, 
     ]
     assert owners.tolist() == [k for k, _ in expected]
     assert len(set(whole.tolist())) == len({run for _, run in expected})
-    assert len({(one, run) for one, (_, run) in zip(whole.tolist(), expected, strict=True)}) == len(set(whole.tolist()))
+    assert len({(one, run) for one, (_, run) in zip(whole.tolist(), expected, strict=True)}) == len(
+        set(whole.tolist())
+    )
     parts = [hashes(texts[start : start + batch], size)[0] for start in range(0, len(texts), batch)]
     assert np.concatenate([np.empty(0, np.uint64), *parts]).tolist() == whole.tolist()
 

@@ -42,7 +42,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        answer = next((one for end, one in self.server.answers.items() if path.endswith(end)), Answer(status=404))
+        answer = next(
+            (one for end, one in self.server.answers.items() if path.endswith(end)),
+            Answer(status=404),
+        )
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)

@@ -9,7 +9,23 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-EXTREMES = (0, 1, 7, 8, 9, 13, 31, 63, 64, 255, 256, 1 << 16, 1 << 24, 1 << 32, *((1 << k) - 1 for k in (31, 63, 64)))
+EXTREMES = (
+    0,
+    1,
+    7,
+    8,
+    9,
+    13,
+    31,
+    63,
+    64,
+    255,
+    256,
+    1 << 16,
+    1 << 24,
+    1 << 32,
+    *((1 << k) - 1 for k in (31, 63, 64)),
+)
 
 
 def safetensors(header: Any, data: bytes = b"", *, length: int | None = None) -> bytes:
@@ -23,7 +39,11 @@ def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[
 
 
 SOUND_SAFETENSORS = safetensors(
-    {"__metadata__": {"format": "pt"}, "a": entry("F32", [2, 3], [0, 24]), "b": entry("BF16", [4], [24, 32])},
+    {
+        "__metadata__": {"format": "pt"},
+        "a": entry("F32", [2, 3], [0, 24]),
+        "b": entry("BF16", [4], [24, 32]),
+    },
     b"\0" * 32,
 )
 
@@ -42,7 +62,13 @@ def tensor(name: str = "t", shape: tuple[int, ...] = (2,), kind: int = 0, offset
     return text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
 
 
-def gguf(keys: list[bytes], tensors: list[bytes], data: int = 64, *, counts: tuple[int, int] | None = None) -> bytes:
+def gguf(
+    keys: list[bytes],
+    tensors: list[bytes],
+    data: int = 64,
+    *,
+    counts: tuple[int, int] | None = None,
+) -> bytes:
     """A GGUF file of these parts, with a right count of them or another one."""
     tensor_count, key_count = counts or (len(tensors), len(keys))
     head = b"GGUF" + struct.pack("<IQQ", 3, tensor_count, key_count) + b"".join(keys + tensors)
@@ -53,7 +79,11 @@ SOUND_GGUF = gguf(
     [
         key("general.architecture", 8, text("llama")),
         key("llama.block_count", 4, struct.pack("<I", 2)),
-        key("tokenizer.ggml.tokens", 9, struct.pack("<IQ", 8, 3) + text("a") + text("b") + text("▁c")),
+        key(
+            "tokenizer.ggml.tokens",
+            9,
+            struct.pack("<IQ", 8, 3) + text("a") + text("b") + text("▁c"),
+        ),
         key("tokenizer.ggml.scores", 9, struct.pack("<IQ3f", 6, 3, 0, 1, 2)),
     ],
     [tensor("token_embd.weight", (2, 3)), tensor("blk.0.attn_q.weight", (32, 2), 8, 32)],
@@ -62,7 +92,9 @@ SOUND_GGUF = gguf(
 
 
 def mutate(choose: Random, raw: bytes) -> bytes:
-    """A few bytes of a file changed, cut, put in or repeated; numbers become extreme ones where they may stand."""
+    """A few bytes of a file changed, cut, put in or repeated; numbers
+    become extreme ones where they may stand.
+    """
     changed = bytearray(raw)
     for _ in range(choose.randint(1, 4)):
         at = choose.randrange(len(changed)) if changed else 0
@@ -76,10 +108,14 @@ def mutate(choose: Random, raw: bytes) -> bytes:
             case 3:
                 del changed[at:]
             case 4:
-                changed[at:at] = changed[at : at + choose.randrange(1, 64)] * choose.randrange(1, 50)
+                changed[at:at] = changed[at : at + choose.randrange(1, 64)] * choose.randrange(
+                    1, 50
+                )
             case _:
                 number = str(choose.choice(EXTREMES) * choose.choice((1, -1))).encode()
-                changed[at : at + choose.randrange(4)] = choose.choice((number, b"[", b"{", b"null", b'"', b"1e999"))
+                changed[at : at + choose.randrange(4)] = choose.choice(
+                    (number, b"[", b"{", b"null", b'"', b"1e999")
+                )
     return bytes(changed)
 
 
@@ -92,25 +128,70 @@ def any_json(choose: Random, depth: int = 0) -> Any:
         case 1:
             return choose.choice((True, False, None, 1.5, 1e308))
         case 2 | 3:
-            return choose.choice(("F32", "llama", "LORA", "", "\ud800", "x" * 300, "(a+)+$", "auto_map"))
+            return choose.choice(
+                ("F32", "llama", "LORA", "", "\ud800", "x" * 300, "(a+)+$", "auto_map")
+            )
         case 4:
             return [choose.choice(EXTREMES) for _ in range(choose.randrange(4))]
         case 5 | 6:
-            return {choose.choice(NAMES): any_json(choose, depth + 1) for _ in range(choose.randrange(6))}
+            return {
+                choose.choice(NAMES): any_json(choose, depth + 1)
+                for _ in range(choose.randrange(6))
+            }
         case _:
             return [any_json(choose, depth + 1) for _ in range(choose.randrange(4))]
 
 
-NAMES = ("dtype", "shape", "data_offsets", "__metadata__", "a", "b", "weight_map", "peft_type", "lora_alpha",
-         "r", "alpha_pattern", "modules_to_save", "special_tokens", "languages", "parameters", "license",
-         "language")  # fmt: skip
+NAMES = (
+    "dtype",
+    "shape",
+    "data_offsets",
+    "__metadata__",
+    "a",
+    "b",
+    "weight_map",
+    "peft_type",
+    "lora_alpha",
+    "r",
+    "alpha_pattern",
+    "modules_to_save",
+    "special_tokens",
+    "languages",
+    "parameters",
+    "license",
+    "language",
+)
 
 
 def any_card(choose: Random) -> bytes:
     """A model card whose front matter is any YAML, whole or not."""
-    pieces = ("license: ", "language: ", "- en\n", "&a [", "*a", "]", "{", "}", "\n", "  ", "? ", ": ", "!!binary x",
-              "|\n", "2020-13-45", "1:1:1", "'", '"', "\\", "\x00", "no", "<<: ", "!!python/object:os.system x",
-              "é", "---\n")  # fmt: skip
+    pieces = (
+        "license: ",
+        "language: ",
+        "- en\n",
+        "&a [",
+        "*a",
+        "]",
+        "{",
+        "}",
+        "\n",
+        "  ",
+        "? ",
+        ": ",
+        "!!binary x",
+        "|\n",
+        "2020-13-45",
+        "1:1:1",
+        "'",
+        '"',
+        "\\",
+        "\x00",
+        "no",
+        "<<: ",
+        "!!python/object:os.system x",
+        "é",
+        "---\n",
+    )
     body = "".join(choose.choice(pieces) for _ in range(choose.randrange(1, 60)))
     return f"---\n{body}\n---\n".encode()
 

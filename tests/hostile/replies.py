@@ -1,4 +1,6 @@
-"""Replies as a hostile or broken endpoint gives them: a good one with a part exchanged, or no HTTP at all."""
+"""Replies as a hostile or broken endpoint gives them: a good one with
+a part exchanged, or no HTTP at all.
+"""
 
 from __future__ import annotations
 
@@ -14,45 +16,103 @@ from support.endpoint import Turn
 BOMB = b"\x00" * 10_000_000
 HUGE = 10**400
 ODD: list[Any] = [
-    None, True, -1, 0, 2.5, HUGE, -HUGE, float("nan"), float("inf"), "", "\ud800", "a\udc00b", "x" * 300_000, "\x1b[2J",
-    [], {}, [[]], 10**10, "```\n" + "\n" * 50_000, " " * 50_000 + "billing", {"a": 1}, "billing", [None],
+    None,
+    True,
+    -1,
+    0,
+    2.5,
+    HUGE,
+    -HUGE,
+    float("nan"),
+    float("inf"),
+    "",
+    "\ud800",
+    "a\udc00b",
+    "x" * 300_000,
+    "\x1b[2J",
+    [],
+    {},
+    [[]],
+    10**10,
+    "```\n" + "\n" * 50_000,
+    " " * 50_000 + "billing",
+    {"a": 1},
+    "billing",
+    [None],
     {"content": "billing"},
-]  # fmt: skip
+]
 FIELDS = [
-    ("choices",), ("choices", 0), ("choices", 0, "message"), ("choices", 0, "message", "content"),
-    ("choices", 0, "message", "tool_calls"), ("choices", 0, "finish_reason"), ("choices", 0, "logprobs"),
-    ("choices", 0, "logprobs", "content"), ("choices", 0, "logprobs", "content", 0), ("usage",),
-    ("choices", 0, "logprobs", "content", 0, "logprob"), ("choices", 0, "logprobs", "content", 0, "token"),
-    ("choices", 0, "logprobs", "content", 0, "bytes"), ("choices", 0, "logprobs", "content", 0, "top_logprobs"),
-    ("usage", "prompt_tokens"), ("usage", "completion_tokens"), ("slmctl",), ("slmctl", "confidence"),
-    ("slmctl", "labels"), ("slmctl", "labels", "billing"), ("choices", 0, "delta"), ("choices", 0, "delta", "content"),
-    ("error",), ("error", "message"),
-]  # fmt: skip
+    ("choices",),
+    ("choices", 0),
+    ("choices", 0, "message"),
+    ("choices", 0, "message", "content"),
+    ("choices", 0, "message", "tool_calls"),
+    ("choices", 0, "finish_reason"),
+    ("choices", 0, "logprobs"),
+    ("choices", 0, "logprobs", "content"),
+    ("choices", 0, "logprobs", "content", 0),
+    ("usage",),
+    ("choices", 0, "logprobs", "content", 0, "logprob"),
+    ("choices", 0, "logprobs", "content", 0, "token"),
+    ("choices", 0, "logprobs", "content", 0, "bytes"),
+    ("choices", 0, "logprobs", "content", 0, "top_logprobs"),
+    ("usage", "prompt_tokens"),
+    ("usage", "completion_tokens"),
+    ("slmctl",),
+    ("slmctl", "confidence"),
+    ("slmctl", "labels"),
+    ("slmctl", "labels", "billing"),
+    ("choices", 0, "delta"),
+    ("choices", 0, "delta", "content"),
+    ("error",),
+    ("error", "message"),
+]
 
 
 def good(text: str = "billing") -> dict[str, Any]:
     """A reply that serves whole and as a chunk of a stream."""
     token = {"token": text, "bytes": list(text.encode()), "logprob": -0.1, "top_logprobs": []}
     return {
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "delta": {"content": text},
-                     "finish_reason": "stop", "logprobs": {"content": [token]}}],
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": text},
+                "delta": {"content": text},
+                "finish_reason": "stop",
+                "logprobs": {"content": [token]},
+            }
+        ],
         "usage": {"prompt_tokens": 3, "completion_tokens": 1},
         "slmctl": {"confidence": 0.9, "labels": {"billing": 0.9, "delivery": 0.1}},
-    }  # fmt: skip
+    }
 
 
 DECIDED = [
-    ("answers",), ("answers", 0), ("answers", 0, "type"), ("answers", 0, "choice"), ("answers", 0, "confidence"),
-    ("answers", 0, "probabilities"), ("answers", 0, "probabilities", 0), ("answers", 0, "probabilities", 0, "value"),
-    ("answers", 0, "probabilities", 0, "probability"), ("usage",), ("usage", "input_tokens"),
+    ("answers",),
+    ("answers", 0),
+    ("answers", 0, "type"),
+    ("answers", 0, "choice"),
+    ("answers", 0, "confidence"),
+    ("answers", 0, "probabilities"),
+    ("answers", 0, "probabilities", 0),
+    ("answers", 0, "probabilities", 0, "value"),
+    ("answers", 0, "probabilities", 0, "probability"),
+    ("usage",),
+    ("usage", "input_tokens"),
     ("usage", "output_tokens"),
-]  # fmt: skip
+]
 
 
 def decided() -> dict[str, Any]:
     """A good reply of a decisions API."""
     shares = [{"value": "billing", "probability": 0.9}, {"value": "delivery", "probability": 0.1}]
-    answer = {"type": "choice", "name": "label", "choice": "billing", "confidence": 0.4, "probabilities": shares}
+    answer = {
+        "type": "choice",
+        "name": "label",
+        "choice": "billing",
+        "confidence": 0.4,
+        "probabilities": shares,
+    }
     return {"model": "m", "answers": [answer], "usage": {"input_tokens": 9, "output_tokens": 0}}
 
 
@@ -105,7 +165,7 @@ NO_COMPLETION: list[Turn] = [
     (503, {"retry-after": "-inf"}, b"\xff" * 100_000),
     (999, {}, b"{}"),
     (0, {}, b""),
-]  # fmt: skip
+]
 
 
 def any_reply(random: Random, *, stream: bool) -> Turn:
@@ -122,7 +182,13 @@ def any_reply(random: Random, *, stream: bool) -> Turn:
     headers = {"set-cookie": f"who={random.random()}"} if random.randrange(2) else {}
     if stream:
         end = random.choice(
-            [b"data: [DONE]\n\n", b"", b"data: {}\n\n", b"data:" + b"x" * 100_000, b": ping\n\n" * 1000]
+            [
+                b"data: [DONE]\n\n",
+                b"",
+                b"data: {}\n\n",
+                b"data:" + b"x" * 100_000,
+                b": ping\n\n" * 1000,
+            ]
         )
         return 200, headers | {"content-type": "text/event-stream"}, b"data: " + raw + b"\n\n" + end
     return 200, headers, raw

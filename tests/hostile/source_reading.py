@@ -1,4 +1,5 @@
-"""Sources read in forks of a process that has imported the readers, each with its code, its sentences and its memory.
+"""Sources read in forks of a process that has imported the readers, each with its code, its
+sentences and its memory.
 
 A case is over in milliseconds; an interpreter and its imports take half a second.
 """
@@ -22,7 +23,11 @@ class SourceReading:
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._server = subprocess.Popen(
-            [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, "-P", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
 
     def read(
@@ -101,7 +106,12 @@ def outcome(folder: Path, fields: dict[str, Any], limits: dict[str, float]) -> l
     except SlmctlError as error:
         code, said = error.code, [error.message, error.hint]
     own = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
-    return [code, said, rows, max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) // 1024]
+    return [
+        code,
+        said,
+        rows,
+        max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) // 1024,
+    ]
 
 
 if __name__ == "__main__":

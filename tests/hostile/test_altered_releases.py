@@ -1,4 +1,6 @@
-"""`fetch` of a release that somebody altered in its registry: nothing but what its manifest says comes, or nothing."""
+"""`fetch` of a release that somebody altered in its registry: nothing but
+what its manifest says comes, or nothing.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,14 @@ from slmctl.errors import IntegrityError, SlmctlError
 from slmctl.releases import targets
 from slmctl.releases.targets import Settings
 
-NAMES = ["tiny-1M-desk-v1.0-Q8_0.gguf", "report.json", "README.md", "Modelfile", "adapter/adapter_config.json",
-         "LICENSE"]  # fmt: skip
+NAMES = [
+    "tiny-1M-desk-v1.0-Q8_0.gguf",
+    "report.json",
+    "README.md",
+    "Modelfile",
+    "adapter/adapter_config.json",
+    "LICENSE",
+]
 FILES = [*NAMES, artifact.MANIFEST]
 
 
@@ -68,7 +76,9 @@ def require_refused(sent: Path) -> None:
     with pytest.raises(SlmctlError) as caught:
         fetch(sent)
     assert isinstance(caught.value, IntegrityError), caught.value.message
-    assert not [path for path in (sent.parents[2] / "fetched").iterdir() if not path.name.startswith(".")]
+    assert not [
+        path for path in (sent.parents[2] / "fetched").iterdir() if not path.name.startswith(".")
+    ]
 
 
 @pytest.mark.parametrize(("name", "change"), list(itertools.product(FILES, CHANGES)))
@@ -83,7 +93,9 @@ def test_who_alters_a_file_of_a_release_is_found_by_its_hash(
 def test_who_adds_a_file_to_a_release_adds_it_to_no_copy(sent: Path, name: str) -> None:
     (sent / name).write_bytes(b"added")
     made = fetch(sent)
-    assert sorted(path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()) == sorted(FILES)
+    assert sorted(
+        path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()
+    ) == sorted(FILES)
 
 
 ALTERED: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -107,8 +119,12 @@ def test_who_alters_the_manifest_of_a_release_is_found_by_its_own_hash(
     require_refused(sent)
 
 
-@pytest.mark.parametrize("path", ["../../outside", "/tmp/outside", "a/../../outside", "manifest.json", ""])
-def test_who_names_a_place_outside_in_a_valid_manifest_writes_nothing_there(sent: Path, path: str) -> None:
+@pytest.mark.parametrize(
+    "path", ["../../outside", "/tmp/outside", "a/../../outside", "manifest.json", ""]
+)
+def test_who_names_a_place_outside_in_a_valid_manifest_writes_nothing_there(
+    sent: Path, path: str
+) -> None:
     manifest = Manifest.read(sent)
     files = (*manifest.files, dataclasses.replace(manifest.files[0], path=path))
     sealed = dataclasses.replace(manifest, files=files, digest=artifact.digest_of(files))

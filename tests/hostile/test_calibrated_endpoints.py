@@ -1,4 +1,6 @@
-"""`calibrate --endpoint` with endpoints that lie about how sure they are: a bound that holds on its rows, or none."""
+"""`calibrate --endpoint` with endpoints that lie about how sure they are: a
+bound that holds on its rows, or none.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def odd(body: dict[str, Any], before: int) -> Turn:
     """A reply with one part exchanged, by the text that is asked about."""
     choose = Random(asked_of(body))
     _, _, raw = teacher.decisions(body, before)
-    changed = replies.exchanged(json.loads(raw), choose.choice(replies.DECIDED), choose.choice(replies.ODD))
+    changed = replies.exchanged(
+        json.loads(raw), choose.choice(replies.DECIDED), choose.choice(replies.ODD)
+    )
     return 200, {}, json.dumps(changed).encode()
 
 
@@ -44,9 +48,15 @@ ENDPOINTS: dict[str, tuple[Manners, set[int]]] = {  # and the exit codes that ma
     "always sure, a tenth wrong": (sure(1.0), {5}),
     "never sure": (sure(0.0), {5}),
     "least number": (sure(5e-324), {5}),
-    "over one": (sure(0.9, probabilities=[{"value": label, "probability": 1.0} for label in tiny.WORDS]), {5}),
+    "over one": (
+        sure(0.9, probabilities=[{"value": label, "probability": 1.0} for label in tiny.WORDS]),
+        {5},
+    ),
     "probabilities of nothing": (sure(0.9, probabilities=[]), {3}),
-    "not a number": (sure(0.9, probabilities=[{"value": label, "probability": "NaN"} for label in tiny.WORDS]), {3}),
+    "not a number": (
+        sure(0.9, probabilities=[{"value": label, "probability": "NaN"} for label in tiny.WORDS]),
+        {3},
+    ),
     "surest where wrong": (reversed_, {0, 5}),  # what it is unsure of is right, and may be kept
     "odd parts": (odd, {0, 3, 5, 9}),  # 9 where sixteen in a row are odd
     "hangs up": (lambda body, before: (0, {}, b""), {9}),
@@ -54,13 +64,18 @@ ENDPOINTS: dict[str, tuple[Manners, set[int]]] = {  # and the exit codes that ma
 
 
 @pytest.mark.slow
-def test_an_endpoint_that_lies_gets_no_bound_that_its_rows_refute(stages: Forks, desk: Path) -> None:
+def test_an_endpoint_that_lies_gets_no_bound_that_its_rows_refute(
+    stages: Forks, desk: Path
+) -> None:
     config = (desk / "slmctl.yaml").read_text()
     tiny.write_csv(desk / "tickets.csv", tiny.rows(1500))
     tiny.ok(stages.run(desk, "prepare"))
     for name, (manners, codes) in ENDPOINTS.items():
         with endpoint.serving(manners) as fake:
-            own = f"predict:\n  endpoint: {{url: {fake.url}, model: large, api: decisions, timeout_s: 5}}\n"
+            own = (
+                f"predict:\n  endpoint: {{url: {fake.url}, model: large, api: decisions, "
+                f"timeout_s: 5}}\n"
+            )
             (desk / "slmctl.yaml").write_text(config + own)
             done = stages.run(desk, "calibrate", "--endpoint", "large")
         assert done.returncode in codes, (name, done.returncode, done.stderr)

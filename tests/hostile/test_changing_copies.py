@@ -1,7 +1,8 @@
 """Files that change while they are read for the copies and artifacts that their hash names.
 
-The hash comes first and the reading later. What was read of other files than the hashed ones is refused (exit 3), and
-nothing is left under the hash: with the files as they were, the next command reads them.
+The hash comes first and the reading later. What was read of other files than the hashed ones is
+refused (exit 3), and nothing is left under the hash: with the files as they were, the next command
+reads them.
 """
 
 from __future__ import annotations
@@ -37,8 +38,13 @@ def rewrite_in_its_time(path: Path, old: str, new: str) -> None:
     os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
 
 
-def during(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, before: Callable[[], object],
-           after: Callable[[], object] = lambda: None) -> None:  # fmt: skip
+def during(
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    name: str,
+    before: Callable[[], object],
+    after: Callable[[], object] = lambda: None,
+) -> None:
     """Have something done right before and right after a function reads, and only once."""
     read = getattr(module, name)
 
@@ -73,16 +79,27 @@ def gathered(documents: Path) -> list[dict[str, Any]]:
 @pytest.mark.usefixtures("forked_readers")
 @pytest.mark.parametrize("change", [rewrite, rewrite_in_its_time])
 @pytest.mark.parametrize("restored", ["later", "while it is read"])
-@pytest.mark.parametrize(("name", "old", "new"), [("docs/1.txt", "old", "NEW"), ("answers.csv", "1.txt,b", "1.txt,x")])
+@pytest.mark.parametrize(
+    ("name", "old", "new"), [("docs/1.txt", "old", "NEW"), ("answers.csv", "1.txt,b", "1.txt,x")]
+)
 def test_who_changes_a_document_while_it_is_read_plants_no_copy(
-    documents: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path, str, str], None], restored: str,
-    name: str, old: str, new: str,
-) -> None:  # fmt: skip
-    """A copy with the new text was kept under the hash of the old one, and taken later without a word."""
+    documents: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path, str, str], None],
+    restored: str,
+    name: str,
+    old: str,
+    new: str,
+) -> None:
+    """A copy with the new text was kept under the hash of the old
+    one, and taken later without a word.
+    """
     changed, at_once = documents.parent / name, restored != "later"
     back = (lambda: change(changed, new, old)) if at_once else (lambda: None)
     during(monkeypatch, folder_of_documents, "_replies", lambda: change(changed, old, new), back)
-    with pytest.raises(DataError, match="the documents of docs changed while they were read") as caught:
+    with pytest.raises(
+        DataError, match="the documents of docs changed while they were read"
+    ) as caught:
         gathered(documents)
     assert caught.value.hint
     assert list((documents.parent / "copies").iterdir()) == []
@@ -99,7 +116,12 @@ def test_who_changes_a_document_while_it_is_read_plants_no_copy(
 def test_who_changes_a_document_while_predict_reads_it_gets_no_answers(
     documents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    during(monkeypatch, folder_of_documents, "_replies", lambda: rewrite(documents / "1.txt", "old", "NEW"))
+    during(
+        monkeypatch,
+        folder_of_documents,
+        "_replies",
+        lambda: rewrite(documents / "1.txt", "old", "NEW"),
+    )
     with (
         pytest.raises(DataError, match="changed while they were read"),
         row_snapshot.opened(documents, documents.parent / "out.csv", None),
@@ -127,7 +149,10 @@ def test_who_reviews_while_the_decisions_are_read_plants_no_copy(
 def test_who_changes_an_encoder_while_it_is_copied_plants_no_encoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, other = tiny.build_encoder(tmp_path / "words"), tiny.build_encoder(tmp_path / "other", size=32)
+    path, other = (
+        tiny.build_encoder(tmp_path / "words"),
+        tiny.build_encoder(tmp_path / "other", size=32),
+    )
     section = EncodeConfig(project="desk", encoder=str(path))
     before, after = path / "model.onnx", other / "model.onnx"
     right = before.read_bytes()
@@ -139,11 +164,15 @@ def test_who_changes_an_encoder_while_it_is_copied_plants_no_encoder(
     assert Encoder(encoder_source.kept(section, tmp_path / "encoders").folder).size == 64
 
 
-@pytest.mark.parametrize("restored", ["later", pytest.param("while it is read", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "restored", ["later", pytest.param("while it is read", marks=pytest.mark.slow)]
+)
 def test_who_changes_a_table_after_its_hash_gets_no_data_set(
     tiny_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restored: str
 ) -> None:
-    """A data set of the new rows had the recipe of the old ones, and was current when they were back."""
+    """A data set of the new rows had the recipe of the old ones,
+    and was current when they were back.
+    """
     desk = Path(shutil.copytree(tiny_project, tmp_path / "desk"))
     table, at_once = desk / "tickets.csv", restored != "later"
     teacher.slmctl(desk, "pull")

@@ -1,7 +1,7 @@
 """A source that changes while `predict` reads or answers it, and targets that must not be written.
 
-Each answer stands beside the row that it answers, the report of rows written equals the rows in the file, and a
-source read in two states ends with DataError (exit 3) and leaves nothing behind.
+Each answer stands beside the row that it answers, the report of rows written equals the rows in the
+file, and a source read in two states ends with DataError (exit 3) and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ def write(path: Path, texts: Sequence[str]) -> Path:
         parquet.write_table(pa.Table.from_pylist(rows), path)
         return path
     if kind == "xlsx":
-        sheet = [workbooks.row(1, "text", "n"), *(workbooks.row(k, *row.values()) for k, row in enumerate(rows, 2))]
+        sheet = [
+            workbooks.row(1, "text", "n"),
+            *(workbooks.row(k, *row.values()) for k, row in enumerate(rows, 2)),
+        ]
         return workbooks.write_xlsx(path, {"rows": "".join(sheet)})
     if kind == "jsonl":
         raw = "".join(json.dumps(row) + "\n" for row in rows)
@@ -61,7 +64,10 @@ def write(path: Path, texts: Sequence[str]) -> Path:
         raw = json.dumps(rows)
     else:
         separator = "\t" if kind == "tsv" else ","
-        raw = "".join(separator.join(line) + "\n" for line in (("text", "n"), *(tuple(row.values()) for row in rows)))
+        raw = "".join(
+            separator.join(line) + "\n"
+            for line in (("text", "n"), *(tuple(row.values()) for row in rows))
+        )
     path.write_bytes(gzip.compress(raw.encode()) if path.suffix == ".gz" else raw.encode())
     return path
 
@@ -97,7 +103,9 @@ def become_a_pipe(path: Path) -> None:
 
 
 def keep_its_time(path: Path) -> None:
-    """Rewrite in place with the same size and the same times of change, as `touch -r` fakes them."""
+    """Rewrite in place with the same size and the same times of
+    change, as `touch -r` fakes them.
+    """
     was = path.stat()
     with path.open("r+b") as stream:
         raw = stream.read()
@@ -107,7 +115,16 @@ def keep_its_time(path: Path) -> None:
 
 
 CHANGES = (rewrite, replace, truncate, empty, append, remove, become_a_pipe, keep_its_time)
-FORMATS = ("in.csv", "in.tsv", "in.jsonl", "in.json", "in.csv.gz", "in.jsonl.gz", "in.parquet", "in.xlsx")
+FORMATS = (
+    "in.csv",
+    "in.tsv",
+    "in.jsonl",
+    "in.json",
+    "in.csv.gz",
+    "in.jsonl.gz",
+    "in.parquet",
+    "in.xlsx",
+)
 QUICK = [*zip(FORMATS, CHANGES, strict=True)]  # each once
 CROSSED = pytest.mark.parametrize(
     ("name", "change"),
@@ -173,7 +190,9 @@ def test_a_change_while_rows_are_read_is_refused(
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_a_resumed_run_answers_the_file_as_it_is_now(tmp_path: Path, change: Callable[[Path], None]) -> None:
+def test_a_resumed_run_answers_the_file_as_it_is_now(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
     """A run that is stopped and finds another file starts over; with the same one it goes on."""
     source, out = write(tmp_path / "in.csv", TEXTS), tmp_path / "out.csv"
 
@@ -191,15 +210,25 @@ def test_a_resumed_run_answers_the_file_as_it_is_now(tmp_path: Path, change: Cal
     count, _ = answer_file(Meddler(), TASK, Job(source, out, TEXT))
     now = [row.columns.get("text", "") for row in read_rows(source)]  # the last row may be cut
     assert [row.columns["text"] for row in read_rows(out)] == now
-    assert [row.columns["answer"] for row in read_rows(out)] == [f"<{text}>" if text else "" for text in now]
+    assert [row.columns["answer"] for row in read_rows(out)] == [
+        f"<{text}>" if text else "" for text in now
+    ]
     assert len(now) == count
 
 
-@settings(max_examples=200 if FULL else 8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200 if FULL else 8,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
-    rows=st.integers(1, 60), parts=st.integers(1, 5), after=st.integers(0, 60), seed=st.integers(0, 2**32),
-    name=st.sampled_from(FORMATS), target=st.sampled_from(["out.csv", "out.jsonl", "out.parquet", "out.tsv.gz"]),
-)  # fmt: skip
+    rows=st.integers(1, 60),
+    parts=st.integers(1, 5),
+    after=st.integers(0, 60),
+    seed=st.integers(0, 2**32),
+    name=st.sampled_from(FORMATS),
+    target=st.sampled_from(["out.csv", "out.jsonl", "out.parquet", "out.tsv.gz"]),
+)
 def test_parts_answered_while_the_file_changes_are_each_right(
     tmp_path: Path, rows: int, parts: int, after: int, seed: int, name: str, target: str
 ) -> None:
@@ -208,7 +237,9 @@ def test_parts_answered_while_the_file_changes_are_each_right(
         source, out = write(tmp_path / name, texts), tmp_path / target
         other = draw.sample(TEXTS, draw.randrange(1, ROWS))
         change = draw.choice([lambda s=source, o=other: write(s, o), lambda s=source: truncate(s)])
-        written, _ = answer_file(Meddler(change, after), TASK, Job(source, out, TEXT, shard=(part, parts)))
+        written, _ = answer_file(
+            Meddler(change, after), TASK, Job(source, out, TEXT, shard=(part, parts))
+        )
         kept = texts[rows * (part - 1) // parts : rows * part // parts]
         assert pairs(out) == [(text, f"<{text}>") for text in kept]
         assert written == len(kept)
@@ -222,9 +253,12 @@ def test_a_journal_with_other_rows_or_damage_costs_no_row(tmp_path: Path) -> Non
         raise KeyboardInterrupt
 
     damages: list[Callable[[bytes], bytes]] = [
-        lambda raw: raw[:-5], lambda raw: raw + b"\0\0\0\n", lambda raw: raw + b"[]\n" * ROWS,
-        lambda raw: b"\xff" + raw, lambda raw: b"",
-    ]  # fmt: skip
+        lambda raw: raw[:-5],
+        lambda raw: raw + b"\0\0\0\n",
+        lambda raw: raw + b"[]\n" * ROWS,
+        lambda raw: b"\xff" + raw,
+        lambda raw: b"",
+    ]
     for damage in damages:
         with pytest.raises(KeyboardInterrupt):
             answer_file(Meddler(stop), TASK, Job(source, out, TEXT))
@@ -267,11 +301,14 @@ def through_a_linked_folder(source: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", [same, linked, hard_linked, relative, by_way_of_a_folder, through_a_linked_folder],
+    "name",
+    [same, linked, hard_linked, relative, by_way_of_a_folder, through_a_linked_folder],
     ids=lambda name: name.__name__,
-)  # fmt: skip
+)
 @pytest.mark.parametrize("swapped", [False, True])
-def test_a_source_is_never_its_own_target(tmp_path: Path, name: Callable[[Path], Path], *, swapped: bool) -> None:
+def test_a_source_is_never_its_own_target(
+    tmp_path: Path, name: Callable[[Path], Path], *, swapped: bool
+) -> None:
     source = write(tmp_path / "in.csv", TEXTS)
     before, target = source.read_bytes(), name(source)
     asked = (target, source) if swapped else (source, target)
@@ -281,7 +318,9 @@ def test_a_source_is_never_its_own_target(tmp_path: Path, name: Callable[[Path],
 
 
 @pytest.mark.parametrize("beside", [row_snapshot.journal_of, atomic.draft_of])
-def test_a_source_is_not_what_lies_beside_its_target(tmp_path: Path, beside: Callable[[Path], Path]) -> None:
+def test_a_source_is_not_what_lies_beside_its_target(
+    tmp_path: Path, beside: Callable[[Path], Path]
+) -> None:
     target = tmp_path / "out.csv"
     source = write(tmp_path / "in.jsonl", TEXTS)
     source.rename(beside(target))
@@ -316,9 +355,13 @@ def bound_socket(path: Path) -> None:
         os.chdir(here)
 
 
-@pytest.mark.parametrize("make", [fifo, folder, device, bound_socket], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [fifo, folder, device, bound_socket], ids=lambda make: make.__name__
+)
 @pytest.mark.parametrize("place", ["out.csv", ".out.csv.answers", ".draft-out.csv"])
-def test_what_is_no_file_is_not_replaced(tmp_path: Path, make: Callable[[Path], None], place: str) -> None:
+def test_what_is_no_file_is_not_replaced(
+    tmp_path: Path, make: Callable[[Path], None], place: str
+) -> None:
     source, path = write(tmp_path / "in.csv", TEXTS), tmp_path / place
     make(path)
     was = path.lstat()
@@ -331,9 +374,15 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path, make: Callable[[Path], 
 
 @pytest.mark.parametrize(
     ("target", "match"),
-    [("none/out.csv", "no folder"), ("in.csv/out.csv", "Not a directory|no folder"), ("a" * 250 + ".csv", "too long")],
+    [
+        ("none/out.csv", "no folder"),
+        ("in.csv/out.csv", "Not a directory|no folder"),
+        ("a" * 250 + ".csv", "too long"),
+    ],
 )
-def test_a_target_that_cannot_be_is_refused_before_the_work(tmp_path: Path, target: str, match: str) -> None:
+def test_a_target_that_cannot_be_is_refused_before_the_work(
+    tmp_path: Path, target: str, match: str
+) -> None:
     source, sent = write(tmp_path / "in.csv", TEXTS), Meddler()
     with pytest.raises(UsageError, match=match):
         answer_file(sent, TASK, Job(source, tmp_path / target, TEXT))
@@ -343,7 +392,9 @@ def test_a_target_that_cannot_be_is_refused_before_the_work(tmp_path: Path, targ
 
 @pytest.fixture
 def unprivileged() -> Iterator[Path]:
-    """A folder of a user who is not root, as whom the test goes on: root may write what is read-only."""
+    """A folder of a user who is not root, as whom the test goes on:
+    root may write what is read-only.
+    """
     with tempfile.TemporaryDirectory() as folder:
         was, nobody = os.geteuid(), 65534
         if was == 0:
@@ -372,13 +423,19 @@ def test_a_read_only_target_is_refused_before_the_work(unprivileged: Path, what:
 
 
 def test_the_program_survives_a_source_that_changes(tiny_run: Path, tmp_path: Path) -> None:
-    """In a process of its own, which is stopped once its first answers are written and goes on afterwards."""
+    """In a process of its own, which is stopped once its first answers
+    are written and goes on afterwards.
+    """
     source, out = tmp_path / "in.csv", tmp_path / "out.csv"
     write(source, [" ".join(pair) for pair in tiny.rows(800, seed=3)])
     texts = [row.columns["text"] for row in read_rows(source)]
-    child = tiny.start(tiny_run, "predict", "--input", str(source), "--output", str(out), "--column", "text")
+    child = tiny.start(
+        tiny_run, "predict", "--input", str(source), "--output", str(out), "--column", "text"
+    )
     journal = row_snapshot.journal_of(out)
-    while child.poll() is None and not (journal.exists() and len(journal.read_bytes().splitlines()) > 100):
+    while child.poll() is None and not (
+        journal.exists() and len(journal.read_bytes().splitlines()) > 100
+    ):
         threading.Event().wait(0.01)
     write(source, texts[::-1][:50])
     assert child.wait(120) == 0, child.communicate()
@@ -398,7 +455,11 @@ def piped(folder: Path, here: Path, rest: str) -> subprocess.CompletedProcess[st
     line = f'cd {here} && exec "$@" predict {release} --column text {rest}'
     program = tiny.command(here)
     return subprocess.run(
-        ["sh", "-c", line, "sh", *program], capture_output=True, text=True, env=tiny.environment(), timeout=120
+        ["sh", "-c", line, "sh", *program],
+        capture_output=True,
+        text=True,
+        env=tiny.environment(),
+        timeout=120,
     )
 
 
@@ -435,12 +496,16 @@ def test_redirections_to_the_other_end_are_refused(tiny_run: Path, tmp_path: Pat
         ("--input - --output out.jsonl < /dev/null", DataError.code),
     ],
 )
-def test_closed_and_full_streams_end_with_a_sentence(tiny_run: Path, tmp_path: Path, rest: str, code: int) -> None:
+def test_closed_and_full_streams_end_with_a_sentence(
+    tiny_run: Path, tmp_path: Path, rest: str, code: int
+) -> None:
     write(tmp_path / "in.jsonl", ["a"])
     done = piped(
         tiny_run,
         tmp_path,
-        rest.replace("in.jsonl", str(tmp_path / "in.jsonl")).replace("out.jsonl", str(tmp_path / "out.jsonl")),
+        rest.replace("in.jsonl", str(tmp_path / "in.jsonl")).replace(
+            "out.jsonl", str(tmp_path / "out.jsonl")
+        ),
     )
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
@@ -462,7 +527,9 @@ def test_who_kills_predict_with_half_of_a_folder_answered_gets_the_same_file_of_
 
     def answer(target: Path, answerer: Meddler) -> None:
         with row_snapshot.opened(tmp_path / "docs", target, None) as (source, format):
-            answer_file(answerer, TASK, Job(source, target, TEXT, format=format, columns=("file", "pages")))
+            answer_file(
+                answerer, TASK, Job(source, target, TEXT, format=format, columns=("file", "pages"))
+            )
 
     whole, target = tmp_path / "whole.csv", tmp_path / "out.csv"
     answer(whole, Meddler())

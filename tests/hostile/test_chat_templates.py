@@ -1,4 +1,6 @@
-"""Hostile chat templates: each ends within its budget, in a child, with a sentence; the next text is rendered."""
+"""Hostile chat templates: each ends within its budget, in a child, with a
+sentence; the next text is rendered.
+"""
 
 from __future__ import annotations
 
@@ -28,18 +30,28 @@ from slmctl.task.contract import Task, end_of_turn
 
 BUDGET_S = 0.5
 VALUES = {
-    "messages": [{"role": "user", "content": "hello " * 20}, {"role": "assistant", "content": "yes"}],
-    "tools": None, "add_generation_prompt": True, "bos_token": "<s>", "eos_token": "</s>",
-}  # fmt: skip
+    "messages": [
+        {"role": "user", "content": "hello " * 20},
+        {"role": "assistant", "content": "yes"},
+    ],
+    "tools": None,
+    "add_generation_prompt": True,
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+}
 GROWING = {  # each takes gigabytes or minutes where nothing ends it
     "tojson": "{{ messages" + "|tojson|list" * 16 + " }}",
     "tojson in a set": "{% set x = messages %}" + "{% set x = x|tojson|list %}" * 16 + "{{ x }}",
     "escapes": "{{ messages" + "|tojson" * 24 + " }}",
     "joined": "{% set x = messages|string %}" + "{% set x = x|list|join(x) %}" * 4 + "{{ x }}",
     "loops in loops": "{% for a in messages|string %}" * 4 + "x" + "{% endfor %}" * 4,
-    "slices": "{% for a in (messages|string)|list %}{% for b in messages|string|list %}{{ (messages|string)[:] }}"
-    "{% endfor %}{% endfor %}{% for a in range(99999) %}{% for b in range(999) %}{% endfor %}{% endfor %}",
-    "macro": "{% macro m(x) %}{{ x }}{{ x }}{% endmacro %}{% set y = 'yy' %}" + "{% set y = m(y) %}" * 40 + "{{ y }}",
+    "slices": "{% for a in (messages|string)|list %}{% for b in messages|string|list %}{{ "
+    "(messages|string)[:] }}"
+    "{% endfor %}{% endfor %}{% for a in range(99999) %}{% for b in range(999) %}{% endfor %}{% "
+    "endfor %}",
+    "macro": "{% macro m(x) %}{{ x }}{{ x }}{% endmacro %}{% set y = 'yy' %}"
+    + "{% set y = m(y) %}" * 40
+    + "{{ y }}",
     "recursive loop": "{% for a in [messages] recursive %}{{ loop([a, a]) }}{% endfor %}",
     "indent": "{{ messages|tojson(indent=99999999) }}",
     "center": "{{ 'x'|center(999999999) }}",
@@ -47,7 +59,7 @@ GROWING = {  # each takes gigabytes or minutes where nothing ends it
     "wordwrap": "{% for a in range(9999) %}{{ ('a b ' * 9999)|wordwrap(3) }}{% endfor %}",
     "nested parentheses": "{{ " + "(" * 9999 + "1" + ")" * 9999 + " }}",
     "nested ifs": "{% if 1 %}" * 3000 + "{% endif %}" * 3000 + "{{ raise_exception('deep') }}",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", GROWING)
@@ -56,7 +68,8 @@ def test_what_grows_is_ended_within_its_budget(name: str) -> None:
     with pytest.raises(DataError, match="the chat template"):
         chat_template.render(GROWING[name], VALUES, budget_s=BUDGET_S)
     assert time.monotonic() - began < 60 * BUDGET_S, "a bound against freezing, not a measurement"
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # kB, of this process
+    # kB, of this process
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
     assert chat_template.render("{{ messages[1].content }}", VALUES) == "yes"
 
 
@@ -76,7 +89,13 @@ def test_a_slow_text_does_not_hold_up_the_others() -> None:
 
     pool, thread = chat_template._pool, threading.Thread(target=spin)
     thread.start()
-    while not (busy := [each._process for each in pool._all if each not in pool._idle.queue and each._process.alive]):
+    while not (
+        busy := [
+            each._process
+            for each in pool._all
+            if each not in pool._idle.queue and each._process.alive
+        ]
+    ):
         threading.Event().wait(0.01)
     for k in range(5):
         assert chat_template.render(tiny.TEMPLATE, VALUES | {"bos_token": f"<{k}>"})
@@ -109,15 +128,23 @@ def test_a_child_that_is_killed_is_named_with_its_signal(monkeypatch: pytest.Mon
     renderer.close()
 
 
-def test_a_child_without_its_module_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_without_its_module_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "jinja2").mkdir()
-    (tmp_path / "jinja2" / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'jinja2'\")")
+    (tmp_path / "jinja2" / "__init__.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'jinja2'\")"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(StageError, match="exit code 1: ModuleNotFoundError: No module named 'jinja2'"):
+    with pytest.raises(
+        StageError, match="exit code 1: ModuleNotFoundError: No module named 'jinja2'"
+    ):
         child().render("x", [b"{}"], 20.0)
 
 
-def test_a_child_that_cannot_be_started_is_an_error_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_cannot_be_started_is_an_error_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(StageError, match="cannot be started"):
         child().render("x", [b"{}"], 20.0)
@@ -142,7 +169,10 @@ def test_a_child_that_has_grown_is_replaced_among_many() -> None:
 
 
 def test_many_texts_come_in_order_and_large_ones_too() -> None:
-    values = [{"messages": [{"role": "user", "content": f"{k} " * (30_000 if k % 7 == 0 else 3)}]} for k in range(60)]
+    values = [
+        {"messages": [{"role": "user", "content": f"{k} " * (30_000 if k % 7 == 0 else 3)}]}
+        for k in range(60)
+    ]
     source = "{% for m in messages %}{{ m.content }}{% endfor %}"
     texts = chat_template.render_all(source, values)
     assert texts == [chat_template_child.render(source, value) for value in values]
@@ -156,7 +186,9 @@ def test_a_fork_renders_by_itself() -> None:
         "if pid == 0: os._exit(0)\nassert os.waitpid(pid, 0)[1] == 0\n"
         "assert c.render('{{ n }}', {'n': 3}) == '3'\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -167,7 +199,9 @@ def test_a_fork_renders_by_itself() -> None:
 def test_any_template_gives_a_text_or_a_sentence(seed: int) -> None:
     choose, before = random.Random(seed), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        text = chat_template.render(templates.body(choose, 4), templates.values(choose), budget_s=0.5)
+        text = chat_template.render(
+            templates.body(choose, 4), templates.values(choose), budget_s=0.5
+        )
     except DataError as error:
         assert error.message.startswith("the ")
     else:
@@ -177,14 +211,24 @@ def test_any_template_gives_a_text_or_a_sentence(seed: int) -> None:
 
 JSON: Any = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=6),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
 
-@given(st.lists(st.dictionaries(st.sampled_from(["role", "content", "tool_calls", "name"]), JSON), max_size=3), JSON)
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(["role", "content", "tool_calls", "name"]), JSON),
+        max_size=3,
+    ),
+    JSON,
+)
 @settings(max_examples=200 if FULL else 40, deadline=None, derandomize=True)
-def test_any_messages_give_a_prompt_or_a_sentence(messages: list[dict[str, Any]], tools: Any) -> None:
+def test_any_messages_give_a_prompt_or_a_sentence(
+    messages: list[dict[str, Any]], tools: Any
+) -> None:
     task = Task("generate", tiny.TEMPLATE, "<|im_end|>", special_tokens=("<|im_end|>",))
     try:
         assert isinstance(task.prompt(messages, tools=[tools]), str)

@@ -1,4 +1,6 @@
-"""Hostile command lines, configs, streams and surroundings: each ends with its documented code and a sentence."""
+"""Hostile command lines, configs, streams and surroundings: each ends
+with its documented code and a sentence.
+"""
 
 from __future__ import annotations
 
@@ -84,8 +86,10 @@ CONFIGS: list[tuple[str, Make, int]] = [
     ("NUL", text("project: a\0b\n"), 2),
     ("a byte order mark", text(b"\xef\xbb\xbf" + GOOD.encode()), 0),
     ("half a surrogate pair", text('project: "\\ud800"\nbase: base\n'), 2),
-    ("half a surrogate pair as a key", text(GOOD + '"\\ud800": 1\n'), 2),  # the sentence held the whole config
-    ("many unknown keys", text(GOOD + "".join(f"a{k}: 1\n" for k in range(2_000))), 2),  # each was explained at length
+    # the sentence held the whole config
+    ("half a surrogate pair as a key", text(GOOD + '"\\ud800": 1\n'), 2),
+    # each was explained at length
+    ("many unknown keys", text(GOOD + "".join(f"a{k}: 1\n" for k in range(2_000))), 2),
     ("an escape beyond Unicode", text('project: a\nbase: "\\U00110000"\n'), 2),
     ("the largest escape", text('project: "\\Uffffffff"\n'), 2),
     ("an infinite number", text(GOOD + "finetune: {epochs: 1e999}\n"), 2),
@@ -98,7 +102,9 @@ CONFIGS: list[tuple[str, Make, int]] = [
 
 @pytest.fixture(scope="module")
 def lines(heavy_children: Forks) -> Iterator[Forks]:
-    """Forks that have what the command line needs; a process of its own starts where streams are hostile."""
+    """Forks that have what the command line needs; a process of its
+    own starts where streams are hostile.
+    """
     with Forks("slmctl.cli.main", "slmctl.config", heavy=heavy_children) as forks:
         yield forks
 
@@ -106,23 +112,38 @@ def lines(heavy_children: Forks) -> Iterator[Forks]:
 @pytest.fixture(scope="module")
 def strict_lines() -> Iterator[Forks]:
     """The same with streams that take no half of a surrogate pair."""
-    with Forks("slmctl.cli.main", "slmctl.config", env=tiny.environment(PYTHONIOENCODING="utf-8:strict")) as forks:
+    with Forks(
+        "slmctl.cli.main", "slmctl.config", env=tiny.environment(PYTHONIOENCODING="utf-8:strict")
+    ) as forks:
         yield forks
 
 
-def run(place: Path, *arguments: str, shell: str = "", **env: str) -> subprocess.CompletedProcess[bytes]:
+def run(
+    place: Path, *arguments: str, shell: str = "", **env: str
+) -> subprocess.CompletedProcess[bytes]:
     line = " ".join([shlex.quote(str(SCRIPT)), *map(shlex.quote, arguments), shell])
-    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("SLMCTL")}
+    surroundings = {
+        name: value for name, value in os.environ.items() if not name.startswith("SLMCTL")
+    }
     return subprocess.run(
-        ["bash", "-c", os.fsencode("set -o pipefail; " + line)], cwd=place, env=surroundings | env,
-        stdin=subprocess.DEVNULL, capture_output=True, timeout=DEADLINE_S, check=False,
-    )  # fmt: skip
+        ["bash", "-c", os.fsencode("set -o pipefail; " + line)],
+        cwd=place,
+        env=surroundings | env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
 
 
-def forked(forks: Forks, place: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+def forked(
+    forks: Forks, place: Path, *arguments: str, **options: Any
+) -> subprocess.CompletedProcess[bytes]:
     """Run a command in a folder, in a fork; its arguments have been decoded."""
     done = forks.run(None, *arguments, cwd=place, **options)
-    return subprocess.CompletedProcess(arguments, done.code, os.fsencode(done.stdout), os.fsencode(done.stderr))
+    return subprocess.CompletedProcess(
+        arguments, done.code, os.fsencode(done.stdout), os.fsencode(done.stderr)
+    )
 
 
 def require_sentence(done: subprocess.CompletedProcess[bytes], code: int) -> None:
@@ -131,8 +152,12 @@ def require_sentence(done: subprocess.CompletedProcess[bytes], code: int) -> Non
     assert len(done.stderr) < 30_000
 
 
-@pytest.mark.parametrize(("make", "code"), [case[1:] for case in CONFIGS], ids=[case[0] for case in CONFIGS])
-def test_a_hostile_config_is_a_sentence(make: Make, code: int, lines: Forks, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("make", "code"), [case[1:] for case in CONFIGS], ids=[case[0] for case in CONFIGS]
+)
+def test_a_hostile_config_is_a_sentence(
+    make: Make, code: int, lines: Forks, tmp_path: Path
+) -> None:
     make(tmp_path)
     require_sentence(forked(lines, tmp_path, "config", "show"), code)
 
@@ -217,12 +242,16 @@ def test_a_set_of_no_utf_8_is_one_short_sentence_that_tells_nothing_of_the_confi
 
 
 @pytest.mark.parametrize("encoding", ["", "utf-8:strict"], ids=["locale", "strict UTF-8"])
-@pytest.mark.parametrize(("arguments", "code"), [(["-C", NOT_UTF8, "config", "show"], 0), ([NOT_UTF8], 2)])
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["-C", NOT_UTF8, "config", "show"], 0), ([NOT_UTF8], 2)]
+)
 def test_a_process_of_its_own_decodes_its_arguments(
     arguments: list[str], code: int, encoding: str, tmp_path: Path
 ) -> None:
     oddly_named(tmp_path)
-    require_sentence(run(tmp_path, *arguments, **({"PYTHONIOENCODING": encoding} if encoding else {})), code)
+    require_sentence(
+        run(tmp_path, *arguments, **({"PYTHONIOENCODING": encoding} if encoding else {})), code
+    )
 
 
 MANIFESTS: list[tuple[str, bytes]] = [
@@ -235,9 +264,13 @@ MANIFESTS: list[tuple[str, bytes]] = [
 ]
 
 
-@pytest.mark.parametrize("content", [case[1] for case in MANIFESTS], ids=[case[0] for case in MANIFESTS])
+@pytest.mark.parametrize(
+    "content", [case[1] for case in MANIFESTS], ids=[case[0] for case in MANIFESTS]
+)
 @pytest.mark.parametrize("command", ["show", "verify"])
-def test_a_hostile_manifest_is_7(command: str, content: bytes, lines: Forks, tmp_path: Path) -> None:
+def test_a_hostile_manifest_is_7(
+    command: str, content: bytes, lines: Forks, tmp_path: Path
+) -> None:
     manifest(content)(tmp_path)
     require_sentence(forked(lines, tmp_path, command, "."), 7)
 
@@ -259,9 +292,13 @@ STREAMS: list[tuple[str, list[str], str, int]] = [
 
 
 @pytest.mark.parametrize(
-    ("arguments", "shell", "code"), [case[1:] for case in STREAMS], ids=[case[0] for case in STREAMS]
+    ("arguments", "shell", "code"),
+    [case[1:] for case in STREAMS],
+    ids=[case[0] for case in STREAMS],
 )
-def test_a_hostile_stream_is_a_sentence(arguments: list[str], shell: str, code: int, tmp_path: Path) -> None:
+def test_a_hostile_stream_is_a_sentence(
+    arguments: list[str], shell: str, code: int, tmp_path: Path
+) -> None:
     (tmp_path / "slmctl.yaml").write_text(GOOD)
     (tmp_path / "slmctl.bin").write_bytes(bytes(range(1, 256)))
     require_sentence(run(tmp_path, *arguments, shell=shell, PYTHONIOENCODING="utf-8:strict"), code)
@@ -272,12 +309,18 @@ def test_too_little_memory_is_a_sentence(limit: int, tmp_path: Path) -> None:
     # the sentence itself needed an import, and native code hung or ended the process
     (tmp_path / "slmctl.yaml").write_text(GOOD)
     line = f"ulimit -v {limit}; {shlex.quote(str(SCRIPT))} prepare"
-    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, timeout=DEADLINE_S, check=False)
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, capture_output=True, timeout=DEADLINE_S, check=False
+    )
     said = b"ulimit -v" if limit > 200_000 else b"emory"  # with less a library says so itself
-    assert done.returncode != 0 and said in done.stderr and b"Traceback" not in done.stderr, done.stderr[-2000:]
+    assert done.returncode != 0 and said in done.stderr and b"Traceback" not in done.stderr, (
+        done.stderr[-2000:]
+    )
 
 
-def test_a_library_that_meets_the_end_of_a_file_is_no_ctrl_d(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_meets_the_end_of_a_file_is_no_ctrl_d(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # it ended with 130, without a word
     @click.command()
     def cut() -> None:
@@ -289,7 +332,9 @@ def test_a_library_that_meets_the_end_of_a_file_is_no_ctrl_d(monkeypatch: pytest
         main._run_command()
 
 
-@pytest.mark.parametrize("module", ["slmctl.cli.main", "click", "slmctl.network.guard", "slmctl.config", "pydantic"])
+@pytest.mark.parametrize(
+    "module", ["slmctl.cli.main", "click", "slmctl.network.guard", "slmctl.config", "pydantic"]
+)
 def test_ctrl_c_is_a_line_from_the_first_import_on(module: str, tmp_path: Path) -> None:
     # imports ended with a traceback, and a command without a word
     program = (
@@ -299,7 +344,9 @@ def test_ctrl_c_is_a_line_from_the_first_import_on(module: str, tmp_path: Path) 
         "runpy.run_module('slmctl', run_name='__main__')\n"
     )
     (tmp_path / "slmctl.yaml").write_text(GOOD)
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, check=False
+    )
     assert (done.returncode, done.stderr.strip(), done.stdout) == (130, b"interrupted", b"")
 
 
@@ -311,7 +358,9 @@ def test_a_signal_interrupts_nothing_at_the_exit(number: signal.Signals) -> None
         "atexit.register(lambda: (print('late', flush=True), time.sleep(60)))\n"
         "sys.argv = ['slmctl', '--version']\nmain.main()\n"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
         assert child.stdout is not None and child.stderr is not None
         while child.stdout.readline() != b"late\n":
             pass
@@ -322,15 +371,18 @@ def test_a_signal_interrupts_nothing_at_the_exit(number: signal.Signals) -> None
 def test_a_limit_of_the_users_stays_where_it_is_lower() -> None:
     # the children of templates and detectors ended with "not allowed to raise maximum limit"
     program = (
-        "import resource\nfrom slmctl import child\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "child.bound(file_bytes=1 << 30, memory=1 << 40)\nprint(resource.getrlimit(resource.RLIMIT_FSIZE)[0])\n"
+        "import resource\nfrom slmctl import child\nresource.setrlimit(resource.RLIMIT_FSIZE, "
+        "(1000, 1000))\n"
+        "child.bound(file_bytes=1 << 30, memory=1 << "
+        "40)\nprint(resource.getrlimit(resource.RLIMIT_FSIZE)[0])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert done.stdout == b"1000\n", done.stderr
 
 
 def test_a_closed_stdout_lends_its_number_to_no_file(tmp_path: Path) -> None:
-    # without a stand-in the first file that is opened gets number 1, and what is printed lands in it
+    # without a stand-in the first file that is opened gets number 1, and what is printed lands in
+    # it
     done = run(tmp_path, "init", "support-triage", "made", shell=">&-")
     require_sentence(done, 6)
     config.load(tmp_path / "made" / "slmctl.yaml")
@@ -341,12 +393,16 @@ def test_without_a_home_there_is_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "slmctl.yaml").write_text(GOOD)
     for command, codes in (("config show", (0,)), ("doctor", (0, 4))):
         line = f"env -u HOME {shlex.quote(str(SCRIPT))} {command}"
-        done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, timeout=DEADLINE_S, check=False)
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=tmp_path, capture_output=True, timeout=DEADLINE_S, check=False
+        )
         assert done.returncode in codes, done.stderr
         assert b"Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("home", ["/proc", "/dev/null", "relative", LONG], ids=lambda home: home[:20])
+@pytest.mark.parametrize(
+    "home", ["/proc", "/dev/null", "relative", LONG], ids=lambda home: home[:20]
+)
 def test_a_hostile_home_is_no_traceback(home: str, lines: Forks, tmp_path: Path) -> None:
     (tmp_path / "slmctl.yaml").write_text(GOOD)
     require_sentence(forked(lines, tmp_path, "config", "show", env={"HOME": home}), 0)
@@ -356,11 +412,44 @@ def test_a_hostile_home_is_no_traceback(home: str, lines: Forks, tmp_path: Path)
 
 
 def generated(seed: int) -> str:
-    """A text of brackets, keys, anchors and odd characters, nested up to far beyond what is read."""
+    """A text of brackets, keys, anchors and odd characters,
+    nested up to far beyond what is read.
+    """
     choose = random.Random(seed)
-    pieces = ["[", "{", "- ", "? ", "a: ", "&a ", "*a", "]", "}", ", ", "\n", " ", "!!x ", "'", '"', "|", ">", "%",
-              "\u2028", "\x85", "\ud800", "\\ud800", "1e400", ".inf", "9" * 40, "<<: ", "---\n", "é"]  # fmt: skip
-    repeated = [choose.choice(pieces) * choose.choice([1, 1, 2, 30, 1000]) for _ in range(choose.randint(1, 30))]
+    pieces = [
+        "[",
+        "{",
+        "- ",
+        "? ",
+        "a: ",
+        "&a ",
+        "*a",
+        "]",
+        "}",
+        ", ",
+        "\n",
+        " ",
+        "!!x ",
+        "'",
+        '"',
+        "|",
+        ">",
+        "%",
+        "\u2028",
+        "\x85",
+        "\ud800",
+        "\\ud800",
+        "1e400",
+        ".inf",
+        "9" * 40,
+        "<<: ",
+        "---\n",
+        "é",
+    ]
+    repeated = [
+        choose.choice(pieces) * choose.choice([1, 1, 2, 30, 1000])
+        for _ in range(choose.randint(1, 30))
+    ]
     return choose.choice(["", GOOD, "a: "]) + "".join(repeated)
 
 
@@ -380,7 +469,12 @@ def test_what_is_shown_of_a_config_reads_back(tmp_path: Path) -> None:
     # texts that YAML could take for something else, or a terminal for a command
     for word in ("no", "1e3", "~", "é", "\u2028", "\t x", "a: b", "- a", "\x1b[31m"):
         written = yaml.safe_dump(
-            {"project": "acme", "base": "b", "task": {"system": word}, "prepare": {"sources": [{"path": "a.csv"}]}}
+            {
+                "project": "acme",
+                "base": "b",
+                "task": {"system": word},
+                "prepare": {"sources": [{"path": "a.csv"}]},
+            }
         )
         shown = yaml.safe_dump(config.parse(written).as_written(), allow_unicode=True)
         assert config.parse(shown).task.system == word
@@ -388,7 +482,12 @@ def test_what_is_shown_of_a_config_reads_back(tmp_path: Path) -> None:
 
 def test_passwords_in_addresses_are_not_shown(lines: Forks, tmp_path: Path) -> None:
     url = "http://u:hunter22@host.example/v1"
-    more = f"publish: {{to: 's3://user:hunter22@bucket/x'}}\nserve: {{generalist: {{url: '{url}', model: m}}}}\n"
+    more = (
+        f"publish: {{to: 's3://user:hunter22@bucket/x'}}\nserve: {{generalist: {{url: '{url}', "
+        f"model: m}}}}\n"
+    )
     (tmp_path / "slmctl.yaml").write_text(GOOD + more)
     done = forked(lines, tmp_path, "config", "show")
-    assert b"hunter22" not in done.stdout + done.stderr and done.stdout.count(b":***@") == 2, done.stdout
+    assert b"hunter22" not in done.stdout + done.stderr and done.stdout.count(b":***@") == 2, (
+        done.stdout
+    )

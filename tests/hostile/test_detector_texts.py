@@ -1,4 +1,6 @@
-"""Texts that froze a server: each is searched in time, or its request stays here while the event loop goes on."""
+"""Texts that froze a server: each is searched in time, or its request
+stays here while the event loop goes on.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ SECONDS = 5.0  # of processor time, on a busy machine; without a bound some of t
 
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_conversation_is_decided_in_time(name: str) -> None:
-    messages = [{"role": "system", "content": QUESTIONS[name]}, {"role": "user", "content": "What is due?"}]
+    messages = [
+        {"role": "system", "content": QUESTIONS[name]},
+        {"role": "user", "content": "What is due?"},
+    ]
     for redact in ((), ("email",)):
         begun = time.process_time()  # of this process: the search itself is elsewhere
         cleared = conversation_veto.clear(messages, redact=redact, timeout_s=120)
@@ -35,8 +40,12 @@ def test_conversation_is_decided_in_time(name: str) -> None:
 
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_policy_on_a_row_takes_bounded_time(name: str) -> None:
-    """What `prepare` does with each row; `pin12345678,` took 37 s, 16 times as long as a quarter of it."""
-    policy = SensitivePolicy({"email": "redact", "phone": "redact", "card": "redact", "secret": "redact"})
+    """What `prepare` does with each row; `pin12345678,` took 37 s,
+    16 times as long as a quarter of it.
+    """
+    policy = SensitivePolicy(
+        {"email": "redact", "phone": "redact", "card": "redact", "secret": "redact"}
+    )
     text, seconds = QUESTIONS[name], []
     for part in (text[: len(text) // 4], text):
         begun = time.process_time()
@@ -50,7 +59,12 @@ def test_conversation_too_long_to_be_searched_is_a_doubt() -> None:
     text = "a word " * (conversation_veto.LONGEST // 7)
     fits = [{"role": "user", "content": text[: conversation_veto.LONGEST]}]
     assert conversation_veto.clear(fits, timeout_s=60).reason == ""
-    assert conversation_veto.clear([*fits, {"role": "user", "content": "aaaaaaaa"}], timeout_s=60).reason == "doubt"
+    assert (
+        conversation_veto.clear(
+            [*fits, {"role": "user", "content": "aaaaaaaa"}], timeout_s=60
+        ).reason
+        == "doubt"
+    )
 
 
 def test_event_loop_goes_on_while_a_search_is_late() -> None:
@@ -59,7 +73,9 @@ def test_event_loop_goes_on_while_a_search_is_late() -> None:
 
     async def work() -> int:
         turns = 0
-        search = asyncio.get_running_loop().run_in_executor(None, lambda: conversation_veto.clear(slow, timeout_s=0.3))
+        search = asyncio.get_running_loop().run_in_executor(
+            None, lambda: conversation_veto.clear(slow, timeout_s=0.3)
+        )
         while not search.done():
             await asyncio.sleep(0.01)
             turns += 1

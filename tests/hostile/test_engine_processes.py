@@ -1,4 +1,6 @@
-"""An engine's process that is stopped, dies in a line, or cannot be started: requests are told, and it comes back."""
+"""An engine's process that is stopped, dies in a line, or cannot be
+started: requests are told, and it comes back.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def child(engine: Engine) -> subprocess.Popen[str]:
     return engine._child
 
 
-def test_a_stopped_process_is_found_killed_and_replaced(model: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_process_is_found_killed_and_replaced(
+    model: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(supervised_child, "DOUBT_S", 0.5)
     monkeypatch.setattr(supervised_child, "HEARTBEAT_S", 0.1)
     deaths: list[str] = []
@@ -69,7 +73,8 @@ def test_a_busy_process_says_that_it_lives(endless: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(supervised_child, "HEARTBEAT_S", 0.01)
     with Engine(endless, sequences=2, context=256, threads=1, hang_s=600) as engine:
         before = child(engine)
-        assert len(list(engine.ask_all([Request("hello " * 200, max_tokens=20)] * 40))) == 40  # it is never idle
+        # it is never idle
+        assert len(list(engine.ask_all([Request("hello " * 200, max_tokens=20)] * 40))) == 40
         assert told['{"pong":'] > 3 and child(engine) is before
 
 
@@ -92,15 +97,21 @@ def test_who_only_shared_a_batch_with_one_that_ends_the_process_is_asked_again(
     assert {k for k, answer in answers.items() if isinstance(answer, Answer)} == {0, 2, 4}
     asked.clear()
     monkeypatch.setattr(engines, "MOST_DEADLY", 2)
-    answers = dict(model.ask_all([Request(f"poison {k}", max_tokens=4) for k in range(4)], alone=True))
+    answers = dict(
+        model.ask_all([Request(f"poison {k}", max_tokens=4) for k in range(4)], alone=True)
+    )
     assert all(isinstance(answers[k], EngineDiedError) for k in range(4))
-    assert sum(asked.values()) == 4 + 2, "the machine ends them, so that no other was to be asked again"
+    assert sum(asked.values()) == 4 + 2, (
+        "the machine ends them, so that no other was to be asked again"
+    )
 
 
 def replaced(monkeypatch: pytest.MonkeyPatch, output: str) -> None:
     """Have the next processes write this after they were loaded, and end in the last line."""
     ready = json.dumps({"ready": True, "chat_template": "", "name": "", "trained_context": 9})
-    program = f"import sys\nsys.stdout.buffer.write({(ready + chr(10)).encode()!r})\nsys.stdout.flush()\n"
+    program = (
+        f"import sys\nsys.stdout.buffer.write({(ready + chr(10)).encode()!r})\nsys.stdout.flush()\n"
+    )
     program += f"sys.stdin.readline()\nsys.stdout.buffer.write({output.encode('latin-1')!r})\nsys.stdout.flush()\n"
 
     instead(monkeypatch, program)
@@ -119,7 +130,9 @@ TORN = ('{"id": "0", "pie', '{"id": "0", "piece": "\xc3', "[]\n", "7\n", "\x00\n
 
 
 @pytest.mark.parametrize("output", sampled(TORN, TORN[:3]))
-def test_a_torn_line_leaves_no_request_waiting(endless: Path, monkeypatch: pytest.MonkeyPatch, output: str) -> None:
+def test_a_torn_line_leaves_no_request_waiting(
+    endless: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
     replaced(monkeypatch, output)
     with Engine(endless, sequences=1, context=64) as engine, pytest.raises(EngineDiedError):
         engine.ask(Request("hello"))
@@ -141,11 +154,17 @@ def test_a_system_without_descriptors_is_an_error_that_passes(
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as patched:
-        patched.setattr(supervised_child.tempfile if where == "TemporaryFile" else supervised_child, where, none_left)
+        patched.setattr(
+            supervised_child.tempfile if where == "TemporaryFile" else supervised_child,
+            where,
+            none_left,
+        )
         child(model).kill()
         child(model).wait()
         for _ in range(3):
-            with pytest.raises(EngineError, match=r"cannot be started: \[Errno 24\] Too many open files"):
+            with pytest.raises(
+                EngineError, match=r"cannot be started: \[Errno 24\] Too many open files"
+            ):
                 model.revive()
     model.revive()
     assert model.ask(Request("hello", max_tokens=2)).completion_tokens == 2

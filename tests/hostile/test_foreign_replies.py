@@ -1,4 +1,6 @@
-"""Replies of hostile or broken endpoints: one costs its row, its answer or its escalation, and nothing else."""
+"""Replies of hostile or broken endpoints: one costs its row, its answer
+or its escalation, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ DECIDE = replace(ASK, choice=Choice("Name the category.", {"billing": "", "deliv
 APIS: tuple[Api, ...] = ("decisions", "systemone")
 
 
-def ask(fake: Fake, count: int = 1, *, stream: bool = False, api: Api = "chat") -> list[Reply | StreamedReply | str]:
+def ask(
+    fake: Fake, count: int = 1, *, stream: bool = False, api: Api = "chat"
+) -> list[Reply | StreamedReply | str]:
     """The answers of one client to so many questions; of an error its kind."""
 
     async def one(client: EndpointClient) -> Reply | StreamedReply | str:
@@ -67,14 +71,18 @@ def ask(fake: Fake, count: int = 1, *, stream: bool = False, api: Api = "chat") 
 
 
 @pytest.mark.parametrize(
-    "turn", replies.NO_COMPLETION, ids=lambda turn: f"{turn[0]} {str(turn[1])[:40]} {turn[2][:12]!r}"
+    "turn",
+    replies.NO_COMPLETION,
+    ids=lambda turn: f"{turn[0]} {str(turn[1])[:40]} {turn[2][:12]!r}",
 )
 def test_what_is_no_completion_is_no_answer(turn: Turn) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with endpoint.serving(lambda body, before: turn) as fake:
         for stream in (False, True):
             (outcome,) = ask(fake, stream=stream)
-            assert isinstance(outcome, str) or (isinstance(outcome, StreamedReply) and not outcome.text), turn
+            assert isinstance(outcome, str) or (
+                isinstance(outcome, StreamedReply) and not outcome.text
+            ), turn
         assert all(isinstance(outcome, str) for api in APIS for outcome in ask(fake, api=api))
     # 5 kB, compressed four times, once became 3 GB
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
@@ -109,7 +117,8 @@ def test_any_field_of_a_decision_may_hold_anything(field: tuple[str | int, ...],
     ("more", "kept"),
     [
         ({"type": "refusal"}, ("", "refusal", None)),
-        ({"choice": "parcels"}, ("parcels", "stop", None)),  # read as a chat's text: no label, so a wrong answer
+        # read as a chat's text: no label, so a wrong answer
+        ({"choice": "parcels"}, ("parcels", "stop", None)),
         ({"probabilities": [{"value": "billing", "probability": 1.5}]}, ("billing", "stop", None)),
         ({"probabilities": [{"value": "parcels", "probability": 0.5}]}, ("billing", "stop", None)),
         ({"probabilities": {"billing": 0.7, "delivery": 0.3}}, ("billing", "stop", 0.7)),
@@ -123,7 +132,11 @@ def test_a_decision_is_read_as_a_chat_is(more: dict[str, Any], kept: Any) -> Non
     body["answers"][0] |= more
     with endpoint.serving(lambda _, before: (200, {}, json.dumps(body).encode())) as fake:
         (outcome,) = ask(fake, api="decisions")
-    found = (outcome.text, outcome.finish, outcome.confidence) if isinstance(outcome, Reply) else outcome
+    found = (
+        (outcome.text, outcome.finish, outcome.confidence)
+        if isinstance(outcome, Reply)
+        else outcome
+    )
     assert found == kept
 
 
@@ -161,7 +174,10 @@ def test_no_reply_breaks_the_client(random: Random, stream: bool) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(raw=st.binary(max_size=300) | st.text(max_size=100).map(lambda text: json.dumps({"error": text}).encode()))
+@given(
+    raw=st.binary(max_size=300)
+    | st.text(max_size=100).map(lambda text: json.dumps({"error": text}).encode())
+)
 def test_a_refusal_is_one_printable_line(raw: bytes) -> None:
     line = message(raw)
     assert len(line) <= 200
@@ -218,7 +234,9 @@ Behind = tuple[Gateway, list[Turn], Task]
 
 
 @pytest.fixture(scope="module", params=sampled(TASKS, TASKS[:1]), ids=lambda task: task.kind)
-def behind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
+def behind(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Behind]:
     """A gateway for a task, and the reply that its engine gives."""
     turn, folder = [endpoint.streams("billing")], tmp_path_factory.mktemp("gateway")
     with gateway(folder, task=request.param, manners=lambda body, before: turn[0]) as running:
@@ -230,9 +248,16 @@ def behind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_the_engine_of_a_gateway_may_say_anything(behind: Behind, random: Random) -> None:
     server, turn, task = behind
     turn[0] = replies.any_reply(random, stream=True)
-    said = post(server.url, {"messages": chat("hello"), "stream": random.randrange(2) == 1, "logprobs": True})
+    said = post(
+        server.url,
+        {"messages": chat("hello"), "stream": random.randrange(2) == 1, "logprobs": True},
+    )
     assert said.status_code in (200, 400, 502), said.text
-    if task.labels and said.status_code == 200 and "text/event-stream" not in said.headers["content-type"]:
+    if (
+        task.labels
+        and said.status_code == 200
+        and "text/event-stream" not in said.headers["content-type"]
+    ):
         assert said.json()["choices"][0]["message"]["content"] in task.labels
     assert httpx.get(f"{server.url}/metrics").status_code == 200
     assert server.healthy_s() < 5

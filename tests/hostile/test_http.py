@@ -1,4 +1,6 @@
-"""HTTP as hostile clients write it, against a gateway: bounded room, no fault of its own, others are served."""
+"""HTTP as hostile clients write it, against a gateway: bounded room, no
+fault of its own, others are served.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ from support.serving import Gateway, figure, gateway, memory, post
 CLIENTS = 3
 SILENT_S = 20  # that no other client waits, on a machine that is busy
 SENT = (400 << 20) if FULL else (24 << 20)  # bytes of an endless request
-POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+POST = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+)
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
@@ -58,7 +62,8 @@ def talk(
     hang_up: bool = False,
     quiet_s: float = 10,
 ) -> bytes:
-    """Send segments, as many as are taken; the first bytes of what comes back until the server ends it.
+    """Send segments, as many as are taken; the first bytes of what comes back until the server ends
+    it.
 
     Without a first byte it is left after 10 s, later after `quiet_s` seconds without another.
     """
@@ -97,7 +102,8 @@ ENDLESS = {
 
 @pytest.mark.parametrize("form", ENDLESS)
 def test_an_endless_request_is_ended_and_costs_no_memory(server: Gateway, form: str) -> None:
-    # trailers of one connection once took the gateway to 3.2 GB in 10 s, before it had looked at the key
+    # trailers of one connection once took the gateway to 3.2 GB in 10 s, before it had looked at
+    # the key
     opening, again = ENDLESS[form]
     before, sent = memory(server.child.pid), [0]
 
@@ -115,7 +121,9 @@ def test_an_endless_request_is_ended_and_costs_no_memory(server: Gateway, form: 
 
 
 @pytest.mark.parametrize("size", [70_000, 35_000, 4096, 1000])
-def test_a_head_is_refused_by_its_length_and_not_by_how_it_was_cut(server: Gateway, size: int) -> None:
+def test_a_head_is_refused_by_its_length_and_not_by_how_it_was_cut(
+    server: Gateway, size: int
+) -> None:
     def cut(raw: bytes) -> list[bytes]:
         return [raw[k : k + size] for k in range(0, len(raw), size)]
 
@@ -128,15 +136,27 @@ def test_a_head_is_refused_by_its_length_and_not_by_how_it_was_cut(server: Gatew
 
 
 def test_a_body_in_chunks_of_a_byte_is_read(server: Gateway) -> None:
-    body = json.dumps({"messages": [{"role": "user", "content": "a" * 20_000}], "max_tokens": 4}).encode()
+    body = json.dumps(
+        {"messages": [{"role": "user", "content": "a" * 20_000}], "max_tokens": 4}
+    ).encode()
     chunks = b"".join(b"1;e=f\r\n" + bytes([byte]) + b"\r\n" for byte in body)
-    raw = POST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\nX-Sum: 1\r\n\r\n"
+    raw = (
+        POST
+        + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + chunks
+        + b"0\r\nX-Sum: 1\r\n\r\n"
+    )
     assert b'"content":"hello"' in talk(server, [raw])
 
 
 def test_an_error_does_not_repeat_all_that_was_sent(server: Gateway) -> None:
     name = "a" * 500_000
-    for body in ({name: 1}, {"model": name}, {"messages": [{"role": name}]}, {"messages": [], "stop": [name] * 5}):
+    for body in (
+        {name: 1},
+        {"model": name},
+        {"messages": [{"role": name}]},
+        {"messages": [], "stop": [name] * 5},
+    ):
         said = post(server.url, body)
         assert 400 <= said.status_code < 500
         assert len(said.content) < 2000
@@ -153,11 +173,17 @@ def whole(body: str = "hello") -> bytes:
         (whole("a" * 120_000), 200, 0),
         (POST + b"Content-Length: 300000\r\n\r\n" + b"x" * 300_000, 400, 0),
         (POST + b"Content-Length: 1500000\r\n\r\n" + b"x" * 1_500_000, 413, 100),
-        (POST.replace(b"json", b"text") + b"Content-Length: 300000\r\n\r\n" + b"x" * 300_000, 415, 100),
+        (
+            POST.replace(b"json", b"text") + b"Content-Length: 300000\r\n\r\n" + b"x" * 300_000,
+            415,
+            100,
+        ),
     ],
     ids=["answered", "no JSON", "too large", "another type"],
 )
-def test_a_request_behind_a_large_body_is_answered(server: Gateway, raw: bytes, status: int, late: int) -> None:
+def test_a_request_behind_a_large_body_is_answered(
+    server: Gateway, raw: bytes, status: int, late: int
+) -> None:
     # bytes of the body before were counted as framing of the next one, which got 431
     end = len(raw) - late  # of what comes before a body is refused by its first bytes
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
@@ -178,7 +204,9 @@ def test_a_request_behind_a_large_body_is_answered(server: Gateway, raw: bytes, 
         ([whole()[:-1]], []),
     ],
 )
-def test_a_client_that_ends_its_side_gets_its_answer(server: Gateway, sent: list[bytes], statuses: list[bytes]) -> None:
+def test_a_client_that_ends_its_side_gets_its_answer(
+    server: Gateway, sent: list[bytes], statuses: list[bytes]
+) -> None:
     answer = talk(server, sent, hang_up=True)
     seen = re.findall(rb"HTTP/1\.1 (\d+)", answer)
     assert seen[seen[:1] == [b"100"] :] == statuses  # an interim response may come first
@@ -214,7 +242,9 @@ def test_requests_in_a_row_are_answered_in_order_and_cost_no_memory(server: Gate
             part = sock.recv(65536)
             assert part
             answer += part
-    ids = [int(line.split()[1]) for line in answer.split(b"\r\n") if line.startswith(b"x-request-id:")]
+    ids = [
+        int(line.split()[1]) for line in answer.split(b"\r\n") if line.startswith(b"x-request-id:")
+    ]
     assert ids[:500] == list(range(500))
     talk(server, [raw], read=1000, hang_up=True)
     assert memory(server.child.pid) - before < 30_000_000
@@ -234,7 +264,10 @@ def test_whatever_is_sent_others_are_served(hasty: Gateway, random: Random) -> N
     streams = [(framing.stream(random), random.randrange(3) > 0) for _ in range(CLIENTS)]
     with ThreadPoolExecutor(CLIENTS) as pool:
         # a connection that may go on stays open for 30 s, which no client here waits for
-        answers = [pool.submit(talk, hasty, sent, read=5_000_000, hang_up=ends, quiet_s=1) for sent, ends in streams]
+        answers = [
+            pool.submit(talk, hasty, sent, read=5_000_000, hang_up=ends, quiet_s=1)
+            for sent, ends in streams
+        ]
         assert hasty.healthy_s() < SILENT_S
     for answer in (each.result() for each in answers):
         assert not answer or answer.startswith(b"HTTP/1.1 "), answer[:100]
@@ -253,7 +286,9 @@ def test_more_connections_than_files_end_the_oldest_idle_ones(tmp_path: Path) ->
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         for k in range(600):
-            sock = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60))
+            sock = stack.enter_context(
+                socket.create_connection(("127.0.0.1", server.port), timeout=60)
+            )
             if k % 2:
                 sock.sendall(b"GET /healthz HTTP/1.1\r\n")
         assert all(server.healthy_s() < SILENT_S for _ in range(5))
@@ -263,20 +298,27 @@ def test_more_connections_than_files_end_the_oldest_idle_ones(tmp_path: Path) ->
         assert len(log) < 10_000
 
 
-def test_answers_that_are_not_read_end_their_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # the answers to a row of requests for the page fill every buffer, and the rest would wait for ever
+def test_answers_that_are_not_read_end_their_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the answers to a row of requests for the page fill every buffer, and the rest would wait for
+    # ever
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     patch = "from slmctl.server import connection\nconnection.UNREAD_S = 2.5\n"
     (tmp_path / "sitecustomize.py").write_text(patch)
     with gateway(tmp_path) as server, contextlib.ExitStack() as stack:
         server.healthy_s()
         for _ in range(20):
-            sock = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+            sock = stack.enter_context(
+                socket.create_connection(("127.0.0.1", server.port), timeout=10)
+            )
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 500)
         server.healthy_s()
         assert _open_connections(server) >= 15
-        assert settles(lambda: _open_connections(server) <= 4), "clients that do not read hold their connections"
+        assert settles(lambda: _open_connections(server) <= 4), (
+            "clients that do not read hold their connections"
+        )
 
 
 def _open_connections(server: Gateway) -> int:

@@ -1,4 +1,6 @@
-"""Hostile JSON Schemas: each costs its own request; the engine's process and the other answers go on."""
+"""Hostile JSON Schemas: each costs its own request; the engine's
+process and the other answers go on.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,13 @@ from slmctl.inference.engine import Answer, Engine, Request
 from slmctl.inference.supervised_child import EngineError
 
 OBJECT = {"type": "object", "additionalProperties": False}
-MUTUAL = {"$defs": {"a": {**OBJECT, "properties": {"b": {"$ref": "#/$defs/b"}}, "required": ["b"]},
-                    "b": {**OBJECT, "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"]}},
-          "$ref": "#/$defs/a"}  # fmt: skip
+MUTUAL = {
+    "$defs": {
+        "a": {**OBJECT, "properties": {"b": {"$ref": "#/$defs/b"}}, "required": ["b"]},
+        "b": {**OBJECT, "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"]},
+    },
+    "$ref": "#/$defs/a",
+}
 
 
 def exactly(count: int, items: Any) -> dict[str, Any]:
@@ -34,16 +40,29 @@ def exactly(count: int, items: Any) -> dict[str, Any]:
 
 def doubled(depth: int) -> dict[str, Any]:
     """A schema of `depth` lines that stands for 2 ** depth."""
-    pair = [{"type": "array", "prefixItems": [{"$ref": f"#/$defs/{k - 1}"}] * 2, "minItems": 2, "items": False}
-            for k in range(1, depth)]  # fmt: skip
-    return {"$defs": {"0": {"const": 1}, **{str(k): part for k, part in enumerate(pair, start=1)}},
-            "$ref": f"#/$defs/{depth - 1}"}  # fmt: skip
+    pair = [
+        {
+            "type": "array",
+            "prefixItems": [{"$ref": f"#/$defs/{k - 1}"}] * 2,
+            "minItems": 2,
+            "items": False,
+        }
+        for k in range(1, depth)
+    ]
+    return {
+        "$defs": {"0": {"const": 1}, **{str(k): part for k, part in enumerate(pair, start=1)}},
+        "$ref": f"#/$defs/{depth - 1}",
+    }
 
 
 def chained(depth: int) -> dict[str, Any]:
-    """Objects in objects, each by reference: deeper than the stack of llguidance, which ends its process."""
-    links = {str(k): {**OBJECT, "properties": {"a": {"$ref": f"#/$defs/{k + 1}"}}, "required": ["a"]}
-             for k in range(depth)}  # fmt: skip
+    """Objects in objects, each by reference: deeper than the stack of
+    llguidance, which ends its process.
+    """
+    links = {
+        str(k): {**OBJECT, "properties": {"a": {"$ref": f"#/$defs/{k + 1}"}}, "required": ["a"]}
+        for k in range(depth)
+    }
     return {"$defs": {**links, str(depth): {"const": 1}}, "$ref": "#/$defs/0"}
 
 
@@ -59,16 +78,28 @@ HOSTILE: dict[str, Any] = {
     "long constant": {"const": "x" * 100_000},
     "doubled": doubled(30),
     "pattern of repeats": {"type": "string", "pattern": "^((a{0,99}){0,99}){0,99}$"},
-    "pattern of choices": {"type": "string", "pattern": "^(" + "|".join(f"a{{{k}}}b" for k in range(1, 300)) + ")+c$"},
-    "many patterns": {"anyOf": [{"type": "string", "pattern": f"^.*a.{{{k}}}b$"} for k in range(1, 30)]},
+    "pattern of choices": {
+        "type": "string",
+        "pattern": "^(" + "|".join(f"a{{{k}}}b" for k in range(1, 300)) + ")+c$",
+    },
+    "many patterns": {
+        "anyOf": [{"type": "string", "pattern": f"^.*a.{{{k}}}b$"} for k in range(1, 30)]
+    },
     "many keys": {**OBJECT, "properties": {f"k{n}": {"type": "string"} for n in range(5000)}},
     "wide enum": {"enum": [f"{n:07}" * 3 for n in range(30_000)]},
-    "all of all": {"allOf": [{"anyOf": [{"type": t} for t in ("string", "integer", "null")]} for _ in range(14)]},
+    "all of all": {
+        "allOf": [
+            {"anyOf": [{"type": t} for t in ("string", "integer", "null")]} for _ in range(14)
+        ]
+    },
     "one of one": {"oneOf": [{"type": "string", "pattern": f"^a{{{n}}}"} for n in range(50)]},
     "numbers": {"type": "number", "multipleOf": 1e-9, "minimum": 0, "maximum": 1e300},
-    # The limits of llguidance 1.9 hold neither of these two: one ends the process, the other takes minutes.
+    # The limits of llguidance 1.9 hold neither of these two: one ends the process, the other takes
+    # minutes.
     "chained": chained(3000),
-    "all patterns": {"allOf": [{"type": "string", "pattern": f".*{k}.*a.{{{k}}}$"} for k in range(30)]},
+    "all patterns": {
+        "allOf": [{"type": "string", "pattern": f".*{k}.*a.{{{k}}}$"} for k in range(30)]
+    },
     "no value": {"type": "string", "pattern": "^a$", "minLength": 5},
     "false": {"not": {}},
 }
@@ -134,7 +165,9 @@ def test_a_grammar_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_answers_of_a_schema_go_on_when_its_process_is_killed(engine: Engine) -> None:
-    """The answer that it was needed for fails; the next one under the same schema gets another process."""
+    """The answer that it was needed for fails; the next one under
+    the same schema gets another process.
+    """
     schema = {"type": "array", "items": {"type": "integer"}, "minItems": 100}
     events: list[dict[str, Any]] = []
     ended = threading.Event()
@@ -156,7 +189,9 @@ def test_answers_of_a_schema_go_on_when_its_process_is_killed(engine: Engine) ->
 
 
 def children(process: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return [
+        int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    ]
 
 
 def test_the_processes_of_many_schemas_are_bounded(engine: Engine) -> None:
@@ -166,7 +201,9 @@ def test_the_processes_of_many_schemas_are_bounded(engine: Engine) -> None:
     for k, answer in answers.items():
         assert isinstance(answer, Answer)
         assert answer.text in (f'"a{k}"', f'"b{k}"')
-    assert settles(lambda: len(children(children(pid(engine))[0])) <= grammar_pool.IDLE + 4), "unused ones are left"
+    assert settles(lambda: len(children(children(pid(engine))[0])) <= grammar_pool.IDLE + 4), (
+        "unused ones are left"
+    )
 
 
 def test_a_cancelled_answer_frees_its_grammar(engine: Engine) -> None:
@@ -180,35 +217,72 @@ def test_a_cancelled_answer_frees_its_grammar(engine: Engine) -> None:
 # Generated
 
 SCALARS = st.sampled_from(
-    [{"type": "string"}, {"type": "integer"}, {"type": "boolean"}, {"const": "x"}, {"$ref": "#"}, {"enum": [1, "a"]},
-     {"type": "string", "pattern": "^(a|b)*c$"}, {"type": "number", "minimum": 0}, {"$ref": "#/$defs/d"}, {}, True,
-     {"type": "string", "format": "date"}, {"type": 5}, {"enum": []}, {"$ref": "#/nowhere"},
-     {"type": "string", "minLength": 900}, False, {"type": "null"}, {"const": {"a": [1, None]}}, {"$ref": "http://x/y"},
-     {"type": ["string", "null"]}, {"type": "string", "format": "?"}, {"not": {}}, {"type": "string", "pattern": "["},
-     {"type": "string", "pattern": "(a{0,99}){0,99}"}, {"type": "integer", "minimum": -(10**30), "maximum": 10**30},
-     {"type": "number", "multipleOf": 1e-300}]
-)  # fmt: skip
+    [
+        {"type": "string"},
+        {"type": "integer"},
+        {"type": "boolean"},
+        {"const": "x"},
+        {"$ref": "#"},
+        {"enum": [1, "a"]},
+        {"type": "string", "pattern": "^(a|b)*c$"},
+        {"type": "number", "minimum": 0},
+        {"$ref": "#/$defs/d"},
+        {},
+        True,
+        {"type": "string", "format": "date"},
+        {"type": 5},
+        {"enum": []},
+        {"$ref": "#/nowhere"},
+        {"type": "string", "minLength": 900},
+        False,
+        {"type": "null"},
+        {"const": {"a": [1, None]}},
+        {"$ref": "http://x/y"},
+        {"type": ["string", "null"]},
+        {"type": "string", "format": "?"},
+        {"not": {}},
+        {"type": "string", "pattern": "["},
+        {"type": "string", "pattern": "(a{0,99}){0,99}"},
+        {"type": "integer", "minimum": -(10**30), "maximum": 10**30},
+        {"type": "number", "multipleOf": 1e-300},
+    ]
+)
 KEYS = st.sampled_from("abc")
 COUNTS = st.sampled_from([0, 1, 2, 50, 1000, 10**9, -1, 0.5])
 SCHEMAS = st.recursive(
     SCALARS,
     lambda inner: st.one_of(
-        st.builds(lambda n, m, i: {"type": "array", "minItems": n, "maxItems": m, "items": i}, COUNTS, COUNTS, inner),
-        st.builds(lambda p, r: {**OBJECT, "properties": p, "required": r},
-                  st.dictionaries(KEYS, inner, max_size=3), st.lists(KEYS, max_size=3)),
-        st.builds(lambda k, parts: {k: parts}, st.sampled_from(["anyOf", "allOf", "oneOf", "prefixItems"]),
-                  st.lists(inner, min_size=1, max_size=4)),
-        st.builds(lambda d, i: {"$defs": {"d": d}, "anyOf": [i, {"$ref": "#/$defs/d"}]}, inner, inner),
+        st.builds(
+            lambda n, m, i: {"type": "array", "minItems": n, "maxItems": m, "items": i},
+            COUNTS,
+            COUNTS,
+            inner,
+        ),
+        st.builds(
+            lambda p, r: {**OBJECT, "properties": p, "required": r},
+            st.dictionaries(KEYS, inner, max_size=3),
+            st.lists(KEYS, max_size=3),
+        ),
+        st.builds(
+            lambda k, parts: {k: parts},
+            st.sampled_from(["anyOf", "allOf", "oneOf", "prefixItems"]),
+            st.lists(inner, min_size=1, max_size=4),
+        ),
+        st.builds(
+            lambda d, i: {"$defs": {"d": d}, "anyOf": [i, {"$ref": "#/$defs/d"}]}, inner, inner
+        ),
     ),
     max_leaves=8,
-)  # fmt: skip
+)
 
 
 @given(SCHEMAS)
 @settings(
-    max_examples=1500 if FULL else 60, deadline=None, derandomize=True,
+    max_examples=1500 if FULL else 60,
+    deadline=None,
+    derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+)
 def test_any_schema_gives_an_answer_or_a_sentence(engine: Engine, schema: Any) -> None:
     before = pid(engine)
     result = outcome(engine, schema, 24)

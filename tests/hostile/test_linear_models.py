@@ -1,4 +1,6 @@
-"""Linear models in files that lie: a sentence with exit code 7, and never an answer, a traceback or a Ctrl-D."""
+"""Linear models in files that lie: a sentence with exit code 7, and
+never an answer, a traceback or a Ctrl-D.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,22 @@ from slmctl.metrics.label_sum import LabelSum
 
 LABELS = ("account", "billing", "delivery")
 SOUND: dict[str, Any] = {
-    "labels": np.array(LABELS), "sum": np.array([0.5, 1.0, 1.0]), "weights": np.ones((3, 8), np.float32),
-    "bias": np.zeros(3, np.float32), "coef": np.ones((3, 2), np.float16), "intercept": np.zeros(3),
-    "words_places": np.array([3, 9], np.int32), "words_idf": np.ones(2, np.float32),
-}  # fmt: skip
+    "labels": np.array(LABELS),
+    "sum": np.array([0.5, 1.0, 1.0]),
+    "weights": np.ones((3, 8), np.float32),
+    "bias": np.zeros(3, np.float32),
+    "coef": np.ones((3, 2), np.float16),
+    "intercept": np.zeros(3),
+    "words_places": np.array([3, 9], np.int32),
+    "words_idf": np.ones(2, np.float32),
+}
 
 
 def npz(**changed: Any) -> bytes:
     stream = io.BytesIO()
-    np.savez_compressed(stream, **{name: value for name, value in {**SOUND, **changed}.items() if value is not None})
+    np.savez_compressed(
+        stream, **{name: value for name, value in {**SOUND, **changed}.items() if value is not None}
+    )
     return stream.getvalue()
 
 
@@ -41,7 +50,10 @@ def header(shape: str, kind: str = "<f4") -> bytes:
     """The head of an array that says what it likes, with no numbers behind it."""
     stream = io.BytesIO()
     np.save(stream, np.zeros(0, np.float32))
-    words = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    words = (
+        f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode()
+        + b"\n"
+    )
     return stream.getvalue()[:8] + len(words).to_bytes(2, "little") + words
 
 
@@ -61,9 +73,13 @@ FILES = {
     "no arrays in it": archive({name + ".npy": b"text" for name in SOUND}),
     "empty arrays in it": archive({name + ".npy": b"" for name in SOUND}),
     "cut arrays": archive({name + ".npy": header("(3, 8)") for name in SOUND}),
-    "a shape beyond memory": archive({name + ".npy": header("(1000000000, 1000000000)") for name in SOUND}),
+    "a shape beyond memory": archive(
+        {name + ".npy": header("(1000000000, 1000000000)") for name in SOUND}
+    ),
     "a shape beyond 64 bits": archive({name + ".npy": header("(1<<70,)") for name in SOUND}),
-    "a head that is no tuple": archive({name + ".npy": header("__import__('os')") for name in SOUND}),
+    "a head that is no tuple": archive(
+        {name + ".npy": header("__import__('os')") for name in SOUND}
+    ),
     "deep brackets": archive({name + ".npy": header("(" * 100) for name in SOUND}),
     "another compression": archive({"labels.npy": header("(0,)")}, zipfile.ZIP_LZMA),
     "objects": npz(labels=np.array([Run()], object)),
@@ -80,7 +96,8 @@ ARRAYS: dict[str, dict[str, Any]] = {
     "two labels for three rows": {"labels": np.array(LABELS[:2])},
     "a weight of no member": {"bias": None},
     "no member": {"bias": None, "coef": None, "sum": np.zeros(3)},
-    "weights as texts": {"weights": np.ones((3, 8)).astype(str)},  # it ended the thread that answers
+    # it ended the thread that answers
+    "weights as texts": {"weights": np.ones((3, 8)).astype(str)},
     "weights as integers": {"weights": np.ones((3, 8), int)},
     "weights as complex numbers": {"weights": np.ones((3, 8), complex)},
     "weights of 16 bits": {"weights": np.ones((3, 8), np.float16)},
@@ -119,7 +136,9 @@ def test_a_sound_file_is_read(tmp_path: Path) -> None:
     [pytest.param(raw, id=what) for what, raw in FILES.items()]
     + [pytest.param(npz(**changed), id=what) for what, changed in ARRAYS.items()],
 )
-def test_a_file_that_lies_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], raw: bytes) -> None:
+def test_a_file_that_lies_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], raw: bytes
+) -> None:
     (tmp_path / "sum.npz").write_bytes(raw)
     with pytest.raises(IntegrityError, match=r"sum.npz holds no linear model"):
         LabelSum.read(tmp_path / "sum.npz", LABELS)

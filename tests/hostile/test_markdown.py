@@ -1,4 +1,6 @@
-"""Texts from data, bases and configs that would be more than text in the model card and in report.md."""
+"""Texts from data, bases and configs that would be more than text
+in the model card and in report.md.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,28 @@ from slmctl.task.contract import Task
 
 TEXTS = (
     *HOSTILE[:-1],  # the last is harmless
-    "![seen](http://evil.example/p.png)", "a` ![seen](http://evil.example/p.png) `b", "``` `<img src=x>` ```",
-    "<img src=http://evil.example/p.png>", "[sign in](http://evil.example)", "http://evil.example/login",
-    "refund\n\n# Measured\n\n100 % right", "refund\r# Measured", "x | 100 % | 100 %", "\u2028# Measured", "@everyone",
-    "*/ --> <!-- ", "[x]: http://evil.example", "www.evil.example", "---\nlicense: mit\n---", "[mit, gpl]",
-    "mit: gpl", "# mit", "&lt;img src=x&gt;", "~~~\n<b>", "1.0",
-)  # fmt: skip
+    "![seen](http://evil.example/p.png)",
+    "a` ![seen](http://evil.example/p.png) `b",
+    "``` `<img src=x>` ```",
+    "<img src=http://evil.example/p.png>",
+    "[sign in](http://evil.example)",
+    "http://evil.example/login",
+    "refund\n\n# Measured\n\n100 % right",
+    "refund\r# Measured",
+    "x | 100 % | 100 %",
+    "\u2028# Measured",
+    "@everyone",
+    "*/ --> <!-- ",
+    "[x]: http://evil.example",
+    "www.evil.example",
+    "---\nlicense: mit\n---",
+    "[mit, gpl]",
+    "mit: gpl",
+    "# mit",
+    "&lt;img src=x&gt;",
+    "~~~\n<b>",
+    "1.0",
+)
 ACTIVE = {"html_inline", "html_block", "image", "link_open", "heading_open"}
 HEADINGS = 8  # of the card itself
 
@@ -42,28 +60,60 @@ def card(**more: Any) -> str:
     """The model card of a release whose task, base, teacher and license say these texts."""
     text = more.get("text", "plain")
     task = Task("classify", "", end=text, labels=(text, "account"), system=text)
-    base = SimpleNamespace(name=text, size_label="1M", languages=(text,), note=text, template_origin="base")
+    base = SimpleNamespace(
+        name=text, size_label="1M", languages=(text,), note=text, template_origin="base"
+    )
     model = {"metrics": {"accuracy": 0.9}, "interval": [0.8, 1.0]}
     report = SimpleNamespace(
-        models={"Q8_0": model}, split="test", primary_metric="accuracy", n=9, confidence=0.95, remarks=[]
+        models={"Q8_0": model},
+        split="test",
+        primary_metric="accuracy",
+        n=9,
+        confidence=0.95,
+        remarks=[],
     )
     file = {"file": "a.gguf", "size": 9, "bits_per_weight": 8.0, "sha256": "0"}
     return publish._render(
-        "model_card.md", released="Q8_0", policy=None, task=task,
-        base=base, base_model=text, license=text, report=report, files={"Q8_0": file},
-        head=["model", "accuracy"], rows=[[text, "90.0 %"]], smallest="a.gguf", size=str, context=4096, lora=None,
+        "model_card.md",
+        released="Q8_0",
+        policy=None,
+        task=task,
+        base=base,
+        base_model=text,
+        license=text,
+        report=report,
+        files={"Q8_0": file},
+        head=["model", "accuracy"],
+        rows=[[text, "90.0 %"]],
+        smallest="a.gguf",
+        size=str,
+        context=4096,
+        lora=None,
         config=SimpleNamespace(project="desk", version="1.0", include=[], intended_use=""),
         members={"source": text, "size": 9, "license": text, "encoder_weights": "unchanged"},
-        data={"sources": 1, "labels": 2, "splits": {"test": 9}, "rejected": 0, "split": "content", "sensitive": {}},
-        teaching={"rows": 9, "bound": "x", "teachers": [{"name": text, "terms": ""}]}, memorisation={"asked": 0},
-    )  # fmt: skip
+        data={
+            "sources": 1,
+            "labels": 2,
+            "splits": {"test": 9},
+            "rejected": 0,
+            "split": "content",
+            "sensitive": {},
+        },
+        teaching={"rows": 9, "bound": "x", "teachers": [{"name": text, "terms": ""}]},
+        memorisation={"asked": 0},
+    )
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=ascii)
 def test_no_text_is_more_than_text_in_the_model_card(text: str) -> None:
     before, head, body = card(text=text).split("---\n", 2)
     fields = yaml.safe_load(head)
-    assert (before, fields["license"], fields["base_model"], fields["language"]) == ("", text, text, [text])
+    assert (before, fields["license"], fields["base_model"], fields["language"]) == (
+        "",
+        text,
+        text,
+        [text],
+    )
     assert active(body) == active(card().split("---\n", 2)[2]) == ["heading_open"] * HEADINGS
 
 
@@ -85,6 +135,8 @@ def test_no_text_is_more_than_text_in_a_cell_of_the_report(text: str) -> None:
     )  # no address that pages make a link
 
 
-@pytest.mark.parametrize("text", ["refund", "Größe (cm)", "account_delete", "a, b; c: d", "50 % off", "N/A", ""])
+@pytest.mark.parametrize(
+    "text", ["refund", "Größe (cm)", "account_delete", "a, b; c: d", "50 % off", "N/A", ""]
+)
 def test_ordinary_text_stays_as_it_is(text: str) -> None:
     assert text == text

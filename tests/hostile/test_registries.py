@@ -1,4 +1,6 @@
-"""Registries that lie, that are broken, or that are not there: one sentence and exit 7, nothing removed or believed."""
+"""Registries that lie, that are broken, or that are not there: one sentence
+and exit 7, nothing removed or believed.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def project(tmp_path: Path) -> Project:
     """A project with a release that was made with an earlier config, published and tagged."""
     (tmp_path / "base").mkdir()
     (tmp_path / "data.csv").write_text("text,label\na,b\n")
-    (tmp_path / "slmctl.yaml").write_text("project: desk\nbase: ./base\nprepare: {sources: [{path: data.csv}]}\n")
+    (tmp_path / "slmctl.yaml").write_text(
+        "project: desk\nbase: ./base\nprepare: {sources: [{path: data.csv}]}\n"
+    )
     send(tmp_path, release(tmp_path / "runs"))
     registry.promote(tmp_path / "registry", registry.find(tmp_path / "registry"), "production")
     return of(tmp_path)
@@ -73,7 +77,9 @@ def endless(path: Path) -> None:
 
 def tag(**fields: Any) -> Callable[[Path], object]:
     """Write a tag that has other fields than the one that was moved away."""
-    return lambda path: path.write_text(json.dumps(json.loads(elsewhere(path).read_text()) | fields))
+    return lambda path: path.write_text(
+        json.dumps(json.loads(elsewhere(path).read_text()) | fields)
+    )
 
 
 def elsewhere(path: Path) -> Path:
@@ -122,8 +128,12 @@ def change_tag(root: Path, **fields: Any) -> None:
 
 @pytest.mark.parametrize("name", UNREADABLE)
 @pytest.mark.parametrize("to", [ADDRESS, "dir:./new", "hf:acme/desk"])
-def test_gc_removes_nothing_while_a_registry_cannot_be_read(project: Project, name: str, to: str) -> None:
-    """Named by the config, or by nothing but the receipt: a share that was not mounted let gc remove 583 MB."""
+def test_gc_removes_nothing_while_a_registry_cannot_be_read(
+    project: Project, name: str, to: str
+) -> None:
+    """Named by the config, or by nothing but the receipt: a share that
+    was not mounted let gc remove 583 MB.
+    """
     damage(project.root, name)
     with pytest.raises(IntegrityError):
         gc.survey(of(project.root, f"publish.to={to}"), ())
@@ -184,12 +194,24 @@ def test_gc_removes_what_was_laid_out_and_never_sent(project: Project) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"version": "../../outside"}, {"version": 1}, {"version": ["1.0"]}, {"version": "/etc"}, {"version": ""},
-        {"project": "other"}, {"name": "other"}, {"digest": None}, {"digest": 5}, {"previous": 5}, {"another": 5},
-        {"version": "1.0\n"}, {"digest": "sha256:" + "1" * 64},
+        {"version": "../../outside"},
+        {"version": 1},
+        {"version": ["1.0"]},
+        {"version": "/etc"},
+        {"version": ""},
+        {"project": "other"},
+        {"name": "other"},
+        {"digest": None},
+        {"digest": 5},
+        {"previous": 5},
+        {"another": 5},
+        {"version": "1.0\n"},
+        {"digest": "sha256:" + "1" * 64},
     ],
-)  # fmt: skip
-def test_a_tag_that_lies_is_refused_wherever_it_is_read(project: Project, fields: dict[str, Any]) -> None:
+)
+def test_a_tag_that_lies_is_refused_wherever_it_is_read(
+    project: Project, fields: dict[str, Any]
+) -> None:
     place = project.root / "registry"
     change_tag(project.root, **fields)
     with pytest.raises(IntegrityError):
@@ -209,7 +231,9 @@ def test_promote_mends_a_broken_tag(project: Project) -> None:
     assert registry.find(place, "production").metrics["version"] == "1.0"
 
 
-@pytest.mark.parametrize("kept", [b"", b"[" * 99_999, b'{"digest": 1}', b'{"gates": 5}', b"\xff", b"null"])
+@pytest.mark.parametrize(
+    "kept", [b"", b"[" * 99_999, b'{"digest": 1}', b'{"gates": 5}', b"\xff", b"null"]
+)
 def test_gates_that_cannot_be_read_promote_nothing(project: Project, kept: bytes) -> None:
     place = project.root / "registry"
     (place / "desk" / ".gates" / "1.0").write_bytes(kept)
@@ -295,12 +319,17 @@ def test_what_is_compressed_is_not_unpacked(tmp_path: Path, place: str, encoding
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"[]", b"\xff\xfe", b"<ListBucketResult>", b"<a>" * 9_999 + b"</a>" * 9_999, answers.listed("a", "b/c"),
+        b"",
+        b"[]",
+        b"\xff\xfe",
+        b"<ListBucketResult>",
+        b"<a>" * 9_999 + b"</a>" * 9_999,
+        answers.listed("a", "b/c"),
         answers.listed("acme/../1.0/manifest.json"),
         b"<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>x</NextContinuationToken>"
         b"</ListBucketResult>",
     ],
-)  # fmt: skip
+)
 def test_a_listing_that_is_none(tmp_path: Path, body: bytes) -> None:
     with (
         answers.running({answers.LISTING: answers.Answer(body)}) as server,
@@ -313,7 +342,9 @@ def test_a_listing_that_is_none(tmp_path: Path, body: bytes) -> None:
 def test_a_size_that_no_disk_has_is_not_begun(tmp_path: Path) -> None:
     made = release(tmp_path)
     files = (*made.manifest.files, FileEntry("huge.gguf", 1 << 60, "0" * 64))
-    raw = dataclasses.replace(made.manifest, files=files, digest=artifact.digest_of(files)).to_bytes()
+    raw = dataclasses.replace(
+        made.manifest, files=files, digest=artifact.digest_of(files)
+    ).to_bytes()
     lying = answers.answers_of(made) | {answers.MANIFEST: answers.Answer(raw)}
     with answers.running(lying) as server, pytest.raises(StageError, match="free"):
         fetched(server, tmp_path / "here")
@@ -338,16 +369,22 @@ def test_links_in_the_draft_of_a_fetch_are_not_followed(tmp_path: Path, linked: 
 
 
 @pytest.mark.parametrize("place", ["/endless-1.0.tar.gz", "/endless/"])
-def test_a_package_index_that_sends_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+def test_a_package_index_that_sends_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
     endless = {
-        "/endless/": answers.Answer(b'<a href="/endless-1.0.tar.gz">endless-1.0.tar.gz</a>', headers=HTML),
+        "/endless/": answers.Answer(
+            b'<a href="/endless-1.0.tar.gz">endless-1.0.tar.gz</a>', headers=HTML
+        ),
         "/endless-1.0.tar.gz": answers.Answer(b"\x1f\x8b"),
     }
     endless[place].more = 64 << 20
     with answers.running(endless) as server:
         monkeypatch.setenv("PIP_INDEX_URL", f"{server.address}/simple/")
         with pytest.raises(NetworkError, match="pip could not fetch"):
-            package_index.download("endless==1.0", tmp_path / "here", purpose="test", largest=1 << 20)
+            package_index.download(
+                "endless==1.0", tmp_path / "here", purpose="test", largest=1 << 20
+            )
     assert disk(tmp_path) <= 1 << 20
 
 
@@ -369,7 +406,12 @@ def s3() -> Iterator[answers.Server]:
         yield server
 
 
-DAMAGED = ("desk/1.0/manifest.json", "desk/.tags/production", "desk/.gates/1.0", "desk/1.0/report.json")
+DAMAGED = (
+    "desk/1.0/manifest.json",
+    "desk/.tags/production",
+    "desk/.gates/1.0",
+    "desk/1.0/report.json",
+)
 
 
 @settings(max_examples=5000 if FULL else 40, deadline=None)
@@ -392,7 +434,9 @@ def test_a_registry_with_any_damage_is_read_or_refused(whole: Path, seed: int) -
         lambda: lineage.to_json(lineage.show(whole, artifact.load(place / "desk" / "1.0"))),
         lambda: trace.trace(whole, text="a", registries=[place]).to_json(),
         lambda: diff.diff(place / "desk" / "1.0", whole / "whole" / "desk" / "1.0"),
-        lambda: fetch(f"dir:{place}", random.choice(["", "production", "1.0", "desk@1.0"]), whole / "fetched"),
+        lambda: fetch(
+            f"dir:{place}", random.choice(["", "production", "1.0", "desk@1.0"]), whole / "fetched"
+        ),
     ]
     with contextlib.suppress(SlmctlError):
         random.choice(ways)()
@@ -400,12 +444,16 @@ def test_a_registry_with_any_damage_is_read_or_refused(whole: Path, seed: int) -
 
 @settings(max_examples=2000 if FULL else 20, deadline=None)
 @given(seed=st.integers(0, 2**32))
-def test_a_service_that_lies_anyhow_is_read_or_refused(whole: Path, s3: answers.Server, seed: int) -> None:
+def test_a_service_that_lies_anyhow_is_read_or_refused(
+    whole: Path, s3: answers.Server, seed: int
+) -> None:
     random = Random(seed)
     (made,) = whole.glob("runs/published/*")
     lying = answers.answers_of(artifact.load(made))
     key = random.choice([*lying, answers.MANIFEST, answers.LISTING])
-    lying[key] = answers.Answer(damaged(lying[key].body, random), status=random.choice([200] * 9 + [404, 403, 302]))
+    lying[key] = answers.Answer(
+        damaged(lying[key].body, random), status=random.choice([200] * 9 + [404, 403, 302])
+    )
     s3.answers = lying
     with contextlib.suppress(SlmctlError), asked_at(s3.address):
         fetch(answers.TO, random.choice(["", "1.0", "desk@1.0"]), whole / "fetched")
@@ -418,7 +466,9 @@ def fetch(to: str, name: str, into: Path) -> None:
 
 
 def damaged(raw: bytes, random: Random) -> bytes:
-    """Bytes flipped, cut or grown; or JSON whose values have other types, with its own hash put right again."""
+    """Bytes flipped, cut or grown; or JSON whose values have other
+    types, with its own hash put right again.
+    """
     kind = random.randrange(6)
     if kind == 0:
         at = random.randrange(len(raw) + 1)
@@ -426,7 +476,9 @@ def damaged(raw: bytes, random: Random) -> bytes:
     if kind == 1:
         return raw[: random.randrange(len(raw) + 1)]
     if kind == 2:
-        return random.choice([b"[", b'{"a":', b"\xef\xbb\xbf", b"9", b'"']) * random.choice([1, 1_000, 100_000])
+        return random.choice([b"[", b'{"a":', b"\xef\xbb\xbf", b"9", b'"']) * random.choice(
+            [1, 1_000, 100_000]
+        )
     try:
         value = json.loads(raw)
     except ValueError:
@@ -459,8 +511,30 @@ def changed(value: Any, random: Random) -> Any:
         return [*value[:at], changed(value[at], random), *value[at + 1 :]]
     return random.choice(
         [
-            None, True, 0, -1, 1.5, 10**30, float("nan"), float("inf"), "", "x", "\ud800", "../../x", "/etc/passwd",
-            "\0", "ü" * 300, [], {}, [[]], [{}], {"": None}, ["sha256:" + "0" * 64], "sha256:" + "0" * 64, "1.0",
-            [value] * 3, {"nested": value},
+            None,
+            True,
+            0,
+            -1,
+            1.5,
+            10**30,
+            float("nan"),
+            float("inf"),
+            "",
+            "x",
+            "\ud800",
+            "../../x",
+            "/etc/passwd",
+            "\0",
+            "ü" * 300,
+            [],
+            {},
+            [[]],
+            [{}],
+            {"": None},
+            ["sha256:" + "0" * 64],
+            "sha256:" + "0" * 64,
+            "1.0",
+            [value] * 3,
+            {"nested": value},
         ]
-    )  # fmt: skip
+    )

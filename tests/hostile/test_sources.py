@@ -1,7 +1,8 @@
-"""Sources that are made to hurt: each ends with its documented code, within a bound on time and memory.
+"""Sources that are made to hurt: each ends with its documented code, within a bound on time and
+memory.
 
-A case is a class, a generator of the source, the exit code, and a part of the sentence. Sizes are small here, and
-full with `SLMCTL_TORTURE=1`.
+A case is a class, a generator of the source, the exit code, and a part of the sentence. Sizes are
+small here, and full with `SLMCTL_TORTURE=1`.
 """
 
 from __future__ import annotations
@@ -72,12 +73,16 @@ def file(name: str, content: bytes | Callable[[Path], object]) -> Callable[[Path
 
 
 def table(columns: Callable[[], dict[str, Any]]) -> Callable[[Path], dict[str, Any]]:
-    return file("a.parquet", lambda path: parquet.write_table(pa.table(columns()), path, compression="zstd"))
+    return file(
+        "a.parquet", lambda path: parquet.write_table(pa.table(columns()), path, compression="zstd")
+    )
 
 
 def dictionary(rows: int, characters: int) -> pa.DictionaryArray:
     """A column of one text that its file holds once."""
-    return pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["x" * characters]))
+    return pa.DictionaryArray.from_arrays(
+        pa.array([0] * rows, pa.int32()), pa.array(["x" * characters])
+    )
 
 
 def lists_of_nothing() -> pa.Array:
@@ -91,11 +96,15 @@ def gzip_bomb(path: Path) -> None:
 
 def shared_strings(path: Path) -> None:
     """A workbook whose cells all refer to one text."""
-    rows = "".join(f'<row r="{k}"><c r="A{k}" t="s"><v>0</v></c></row>' for k in range(1, 20_000 * SCALE))
+    rows = "".join(
+        f'<row r="{k}"><c r="A{k}" t="s"><v>0</v></c></row>' for k in range(1, 20_000 * SCALE)
+    )
     write_xlsx(path, {"One": rows})
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
         space = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
-        archive.writestr("xl/sharedStrings.xml", f'<sst xmlns="{space}"><si><t>{"y" * 300_000}</t></si></sst>')
+        archive.writestr(
+            "xl/sharedStrings.xml", f'<sst xmlns="{space}"><si><t>{"y" * 300_000}</t></si></sst>'
+        )
         old = archive.read("xl/_rels/workbook.xml.rels").decode()
         kind = "http://schemas.openxmlformats.org/officeDocument/2006/relationships/sharedStrings"
         link = f'<Relationship Id="s" Type="{kind}" Target="sharedStrings.xml"/>'
@@ -160,7 +169,9 @@ FAR = f'<row r="1048576">{cell("XFD1048576", "x")}</row>'
 DATES: dict[str, pa.Array] = {
     "timestamp in microseconds": pa.array([2**62], pa.timestamp("us")),
     "timestamp in milliseconds": pa.array([-(2**62)], pa.timestamp("ms")),
-    "timestamp in seconds": pa.array([2**62], pa.timestamp("s")).cast(pa.timestamp("ms"), safe=False),
+    "timestamp in seconds": pa.array([2**62], pa.timestamp("s")).cast(
+        pa.timestamp("ms"), safe=False
+    ),
     "timestamp in nanoseconds": pa.array([2**62 + 1], pa.timestamp("ns")),
     "day": pa.array([2**31 - 1], pa.int32()).cast(pa.date32()),
     "day before all": pa.array([-(2**31)], pa.int32()).cast(pa.date32()),
@@ -171,63 +182,219 @@ DATES: dict[str, pa.Array] = {
 
 CASES = [
     # Sizes that a file only claims
-    Case("size", "Parquet: dictionary", table(lambda: {"text": dictionary(10_000, 1_000_000)}), 3, "times its size"),
-    Case("size", "Parquet: huge cells", table(lambda: {"text": dictionary(400, 40_000_000 * SCALE)}), 3,
-         "cannot be read as Parquet"),
-    Case("size", "Parquet: one text", table(lambda: {"text": ["z" * 1_000_000] * 200}), 3, "times its size"),
-    Case("size", "Parquet: lists of nothing", table(lambda: {"text": lists_of_nothing()}), 3,
-         "cannot be read as Parquet"),
-    Case("size", "Parquet: rows of nothing", table(lambda: {"text": pa.nulls(3_000_000, pa.string())}), 3,
-         "times its size"),
+    Case(
+        "size",
+        "Parquet: dictionary",
+        table(lambda: {"text": dictionary(10_000, 1_000_000)}),
+        3,
+        "times its size",
+    ),
+    Case(
+        "size",
+        "Parquet: huge cells",
+        table(lambda: {"text": dictionary(400, 40_000_000 * SCALE)}),
+        3,
+        "cannot be read as Parquet",
+    ),
+    Case(
+        "size",
+        "Parquet: one text",
+        table(lambda: {"text": ["z" * 1_000_000] * 200}),
+        3,
+        "times its size",
+    ),
+    Case(
+        "size",
+        "Parquet: lists of nothing",
+        table(lambda: {"text": lists_of_nothing()}),
+        3,
+        "cannot be read as Parquet",
+    ),
+    Case(
+        "size",
+        "Parquet: rows of nothing",
+        table(lambda: {"text": pa.nulls(3_000_000, pa.string())}),
+        3,
+        "times its size",
+    ),
     Case("size", "gzip", file("a.csv.gz", gzip_bomb), 3, "gzip bomb"),
-    Case("size", "workbook: shared text", file("a.xlsx", shared_strings), 3, "cannot be read as a workbook"),
-    Case("size", "workbook: directory that lies", file("a.xlsx", lying_zip), 3, "cannot be read as a workbook"),
-    Case("size", "workbook: repeated cells", file("a.ods", repeated_cells), 3, "cannot be read as a workbook"),
-    Case("size", "workbook: cell in the last corner",
-         file("a.xlsx", lambda path: write_xlsx(path, {"One": row(1, "a") + FAR})), 3,
-         "too much memory"),
-    Case("size", "JSON: a value of brackets", file("a.json", b'[{"a": [' + b"[]," * 3_000_000 + b"[]]}]"), 0),
-    Case("size", "JSON: a value without an end", file("a.json", b'[{"a": "' + b"x" * 30_000_000), 3, "not valid JSON"),
+    Case(
+        "size",
+        "workbook: shared text",
+        file("a.xlsx", shared_strings),
+        3,
+        "cannot be read as a workbook",
+    ),
+    Case(
+        "size",
+        "workbook: directory that lies",
+        file("a.xlsx", lying_zip),
+        3,
+        "cannot be read as a workbook",
+    ),
+    Case(
+        "size",
+        "workbook: repeated cells",
+        file("a.ods", repeated_cells),
+        3,
+        "cannot be read as a workbook",
+    ),
+    Case(
+        "size",
+        "workbook: cell in the last corner",
+        file("a.xlsx", lambda path: write_xlsx(path, {"One": row(1, "a") + FAR})),
+        3,
+        "too much memory",
+    ),
+    Case(
+        "size",
+        "JSON: a value of brackets",
+        file("a.json", b'[{"a": [' + b"[]," * 3_000_000 + b"[]]}]"),
+        0,
+    ),
+    Case(
+        "size",
+        "JSON: a value without an end",
+        file("a.json", b'[{"a": "' + b"x" * 30_000_000),
+        3,
+        "not valid JSON",
+    ),
     # Nesting
-    Case("nesting", "array of arrays", file("a.json", nested("[", 100_000 * SCALE)), 3, "nested more than 100 deep"),
-    Case("nesting", "line of arrays", file("a.jsonl", nested("[", 100_000 * SCALE)), 0, "nested more than 100 deep"),
-    Case("nesting", "objects", file("a.json", nested('[{"a":', 100_000)), 3, "nested more than 100 deep"),
-    Case("nesting", "line of objects", file("a.jsonl", nested('{"a":', 100_000)), 0, "nested more than 100 deep"),
-    Case("nesting", "beside the rows", file("a.json", b'{"x": ' + nested("[[[1],", 50_000)), 3, "nested more than 100"),
+    Case(
+        "nesting",
+        "array of arrays",
+        file("a.json", nested("[", 100_000 * SCALE)),
+        3,
+        "nested more than 100 deep",
+    ),
+    Case(
+        "nesting",
+        "line of arrays",
+        file("a.jsonl", nested("[", 100_000 * SCALE)),
+        0,
+        "nested more than 100 deep",
+    ),
+    Case(
+        "nesting",
+        "objects",
+        file("a.json", nested('[{"a":', 100_000)),
+        3,
+        "nested more than 100 deep",
+    ),
+    Case(
+        "nesting",
+        "line of objects",
+        file("a.jsonl", nested('{"a":', 100_000)),
+        0,
+        "nested more than 100 deep",
+    ),
+    Case(
+        "nesting",
+        "beside the rows",
+        file("a.json", b'{"x": ' + nested("[[[1],", 50_000)),
+        3,
+        "nested more than 100",
+    ),
     # What is not a file
     Case("no file", "pipe without a writer", file("a.csv", os.mkfifo), 3, "it is a pipe"),
     Case("no file", "folder", file("a.csv", Path.mkdir), 3, "is a folder"),
     Case("no file", "socket", file("a.csv", unix_socket), 3, "device or socket"),
-    Case("no file", "endless device", file("a.csv", lambda path: path.symlink_to("/dev/zero")), 3, "device or socket"),
+    Case(
+        "no file",
+        "endless device",
+        file("a.csv", lambda path: path.symlink_to("/dev/zero")),
+        3,
+        "device or socket",
+    ),
     # Names
     Case("name", "not UTF-8", not_utf8, 0),
-    Case("name", "too long", lambda folder: {"path": str(folder / ("n" * 300 + ".csv"))}, 3, "name too long"),
-    Case("name", "too long a path", lambda folder: {"path": str(folder / ("n/" * 5000 + "a.csv"))}, 3, "name too long"),
-    Case("name", "a database's, too long", query("select 1", f"sqlite:///{'n' * 300}.db"), 3, "does not exist"),
+    Case(
+        "name",
+        "too long",
+        lambda folder: {"path": str(folder / ("n" * 300 + ".csv"))},
+        3,
+        "name too long",
+    ),
+    Case(
+        "name",
+        "too long a path",
+        lambda folder: {"path": str(folder / ("n/" * 5000 + "a.csv"))},
+        3,
+        "name too long",
+    ),
+    Case(
+        "name",
+        "a database's, too long",
+        query("select 1", f"sqlite:///{'n' * 300}.db"),
+        3,
+        "does not exist",
+    ),
     Case("name", "NUL", lambda folder: {"path": str(folder / "a\0b.csv")}, 3, "is not a file"),
     # Dates that no calendar reaches
-    *(Case("date", name, table(lambda values=values: {"day": values}), 0) for name, values in DATES.items()),
+    *(
+        Case("date", name, table(lambda values=values: {"day": values}), 0)
+        for name, values in DATES.items()
+    ),
     # Queries
-    Case("query", "endless", query(f"{ENDLESS} select max(n) as n from c order by 1"), 3, "took longer", FEW_SECONDS),
-    Case("query", "endless rows", query(f"{ENDLESS} select n, hex(zeroblob(99)) as h from c"), 3, "more than 0.02 GB",
-         SMALL),
-    Case("query", "endless sort", query(f"{ENDLESS} select n, hex(zeroblob(999)) as h from c order by -n"), 3,
-         "the query failed", SMALL),
-    Case("query", "huge cell", query("select hex(zeroblob(900000000)) as h"), 3, "the query failed"),
-    Case("query", "huge rows", query(f"{ENDLESS} select hex(zeroblob(4000000)) as h from c"), 3, "more than", SMALL),
+    Case(
+        "query",
+        "endless",
+        query(f"{ENDLESS} select max(n) as n from c order by 1"),
+        3,
+        "took longer",
+        FEW_SECONDS,
+    ),
+    Case(
+        "query",
+        "endless rows",
+        query(f"{ENDLESS} select n, hex(zeroblob(99)) as h from c"),
+        3,
+        "more than 0.02 GB",
+        SMALL,
+    ),
+    Case(
+        "query",
+        "endless sort",
+        query(f"{ENDLESS} select n, hex(zeroblob(999)) as h from c order by -n"),
+        3,
+        "the query failed",
+        SMALL,
+    ),
+    Case(
+        "query", "huge cell", query("select hex(zeroblob(900000000)) as h"), 3, "the query failed"
+    ),
+    Case(
+        "query",
+        "huge rows",
+        query(f"{ENDLESS} select hex(zeroblob(4000000)) as h from c"),
+        3,
+        "more than",
+        SMALL,
+    ),
     # Values of the environment
-    *(Case("secret", url, query("select 1 as n", url), code) for url, code in (
-        ("sqlite:///${HIDDEN}.db", 3), ("${HIDDEN}", 2), ("${HIDDEN}://h/d", 2), ("sqlite:///crm.db?x=${HIDDEN}", 2),
-        ("postgresql://u:${HIDDEN}@127.0.0.1:1/d", 9), ("postgresql://${HIDDEN}@127.0.0.1:1/${HIDDEN}", 9),
-        ("postgresql://u@127.0.0.1:1/d?passfile=/${HIDDEN}&options=${HIDDEN}", 9), ("${HIDDEN_URL}", 9),
-    )),
-]  # fmt: skip
+    *(
+        Case("secret", url, query("select 1 as n", url), code)
+        for url, code in (
+            ("sqlite:///${HIDDEN}.db", 3),
+            ("${HIDDEN}", 2),
+            ("${HIDDEN}://h/d", 2),
+            ("sqlite:///crm.db?x=${HIDDEN}", 2),
+            ("postgresql://u:${HIDDEN}@127.0.0.1:1/d", 9),
+            ("postgresql://${HIDDEN}@127.0.0.1:1/${HIDDEN}", 9),
+            ("postgresql://u@127.0.0.1:1/d?passfile=/${HIDDEN}&options=${HIDDEN}", 9),
+            ("${HIDDEN_URL}", 9),
+        )
+    ),
+]
 
 
 LONG = (  # others end as they do
-    "Parquet: rows of nothing", "Parquet: lists of nothing", "workbook: shared text", "workbook: repeated cells",
+    "Parquet: rows of nothing",
+    "Parquet: lists of nothing",
+    "workbook: shared text",
+    "workbook: repeated cells",
     "JSON: a value of brackets",
-)  # fmt: skip
+)
 
 
 def environment() -> dict[str, str]:
@@ -245,11 +412,17 @@ def reading() -> Iterator[SourceReading]:
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, id=f"{case.group}: {case.name}"[:80], marks=[pytest.mark.slow] * (case.name in LONG))
+        pytest.param(
+            case,
+            id=f"{case.group}: {case.name}"[:80],
+            marks=[pytest.mark.slow] * (case.name in LONG),
+        )
         for case in CASES
     ],
 )
-def test_a_hostile_source_ends_as_documented(case: Case, reading: SourceReading, tmp_path: Path) -> None:
+def test_a_hostile_source_ends_as_documented(
+    case: Case, reading: SourceReading, tmp_path: Path
+) -> None:
     fields = case.make(tmp_path)
     before = {path.name for path in tmp_path.iterdir()}
     begun = time.monotonic()
@@ -309,14 +482,18 @@ def test_a_path_of_the_config_that_is_no_file_is_refused_before_it_is_hashed(
 
 def test_a_path_of_the_config_that_is_too_long_is_refused(tmp_path: Path) -> None:
     for name in ("n" * 300, "n/" * 5000, "a\0b"):
-        section = PrepareConfig.model_validate({"task": {"kind": "extract", "schema": tmp_path / name}})
+        section = PrepareConfig.model_validate(
+            {"task": {"kind": "extract", "schema": tmp_path / name}}
+        )
         with pytest.raises(UsageError, match=r"cannot be read|does not exist"):
             recipe(section)
 
 
 TEMPLATES = {
-    "a product of loops": "{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}",
-    "a text that doubles": "{% set t = namespace(x=body) %}{% for a in range(60) %}{% set t.x = t.x ~ t.x %}"
+    "a product of loops": "{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor "
+    "%}{% endfor %}",
+    "a text that doubles": "{% set t = namespace(x=body) %}{% for a in range(60) %}{% set t.x = "
+    "t.x ~ t.x %}"
     "{% endfor %}",
     "a constant that is computed early": "{{ body }}{{ 'a' * 9999999999 }}",
     "a filter of constants": "{{ body }}{{ 'a' | center(9999999999) }}",
@@ -335,6 +512,9 @@ def test_a_template_over_columns_is_bounded(name: str, monkeypatch: pytest.Monke
     source = Source.model_validate({"path": "a.csv", "input": TEMPLATES[name], "output": "label"})
     begun, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(DataError):
-        conversation_formats.recognise(source, ["body", "label"]).read({"body": "abc" * 100, "label": "x"})
+        conversation_formats.recognise(source, ["body", "label"]).read(
+            {"body": "abc" * 100, "label": "x"}
+        )
     assert time.monotonic() - begun < SECONDS
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB of this process
+    # kB of this process
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000

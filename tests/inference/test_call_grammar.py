@@ -1,4 +1,6 @@
-"""The grammar of a call: every answer that it allows is a call of an offered tool or none, in the form of the base."""
+"""The grammar of a call: every answer that it allows is a call of an offered
+tool or none, in the form of the base.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def tokenizer() -> llguidance.LLTokenizer:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_whatever_it_allows_is_a_call_of_an_offered_tool_or_none(tokenizer: llguidance.LLTokenizer, name: str) -> None:
+def test_whatever_it_allows_is_a_call_of_an_offered_tool_or_none(
+    tokenizer: llguidance.LLTokenizer, name: str
+) -> None:
     task = family(name)
     rules = json_grammar.Rules(tokenizer, task.rules.constraint())
     calls = set()
@@ -80,7 +84,9 @@ def _encoded(task: Task, text: str) -> list[int]:
     return [ids.get(byte, byte + 1) for byte in text.encode()]
 
 
-def test_a_model_without_the_control_token_is_refused_by_its_name(tokenizer: llguidance.LLTokenizer) -> None:
+def test_a_model_without_the_control_token_is_refused_by_its_name(
+    tokenizer: llguidance.LLTokenizer,
+) -> None:
     template = call_templates.MISTRAL.replace("TOOL_CALLS", "OTHER")
     task = task_of(template, end="</s>", special_tokens=("[OTHER]",))
     with pytest.raises(DataError, match=r"no control token '\[OTHER\]'"):
@@ -88,6 +94,8 @@ def test_a_model_without_the_control_token_is_refused_by_its_name(tokenizer: llg
 
 
 def test_a_schema_that_no_grammar_can_hold_is_found_before_any_model_answers() -> None:
-    tools = [{"name": "a", "parameters": {"properties": {"x": {"type": "string", "format": "colour"}}}}]
+    tools = [
+        {"name": "a", "parameters": {"properties": {"x": {"type": "string", "format": "colour"}}}}
+    ]
     assert "colour" in grammar_pool.fault_of(family("chatml").rules.constraint(tools))
     assert grammar_pool.fault_of(family("chatml").rules.constraint()) == ""

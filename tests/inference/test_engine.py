@@ -74,8 +74,12 @@ SCHEMA = json.dumps(
             "topic": {"enum": ["billing", "delivery", None]},
             "lines": {
                 "type": "array",
-                "items": {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 40}},
-                          "required": ["n"], "additionalProperties": False},
+                "items": {
+                    "type": "object",
+                    "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 40}},
+                    "required": ["n"],
+                    "additionalProperties": False,
+                },
                 "maxItems": 2,
             },
             "note": {"type": "string", "maxLength": 8},
@@ -83,7 +87,7 @@ SCHEMA = json.dumps(
         "required": ["topic", "lines", "note"],
         "additionalProperties": False,
     }
-)  # fmt: skip
+)
 KINDS = ("free", "labels", "json", "short", "stop", "long", "empty", "cancel")
 
 
@@ -100,14 +104,20 @@ def request(task: Task, kind: str, text: str, *, shared: bool) -> Request:
     return Request(prompt, **{"prefix": head if shared else "", "max_tokens": 12, **more})
 
 
-def test_the_same_requests_are_answered_alike_to_the_last_digit(artifacts: dict[str, Artifact], task: Task) -> None:
-    """Grammars and requests of a run arrive as fast as the machine lets them; what is decoded together is the same."""
+def test_the_same_requests_are_answered_alike_to_the_last_digit(
+    artifacts: dict[str, Artifact], task: Task
+) -> None:
+    """Grammars and requests of a run arrive as fast as the machine lets
+    them; what is decoded together is the same.
+    """
     (gguf,) = artifacts["gguf"].path.glob("*-Q8_0.gguf")
     texts = [f"{TEXTS[k % 6]} {'late ' * (k % 7)}{k}" for k in range(40)]
     runs = []
     for _ in range(2):
         with Engine(gguf, sequences=8, context=256, threads=2, grammars=True) as engine:
-            runs.append(all_together(engine, [request(task, "json", text, shared=True) for text in texts]))
+            runs.append(
+                all_together(engine, [request(task, "json", text, shared=True) for text in texts])
+            )
     assert runs[0] == runs[1]
 
 
@@ -143,13 +153,16 @@ class Heard:
         return EngineError(event["error"]) if "error" in event else answer_of(event, text)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     asked=st.lists(
         st.tuples(st.sampled_from(KINDS), st.sampled_from(TEXTS), st.booleans(), st.integers(0, 2)),
-        min_size=2, max_size=12,
+        min_size=2,
+        max_size=12,
     )
-)  # fmt: skip
+)
 def test_answers_do_not_depend_on_company(
     shared_engine: Engine, task: Task, asked: list[tuple[str, str, bool, int]]
 ) -> None:
@@ -175,11 +188,19 @@ def test_answers_do_not_depend_on_company(
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
-def test_json_is_valid_against_its_schema(shared_engine: Engine, task: Task, temperature: float) -> None:
+def test_json_is_valid_against_its_schema(
+    shared_engine: Engine, task: Task, temperature: float
+) -> None:
     check = jsonschema.Draft202012Validator(json.loads(SCHEMA))
     for seed, text in enumerate(TEXTS):
-        asked = Request(task.prompt(task.messages(text)), schema=SCHEMA, max_tokens=120, temperature=temperature,
-                        seed=seed, stop=('"',))  # fmt: skip
+        asked = Request(
+            task.prompt(task.messages(text)),
+            schema=SCHEMA,
+            max_tokens=120,
+            temperature=temperature,
+            seed=seed,
+            stop=('"',),
+        )
         *pieces, answer = shared_engine.stream(asked)
         assert isinstance(answer, Answer)
         assert "".join(map(str, pieces)) == answer.text
@@ -194,7 +215,10 @@ def test_what_the_grammar_forces_is_not_asked_and_ends_with_length_where_it_is_c
     shared_engine: Engine, task: Task
 ) -> None:
     schema = {"type": "object", "properties": {"kind": {"const": "delivery"}}, "required": ["kind"]}
-    asked = Request(task.prompt(task.messages("hello")), schema=json.dumps(schema | {"additionalProperties": False}))
+    asked = Request(
+        task.prompt(task.messages("hello")),
+        schema=json.dumps(schema | {"additionalProperties": False}),
+    )
     whole = '{"kind": "delivery"}'
     tokens = len(shared_engine.tokenize(whole))
     for most in (40, tokens):
@@ -219,12 +243,21 @@ def test_a_schema_without_a_grammar_fails_alone(shared_engine: Engine, task: Tas
 # of the second ones, all begin with the same tokens: they were once asked right after the prompt
 @pytest.mark.parametrize(
     "labels",
-    [("billing", "bill", "delivery late", "账单"), ("courier truck late", "courier truck", "courier truck lost")],
+    [
+        ("billing", "bill", "delivery late", "账单"),
+        ("courier truck late", "courier truck", "courier truck lost"),
+    ],
 )
-def test_labels_have_their_probabilities(shared_engine: Engine, task: Task, labels: tuple[str, ...]) -> None:
+def test_labels_have_their_probabilities(
+    shared_engine: Engine, task: Task, labels: tuple[str, ...]
+) -> None:
     prompts = [task.prompt(task.messages(text)) for text in TEXTS]
     own = {label: shared_engine.tokenize(label + task.end) for label in labels}
-    rows = [(shared_engine.tokenize(prompt + k + task.end), len(own[k]) + 1) for prompt in prompts for k in labels]
+    rows = [
+        (shared_engine.tokenize(prompt + k + task.end), len(own[k]) + 1)
+        for prompt in prompts
+        for k in labels
+    ]
     logits = iter(last_logits(shared_engine.gguf, rows))
     for prompt in prompts:
         answer = shared_engine.ask(Request(prompt, labels=labels, end=task.end, max_tokens=12))
@@ -232,15 +265,22 @@ def test_labels_have_their_probabilities(shared_engine: Engine, task: Task, labe
         wanted = label_probabilities(own, by_label.__getitem__)
         assert answer.finish == "stop"
         assert next(iter(answer.labels.items())) == (answer.text, answer.confidence)
-        assert answer.labels == pytest.approx({label: wanted[label] for label in answer.labels}, abs=0.01)
+        assert answer.labels == pytest.approx(
+            {label: wanted[label] for label in answer.labels}, abs=0.01
+        )
 
 
-def test_labels_do_not_depend_on_company_in_a_quantized_file(artifacts: dict[str, Artifact], task: Task) -> None:
+def test_labels_do_not_depend_on_company_in_a_quantized_file(
+    artifacts: dict[str, Artifact], task: Task
+) -> None:
     found = artifacts["gguf"]
     requests = [
-        Request(task.prompt(task.messages(text)), labels=task.labels, end=task.end) for text, _ in tiny.rows(40, seed=3)
+        Request(task.prompt(task.messages(text)), labels=task.labels, end=task.end)
+        for text, _ in tiny.rows(40, seed=3)
     ]
-    with Engine(found.file(found.files("Q8_0.gguf")[0].path), sequences=8, context=256, threads=1) as model:
+    with Engine(
+        found.file(found.files("Q8_0.gguf")[0].path), sequences=8, context=256, threads=1
+    ) as model:
         alone = [model.ask(one) for one in requests]
         together = all_together(model, requests)
     for wanted, got in zip(alone, together, strict=True):
@@ -284,11 +324,15 @@ def test_the_choices_multiply_to_the_confidence(shared_engine: Engine, task: Tas
     tokens = shared_engine.tokenize(answer.text + task.end)
     whole = logits[tokens[0]] - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
     assert answer.raw_logprobs[0] == pytest.approx(whole, abs=0.02)
-    assert all(raw <= among + 1e-6 for raw, among in zip(answer.raw_logprobs, answer.logprobs, strict=True))
+    assert all(
+        raw <= among + 1e-6 for raw, among in zip(answer.raw_logprobs, answer.logprobs, strict=True)
+    )
 
 
 @pytest.mark.parametrize("kind", ["free", "labels", "json", "stop"])
-def test_tokens_are_told_with_what_stood_beside_them(shared_engine: Engine, task: Task, kind: str) -> None:
+def test_tokens_are_told_with_what_stood_beside_them(
+    shared_engine: Engine, task: Task, kind: str
+) -> None:
     asked = dataclasses.replace(request(task, kind, "hello", shared=True), alternatives=3)
     heard = Heard()
     shared_engine.submit(asked, heard.put)
@@ -298,7 +342,11 @@ def test_tokens_are_told_with_what_stood_beside_them(shared_engine: Engine, task
     text = "".join(event.get("piece", "") for event in events)
     tokens = [token for event in events for token in event.get("tokens", [])]
     raw = b"".join(bytes(token["bytes"]) for token in tokens)
-    assert raw.decode(errors="replace").startswith(text) if kind == "stop" else raw.decode(errors="replace") == text
+    assert (
+        raw.decode(errors="replace").startswith(text)
+        if kind == "stop"
+        else raw.decode(errors="replace") == text
+    )
     for token in tokens:
         assert token["logprob"] <= 0
         assert 1 <= len(token["top"]) <= 3
@@ -317,7 +365,9 @@ def test_max_tokens_ends_with_length(shared_engine: Engine) -> None:
 
 def test_the_end_of_the_turn_ends_with_stop(artifacts: dict[str, Artifact], task: Task) -> None:
     found = artifacts["gguf"]
-    with Engine(found.file(found.files("F16.gguf")[0].path), sequences=1, context=256, threads=1) as trained:
+    with Engine(
+        found.file(found.files("F16.gguf")[0].path), sequences=1, context=256, threads=1
+    ) as trained:
         answer = trained.ask(Request(task.prompt(task.messages(TEXTS[0])), max_tokens=32))
     assert answer.finish == "stop"
     assert task.end not in answer.text
@@ -329,7 +379,9 @@ def test_a_stop_string_cuts_wherever_the_tokens_break(shared_engine: Engine) -> 
     assert isinstance(whole, Answer)
     at = len(str(pieces[0])) - 1  # from inside the first piece into those after it
     stop = whole.text[at : at + 6]
-    *pieces, cut = shared_engine.stream(Request("hello", temperature=1.0, seed=5, max_tokens=40, stop=(stop,)))
+    *pieces, cut = shared_engine.stream(
+        Request("hello", temperature=1.0, seed=5, max_tokens=40, stop=(stop,))
+    )
     assert isinstance(cut, Answer)
     assert cut.finish == "stop"
     assert cut.text == whole.text[: whole.text.index(stop)]
@@ -356,17 +408,29 @@ def test_seeds_reproduce_at_temperature_1(shared_engine: Engine) -> None:
 
 
 def test_a_draw_does_not_depend_on_company(shared_engine: Engine) -> None:
-    requests = [Request(text, temperature=0.9, top_p=0.9, seed=k, max_tokens=24) for k, text in enumerate(TEXTS * 2)]
+    requests = [
+        Request(text, temperature=0.9, top_p=0.9, seed=k, max_tokens=24)
+        for k, text in enumerate(TEXTS * 2)
+    ]
     alone = [shared_engine.ask(request).text for request in requests]
     together = all_together(shared_engine, requests)
-    # float sums depend on the batch in their last bits, so a draw may differ once in thousands of tokens
-    same = sum(isinstance(one, Answer) and one.text == text for one, text in zip(together, alone, strict=True))
+    # float sums depend on the batch in their last bits, so a draw may differ once in thousands of
+    # tokens
+    same = sum(
+        isinstance(one, Answer) and one.text == text
+        for one, text in zip(together, alone, strict=True)
+    )
     assert same >= len(requests) - 1
 
 
 def test_top_p_of_nothing_is_the_likeliest_token(shared_engine: Engine) -> None:
     greedy = shared_engine.ask(Request("courier", max_tokens=24))
-    assert shared_engine.ask(Request("courier", temperature=1.0, top_p=0.0, seed=9, max_tokens=24)).text == greedy.text
+    assert (
+        shared_engine.ask(
+            Request("courier", temperature=1.0, top_p=0.0, seed=9, max_tokens=24)
+        ).text
+        == greedy.text
+    )
 
 
 def test_a_prompt_that_does_not_fit_fails_alone(shared_engine: Engine, task: Task) -> None:
@@ -387,17 +451,25 @@ def test_a_killed_child_is_said_and_replaced(model: Engine) -> None:
     answers = model.stream(Request("hello", temperature=1.5, max_tokens=200, seed=2))
     next(answers)
     os.kill(before, signal.SIGKILL)
-    with pytest.raises(EngineError, match=r"the engine died \(exit -9: killed.*\) while it answered request \d+"):
+    with pytest.raises(
+        EngineError, match=r"the engine died \(exit -9: killed.*\) while it answered request \d+"
+    ):
         list(answers)
     assert model.ask(Request("hello", max_tokens=3)).completion_tokens == 3
     assert child_of(model) != before
 
 
-def test_every_request_of_a_killed_child_is_told_and_the_next_one_is_answered(model: Engine) -> None:
-    # A request sent right after the child's death started a fresh one, and those of the old one waited for ever.
+def test_every_request_of_a_killed_child_is_told_and_the_next_one_is_answered(
+    model: Engine,
+) -> None:
+    # A request sent right after the child's death started a fresh one, and those of the old one
+    # waited for ever.
     heard = Heard()
     model.submit(Request("hello", temperature=1.5, max_tokens=200), heard.put)
-    for send in (lambda: model.ask(Request("hello", max_tokens=3)), lambda: model.tokenize("hello")):
+    for send in (
+        lambda: model.ask(Request("hello", max_tokens=3)),
+        lambda: model.tokenize("hello"),
+    ):
         assert model._child is not None
         model._child.kill()
         model._child.wait()
@@ -410,7 +482,9 @@ def test_a_child_that_runs_out_of_memory_is_said_and_replaced(model: Engine) -> 
     before = child_of(model)
     used = int(Path(f"/proc/{before}/statm").read_text().split()[0]) * resource.getpagesize()
     resource.prlimit(before, resource.RLIMIT_AS, (used, used))
-    with pytest.raises(EngineError, match=r"the engine died \(exit .*\) while it answered request \d+"):
+    with pytest.raises(
+        EngineError, match=r"the engine died \(exit .*\) while it answered request \d+"
+    ):
         while True:  # until something has to be allocated
             model.ask(Request("hello " * 200, schema=SCHEMA, max_tokens=30))
     assert model.ask(Request("hello", max_tokens=3)).completion_tokens == 3
@@ -446,12 +520,15 @@ def test_a_file_that_is_no_model_cannot_be_loaded(tmp_path: Path) -> None:
         Engine(path)
 
 
-def test_what_a_schema_needs_of_the_vocabulary_is_read_while_the_file_is_loaded_and_counted(endless: Path) -> None:
+def test_what_a_schema_needs_of_the_vocabulary_is_read_while_the_file_is_loaded_and_counted(
+    endless: Path,
+) -> None:
     with Engine(endless, sequences=1, context=256, threads=1) as plain:
         without = plain.held_bytes()
     with Engine(endless, sequences=1, context=256, threads=1, grammars=True) as model:
         deadline = time.monotonic() + 60
-        while model.held_bytes() < without + (8 << 20):  # a process of its own, before anybody has asked for JSON
+        # a process of its own, before anybody has asked for JSON
+        while model.held_bytes() < without + (8 << 20):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         answer = model.ask(Request("hello", schema=SCHEMA, max_tokens=120))

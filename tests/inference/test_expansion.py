@@ -71,23 +71,33 @@ def test_the_expanded_weights_are_as_close_to_the_lossless_file(
     expanded = LlamaModel(path, **SIZES, mostly_reads=True, timings=str(tmp_path))
     assert [model.expanded for model in (whole, quantized, expanded)] == [False, False, True]
     assert expanded.chat_template() == whole.chat_template()
-    text = "hello please, the card was charged twice for one invoice and my parcel is not here, where is it now?"
+    text = (
+        "hello please, the card was charged twice for one invoice and my parcel is not here, "
+        "where is it now?"
+    )
     items = [(token, k, 1, True) for k, token in enumerate(whole.tokenize(text))]
     assert 30 < len(items) <= 64  # of a few tokens the errors are a matter of chance
     exact, own, larger = (
-        np.stack([logits.copy() for _, logits in model.decode(items)]) for model in (whole, quantized, expanded)
+        np.stack([logits.copy() for _, logits in model.decode(items)])
+        for model in (whole, quantized, expanded)
     )
     assert not np.array_equal(own, larger)
     assert 0 < np.square(larger - exact).mean() < 1.2 * np.square(own - exact).mean()
 
 
 def test_objects_from_a_file_that_is_not_quantized_do_not_depend_on_company(lossless: str) -> None:
-    """The fused attention, which is for labels, sums in float16; documents were read with it too."""
+    """The fused attention, which is for labels, sums in float16;
+    documents were read with it too.
+    """
     plain, labels = LlamaModel(lossless, **SIZES), LlamaModel(lossless, **SIZES, mostly_reads=True)
     documents = LlamaModel(lossless, **SIZES, mostly_reads=True, grammars=True)
-    items = [(token, k, 1, True) for k, token in enumerate(plain.tokenize("where is my parcel now, please?"))]
+    items = [
+        (token, k, 1, True)
+        for k, token in enumerate(plain.tokenize("where is my parcel now, please?"))
+    ]
     exact, fused, ours = (
-        np.stack([logits.copy() for _, logits in model.decode(items)]) for model in (plain, labels, documents)
+        np.stack([logits.copy() for _, logits in model.decode(items)])
+        for model in (plain, labels, documents)
     )
     assert np.array_equal(ours, exact) and not np.array_equal(fused, exact)
 
@@ -128,7 +138,9 @@ def test_without_a_place_to_keep_it_a_timing_is_made_each_time(
     assert calls == [1, 1, 1]
 
 
-def test_what_cannot_gain_is_not_timed(lossless: str, path: str, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_gain_is_not_timed(
+    lossless: str, path: str, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(expansion, "expand", None)  # called, it would raise
     with monkeypatch.context() as patch:
         patch.setattr(hardware, "available_bytes", lambda: 3 * lc.llama_model_n_params(model))

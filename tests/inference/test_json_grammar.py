@@ -1,4 +1,6 @@
-"""The grammar of a schema: what it allows is valid, what is valid it allows, and the rest is refused by name."""
+"""The grammar of a schema: what it allows is valid, what is valid it
+allows, and the rest is refused by name.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,22 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "$defs": {
             "line": {
                 "type": "object",
-                "properties": {"sku": {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"}, "count": {"enum": [1, 2]}},
+                "properties": {
+                    "sku": {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"},
+                    "count": {"enum": [1, 2]},
+                },
                 "required": ["sku", "count"],
                 "additionalProperties": False,
             }
         },
         "type": "object",
         "properties": {
-            "lines": {"type": "array", "items": {"$ref": "#/$defs/line"}, "minItems": 1, "maxItems": 3},
+            "lines": {
+                "type": "array",
+                "items": {"$ref": "#/$defs/line"},
+                "minItems": 1,
+                "maxItems": 3,
+            },
             "kind": {"enum": ["a", "b", None, 7]},
         },
         "required": ["lines", "kind"],
@@ -47,16 +57,22 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     },
     "choice": {
         "anyOf": [
-            {"type": "object", "properties": {"x": {"const": {"b": 1, "a": 2}}}, "required": ["x"],
-             "additionalProperties": False},
+            {
+                "type": "object",
+                "properties": {"x": {"const": {"b": 1, "a": 2}}},
+                "required": ["x"],
+                "additionalProperties": False,
+            },
             {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
         ]
     },
     "labels": {
-        "type": "array", "uniqueItems": True, "items": {"enum": ["legal", "bill", "billing", 'a "b"', "Lärm 😀"]}
+        "type": "array",
+        "uniqueItems": True,
+        "items": {"enum": ["legal", "bill", "billing", 'a "b"', "Lärm 😀"]},
     },
     "example": json.loads(EXAMPLE.read_text(encoding="utf-8")),
-}  # fmt: skip
+}
 
 
 LETTERS = Letters(texts=(b'": ', b', "', b'{"', b"null", b"true"))
@@ -94,7 +110,10 @@ def test_unique_items_of_an_enum_stand_in_its_order(tokenizer: llguidance.LLToke
 
 
 def test_it_allows_what_prepare_writes(tokenizer: llguidance.LLTokenizer) -> None:
-    rows = [json.loads(line) for line in (EXAMPLE.parent / "order_emails.jsonl").read_text("utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (EXAMPLE.parent / "order_emails.jsonl").read_text("utf-8").splitlines()
+    ]
     rules = json_grammar.Rules(tokenizer, json.dumps(SCHEMAS["example"]))
     for row in rows:
         text = json.dumps(row["fields"], ensure_ascii=False, sort_keys=True)
@@ -122,15 +141,22 @@ def test_it_allows_what_prepare_writes(tokenizer: llguidance.LLTokenizer) -> Non
         ({"type": "object", "properties": {"a": {"contains": {"type": "null"}}}}, "contains"),
     ],
 )
-def test_what_it_cannot_express_is_named(tokenizer: llguidance.LLTokenizer, schema: dict[str, Any], named: str) -> None:
+def test_what_it_cannot_express_is_named(
+    tokenizer: llguidance.LLTokenizer, schema: dict[str, Any], named: str
+) -> None:
     assert named in grammar_pool.fault_of(json.dumps(schema))
     with pytest.raises(DataError, match=named):
         json_grammar.Rules(tokenizer, json.dumps(schema))
 
 
 @pytest.mark.parametrize("depth", [150, 350, 5000])
-def test_a_schema_that_is_nested_too_deeply_is_refused(tokenizer: llguidance.LLTokenizer, depth: int) -> None:
-    for text in ('{"type": "array", "items": ' * depth + "{}" + "}" * depth, '{"const": "\\ud800"}'):
+def test_a_schema_that_is_nested_too_deeply_is_refused(
+    tokenizer: llguidance.LLTokenizer, depth: int
+) -> None:
+    for text in (
+        '{"type": "array", "items": ' * depth + "{}" + "}" * depth,
+        '{"const": "\\ud800"}',
+    ):
         assert "no grammar can be made of the schema" in grammar_pool.fault_of(text)
         with pytest.raises(DataError, match="no grammar can be made of the schema"):
             json_grammar.Rules(tokenizer, text)

@@ -17,14 +17,19 @@ WORDS = st.lists(st.integers(0, 4), min_size=1, max_size=5).map(lambda tokens: (
 
 def logits_of(seed: int, path: list[int], scale: float) -> np.ndarray:
     """A model: its logits depend on the path alone."""
-    return np.random.default_rng([seed, 99, *path]).normal(size=VOCABULARY).astype(np.float32) * scale
+    return (
+        np.random.default_rng([seed, 99, *path]).normal(size=VOCABULARY).astype(np.float32) * scale
+    )
 
 
 def scored(tokens: list[tuple[int, ...]], seed: int, scale: float) -> list[float]:
     """The probability of each label, with nothing skipped."""
     by_name = {str(k): one for k, one in enumerate(tokens)}
     found = label_probabilities(
-        by_name, lambda name: [logits_of(seed, list(by_name[name][:k]), scale) for k in range(len(by_name[name]))]
+        by_name,
+        lambda name: [
+            logits_of(seed, list(by_name[name][:k]), scale) for k in range(len(by_name[name]))
+        ],
     )
     return list(found.values())
 
@@ -48,8 +53,14 @@ def greedy(tokens: list[tuple[int, ...]], seed: int, scale: float, wanted: list[
     return wanted[tokens.index(left[0])]
 
 
-@given(st.lists(WORDS, min_size=1, max_size=9, unique=True), st.integers(0, 999), st.sampled_from([0.1, 1.0, 6.0]))
-def test_the_label_and_its_probability(tokens: list[tuple[int, ...]], seed: int, scale: float) -> None:
+@given(
+    st.lists(WORDS, min_size=1, max_size=9, unique=True),
+    st.integers(0, 999),
+    st.sampled_from([0.1, 1.0, 6.0]),
+)
+def test_the_label_and_its_probability(
+    tokens: list[tuple[int, ...]], seed: int, scale: float
+) -> None:
     wanted = scored(tokens, seed, scale)
     trie = LabelTrie([f"label {k}" for k in range(len(tokens))], tokens)
     search, asked = walk(trie, seed, scale)
@@ -75,8 +86,8 @@ def test_the_label_and_its_probability(tokens: list[tuple[int, ...]], seed: int,
 
 
 def test_a_branch_that_was_left_is_looked_into() -> None:
-    # greedy steps alone would have missed the likeliest label: the pair's first token is likelier than the single
-    # label's, but each of the pair is less likely
+    # greedy steps alone would have missed the likeliest label: the pair's first token is likelier
+    # than the single label's, but each of the pair is less likely
     trie = LabelTrie(["a b", "a c", "d"], [[0, 1, END], [0, 2, END], [3, END]])
     search = LabelSearch(trie)
     first = np.full(VOCABULARY, -9, np.float32)
@@ -89,9 +100,15 @@ def test_a_branch_that_was_left_is_looked_into() -> None:
 
 
 def test_a_likelier_branch_beside_the_first_is_followed() -> None:
-    trie = LabelTrie(["a b", "a c", "d b", "d c"], [[0, 1, END], [0, 2, END], [3, 1, END], [3, 2, END]])
+    trie = LabelTrie(
+        ["a b", "a c", "d b", "d c"], [[0, 1, END], [0, 2, END], [3, 1, END], [3, 2, END]]
+    )
     search = LabelSearch(trie)
-    for path, shares in (([], {0: 0.55, 3: 0.45}), ([0], {1: 0.5, 2: 0.5}), ([3], {1: 0.9, 2: 0.1})):
+    for path, shares in (
+        ([], {0: 0.55, 3: 0.45}),
+        ([0], {1: 0.5, 2: 0.5}),
+        ([3], {1: 0.9, 2: 0.1}),
+    ):
         assert search.path == path
         logits = np.full(VOCABULARY, -9, np.float32)
         logits[list(shares)] = np.log(list(shares.values()))
@@ -107,7 +124,8 @@ def test_what_has_no_choice_is_not_asked() -> None:
 
 
 def test_a_short_label_beside_the_way_does_not_end_it() -> None:
-    # it once counted as the first label found, and the way to the likeliest one was given up after two looks
+    # it once counted as the first label found, and the way to the likeliest one was given up after
+    # two looks
     chain = [[0, *[1] * k, 2, END] for k in range(1, 6)]
     search = LabelSearch(LabelTrie(["short", *(f"{k}" for k in range(1, 6))], [[3, END], *chain]))
     while (path := search.path) is not None:

@@ -20,21 +20,40 @@ from slmctl.model_files import hf_folder, quantizer
 from slmctl.model_files.quantizer import QuantizedFile
 
 HEAD = "<|im_start|>system\nName the category.<|im_end|>\n<|im_start|>user\n"
-TEXTS = ("refund my card please", "hello", "late truck doorstep carrier tracking shipped parcel", "\n")
-LABELS = ("billing", "delivery late", "courier truck late", "courier truck", "courier truck lost", "account")
+TEXTS = (
+    "refund my card please",
+    "hello",
+    "late truck doorstep carrier tracking shipped parcel",
+    "\n",
+)
+LABELS = (
+    "billing",
+    "delivery late",
+    "courier truck late",
+    "courier truck",
+    "courier truck lost",
+    "account",
+)
 SCHEMA = json.dumps(
     {
         "type": "object",
-        "properties": {"topic": {"enum": ["billing", "delivery", None]}, "note": {"type": "string", "maxLength": 8}},
+        "properties": {
+            "topic": {"enum": ["billing", "delivery", None]},
+            "note": {"type": "string", "maxLength": 8},
+        },
         "required": ["topic", "note"],
         "additionalProperties": False,
     }
 )
 
 
-@pytest.fixture(scope="session", params=["mamba2", "bamba"])  # states alone, and states beside attention
+# states alone, and states beside attention
+@pytest.fixture(scope="session", params=["mamba2", "bamba"])
 def folder(
-    request: pytest.FixtureRequest, tiny_base: Path, heavy_children: Forks, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tiny_base: Path,
+    heavy_children: Forks,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     out = architectures.build(request.param, tmp_path_factory.mktemp(request.param), tiny_base)
     convert(heavy_children, out, out / "model.gguf", "f32")
@@ -59,7 +78,9 @@ def requests(*, shared: bool) -> list[Request]:
 @torch.inference_mode()
 def logits(model: Any, tokens: list[int]) -> npt.NDArray[np.float64]:
     """The scores of transformers after each token, (tokens, n_vocab)."""
-    rows: npt.NDArray[np.float64] = model(torch.tensor([tokens]), use_cache=False).logits[0].double().numpy()
+    rows: npt.NDArray[np.float64] = (
+        model(torch.tensor([tokens]), use_cache=False).logits[0].double().numpy()
+    )
     return rows
 
 
@@ -69,12 +90,16 @@ def test_answers_of_recurrent_models_do_not_depend_on_what_is_shared(folder: Pat
     asked = requests(shared=True)
     model = hf_folder.load_model(folder)
     with Engine(folder / "model.gguf", sequences=5, context=256, threads=1) as engine:
-        engine.submit(dataclasses.replace(asked[0], max_tokens=200), lambda event: None)()  # cancelled
+        # cancelled
+        engine.submit(dataclasses.replace(asked[0], max_tokens=200), lambda event: None)()
         found = dict(engine.ask_all(asked))
         prompt = engine.tokenize(asked[0].prompt)
         tokens = {label: engine.tokenize(f"{label}<|im_end|>") for label in LABELS}
         likely = label_probabilities(
-            tokens, lambda label: logits(model, [*prompt, *tokens[label]])[-len(tokens[label]) - 1 :].tolist()
+            tokens,
+            lambda label: logits(model, [*prompt, *tokens[label]])[
+                -len(tokens[label]) - 1 :
+            ].tolist(),
         )
     assert len({answer.text for answer in alone}) > len(TEXTS)
     for k, wanted in enumerate(alone):
@@ -88,8 +113,14 @@ def test_answers_of_recurrent_models_do_not_depend_on_what_is_shared(folder: Pat
 
 
 def test_a_quantized_recurrent_model_answers_several_as_one(folder: Path) -> None:
-    """llama.cpp's weights laid out for AMX gave all sequences of a batch but the first one garbage, or NaN."""
-    list(quantizer.quantize_all(folder / "model.gguf", [QuantizedFile("Q8_0", folder / "model-Q8_0.gguf")]))
+    """llama.cpp's weights laid out for AMX gave all sequences of a
+    batch but the first one garbage, or NaN.
+    """
+    list(
+        quantizer.quantize_all(
+            folder / "model.gguf", [QuantizedFile("Q8_0", folder / "model-Q8_0.gguf")]
+        )
+    )
     labels = [one for one in requests(shared=False) if one.labels]
     with Engine(folder / "model-Q8_0.gguf", sequences=1, context=256, threads=1) as engine:
         alone = [engine.ask(one) for one in labels]
@@ -98,4 +129,7 @@ def test_a_quantized_recurrent_model_answers_several_as_one(folder: Path) -> Non
     for k, wanted in enumerate(alone):
         answer = together[k]
         assert isinstance(answer, Answer)
-        assert (answer.text, answer.confidence) == (wanted.text, pytest.approx(wanted.confidence, rel=0.05))
+        assert (answer.text, answer.confidence) == (
+            wanted.text,
+            pytest.approx(wanted.confidence, rel=0.05),
+        )

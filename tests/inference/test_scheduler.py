@@ -29,7 +29,8 @@ LABELS = ("aaa", "aab", "abc", "b", "ba_", "bab")
 
 
 class Remembering:
-    """A model of single bytes, whose logits follow from all tokens of a sequence and from the adapter.
+    """A model of single bytes, whose logits follow from all tokens of a sequence and from the
+    adapter.
 
     A recurrent one refuses what llama.cpp refuses: to copy or to forget a part of a sequence.
     """
@@ -58,7 +59,9 @@ class Remembering:
             held.append((self.adapter, token))
             if wanted:
                 seed = int.from_bytes(hashlib.sha256(json.dumps(held).encode()).digest()[:8])
-                found.append((sequence, np.random.default_rng(seed).normal(size=128).astype(np.float32)))
+                found.append(
+                    (sequence, np.random.default_rng(seed).normal(size=128).astype(np.float32))
+                )
         return found
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -76,20 +79,29 @@ class Remembering:
         self.adapter = adapter
 
 
-def answers(model: Remembering, requests: list[Request], *, slots: int, cancelled: int | None = None) -> list[Any]:
+def answers(
+    model: Remembering, requests: list[Request], *, slots: int, cancelled: int | None = None
+) -> list[Any]:
     """What each request is answered, all submitted together."""
     return scheduled(model, requests, slots=slots, cancelled=cancelled)[1]
 
 
 def scheduled(
-    model: Remembering, requests: list[Request], *, slots: int, cancelled: int | None = None, spare: int = 0
+    model: Remembering,
+    requests: list[Request],
+    *,
+    slots: int,
+    cancelled: int | None = None,
+    spare: int = 0,
 ) -> tuple[Scheduler, list[Any]]:
     said: dict[str, list[Any]] = {str(k): [] for k in range(len(requests))}
 
     def send(id: str, **event: Any) -> None:
         said[id].append(event)
 
-    scheduler = Scheduler(model, slots, 512, send, Grammars("", lambda *_: None), ["lora"], spare=spare)
+    scheduler = Scheduler(
+        model, slots, 512, send, Grammars("", lambda *_: None), ["lora"], spare=spare
+    )
     for k, one in enumerate(requests):
         scheduler.submit(str(k), one)
     if cancelled is not None:
@@ -113,20 +125,29 @@ def request(kind: str, head: str, text: str, adapter: str) -> Request:
 
 
 KINDS = st.sampled_from(["free", "labels", "begun", "single"])
-ASKED = st.tuples(KINDS, st.sampled_from(HEADS), st.sampled_from(["x", "yy", "! zz"]), st.sampled_from(["", "lora"]))
+ASKED = st.tuples(
+    KINDS,
+    st.sampled_from(HEADS),
+    st.sampled_from(["x", "yy", "! zz"]),
+    st.sampled_from(["", "lora"]),
+)
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
 @settings(max_examples=60, deadline=None)
 @given(asked=st.lists(ASKED, min_size=1, max_size=9), cancel=st.booleans())
-def test_answers_do_not_depend_on_what_is_shared(recurrent: bool, asked: list[Any], cancel: bool) -> None:
+def test_answers_do_not_depend_on_what_is_shared(
+    recurrent: bool, asked: list[Any], cancel: bool
+) -> None:
     requests = [request(*one) for one in asked]
     model = Remembering(recurrent=recurrent)
     cancelled = 0 if cancel else None
     together = answers(model, requests, slots=4, cancelled=cancelled)
     for k, one in enumerate(requests):
         if k != cancelled:
-            alone = answers(Remembering(recurrent=False), [Request(**{**one.__dict__, "prefix": ""})], slots=2)
+            alone = answers(
+                Remembering(recurrent=False), [Request(**{**one.__dict__, "prefix": ""})], slots=2
+            )
             assert together[k] == alone[0]
 
 
@@ -142,14 +163,21 @@ def test_a_recurrent_model_computes_a_prefix_once() -> None:
 
 def test_a_recurrent_model_goes_back_to_the_first_choice_of_a_label() -> None:
     model, count = Remembering(recurrent=True), 20
-    answers(model, [Request(f"hello {k:2}", labels=LABELS, end="\0") for k in range(count)], slots=2)
+    answers(
+        model, [Request(f"hello {k:2}", labels=LABELS, end="\0") for k in range(count)], slots=2
+    )
     assert model.copies > count, "each search keeps its first choice, and none went back to it"
     assert model.decoded < count * (len("hello  0") + sum(map(len, LABELS)) + len(LABELS))
 
 
 def test_clients_with_different_system_prompts_do_not_displace_each_other() -> None:
-    heads = [f"client {client} has this system prompt: " for client in range(kept_prefixes.PREFIXES)]
-    requests = [Request(heads[k % len(heads)] + "hello", prefix=heads[k % len(heads)], max_tokens=1) for k in range(40)]
+    heads = [
+        f"client {client} has this system prompt: " for client in range(kept_prefixes.PREFIXES)
+    ]
+    requests = [
+        Request(heads[k % len(heads)] + "hello", prefix=heads[k % len(heads)], max_tokens=1)
+        for k in range(40)
+    ]
     model = Remembering(recurrent=False)
     answers(model, requests, slots=4)
     assert model.decoded == sum(map(len, heads)) + 40 * len("hello")
@@ -157,7 +185,11 @@ def test_clients_with_different_system_prompts_do_not_displace_each_other() -> N
 
 def test_a_prefix_that_nobody_asks_for_is_forgotten() -> None:
     model = Remembering(recurrent=False)
-    once = Request("a system prompt that comes once: hello", prefix="a system prompt that comes once: ", max_tokens=1)
+    once = Request(
+        "a system prompt that comes once: hello",
+        prefix="a system prompt that comes once: ",
+        max_tokens=1,
+    )
     answers(model, [once, *[Request("hello", max_tokens=1)] * (kept_prefixes.IDLE + 1)], slots=2)
     assert not any(model.held.values())
 
@@ -166,24 +198,35 @@ def test_prefixes_make_room_for_a_request_that_needs_it() -> None:
     model = Remembering(recurrent=False)
     model.cells = 160
     heads = [f"{client}: {'x' * 40}" for client in range(kept_prefixes.PREFIXES)]
-    requests = [Request(heads[k % len(heads)] + "hello", prefix=heads[k % len(heads)], max_tokens=1) for k in range(12)]
+    requests = [
+        Request(heads[k % len(heads)] + "hello", prefix=heads[k % len(heads)], max_tokens=1)
+        for k in range(12)
+    ]
     alone = [answers(Remembering(recurrent=False), [one], slots=2)[0] for one in requests]
     assert answers(model, requests, slots=4) == alone
     assert sum(map(len, model.held.values())) <= model.cells
 
 
 def test_labels_are_searched_by_the_tokens_that_were_learned() -> None:
-    # the labels of a Mac (folders, CSV) were searched in their own Unicode form, which no answer was learned in
+    # the labels of a Mac (folders, CSV) were searched in their own Unicode form, which no answer
+    # was learned in
     class Bytes(Remembering):
         def tokenize(self, text: str) -> list[int]:
             return [byte % 128 for byte in text.encode()]
 
-    composed, apart = (tuple(unicodedata.normalize(form, each) for each in ("Äpfel", "Öl")) for form in ("NFC", "NFD"))
-    tasks = [Task("classify", "", "\0", labels=labels, normal_form="NFC") for labels in (composed, apart)]
+    composed, apart = (
+        tuple(unicodedata.normalize(form, each) for each in ("Äpfel", "Öl"))
+        for form in ("NFC", "NFD")
+    )
+    tasks = [
+        Task("classify", "", "\0", labels=labels, normal_form="NFC") for labels in (composed, apart)
+    ]
     requests = [engine_request(task, "hello", max_tokens=1) for task in tasks]
     (first, *_, before), (second, *_, after) = answers(Bytes(recurrent=False), requests, slots=2)
     assert (first["piece"] in composed, second["piece"] in apart) == (True, True)
-    assert {unicodedata.normalize("NFC", label): p for label, p in after["labels"].items()} == before["labels"]
+    assert {
+        unicodedata.normalize("NFC", label): p for label, p in after["labels"].items()
+    } == before["labels"]
 
 
 def test_labels_and_their_tokens_are_kept_within_bounds() -> None:
@@ -192,7 +235,10 @@ def test_labels_and_their_tokens_are_kept_within_bounds() -> None:
     scheduler, said = scheduled(Remembering(recurrent=False), few, slots=4)
     assert all("finish" in events[-1] for events in said)
     assert len(scheduler._tries) <= KEPT
-    long = [Request("hi", labels=(f"{k}", *("x" * 500 + f"{n:02}" for n in range(60)))) for k in range(20)]
+    long = [
+        Request("hi", labels=(f"{k}", *("x" * 500 + f"{n:02}" for n in range(60))))
+        for k in range(20)
+    ]
     scheduler, _ = scheduled(Remembering(recurrent=False), long, slots=4)
     assert sum(trie.size for trie in scheduler._tries.values()) <= KEPT_TOKENS + 31_000
 
@@ -200,7 +246,10 @@ def test_labels_and_their_tokens_are_kept_within_bounds() -> None:
 def test_a_model_that_computes_nan_gives_no_answer() -> None:
     class Broken(Remembering):
         def decode(self, items: list[Item]) -> list[tuple[int, Logits]]:
-            return [(sequence, np.full(128, np.nan, dtype=np.float32)) for sequence, _ in super().decode(items)]
+            return [
+                (sequence, np.full(128, np.nan, dtype=np.float32))
+                for sequence, _ in super().decode(items)
+            ]
 
     for kind in ("free", "labels"):
         (events,) = answers(Broken(recurrent=False), [request(kind, "", "x", "")], slots=1)
@@ -211,8 +260,12 @@ def test_a_model_that_computes_nan_gives_no_answer() -> None:
 @pytest.mark.parametrize("recurrent", [False, True])
 @settings(max_examples=20, deadline=None)
 @given(delays=st.lists(st.integers(0, 4), min_size=1, max_size=20))
-def test_full_batches_are_the_same_however_fast_requests_come(recurrent: bool, kind: str, delays: list[int]) -> None:
-    """What is decoded together, where a request comes after as many looks at the inbox as its delay says."""
+def test_full_batches_are_the_same_however_fast_requests_come(
+    recurrent: bool, kind: str, delays: list[int]
+) -> None:
+    """What is decoded together, where a request comes after as many
+    looks at the inbox as its delay says.
+    """
 
     def decoded(delays: Iterable[int]) -> list[list[Item]]:
         model, batches = Remembering(recurrent=recurrent), list[list[Item]]()
@@ -253,13 +306,19 @@ def test_full_batches_are_the_same_however_fast_requests_come(recurrent: bool, k
 
 
 def batches(flood: int, text: str, *, slots: int = 8) -> int:
-    """Batches until a second client's short answer has come, which asks when the first one has had all its places."""
+    """Batches until a second client's short answer has come, which asks
+    when the first one has had all its places.
+    """
     model = Remembering(recurrent=False)
     ends: list[str] = []
     scheduler = Scheduler(
-        model, slots, 512, lambda id, **event: ends.append(id) if "finish" in event else None,
-        Grammars("", lambda *_: None), spare=2,
-    )  # fmt: skip
+        model,
+        slots,
+        512,
+        lambda id, **event: ends.append(id) if "finish" in event else None,
+        Grammars("", lambda *_: None),
+        spare=2,
+    )
     for k in range(flood):
         scheduler.submit(f"a{k}", Request(f"{text} {k}", max_tokens=40, client="a"))
     for _ in range(3):

@@ -40,7 +40,9 @@ SENTENCES = {
 
 def look(columns: dict[str, Sequence[Any]]) -> first_look.FirstLook:
     rows = zip(*columns.values(), strict=True)
-    return first_look.look(Row(k, dict(zip(columns, row, strict=True))) for k, row in enumerate(rows, 1))
+    return first_look.look(
+        Row(k, dict(zip(columns, row, strict=True))) for k, row in enumerate(rows, 1)
+    )
 
 
 @pytest.mark.parametrize("code", SENTENCES)
@@ -51,8 +53,12 @@ def test_a_sentence_has_its_language(code: str) -> None:
 def test_languages_of_many_texts_are_named_with_their_shares() -> None:
     texts = [SENTENCES["de"]] * 8 + [SENTENCES["en"]] * 2 + ["12345", "", "OK"]
     found = language.of_texts(texts)
-    assert (found.main, str(found)) == ("de", "German (80 % of the texts), English (20 % of the texts)")
-    assert str(language.of_texts(["12", "xyz", "the und"])) == "not recognised"  # a word of each of two
+    assert (found.main, str(found)) == (
+        "de",
+        "German (80 % of the texts), English (20 % of the texts)",
+    )
+    # a word of each of two
+    assert str(language.of_texts(["12", "xyz", "the und"])) == "not recognised"
     # abbreviations of German notes were words of Polish (z, u) and French (d)
     assert language.of_text("Heizung defekt, z. B. Thermostat u. Ventil") == ""
     assert language.of_text("Termin d. Technikers") == ""
@@ -61,12 +67,23 @@ def test_languages_of_many_texts_are_named_with_their_shares() -> None:
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("Kategorie", "label"), ("ticket_category", "label"), ("Ticketkategorie", "label"), ("Catégorie", "label"),
-        ("categoría", "label"), ("Łabel", "label"), ("Nachricht", "text"), ("emailBody", "text"), ("Treść", "text"),
-        ("Betreff", "subject"), ("Kunden-Nr.", "group"), ("customerId", "group"), ("Antwort", "answer"),
-        ("Priorität", "unlikely label"), ("Abteilung", "likely label"),
+        ("Kategorie", "label"),
+        ("ticket_category", "label"),
+        ("Ticketkategorie", "label"),
+        ("Catégorie", "label"),
+        ("categoría", "label"),
+        ("Łabel", "label"),
+        ("Nachricht", "text"),
+        ("emailBody", "text"),
+        ("Treść", "text"),
+        ("Betreff", "subject"),
+        ("Kunden-Nr.", "group"),
+        ("customerId", "group"),
+        ("Antwort", "answer"),
+        ("Priorität", "unlikely label"),
+        ("Abteilung", "likely label"),
     ],
-)  # fmt: skip
+)
 def test_names_suggest_what_columns_hold(name: str, kind: str) -> None:
     assert column_names.suggests(name, kind)
 
@@ -82,7 +99,8 @@ def test_a_name_suggests_nothing_by_chance() -> None:
         ("a", list(range(100)), "id"),
         ("customer", [f"C-{k % 40}" for k in range(100)], "group"),
         ("customer", [k % 40 for k in range(100)], "group"),
-        ("customer", ["C-1"] * 50 + [f"C-{k % 20}" for k in range(50)], "value"),  # half of the rows in one group
+        # half of the rows in one group
+        ("customer", ["C-1"] * 50 + [f"C-{k % 20}" for k in range(50)], "value"),
         ("a", [f"2025-01-{1 + k % 28:02}T10:00" for k in range(100)], "time"),
         ("a", [f"{1 + k % 28}.01.2025 10:00" for k in range(100)], "time"),
         ("a", [f"{k},50 €" for k in range(100)], "number"),
@@ -98,7 +116,7 @@ def test_a_name_suggests_nothing_by_chance() -> None:
         ("name", [f"Person{chr(65 + k % 26)}{chr(65 + k // 26)}" for k in range(100)], "value"),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_column_is_what_its_values_are(name: str, cells: list[Any], kind: str) -> None:
     assert describe(name, cells).kind == kind
 
@@ -121,9 +139,16 @@ def test_a_file_sorted_by_label_shows_all_its_labels() -> None:
 
 def test_rows_beyond_the_bound_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(first_look, "COUNTED", 100)
-    rows = (Row(k, {"text": f"text {k}"}, "" if k % 10 else "broken") for k in range(1, 1_000_000_000))
+    rows = (
+        Row(k, {"text": f"text {k}"}, "" if k % 10 else "broken") for k in range(1, 1_000_000_000)
+    )
     found = first_look.look(rows)
-    assert (found.rows, found.unusable, found.complete, found.fault) == (90, 10, False, "row 10: broken")
+    assert (found.rows, found.unusable, found.complete, found.fault) == (
+        90,
+        10,
+        False,
+        "row 10: broken",
+    )
 
 
 def test_large_rows_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,35 +161,84 @@ def test_large_rows_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("counts", "slips"),
     [
-        ({"Müll": 40, "Muell": 30, "Lärm": 25, "Laerm": 25, "Réclamation": 9, "reclamation": 8},
-         {"Muell": "Müll", "Lärm": "Laerm", "reclamation": "Réclamation"}),
-        ({"Aufzug": 30, "Aufug": 4, "Heizung": 20, "Heizugn": 2, "Wasser schaden": 15, "Wasser schadne": 3},
-         {"Aufug": "Aufzug", "Heizugn": "Heizung", "Wasser schadne": "Wasser schaden"}),
-        # meant as they are: frequent, short, digits, another first letter, several letters, another script
-        ({"Kasse": 60, "Kassen": 30, "Typ A": 30, "Typ B": 5, "card_2": 30, "card_3": 4, "Dosen": 5, "Hosen": 30,
-          "male": 5, "female": 30, "はん": 30, "ばん": 5, "мой": 30, "мои": 5}, {}),
+        (
+            {"Müll": 40, "Muell": 30, "Lärm": 25, "Laerm": 25, "Réclamation": 9, "reclamation": 8},
+            {"Muell": "Müll", "Lärm": "Laerm", "reclamation": "Réclamation"},
+        ),
+        (
+            {
+                "Aufzug": 30,
+                "Aufug": 4,
+                "Heizung": 20,
+                "Heizugn": 2,
+                "Wasser schaden": 15,
+                "Wasser schadne": 3,
+            },
+            {"Aufug": "Aufzug", "Heizugn": "Heizung", "Wasser schadne": "Wasser schaden"},
+        ),
+        # meant as they are: frequent, short, digits, another first letter, several letters, another
+        # script
+        (
+            {
+                "Kasse": 60,
+                "Kassen": 30,
+                "Typ A": 30,
+                "Typ B": 5,
+                "card_2": 30,
+                "card_3": 4,
+                "Dosen": 5,
+                "Hosen": 30,
+                "male": 5,
+                "female": 30,
+                "はん": 30,
+                "ばん": 5,
+                "мой": 30,
+                "мои": 5,
+            },
+            {},
+        ),
     ],
     ids=["spellings", "a letter", "meant"],
-)  # fmt: skip
+)
 def test_labels_that_are_slips_of_others(counts: dict[str, int], slips: dict[str, str]) -> None:
     assert {typo["label"]: typo["likely"] for typo in label_typos(counts)} == slips
 
 
 LEVELS = (
-    "1 2 3 4 5", "0 1 2 3 4 5 6 7 8 9 10", "Niedrig Mittel Hoch", "low normal high urgent", "minor major blocker",
-    "very_low low medium high very-high", "negative neutral positive", "bajo medio alto",
-)  # fmt: skip
-NAMES = ("0 1 2 3", "1 3 5", "P1 P2 P3", "low high", "low medium high other", "low minor high", "billing refund legal")
+    "1 2 3 4 5",
+    "0 1 2 3 4 5 6 7 8 9 10",
+    "Niedrig Mittel Hoch",
+    "low normal high urgent",
+    "minor major blocker",
+    "very_low low medium high very-high",
+    "negative neutral positive",
+    "bajo medio alto",
+)
+NAMES = (
+    "0 1 2 3",
+    "1 3 5",
+    "P1 P2 P3",
+    "low high",
+    "low medium high other",
+    "low minor high",
+    "billing refund legal",
+)
 
 
 @pytest.mark.parametrize("labels", LEVELS + NAMES)
 def test_labels_that_are_levels(labels: str) -> None:
-    assert levels.in_order(sorted(labels.split()), "rating") == (labels.split() if labels in LEVELS else [])
+    assert levels.in_order(sorted(labels.split()), "rating") == (
+        labels.split() if labels in LEVELS else []
+    )
 
 
 def test_numbers_are_levels_where_their_column_says_so() -> None:
     assert levels.in_order(list("1234"), "Class Index") == []
-    assert levels.in_order(["1 star", "2 stars", "3 stars"], "label") == ["1 star", "2 stars", "3 stars"]
+    assert levels.in_order(["1 star", "2 stars", "3 stars"], "label") == [
+        "1 star",
+        "2 stars",
+        "3 stars",
+    ]
     assert levels.in_order(["1 Billing", "2 Delivery", "3 Account"], "rating") == []
     assert levels.in_order([str(k) for k in range(1, 15)], "rating") == []
 
@@ -186,12 +260,19 @@ def test_the_example_answers_have_a_schema_like_the_one_written_by_hand() -> Non
     assert made["properties"].keys() == by_hand["properties"].keys()
     assert set(made["required"]) == set(by_hand["required"])
     jsonschema.Draft202012Validator.check_schema(made)
-    assert all(jsonschema.Draft202012Validator(made).is_valid(row.columns["fields"]) for row in rows)
+    assert all(
+        jsonschema.Draft202012Validator(made).is_valid(row.columns["fields"]) for row in rows
+    )
 
 
 def test_keys_types_and_choices() -> None:
     values = [
-        {"kind": ("new", "used")[k % 2], "name": f"name {k}", "size": k if k % 2 else k + 0.5, "note": None}
+        {
+            "kind": ("new", "used")[k % 2],
+            "name": f"name {k}",
+            "size": k if k % 2 else k + 0.5,
+            "note": None,
+        }
         | ({"tags": ["a"]} if k % 3 else {})
         for k in range(40)
     ]
@@ -225,7 +306,9 @@ PARTIES = ["Ahlers GmbH", "Brücker & Söhne KG", "Lindow AG", "Oakfield Inc.", 
         (["AG", "SE"], True),  # a code, no legal form of a name
     ],
 )
-def test_a_lawyer_s_parties_are_no_closed_list_and_her_currencies_are(values: list[str], closed: bool) -> None:
+def test_a_lawyer_s_parties_are_no_closed_list_and_her_currencies_are(
+    values: list[str], closed: bool
+) -> None:
     builder = SchemaBuilder()
     for value in values * 20:
         builder.add({"field": value}, f"between us and {value} it is agreed")
@@ -251,8 +334,14 @@ def test_free_keys_are_not_listed() -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -280,7 +369,9 @@ def test_every_value_satisfies_the_schema_of_all(values: list[Any]) -> None:
         ({"card_2": 90, "card_3": 20}, {}),
     ],
 )
-def test_labels_that_differ_by_one_letter_are_asked_about(counts: dict[str, int], asked: dict[str, str]) -> None:
+def test_labels_that_differ_by_one_letter_are_asked_about(
+    counts: dict[str, int], asked: dict[str, str]
+) -> None:
     assert {pair["label"]: pair["likely"] for pair in alike_labels(counts)} == asked
 
 
@@ -288,5 +379,7 @@ def test_labels_that_share_no_other_word_are_not_compared(monkeypatch: pytest.Mo
     # the report of 3,000 labels compared two million pairs
     compared: list[tuple[str, str]] = []
     monkeypatch.setattr(label_spellings, "_is_slip", lambda *pair: compared.append(pair))
-    alike_labels({f"claim {k}": 1000 + k for k in range(200)} | {f"claims {k}": 400 for k in range(200)})
+    alike_labels(
+        {f"claim {k}": 1000 + k for k in range(200)} | {f"claims {k}": 400 for k in range(200)}
+    )
     assert sorted(compared) == sorted((f"claims {k}", f"claim {k}") for k in range(200))

@@ -1,4 +1,6 @@
-"""Metrics, against scikit-learn, sacrebleu and rouge-score, and by hand where no library defines them."""
+"""Metrics, against scikit-learn, sacrebleu and rouge-score, and by
+hand where no library defines them.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,24 @@ from slmctl.metrics import answer_metrics
 from slmctl.metrics.answer_metrics import INVALID, field_counts, hits, leaves, parse
 
 LABELS = ("a", "b", "c", "d")
-answers = st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from(LABELS)), min_size=1, max_size=40)
+answers = st.lists(
+    st.tuples(st.sampled_from(LABELS), st.sampled_from(LABELS)), min_size=1, max_size=40
+)
 # few letters, so that texts have much in common
 sentences = st.lists(st.text(alphabet="abC .,-_9\n", max_size=7), max_size=9).map(" ".join)
 texts = st.one_of(sentences, st.text(alphabet=string.printable, max_size=40))
-leaf = st.one_of(st.none(), st.booleans(), st.integers(0, 2), st.sampled_from([1.0, 0.5]), st.sampled_from(["", "x"]))
+leaf = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(0, 2),
+    st.sampled_from([1.0, 0.5]),
+    st.sampled_from(["", "x"]),
+)
 values = st.recursive(
-    leaf, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3)
+    leaf,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3)
+    ),
 )
 
 
@@ -30,7 +43,9 @@ def test_per_class_is_scikit_learns(pairs: list[tuple[str, str]]) -> None:
     sklearn = pytest.importorskip("sklearn.metrics")
     wanted, given_ = [a for a, _ in pairs], [b for _, b in pairs]
     ours = answer_metrics.per_class(LABELS, wanted, given_)
-    theirs = sklearn.precision_recall_fscore_support(wanted, given_, labels=list(ours), zero_division=0)
+    theirs = sklearn.precision_recall_fscore_support(
+        wanted, given_, labels=list(ours), zero_division=0
+    )
     assert set(ours) == {*wanted, *given_}
     for k, row in enumerate(ours.values()):
         assert list(row.values()) == pytest.approx([column[k] for column in theirs])
@@ -42,7 +57,9 @@ def test_metrics_of_levels_are_scikit_learns(pairs: list[tuple[str, str]]) -> No
     sklearn = pytest.importorskip("sklearn.metrics")
     wanted, given_ = (np.array([LABELS.index(pair[side]) for pair in pairs]) for side in (0, 1))
     sums = answer_metrics.level_sums(wanted - 1.5, given_ - 1.5).sum(axis=0)
-    assert answer_metrics.level_error(sums) == pytest.approx(sklearn.mean_absolute_error(wanted, given_))
+    assert answer_metrics.level_error(sums) == pytest.approx(
+        sklearn.mean_absolute_error(wanted, given_)
+    )
     if len({*wanted.tolist(), *given_.tolist()}) == 1:  # 0 / 0, which scikit-learn leaves open
         assert answer_metrics.quadratic_kappa(sums) == 0
     else:
@@ -70,12 +87,19 @@ def test_calibration_error_by_its_definition(rows: list[tuple[float, bool]]) -> 
 
 
 def test_calibration_of_no_rows_is_no_error() -> None:
-    assert answer_metrics.calibration_error(np.zeros((1, 2)), np.array([0.3, 0.9]), np.zeros(2)).error[0] == 0.0
+    assert (
+        answer_metrics.calibration_error(np.zeros((1, 2)), np.array([0.3, 0.9]), np.zeros(2)).error[
+            0
+        ]
+        == 0.0
+    )
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.03, 0.1])
 def test_the_interval_of_a_calibration_error_holds_the_truth(shift: float) -> None:
-    """100 worlds of 600 rows whose true error is known; without the correction a calibrated model shows 2.5 %."""
+    """100 worlds of 600 rows whose true error is known; without the
+    correction a calibrated model shows 2.5 %.
+    """
     random = np.random.default_rng(7)
     held, errors = 0, []
     for _ in range(100):
@@ -83,7 +107,9 @@ def test_the_interval_of_a_calibration_error_holds_the_truth(shift: float) -> No
         chance = np.clip(sure - shift, 0, 1)
         right = (random.random(600) < chance).astype(float)
         weights = random.multinomial(600, np.full(600, 1 / 600), 200).astype(float)
-        low, high = np.quantile(answer_metrics.calibration_error(weights, sure, right).error, [0.025, 0.975])
+        low, high = np.quantile(
+            answer_metrics.calibration_error(weights, sure, right).error, [0.025, 0.975]
+        )
         held += low <= shift <= high
         errors.append(answer_metrics.calibration_error(np.ones((1, 600)), sure, right).error[0])
     assert held >= 93
@@ -104,14 +130,17 @@ def test_chrf_of_many_rows_is_sacrebleus_corpus_score(pairs: list[tuple[str, str
 def test_rouge_l_is_rouge_scores(wanted: str, given_: str) -> None:
     scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
     theirs = scorer.score(wanted, given_)["rougeL"].fmeasure
-    assert answer_metrics.rouge_l(answer_metrics.words(wanted), answer_metrics.words(given_)) == pytest.approx(theirs)
+    assert answer_metrics.rouge_l(
+        answer_metrics.words(wanted), answer_metrics.words(given_)
+    ) == pytest.approx(theirs)
 
 
 @pytest.mark.parametrize(
     ("wanted", "given_", "same"),
     [
         ("Dear Ann, we refund you.", "dear ann we  refund\nyou", True),
-        ("Order 1234", "Order 1235", False),  # digits count, unlike in the search for near-duplicates
+        # digits count, unlike in the search for near-duplicates
+        ("Order 1234", "Order 1235", False),
         ("Straße", "STRASSE", True),
         ("यह दिन है", "यह दान है", False),  # a day, a donation
         ("यह दिन है", "यह दिन है।", True),
@@ -144,7 +173,16 @@ def test_token_f1(wanted: str, given_: str, f1: float) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", '{"a": NaN}', '{"a": 1, "a": 2}', "yes", '{"a": 1} or so', "[" * 100_000, "[" * 101 + "]" * 101],
+    [
+        "",
+        "{",
+        '{"a": NaN}',
+        '{"a": 1, "a": 2}',
+        "yes",
+        '{"a": 1} or so',
+        "[" * 100_000,
+        "[" * 101 + "]" * 101,
+    ],
 )
 def test_what_is_no_json(text: str) -> None:
     assert parse(text) is INVALID
@@ -170,7 +208,11 @@ def test_when_two_values_are_the_same(a: Any, b: Any, same: bool) -> None:
     assert answer_metrics.equal(a, b) is same
 
 
-ORDER = {"id": "A1", "to": {"city": "Ulm"}, "items": [{"name": "lamp", "qty": 2}, {"name": "chair", "qty": 1}]}
+ORDER = {
+    "id": "A1",
+    "to": {"city": "Ulm"},
+    "items": [{"name": "lamp", "qty": 2}, {"name": "chair", "qty": 1}],
+}
 
 
 def test_leaves_by_path() -> None:
@@ -183,7 +225,10 @@ def test_leaves_by_path() -> None:
     ("given_", "found"),
     [
         (ORDER, {"id": 1, "to.city": 1, "items[].name": 2, "items[].qty": 2}),
-        (ORDER | {"items": ORDER["items"][::-1]}, {"id": 1, "to.city": 1, "items[].name": 2, "items[].qty": 2}),
+        (
+            ORDER | {"items": ORDER["items"][::-1]},
+            {"id": 1, "to.city": 1, "items[].name": 2, "items[].qty": 2},
+        ),
         # a quantity counts with its own item only: both are there, but swapped
         ({"items": [{"name": "lamp", "qty": 1}, {"name": "chair", "qty": 2}]}, {"items[].name": 2}),
         ({"items": [{"name": "lamp", "qty": 2}] * 3}, {"items[].name": 1, "items[].qty": 1}),
@@ -216,7 +261,9 @@ def test_equal_values_are_equal_both_ways(a: Any, b: Any) -> None:
 
 
 def test_fields_one_by_one() -> None:
-    table = answer_metrics.per_field([({"a": 1, "b": "x"}, {"a": 1, "c": 3}), ({"a": 2, "b": "y"}, INVALID)])
+    table = answer_metrics.per_field(
+        [({"a": 1, "b": "x"}, {"a": 1, "c": 3}), ({"a": 2, "b": "y"}, INVALID)]
+    )
     assert table == {
         "a": {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "support": 2},
         "b": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 2},

@@ -1,4 +1,6 @@
-"""Rows in folds: none is judged by a model that learned it or its group, and the last model learns all."""
+"""Rows in folds: none is judged by a model that learned it or its
+group, and the last model learns all.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,19 @@ GROUPS = 60
 
 
 def of_chance() -> tuple[list[str], np.ndarray, list[str], list[int]]:
-    """Texts and vectors in groups of three, alike within a group alone, with labels by chance: only the group tells."""
-    labels = np.random.default_rng(0).permutation(["a", "b", "c"] * (GROUPS // 3)).repeat(3).tolist()
+    """Texts and vectors in groups of three, alike within a group alone, with
+    labels by chance: only the group tells.
+    """
+    labels = (
+        np.random.default_rng(0).permutation(["a", "b", "c"] * (GROUPS // 3)).repeat(3).tolist()
+    )
     groups = np.arange(GROUPS).repeat(3)
-    return [f"word{k} word{k}x" for k in groups], np.eye(GROUPS, dtype=np.float32)[groups], labels, groups.tolist()
+    return (
+        [f"word{k} word{k}x" for k in groups],
+        np.eye(GROUPS, dtype=np.float32)[groups],
+        labels,
+        groups.tolist(),
+    )
 
 
 @pytest.mark.parametrize("grouped", [True, False])
@@ -34,19 +45,28 @@ def test_judgements_alone_take_no_model_of_all_rows() -> None:
     texts, vectors, labels, groups = of_chance()
     fold, names = cross_fitting.folds(labels, groups, validation=0), np.array(labels)
     parts = cross_fitting.splits(fold, names, whole=False)
-    assert [len(learned) + len(judged) for learned, judged in parts] == [len(labels)] * cross_fitting.FOLDS
+    assert [len(learned) + len(judged) for learned, judged in parts] == [
+        len(labels)
+    ] * cross_fitting.FOLDS
     assert all(len(judged) for _, judged in parts)
-    whole, alone = (label_sum.fit(texts, vectors, labels, fold=fold, whole=each) for each in (True, False))
+    whole, alone = (
+        label_sum.fit(texts, vectors, labels, fold=fold, whole=each) for each in (True, False)
+    )
     assert alone.model.weights == whole.model.weights
-    assert all(np.array_equal(alone.logprobs[name], table) for name, table in whole.logprobs.items())
-    ((learned, judged),) = cross_fitting.splits(np.full(len(labels), -1), names, whole=False)  # no row is judged
+    assert all(
+        np.array_equal(alone.logprobs[name], table) for name, table in whole.logprobs.items()
+    )
+    # no row is judged
+    ((learned, judged),) = cross_fitting.splits(np.full(len(labels), -1), names, whole=False)
     assert len(learned) == len(labels) and not len(judged)
 
 
 def test_the_rows_of_a_label_go_to_the_folds_in_turn() -> None:
     labels = ["a"] * 10 + ["b"] * 5 + ["c"] * 2
     fold = cross_fitting.folds(labels, range(17), validation=0)
-    assert np.bincount(fold[:10]).tolist() == [2] * 5 and np.bincount(fold[10:15]).tolist() == [1] * 5
+    assert (
+        np.bincount(fold[:10]).tolist() == [2] * 5 and np.bincount(fold[10:15]).tolist() == [1] * 5
+    )
     assert len(set(fold[15:])) == 2
     pairs = [k // 2 for k in range(17)]
     shared = cross_fitting.folds(labels, pairs, validation=0)
@@ -55,7 +75,9 @@ def test_the_rows_of_a_label_go_to_the_folds_in_turn() -> None:
 
 def test_of_many_rows_the_validation_rows_are_the_one_fold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_fitting, "MOST", 10)
-    assert cross_fitting.folds(["a", "b"] * 6, range(12), validation=4).tolist() == [-1] * 8 + [0] * 4
+    assert (
+        cross_fitting.folds(["a", "b"] * 6, range(12), validation=4).tolist() == [-1] * 8 + [0] * 4
+    )
 
 
 def test_a_label_that_no_other_fold_has_tells_nothing() -> None:
@@ -69,10 +91,15 @@ def test_a_label_that_no_other_fold_has_tells_nothing() -> None:
 
 
 def test_one_label_and_texts_without_a_word_leave_nothing_to_learn() -> None:
-    assert linear_baseline.cross_fit(["hello there"] * 4, ["a"] * 4, fold=np.array([0, 1, 0, 1])) is None
+    assert (
+        linear_baseline.cross_fit(["hello there"] * 4, ["a"] * 4, fold=np.array([0, 1, 0, 1]))
+        is None
+    )
     assert linear_baseline.cross_fit(["", " "] * 4, ["a", "b"] * 4, fold=np.arange(8) // 4) is None
     # it ended in a ValueError: characters without a word
     made = linear_baseline.cross_fit(["!", "?"] * 4, ["a", "b"] * 4, fold=np.arange(8) // 4)
     assert made is not None and made[0].answers(["?", "!"])[0] == ["b", "a"]
-    head = encoder_head.cross_fit(np.eye(4, dtype=np.float32), ["a"] * 4, fold=np.array([0, 1, 0, 1])).head
+    head = encoder_head.cross_fit(
+        np.eye(4, dtype=np.float32), ["a"] * 4, fold=np.array([0, 1, 0, 1])
+    ).head
     assert head.labels == ("a",)

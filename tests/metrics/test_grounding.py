@@ -1,4 +1,6 @@
-"""Ungrounded facts: hard cases by hand, 300 answers with planted values, and texts that are made to be slow."""
+"""Ungrounded facts: hard cases by hand, 300 answers with planted
+values, and texts that are made to be slow.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,18 @@ from slmctl.metrics.grounding import MOST_FACTS, ungrounded
 from slmctl.metrics.text_facts import facts_of
 
 
-@pytest.mark.parametrize(("answer", "text", "planted"), HARD, ids=[answer[:40] for answer, _, _ in HARD])
+@pytest.mark.parametrize(
+    ("answer", "text", "planted"), HARD, ids=[answer[:40] for answer, _, _ in HARD]
+)
 def test_hard_cases(answer: str, text: str, planted: tuple[str, ...]) -> None:
     assert tuple(fact.text for fact in ungrounded(answer, [text])) == planted
 
 
 def test_three_hundred_answers_with_planted_values() -> None:
-    counts = [found([fact.text for fact in ungrounded(case.answer, case.texts)], case.values) for case in cases()]
+    counts = [
+        found([fact.text for fact in ungrounded(case.answer, case.texts)], case.values)
+        for case in cases()
+    ]
     hits, missed, false = (sum(column) for column in zip(*counts, strict=True))
     assert len(counts) == 300 and hits + missed > 250
     assert hits / (hits + false) >= 0.95 and hits / (hits + missed) >= 0.9
@@ -32,13 +39,19 @@ def test_three_hundred_answers_with_planted_values() -> None:
         ("Together that is 8.40 €, with 5 % off 7.98 €.", "Both, please.", ()),
     ],
 )
-def test_two_numbers_of_the_system_prompt_imply_nothing(answer: str, question: str, planted: tuple[str, ...]) -> None:
-    system = "Refund 5 days, trace 2 days, return 14 days. Express 4.90 €, gift wrap 3.50 €. Members have 5 % off."
+def test_two_numbers_of_the_system_prompt_imply_nothing(
+    answer: str, question: str, planted: tuple[str, ...]
+) -> None:
+    system = (
+        "Refund 5 days, trace 2 days, return 14 days. Express 4.90 €, gift wrap 3.50 €. "
+        "Members have 5 % off."
+    )
     assert tuple(fact.text for fact in ungrounded(answer, [question], constants=system)) == planted
 
 
 QUESTION = (
-    "My order 4711 of 3 May has not come. I paid 49.90 EUR. Customer no. 10020, phone 555-0100, two lamps for 99."
+    "My order 4711 of 3 May has not come. I paid 49.90 EUR. Customer no. 10020, phone "
+    "555-0100, two lamps for 99."
 )
 
 
@@ -77,7 +90,9 @@ def test_an_order_or_phone_number_grounds_no_amount(answer: str, planted: tuple[
         ("Am 11. und 12. ist zu.", ("11", "12")),
     ],
 )
-def test_a_count_of_the_answer_itself_is_no_invented_value(answer: str, planted: tuple[str, ...]) -> None:
+def test_a_count_of_the_answer_itself_is_no_invented_value(
+    answer: str, planted: tuple[str, ...]
+) -> None:
     assert tuple(fact.text for fact in ungrounded(answer, [QUESTION])) == planted
 
 
@@ -109,11 +124,33 @@ def test_kinds(answer: str, kinds: str) -> None:
     assert [fact.kind for fact in facts_of(answer)] == kinds.split()
 
 
-PIECES = [*"0123456789.,/-: €$%+()@x", " Mai ", " may ", " uhr", " pm", "two ", "hundert", "und", "th ", " of ",
-          "days ", "29.2.", "31.12.", "½", "١", " Mio", "www.", ".de", "\n"]  # fmt: skip
+PIECES = [
+    *"0123456789.,/-: €$%+()@x",
+    " Mai ",
+    " may ",
+    " uhr",
+    " pm",
+    "two ",
+    "hundert",
+    "und",
+    "th ",
+    " of ",
+    "days ",
+    "29.2.",
+    "31.12.",
+    "½",
+    "١",
+    " Mio",
+    "www.",
+    ".de",
+    "\n",
+]
 
 
-@given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join), st.lists(st.sampled_from(PIECES)).map("".join))
+@given(
+    st.lists(st.sampled_from(PIECES), max_size=14).map("".join),
+    st.lists(st.sampled_from(PIECES)).map("".join),
+)
 def test_any_text_grounds_itself(answer: str, text: str) -> None:
     assert ungrounded(answer, [answer]) == []
     assert ungrounded(answer, [text, answer, text]) == []
@@ -121,10 +158,36 @@ def test_any_text_grounds_itself(answer: str, text: str) -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    ["1", "1.", "1,000 ", "a.", "a@", "a@b.", "1-", "12.12.", "9999-12-31 ", "ein", "und", "zwei ", "hundred and ",
-     "www.a", "١٢ ", "½ ", "+1 (", "\u0000", "€", "10 % ", "3 days ", "1 €, ", "x1_", "may 1 "],
-)  # fmt: skip
+    [
+        "1",
+        "1.",
+        "1,000 ",
+        "a.",
+        "a@",
+        "a@b.",
+        "1-",
+        "12.12.",
+        "9999-12-31 ",
+        "ein",
+        "und",
+        "zwei ",
+        "hundred and ",
+        "www.a",
+        "١٢ ",
+        "½ ",
+        "+1 (",
+        "\u0000",
+        "€",
+        "10 % ",
+        "3 days ",
+        "1 €, ",
+        "x1_",
+        "may 1 ",
+    ],
+)
 def test_a_long_answer_takes_linear_time(piece: str) -> None:
     answer = piece * (100_000 // len(piece))
-    assert len(ungrounded(answer, ["2 days before 2199-12-31, 3 € and 20 %", "what?"])) <= MOST_FACTS
+    assert (
+        len(ungrounded(answer, ["2 days before 2199-12-31, 3 € and 20 %", "what?"])) <= MOST_FACTS
+    )
     assert len(ungrounded("17 €", [answer[:20_000], "2"])) <= 1

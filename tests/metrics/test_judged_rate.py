@@ -17,11 +17,15 @@ def scores(text: str) -> np.ndarray:
     return np.array([{"w": 1.0, "l": 0.0, "s": 0.5}[letter] for letter in text])
 
 
-def drawn(n: int, more: int, agrees: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def drawn(
+    n: int, more: int, agrees: float, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(people's scores, the judge's on these, the judge's on others, groups of one row each)."""
     random = np.random.default_rng(seed)
     people = random.choice([0.0, 0.5, 1.0], n + more, p=[0.3, 0.2, 0.5])
-    judge = np.where(random.random(n + more) < agrees, people, random.choice([0.0, 0.5, 1.0], n + more))
+    judge = np.where(
+        random.random(n + more) < agrees, people, random.choice([0.0, 0.5, 1.0], n + more)
+    )
     return people[:n], judge[:n], judge[n:], np.arange(n + more)
 
 
@@ -32,7 +36,8 @@ def test_a_judge_must_beat_both_rules() -> None:
     assert good.is_admitted and good.lead == pytest.approx(-drop_bound(0, 25, 40))
     assert not Agreement.of(people, longer, longer, np.arange(40)).is_admitted
     assert not Agreement.of(people, np.full(40, 0.5), longer, np.arange(40)).is_admitted
-    assert not Agreement.of(people, people, people, np.arange(40)).is_admitted  # people like what is longer
+    # people like what is longer
+    assert not Agreement.of(people, people, people, np.arange(40)).is_admitted
 
 
 def test_few_pairs_admit_nobody() -> None:
@@ -55,7 +60,9 @@ def test_the_rate_is_that_of_ppi_plus_plus(agrees: float) -> None:
     made = CorrectedRate.of(people, judge, others, groups)
     own, by = np.append(people, [1, 0]), np.append(judge, [0, 1])  # with the two added pairs
     ratio = 82 / 400
-    weight = float(np.clip(np.cov(own, by)[0, 1] / (np.var(by, ddof=1) + ratio * np.var(others)), 0, 1))
+    weight = float(
+        np.clip(np.cov(own, by)[0, 1] / (np.var(by, ddof=1) + ratio * np.var(others)), 0, 1)
+    )
     assert made.weight == pytest.approx(weight, abs=0.02)
     assert made.rate == pytest.approx(people.mean() + made.weight * (others.mean() - judge.mean()))
     error = math.sqrt(np.var(own - made.weight * by) / 80 + made.weight**2 * np.var(others) / 400)
@@ -88,7 +95,10 @@ def test_groups_widen_the_interval() -> None:
     people, judge, others, groups = drawn(80, 400, 0.8)
     alike = np.repeat(np.arange(120), 4)
     whole = [np.repeat(values[::4], 4) for values in (people, judge, others)]
-    assert CorrectedRate.of(*whole, alike).deviation > 1.6 * CorrectedRate.of(people, judge, others, groups).deviation
+    assert (
+        CorrectedRate.of(*whole, alike).deviation
+        > 1.6 * CorrectedRate.of(people, judge, others, groups).deviation
+    )
 
 
 def test_the_longer_answer_counts_where_lengths_and_scores_differ() -> None:

@@ -1,4 +1,6 @@
-"""The sum of members: what validation rows choose, what each brings, and what a label's name teaches."""
+"""The sum of members: what validation rows choose, what each
+brings, and what a label's name teaches.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,17 @@ Rows = tuple[list[str], np.ndarray, list[str]]
 
 
 def drawn(count: int, noise: float, seed: int) -> Rows:
-    """Texts whose words tell the label three times in four, and vectors that tell it up to noise."""
+    """Texts whose words tell the label three times in four, and
+    vectors that tell it up to noise.
+    """
     draw = np.random.default_rng(seed)
     labels = [NAMES[k] for k in draw.integers(3, size=count)]
-    words = [label if draw.random() < 0.75 else str(draw.choice(["a", "b", "c"])) for label in labels]
-    vectors = np.eye(3)[[NAMES.index(label) for label in labels]] + noise * draw.standard_normal((count, 3))
+    words = [
+        label if draw.random() < 0.75 else str(draw.choice(["a", "b", "c"])) for label in labels
+    ]
+    vectors = np.eye(3)[[NAMES.index(label) for label in labels]] + noise * draw.standard_normal(
+        (count, 3)
+    )
     return [f"word{word} please" for word in words], vectors.astype(np.float32), labels
 
 
@@ -27,7 +35,9 @@ def test_what_ties_in_right_answers_is_chosen_by_likelihood() -> None:
     texts, vectors, labels = drawn(200, 0.4, 0)
     others, choosing, chosen = drawn(12, 0.05, 1)
     fold = np.repeat([-1, 0], [200, 12])
-    fit = label_sum.fit([*texts, *others], np.concatenate([vectors, choosing]), labels + chosen, fold=fold)
+    fit = label_sum.fit(
+        [*texts, *others], np.concatenate([vectors, choosing]), labels + chosen, fold=fold
+    )
     model, tables = fit.model, {name: table[200:] for name, table in fit.logprobs.items()}
     assert model.weights["words"] > 0
     rights = {
@@ -40,9 +50,12 @@ def test_what_ties_in_right_answers_is_chosen_by_likelihood() -> None:
 def test_words_that_mislead_have_no_weight_and_the_sum_still_answers() -> None:
     texts, vectors, labels = drawn(60, 0.1, 0)
     _, choosing, chosen = drawn(40, 0.1, 1)
-    others = [f"word{NAMES[(NAMES.index(label) + 1) % 3]} please" for label in chosen]  # each word tells another label
+    # each word tells another label
+    others = [f"word{NAMES[(NAMES.index(label) + 1) % 3]} please" for label in chosen]
     fold = np.repeat([-1, 0], [60, 40])
-    model = label_sum.fit([*texts, *others], np.concatenate([vectors, choosing]), labels + chosen, fold=fold).model
+    model = label_sum.fit(
+        [*texts, *others], np.concatenate([vectors, choosing]), labels + chosen, fold=fold
+    ).model
     assert [*model.weights] == ["encoder"] and model.words is not None
     # it ended in a KeyError, where few rows left the words out
     summed, _ = model.scored(others, choosing)
@@ -52,15 +65,22 @@ def test_words_that_mislead_have_no_weight_and_the_sum_still_answers() -> None:
 def test_a_row_a_label_is_fitted_without_a_warning() -> None:
     # scikit-learn's warning was printed; here warnings are errors
     vectors, labels = np.eye(30, dtype=np.float32), [f"label{k}" for k in range(30)]
-    head = encoder_head.cross_fit(vectors, labels, fold=cross_fitting.folds(labels, labels, validation=0)).head
+    head = encoder_head.cross_fit(
+        vectors, labels, fold=cross_fitting.folds(labels, labels, validation=0)
+    ).head
     assert head.evidence(vectors).argmax(axis=1).tolist() == np.argsort(np.argsort(labels)).tolist()
 
 
 def members(count: int, seed: int, **noise: float) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Log probabilities of three labels by members that see the label behind noise of their own; and the labels."""
+    """Log probabilities of three labels by members that see the label
+    behind noise of their own; and the labels.
+    """
     draw = np.random.default_rng(seed)
     places = draw.integers(3, size=count)
-    seen = {name: np.eye(3)[places] + size * draw.standard_normal((count, 3)) for name, size in noise.items()}
+    seen = {
+        name: np.eye(3)[places] + size * draw.standard_normal((count, 3))
+        for name, size in noise.items()
+    }
     return {name: likelihood.normalised(4 * table) for name, table in seen.items()}, [
         ("a", "b", "c")[k] for k in places
     ]
@@ -69,23 +89,33 @@ def members(count: int, seed: int, **noise: float) -> tuple[dict[str, np.ndarray
 def test_a_dear_member_that_brings_less_than_the_floor_is_left_out() -> None:
     tables, labels = members(400, 3, file=0.5, encoder=9.0, words=0.8)
     fitting = label_sum.choose(tables, NAMES, labels, floor=0.002)
-    assert [*fitting.weights] == ["file", "words"] and fitting.gains.keys() == {"file", "encoder", "words"}
+    assert [*fitting.weights] == ["file", "words"] and fitting.gains.keys() == {
+        "file",
+        "encoder",
+        "words",
+    }
     assert fitting.gains["encoder"] < 0.002 < fitting.gains["words"] < fitting.gains["file"]
     strict = label_sum.choose(tables, NAMES, labels, floor=fitting.gains["words"] + 0.001)
     assert [*strict.weights] == ["file", "words"], "words cost next to nothing"
     tables["words"] = -tables["words"]
-    assert [*label_sum.choose(tables, NAMES, labels, floor=0.002).weights] == ["file"], "without a weight they go"
+    assert [*label_sum.choose(tables, NAMES, labels, floor=0.002).weights] == ["file"], (
+        "without a weight they go"
+    )
     assert [*label_sum.choose(tables, NAMES, labels, floor=1.0).weights] == ["words"], "one stays"
     assert label_sum.choose(tables, NAMES, ["x"] * 400).weights == {"file": 1.0}, "no row tells"
 
 
 def test_of_two_that_say_the_same_the_dearer_is_left_out() -> None:
-    # on all rows of Banking77 the file stayed, and words that cost nothing had brought 0.02 points less
+    # on all rows of Banking77 the file stayed, and words that cost nothing had brought 0.02 points
+    # less
     tables, labels = members(400, 7, file=1.0, encoder=0.8)
     tables["words"] = tables["file"] + 1.5 * np.random.default_rng(0).standard_normal((400, 3))
     gains = label_sum.choose(tables, NAMES, labels).gains
     assert gains["words"] < gains["file"] < gains["encoder"]
-    assert [*label_sum.choose(tables, NAMES, labels, floor=gains["file"] + 0.001).weights] == ["encoder", "words"]
+    assert [*label_sum.choose(tables, NAMES, labels, floor=gains["file"] + 0.001).weights] == [
+        "encoder",
+        "words",
+    ]
 
 
 @pytest.mark.parametrize("names", [("words",), ("encoder", "words")])
@@ -146,7 +176,9 @@ def test_the_strength_is_that_of_the_likeliest_rows() -> None:
     each, right = {}, {}
     for candidate in cross_fitting.STRENGTHS:
         model = LogisticRegression(C=candidate, max_iter=2000).fit(rows, labels)
-        each[candidate] = likelihood.sharpest(model.classes_, np.log(model.predict_proba(others)), references)[1]
+        each[candidate] = likelihood.sharpest(
+            model.classes_, np.log(model.predict_proba(others)), references
+        )[1]
         right[candidate] = (model.predict(others) == references).sum()
     fit = cross_fitting.fit(parts, answers, max_iter=2000)
     assert each[fit.strength] == pytest.approx(max(each.values()), abs=0.01)
@@ -166,7 +198,8 @@ def test_the_name_of_a_label_is_a_row_of_its_head() -> None:
     ]
     named = ["card_arrival", "top_up", "unseen"], np.eye(4, dtype=np.float32)[:3]
     head = encoder_head.cross_fit(vectors, labels, fold=np.array([-1, -1]), named=named).head
-    assert head.labels == ("card_arrival", "top_up")  # a label without a row is not learned by its name alone
+    # a label without a row is not learned by its name alone
+    assert head.labels == ("card_arrival", "top_up")
     assert [head.labels[k] for k in head.evidence(named[1][:2]).argmax(axis=1)] == labels
 
 

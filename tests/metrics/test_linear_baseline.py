@@ -11,12 +11,19 @@ from hypothesis import strategies as st
 
 from slmctl.metrics import cross_fitting, linear_baseline
 
-ROWS = [("refund my order", "money"), ("refund please", "money"), ("parcel is late", "way"), ("late parcel", "way")] * 5
+ROWS = [
+    ("refund my order", "money"),
+    ("refund please", "money"),
+    ("parcel is late", "way"),
+    ("late parcel", "way"),
+] * 5
 CHOOSING = {"choosing": [text for text, _ in ROWS], "chosen": [label for _, label in ROWS]}
 
 
 def fitted(rows: list[tuple[str, str]], **options: object) -> linear_baseline.LinearModel:
-    return linear_baseline.fit([text for text, _ in rows], [label for _, label in rows], **CHOOSING | options)
+    return linear_baseline.fit(
+        [text for text, _ in rows], [label for _, label in rows], **CHOOSING | options
+    )
 
 
 @pytest.mark.parametrize("labels", [2, 77])
@@ -29,7 +36,10 @@ def test_a_misspelled_word_is_known_by_its_characters(labels: int) -> None:
 
 def test_a_word_of_one_letter_counts() -> None:
     rows = [("a", "first"), ("b", "second")] * 5
-    assert fitted(rows, choosing=["a", "b"], chosen=["first", "second"]).answers(["b", "a"])[0] == ["second", "first"]
+    assert fitted(rows, choosing=["a", "b"], chosen=["first", "second"]).answers(["b", "a"])[0] == [
+        "second",
+        "first",
+    ]
 
 
 def test_strengths_are_tried_until_two_in_a_row_do_no_better() -> None:
@@ -47,9 +57,19 @@ def test_characters_are_left_out_of_too_much_text(monkeypatch: pytest.MonkeyPatc
 
 
 def test_of_several_labels_each_has_a_model_of_its_own() -> None:
-    sets = {"refund it": '["money"]', "parcel is late": '["way"]', "refund late parcel": '["money", "way"]', "hi": "[]"}
+    sets = {
+        "refund it": '["money"]',
+        "parcel is late": '["way"]',
+        "refund late parcel": '["money", "way"]',
+        "hi": "[]",
+    }
     rows = list(sets.items()) * 6
-    model = fitted(rows, choosing=list(sets), chosen=list(sets.values()), several=("money", "way", "never", "rare"))
+    model = fitted(
+        rows,
+        choosing=list(sets),
+        chosen=list(sets.values()),
+        several=("money", "way", "never", "rare"),
+    )
     answers, sure = model.answers(["refund please", "late parcel, refund", "hi", "parcel"])
     assert answers == ['["money"]', '["money", "way"]', "[]", '["way"]']
     assert sure is not None
@@ -65,7 +85,9 @@ def test_a_stored_model_has_a_place_for_words_of_two_rows_alone() -> None:
     arrays = model.arrays()
     assert all(array.dtype.kind in "fi" for array in arrays.values()), "no array holds a text"
     (words, _) = model.vectorizer.parts
-    counts = {word: words.transform([word]).nnz for word in ("invoice", "parcel", "please", "brindlecove")}
+    counts = {
+        word: words.transform([word]).nnz for word in ("invoice", "parcel", "please", "brindlecove")
+    }
     assert counts == {"invoice": 1, "parcel": 1, "please": 1, "brindlecove": 0}
     (answer,), _ = model.answers(["a parcel, please"])
     assert answer == "delivery"
@@ -73,8 +95,14 @@ def test_a_stored_model_has_a_place_for_words_of_two_rows_alone() -> None:
 
 @pytest.mark.parametrize("name", linear_baseline.FEATURES)
 @settings(deadline=None)  # the first one imports scikit-learn
-@given(text=st.text(st.sampled_from("abcÄßΣσς\u0130é\u0301 \t\n\x1c\x85\u2003.,-_09你😀'"), max_size=300))
-def test_a_text_that_is_hashed_in_pieces_has_the_features_that_it_has_as_a_whole(name: str, text: str) -> None:
+@given(
+    text=st.text(
+        st.sampled_from("abcÄßΣσς\u0130é\u0301 \t\n\x1c\x85\u2003.,-_09你😀'"), max_size=300
+    )
+)
+def test_a_text_that_is_hashed_in_pieces_has_the_features_that_it_has_as_a_whole(
+    name: str, text: str
+) -> None:
     whole = linear_baseline._hashes(name, [text])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(linear_baseline, "LONG", -1)

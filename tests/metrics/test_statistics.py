@@ -25,11 +25,15 @@ from slmctl.metrics.statistics import (
     wilson,
 )
 
-counts = st.integers(1, 2000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total)))
+counts = st.integers(1, 2000).flatmap(
+    lambda total: st.tuples(st.integers(0, total), st.just(total))
+)
 confidences = st.floats(0.5, 0.999)
 # rows only the first answered right, only the second, and all rows
 pairs = st.integers(1, 500).flatmap(
-    lambda n: st.integers(0, n).flatmap(lambda b: st.tuples(st.just(b), st.integers(0, n - b), st.just(n)))
+    lambda n: st.integers(0, n).flatmap(
+        lambda b: st.tuples(st.just(b), st.integers(0, n - b), st.just(n))
+    )
 )
 
 
@@ -86,7 +90,9 @@ def test_drop_bound_without_any_difference(total: int, confidence: float) -> Non
 
 @given(pairs, st.floats(0.6, 0.999))
 @settings(deadline=None, max_examples=100)
-def test_drop_bound_is_where_the_statistic_meets_z(drawn: tuple[int, int, int], confidence: float) -> None:
+def test_drop_bound_is_where_the_statistic_meets_z(
+    drawn: tuple[int, int, int], confidence: float
+) -> None:
     b, c, n = drawn
     bound, z = drop_bound(b, c, n, confidence), NormalDist().inv_cdf(confidence)
     assert (b - c) / n - 1e-9 <= bound <= 1
@@ -98,19 +104,24 @@ def score(b: int, c: int, n: int, drop: float) -> float:
     """Tango's statistic with its nuisance share found by search, not by the closed form."""
     low, high = max(0.0, -drop), (1 - drop) / 2 if drop >= 0 else 1.0
     best, nuisance = -math.inf, low
-    for k in range(20_001):  # the likelihood of (b, c) given the drop, over the share of the second kind
+    # the likelihood of (b, c) given the drop, over the share of the second kind
+    for k in range(20_001):
         q = low + (high - low) * k / 20_000
         p = q + drop
         rest = 1 - p - q
         if (p <= 0 < b) or (q <= 0 < c) or (rest <= 0 < n - b - c):
             continue
-        value = sum(count * math.log(share) for count, share in ((b, p), (c, q), (n - b - c, rest)) if count)
+        value = sum(
+            count * math.log(share) for count, share in ((b, p), (c, q), (n - b - c, rest)) if count
+        )
         if value > best:
             best, nuisance = value, q
     return (b - c - n * drop) / math.sqrt(n * (2 * nuisance + drop - drop * drop))
 
 
-@pytest.mark.parametrize(("b", "c", "n"), [(12, 2, 44), (5, 3, 60), (3, 9, 100), (1, 1, 20), (30, 20, 400)])
+@pytest.mark.parametrize(
+    ("b", "c", "n"), [(12, 2, 44), (5, 3, 60), (3, 9, 100), (1, 1, 20), (30, 20, 400)]
+)
 @pytest.mark.parametrize("drop", [0.05, 0.2, 0.35])
 def test_statistic_uses_the_most_likely_nuisance_share(b: int, c: int, n: int, drop: float) -> None:
     assert _tango(b, c, n, drop) == pytest.approx(score(b, c, n, drop), abs=2e-3)
@@ -143,7 +154,9 @@ def test_mcnemar_of_many_rows() -> None:
 
 @given(pairs)
 @settings(deadline=None, max_examples=100)
-def test_difference_interval_holds_what_was_seen_and_turns_round_with_the_models(drawn: tuple[int, int, int]) -> None:
+def test_difference_interval_holds_what_was_seen_and_turns_round_with_the_models(
+    drawn: tuple[int, int, int],
+) -> None:
     b, c, n = drawn
     low, high = difference_interval(b, c, n)
     assert -1 <= low <= (c - b) / n + 1e-9
@@ -154,20 +167,28 @@ def test_difference_interval_holds_what_was_seen_and_turns_round_with_the_models
 
 @pytest.mark.parametrize(("share", "difference"), [(0.1, 0.05), (0.2, 0.1), (0.3, 0.1)])
 def test_detectable_is_connors_sample_size_turned_round(share: float, difference: float) -> None:
-    """n = (1.96 sqrt(share) + 0.8416 sqrt(share - difference^2))^2 / difference^2 (Connor 1987, equation 4)."""
+    """n = (1.96 sqrt(share) + 0.8416 sqrt(share - difference^2))^2 /
+    difference^2 (Connor 1987, equation 4).
+    """
     z, beta = 1.959964, 0.841621
     wanted = (z * math.sqrt(share) + beta * math.sqrt(share - difference**2)) ** 2 / difference**2
     rows = round(wanted)
-    assert statistics.detectable_share(round(share * rows), rows) == pytest.approx(difference, rel=0.03)
+    assert statistics.detectable_share(round(share * rows), rows) == pytest.approx(
+        difference, rel=0.03
+    )
 
 
 @pytest.mark.parametrize(("n", "discordant"), [(400, 40), (1000, 50), (3000, 600)])
 def test_a_detectable_difference_is_detected_as_often_as_said(n: int, discordant: int) -> None:
-    """Draw data with that very difference: McNemar's test finds it in about 80 % (the exact one a little less)."""
+    """Draw data with that very difference: McNemar's test finds it in
+    about 80 % (the exact one a little less).
+    """
     difference = statistics.detectable_share(discordant, n)
     share = max(discordant / n, difference)
     random = np.random.default_rng(5)
-    drawn = random.multinomial(n, [(share + difference) / 2, (share - difference) / 2, 1 - share], 1500)
+    drawn = random.multinomial(
+        n, [(share + difference) / 2, (share - difference) / 2, 1 - share], 1500
+    )
     found = np.mean([mcnemar(int(b), int(c)) < 0.05 for b, c, _ in drawn])
     assert 0.70 < found < 0.84
 
@@ -193,7 +214,9 @@ def test_holm_lies_between_nothing_and_bonferroni(values: list[float]) -> None:
 
 
 def test_resamples_are_resamples_and_come_in_parts() -> None:
-    weights, again = (np.concatenate(list(statistics.resamples(50, count=300, seed=1))) for _ in range(2))
+    weights, again = (
+        np.concatenate(list(statistics.resamples(50, count=300, seed=1))) for _ in range(2)
+    )
     assert weights.shape == (300, 50)
     assert np.all(weights.sum(axis=1) == 50)
     assert 0.9 < weights.var() < 1.1  # of a count that is nearly Poisson's
@@ -208,7 +231,13 @@ def test_percentile_bootstrap_is_scipys() -> None:
     a, b = random.normal(0.3, 1, 200), random.normal(0.1, 1, 200)
     ours = np.concatenate([w @ (a - b) / 200 for w in statistics.resamples(200)])
     theirs = stats.bootstrap(
-        (a, b), lambda x, y: np.mean(x - y), paired=True, method="percentile", n_resamples=2000, vectorized=False, rng=1
+        (a, b),
+        lambda x, y: np.mean(x - y),
+        paired=True,
+        method="percentile",
+        n_resamples=2000,
+        vectorized=False,
+        rng=1,
     ).confidence_interval
     assert statistics.percentiles(ours) == pytest.approx((theirs.low, theirs.high), abs=0.02)
 
@@ -217,7 +246,9 @@ def test_no_difference() -> None:
     """By hand, and of a bootstrap test at 5 % about 5 % are false alarms."""
     assert statistics.bootstrap_p_value(np.zeros(99)) == 1.0
     assert statistics.bootstrap_p_value(np.ones(99)) == pytest.approx(2 / 100)
-    assert statistics.bootstrap_p_value(np.array([-1.0] * 5 + [1.0] * 94)) == pytest.approx(2 * 6 / 100)
+    assert statistics.bootstrap_p_value(np.array([-1.0] * 5 + [1.0] * 94)) == pytest.approx(
+        2 * 6 / 100
+    )
     random = np.random.default_rng(11)
     weights = np.concatenate(list(statistics.resamples(80, count=400)))
     values = [statistics.bootstrap_p_value(weights @ random.normal(0, 1, 80)) for _ in range(600)]

@@ -16,7 +16,9 @@ from slmctl.metrics.validation_gain import sure_gain
 @pytest.mark.parametrize("freedom", [1, 2.5, 3, 11.8, 400, 1e7])
 def test_quantiles_of_students_t_are_those_of_scipy(freedom: float) -> None:
     for share in (0.5, 0.84, 0.95, 0.9983):
-        assert t_quantile(share, freedom) == pytest.approx(stats.t.ppf(share, freedom), rel=1e-3, abs=1e-6)
+        assert t_quantile(share, freedom) == pytest.approx(
+            stats.t.ppf(share, freedom), rel=1e-3, abs=1e-6
+        )
 
 
 def test_trainings_on_other_records_are_not_compared() -> None:
@@ -32,7 +34,8 @@ def blocks_of(losses: Sequence[float], tokens: int = 40) -> np.ndarray:
 
 def test_a_gain_that_every_block_shows_is_no_chance_and_one_that_few_show_may_be() -> None:
     random = np.random.default_rng(1)
-    before = [1.0 + 0.3 * random.normal() for _ in range(12)]  # records differ much more than the trainings
+    # records differ much more than the trainings
+    before = [1.0 + 0.3 * random.normal() for _ in range(12)]
     steady = sure_gain(blocks_of(before), blocks_of([loss - 0.05 for loss in before]), 0.95)
     assert steady == pytest.approx(0.05, abs=1e-6)
     noisy = [loss - 0.05 + 0.3 * random.normal() for loss in before]
@@ -51,4 +54,5 @@ def test_of_trainings_that_are_equal_few_are_taken_for_better() -> None:
         hard = 0.3 * random.normal(size=8)
         first, second = (blocks_of(list(1 + hard + 0.05 * random.normal(size=8))) for _ in range(2))
         taken += sure_gain(first, second, 0.95) > 0
-    assert taken <= 32  # 5 % are expected, 20, and two in three times as many are three standard deviations off
+    # 5 % are expected, 20, and two in three times as many are three standard deviations off
+    assert taken <= 32

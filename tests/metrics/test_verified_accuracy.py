@@ -1,4 +1,6 @@
-"""The accuracy of all traffic from decided rows: by hand, and how often its interval holds the truth."""
+"""The accuracy of all traffic from decided rows: by hand, and how
+often its interval holds the truth.
+"""
 
 from __future__ import annotations
 

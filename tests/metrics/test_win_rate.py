@@ -37,7 +37,9 @@ def test_the_interval_leaves_out_a_half_where_the_sign_test_decides(
 @settings(deadline=None, max_examples=50)
 def test_the_sign_test_is_scipys(drawn: tuple[int, int, int]) -> None:
     won, lost, _ = drawn
-    assert WinRate(*drawn).p == pytest.approx(stats.binomtest(won, won + lost).pvalue if won + lost else 1.0)
+    assert WinRate(*drawn).p == pytest.approx(
+        stats.binomtest(won, won + lost).pvalue if won + lost else 1.0
+    )
 
 
 @pytest.mark.parametrize(

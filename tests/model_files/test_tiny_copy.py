@@ -1,4 +1,6 @@
-"""Small copies of the architectures that people pick: few layers, every layer type, and a forward pass that works."""
+"""Small copies of the architectures that people pick: few layers, every
+layer type, and a forward pass that works.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def test_every_layer_type_is_shown(name: str, types: set[str]) -> None:
 
 
 def test_heads_keep_their_size_and_grouping() -> None:
-    small: Any = tiny_copy.small_config(LlamaConfig(hidden_size=2048, num_attention_heads=32, num_key_value_heads=8))
+    small: Any = tiny_copy.small_config(
+        LlamaConfig(hidden_size=2048, num_attention_heads=32, num_key_value_heads=8)
+    )
     assert small.hidden_size // small.num_attention_heads == 64
     assert (small.num_attention_heads, small.num_key_value_heads) == (2, 1)
 

@@ -1,4 +1,6 @@
-"""vocabulary: llama.cpp reads the texts that transformers reads, and takes no other ones for control tokens."""
+"""vocabulary: llama.cpp reads the texts that transformers reads, and
+takes no other ones for control tokens.
+"""
 
 from __future__ import annotations
 
@@ -19,26 +21,38 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from slmctl.model_files import vocabulary
 
-LINES = ["the courier was late again", "refund   the invoice, please", "a parcel at the door\n\nthe door"]
+LINES = [
+    "the courier was late again",
+    "refund   the invoice, please",
+    "a parcel at the door\n\nthe door",
+]
 TEXTS = [*LINES, "", " ", "  two ", "a\u2581b", "ünknown 🙂", "<0x0A>", "the</s>door", "\n\n\n"]
 
 
-def trained(pre_tokenizer: Any = None, normalizer: Any = None, *, added: tuple[str, ...] = ()) -> Any:
-    """A tokenizer as transformers makes it of a sentencepiece model: merges over characters, bytes beside them."""
+def trained(
+    pre_tokenizer: Any = None, normalizer: Any = None, *, added: tuple[str, ...] = ()
+) -> Any:
+    """A tokenizer as transformers makes it of a sentencepiece model:
+    merges over characters, bytes beside them.
+    """
     backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     if normalizer is not None:
         backend.normalizer = normalizer
     if pre_tokenizer is not None:
         backend.pre_tokenizer = pre_tokenizer
-    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     backend.train_from_iterator(LINES, trainers.BpeTrainer(vocab_size=330, special_tokens=special))
     document = json.loads(backend.to_str())
     document["added_tokens"] = document["added_tokens"][:3]
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(document)), bos_token="<s>", eos_token="</s>",
+        tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(document)),
+        bos_token="<s>",
+        eos_token="</s>",
         unk_token="<unk>",
-    )  # fmt: skip
+    )
     tokenizer.add_tokens(list(added))
     return tokenizer
 
@@ -54,8 +68,12 @@ def test_what_llama_cpp_takes_for_control_is_control(name: str, tmp_path: Path) 
     tokenizer: Any = PreTrainedTokenizerFast(
         tokenizer_object=tokenizers.Tokenizer(models.WordLevel(words)), eos_token="<end>"
     )
-    tokenizer.add_tokens(["<｜User｜>", "<｜tool▁call▁begin｜>", "<|user|>", "<think>"] if name == "added" else [])
-    expected = {"<end>", "</s>", "<|fim_pad|>"} | ({"<｜User｜>", "<|user|>"} if name == "added" else set())
+    tokenizer.add_tokens(
+        ["<｜User｜>", "<｜tool▁call▁begin｜>", "<|user|>", "<think>"] if name == "added" else []
+    )
+    expected = {"<end>", "</s>", "<|fim_pad|>"} | (
+        {"<｜User｜>", "<|user|>"} if name == "added" else set()
+    )
     assert vocabulary.control_tokens(tmp_path, tokenizer) == expected
 
 
@@ -77,21 +95,33 @@ def test_a_sentencepiece_model_is_made_of_merges(tmp_path: Path) -> None:
     again = saved(tokenizer, tmp_path)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     assert len(pieces) == len(tokenizer)
-    assert [pieces.id_to_piece(k) for k in range(len(pieces))] == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    assert (pieces.is_unknown(0), pieces.is_control(1), pieces.is_control(2), pieces.is_byte(3)) == (True,) * 4
+    assert [pieces.id_to_piece(k) for k in range(len(pieces))] == tokenizer.convert_ids_to_tokens(
+        range(len(tokenizer))
+    )
+    assert (
+        pieces.is_unknown(0),
+        pieces.is_control(1),
+        pieces.is_control(2),
+        pieces.is_byte(3),
+    ) == (True,) * 4
     for text in TEXTS:
         if "</s>" not in text:  # sentencepiece reads no control tokens
             assert pieces.encode(text) == tokenizer(text, add_special_tokens=False).input_ids, text
         assert again(text).input_ids == tokenizer(text).input_ids
 
 
-@pytest.mark.parametrize(("scheme", "first"), [("always", "▁the"), ("first", "the"), ("never", "the")])
+@pytest.mark.parametrize(
+    ("scheme", "first"), [("always", "▁the"), ("first", "the"), ("never", "the")]
+)
 def test_a_first_blank_is_as_llama_cpp_puts_it(scheme: str, first: str, tmp_path: Path) -> None:
     cut = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
     again = saved(trained(cut), tmp_path)
     assert (tmp_path / "tokenizer.model").exists()
     assert "".join(again.tokenize("the door")) == f"{first}▁door"
-    assert "".join(again.tokenize("<s> the</s>the")) == f"<s>{first.removesuffix('the')}▁the</s>{first}"
+    assert (
+        "".join(again.tokenize("<s> the</s>the"))
+        == f"<s>{first.removesuffix('the')}▁the</s>{first}"
+    )
     settings = json.loads((tmp_path / "tokenizer_config.json").read_bytes())
     assert settings.get("add_prefix_space") == {"always": True, "first": False}.get(scheme)
 
@@ -109,7 +139,9 @@ def test_other_vocabularies_get_no_sentencepiece_model(tmp_path: Path) -> None:
 
 def names_in_library(library: Path) -> Iterator[str]:
     """Texts in the library that look like control tokens."""
-    for raw in re.findall(rb"\x00([<\[_\xe2][^\x00\s%]{1,40}[>\]\[])(?=\x00)", library.read_bytes()):
+    for raw in re.findall(
+        rb"\x00([<\[_\xe2][^\x00\s%]{1,40}[>\]\[])(?=\x00)", library.read_bytes()
+    ):
         text = raw.decode(errors="replace")
         if "\ufffd" not in text:
             yield text
@@ -146,7 +178,10 @@ def test_the_names_are_those_of_the_installed_llama_cpp(tmp_path: Path, silent: 
         writer.close()
         model = lc.llama_model_load_from_file(str(path).encode(), settings)
         assert model
-        found = lc.llama_vocab_get_attr(lc.llama_model_get_vocab(model), 3) & lc.LLAMA_TOKEN_ATTR_CONTROL
+        found = (
+            lc.llama_vocab_get_attr(lc.llama_model_get_vocab(model), 3)
+            & lc.LLAMA_TOKEN_ATTR_CONTROL
+        )
         lc.llama_model_free(model)
         return bool(found)
 

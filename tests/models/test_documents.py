@@ -31,11 +31,13 @@ FORM = WindowForm(size=120, overlap=20)
 SCHEMA = {
     "type": "object",
     "properties": {
-        "fee": {"type": "number"}, "law": {"type": ["string", "null"]},
-        "parts": {"type": "array", "items": {"type": "string"}}, "start": {"type": "string"},
+        "fee": {"type": "number"},
+        "law": {"type": ["string", "null"]},
+        "parts": {"type": "array", "items": {"type": "string"}},
+        "start": {"type": "string"},
     },
     "required": ["fee", "law", "parts"],
-}  # fmt: skip
+}
 EXTRACT = Task("extract", "", "", schema=SCHEMA, document=FORM)
 CLASSIFY = Task("classify", "", "", labels=("a", "b", "c"), document=FORM)
 FILLER = "Nothing of interest stands in this paragraph of the contract.\n\n"
@@ -52,7 +54,9 @@ class Scripted(Answering):
 
     def event_of(self, request: Request) -> Event:
         self.asked.append(request)
-        return next((event for text, event in self.script.items() if text in request.prompt), self.rest)
+        return next(
+            (event for text, event in self.script.items() if text in request.prompt), self.rest
+        )
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Callable[[], object]:
         event = self.event_of(request)
@@ -68,19 +72,43 @@ class Scripted(Answering):
             if "error" in event:
                 yield index, EngineError(event["error"])
                 continue
-            yield index, Answer(event["piece"], event["finish"], event["confidence"], 1, 1, event.get("labels", {}),
-                                tuple(event["logprobs"]))  # fmt: skip
+            yield (
+                index,
+                Answer(
+                    event["piece"],
+                    event["finish"],
+                    event["confidence"],
+                    1,
+                    1,
+                    event.get("labels", {}),
+                    tuple(event["logprobs"]),
+                ),
+            )
 
 
 def said(value: Any, confidence: float = 0.9, **more: Any) -> Event:
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    return {"piece": text, "finish": "stop", "confidence": confidence, "prompt_tokens": 1, "completion_tokens": 1,
-            "logprobs": [math.log(confidence)], **more}  # fmt: skip
+    return {
+        "piece": text,
+        "finish": "stop",
+        "confidence": confidence,
+        "prompt_tokens": 1,
+        "completion_tokens": 1,
+        "logprobs": [math.log(confidence)],
+        **more,
+    }
 
 
 def asked(task: Task, text: str, **more: Any) -> Request:
     schema = json.dumps(task.schema) if task.schema else ""
-    return Request(f"<user>{text}<end>", labels=task.labels, schema=schema, question=text, document=text, **more)
+    return Request(
+        f"<user>{text}<end>",
+        labels=task.labels,
+        schema=schema,
+        question=text,
+        document=text,
+        **more,
+    )
 
 
 def both(model: Scripted, task: Task, text: str) -> Answer:
@@ -98,10 +126,12 @@ def test_values_of_all_windows_make_one_object_with_their_places() -> None:
     text = "\f".join(f"{page}\n\n{FILLER * 3}" for page in pages)
     model = Scripted(
         {
-            "4,800": said(EMPTY | {"fee": 4800}), "Dutch": said(EMPTY | {"law": "Dutch law"}),
+            "4,800": said(EMPTY | {"fee": 4800}),
+            "Dutch": said(EMPTY | {"law": "Dutch law"}),
             "pump": said(EMPTY | {"parts": ["pump", "hose", "rocket"]}),
-        }, said(EMPTY),
-    )  # fmt: skip
+        },
+        said(EMPTY),
+    )
     answer = both(model, EXTRACT, text)
     assert json.loads(answer.text) == {"fee": 4800, "law": "Dutch law", "parts": ["pump", "hose"]}
     places = {place["path"]: place for place in answer.places}
@@ -109,19 +139,28 @@ def test_values_of_all_windows_make_one_object_with_their_places() -> None:
     assert (places["law"]["page"], places["parts[]"]["page"]) == (2, 3)
     assert "Dutch law applies" in places["law"]["around"]
     windows = model.asked[: len(model.asked) // 2]
-    assert all(request.prompt.startswith("<user>[page") and request.prompt.endswith("<end>") for request in windows)
+    assert all(
+        request.prompt.startswith("<user>[page") and request.prompt.endswith("<end>")
+        for request in windows
+    )
     assert all("null" in request.schema and not request.document for request in windows)
 
 
 def test_a_value_that_stands_nowhere_is_not_taken_and_two_likely_ones_are_a_conflict() -> None:
-    text = f"The fee is 4,800 euros.\n\n{FILLER * 3}The fee is 5,200 euros from then on.\n\n{FILLER * 2}"
+    text = (
+        f"The fee is 4,800 euros.\n\n{FILLER * 3}The fee is 5,200 euros from then "
+        f"on.\n\n{FILLER * 2}"
+    )
     model = Scripted(
         {"4,800": said(EMPTY | {"fee": 4800}, 0.8), "5,200": said(EMPTY | {"fee": 5200}, 0.7)},
         said(EMPTY | {"law": "Martian law"}),
     )
     answer = both(model, EXTRACT, text)
     assert json.loads(answer.text)["fee"] == 4800 and json.loads(answer.text)["law"] is None
-    assert [(place["value"], place.get("conflict", False)) for place in answer.places] == [(4800, False), (5200, True)]
+    assert [(place["value"], place.get("conflict", False)) for place in answer.places] == [
+        (4800, False),
+        (5200, True),
+    ]
     assert answer.confidence is not None and answer.confidence < 0.8
 
 
@@ -130,8 +169,12 @@ def test_the_probability_of_a_value_is_that_of_its_tokens() -> None:
         return {"token": text, "bytes": list(text.encode()), "logprob": math.log(chance), "top": []}
 
     text = f"The fee is 4,800 euros.\n\n{FILLER * 3}The fee is 5,200 euros.\n\n{FILLER * 2}"
-    low = said(EMPTY | {"fee": 4800}) | {"tokens": [token('{"fee": ', 0.3), token("4800", 0.9), token(", …", 0.1)]}
-    high = said(EMPTY | {"fee": 5200}) | {"tokens": [token('{"fee": ', 0.9), token("52", 0.6), token("00", 1.0)]}
+    low = said(EMPTY | {"fee": 4800}) | {
+        "tokens": [token('{"fee": ', 0.3), token("4800", 0.9), token(", …", 0.1)]
+    }
+    high = said(EMPTY | {"fee": 5200}) | {
+        "tokens": [token('{"fee": ', 0.9), token("52", 0.6), token("00", 1.0)]
+    }
     reader = reading(Scripted({"4,800": low, "5,200": high}, said(EMPTY)), {"": EXTRACT})
     assert json.loads(reader.ask(asked(EXTRACT, text)).text)["fee"] == 4800
 
@@ -141,7 +184,9 @@ def test_a_window_that_is_not_read_is_an_error_with_its_page() -> None:
     model = Scripted({"broken": {"error": "no room", "refused": True}}, said(EMPTY))
     reader = reading(model, {"": EXTRACT})
     ((_, outcome),) = reader.ask_all([asked(EXTRACT, text)])
-    assert isinstance(outcome, EngineError) and outcome.message == "page 1 of 2 was not read: no room"
+    assert (
+        isinstance(outcome, EngineError) and outcome.message == "page 1 of 2 was not read: no room"
+    )
     events: list[Event] = []
     reader.submit(asked(EXTRACT, text), events.append)
     assert [event["error"] for event in events] == ["page 1 of 2 was not read: no room"]
@@ -174,7 +219,9 @@ def test_a_short_text_is_asked_as_it_is_and_a_request_without_document_is_not_to
     assert isinstance(reader, DocumentReader) and isinstance(reader, Composition)
 
 
-@pytest.mark.parametrize("task", [EXTRACT, Task("tag", "", "", schema=label_sets.schema(["a", "b"]), document=FORM)])
+@pytest.mark.parametrize(
+    "task", [EXTRACT, Task("tag", "", "", schema=label_sets.schema(["a", "b"]), document=FORM)]
+)
 def test_an_answer_that_was_cut_is_no_answer_and_ends_nobody(task: Task) -> None:
     text = f"alpha {FILLER * 4}omega"
     whole = EMPTY if task is EXTRACT else ["a"]
@@ -186,8 +233,15 @@ def test_an_answer_that_was_cut_is_no_answer_and_ends_nobody(task: Task) -> None
 
 
 def test_items_are_kept_of_which_a_value_stands_and_nulls_stay_null() -> None:
-    item = {"type": "object", "properties": {"name": {"type": "string"}, "kind": {"enum": ["goods", "service"]}}}
-    party = {"type": ["object", "null"], "properties": {"name": {"type": "string"}}, "required": ["name"]}
+    item = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "kind": {"enum": ["goods", "service"]}},
+    }
+    party = {
+        "type": ["object", "null"],
+        "properties": {"name": {"type": "string"}},
+        "required": ["name"],
+    }
     schema = {
         "type": "object",
         "properties": {"items": {"type": "array", "items": item}, "by": party},
@@ -196,15 +250,27 @@ def test_items_are_kept_of_which_a_value_stands_and_nulls_stay_null() -> None:
     text = f"Item pump.\n\n{FILLER * 4}Item hose."
     task = Task("extract", "", "", schema=schema, document=FORM)
     model = Scripted(
-        {"pump": said({"items": [{"name": "pump", "kind": "goods"}], "by": None}),
-         "hose": said({"items": [{"name": "hose", "kind": "service"}, {"name": "kite", "kind": "goods"}], "by": None})},
+        {
+            "pump": said({"items": [{"name": "pump", "kind": "goods"}], "by": None}),
+            "hose": said(
+                {
+                    "items": [
+                        {"name": "hose", "kind": "service"},
+                        {"name": "kite", "kind": "goods"},
+                    ],
+                    "by": None,
+                }
+            ),
+        },
         said({"items": [], "by": None}),
-    )  # fmt: skip
+    )
     items = [{"name": "pump", "kind": "goods"}, {"name": "hose", "kind": "service"}]
     assert json.loads(both(model, task, text).text) == {"items": items, "by": None}
 
 
-def test_a_merge_that_fails_is_an_error_and_the_first_error_cancels_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merge_that_fails_is_an_error_and_the_first_error_cancels_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     text = f"{FILLER * 9}"
     reader = reading(Scripted({}, said(EMPTY)), {"": EXTRACT})
     monkeypatch.setattr(documents, "_by_values", lambda *_: 1 / 0)
@@ -226,7 +292,10 @@ def test_the_place_is_that_of_the_label_that_a_sum_decides_on() -> None:
     events: list[Event] = []
     done = threading.Event()
     reader = reading(model, {"": CLASSIFY})
-    reader.submit(asked(CLASSIFY, text), lambda event: (events.append(event), "finish" in event and done.set()))
+    reader.submit(
+        asked(CLASSIFY, text),
+        lambda event: (events.append(event), "finish" in event and done.set()),
+    )
     assert done.wait(5)
     (own,) = places_of(events[-1])
     (other,) = places_of(events[-1] | {"labels": {"b": 0.9, "a": 0.1}})
@@ -242,10 +311,13 @@ def test_a_prompt_without_the_document_is_refused() -> None:
 def test_a_megabyte_is_merged_in_seconds() -> None:
     text = " ".join(f"{FILLER}{k}" for k in range(15_000))
     answers = {"fee": 4800, "law": "Dutch law", "parts": ["pump", "hose"], "start": "2024-03-01"}
-    reader = reading(Scripted({}, said(answers)), {"": replace(EXTRACT, document=WindowForm(1000, 125))})
+    reader = reading(
+        Scripted({}, said(answers)), {"": replace(EXTRACT, document=WindowForm(1000, 125))}
+    )
     begun = time.process_time()
     reader.ask(asked(EXTRACT, text))
-    assert time.process_time() - begun < 20  # it took minutes while each window searched the whole text
+    # it took minutes while each window searched the whole text
+    assert time.process_time() - begun < 20
 
 
 @pytest.mark.parametrize("interactive", [True, False])
@@ -254,15 +326,25 @@ def test_a_chat_asks_in_windows_and_a_line_without_answer_ends_no_other(
 ) -> None:
     # `chat` asked the whole line in one prompt, and the first one that did not fit ended it
     task = replace(CLASSIFY, chat_template="{{ messages[-1]['content'] }}")
-    model = Scripted({"broken": {"error": "no room", "refused": True}}, said("b", labels={"b": 0.9, "a": 0.1}))
+    model = Scripted(
+        {"broken": {"error": "no room", "refused": True}}, said("b", labels={"b": 0.9, "a": 0.1})
+    )
     loaded = SimpleNamespace(read_task=lambda: task, load=lambda loading: model)
     monkeypatch.setattr(model_lookup, "served", lambda *_: loaded)
     monkeypatch.setattr(model_lookup, "newest_policy", lambda *_: None)
     _, task, policy, load = model_lookup.spoken_to(SimpleNamespace(directory=None), None, None)  # type: ignore[arg-type]
     lines = [f"{FILLER * 4}".replace("\n", " "), "broken", "\n", "short"]
-    with pytest.raises(StageError, match="1 of 3 lines have no answer") if not interactive else nullcontext():
-        terminal_chat.chat(load(), task, lines, max_tokens=4, interactive=interactive, policy=policy)
-    assert len(model.asked) > 3 and max(len(request.prompt) for request in model.asked) < 2 * FORM.size
+    with (
+        pytest.raises(StageError, match="1 of 3 lines have no answer")
+        if not interactive
+        else nullcontext()
+    ):
+        terminal_chat.chat(
+            load(), task, lines, max_tokens=4, interactive=interactive, policy=policy
+        )
+    assert (
+        len(model.asked) > 3 and max(len(request.prompt) for request in model.asked) < 2 * FORM.size
+    )
     heard = capsys.readouterr()
     assert [line[:1] for line in heard.out.splitlines()] == ["b", "", "b"]
     assert "no answer to line 2: no room" in heard.err
@@ -305,12 +387,15 @@ class Around(Composition):
 def test_a_document_needs_the_context_of_its_longest_window(
     max_tokens: int, context: int | None, around: Callable[[Answering], Answering]
 ) -> None:
-    # a document was refused by the length of its whole text, or its windows were asked in a context for it
+    # a document was refused by the length of its whole text, or its windows were asked in a context
+    # for it
     text, model = "word " * 200, Narrow()
     ((_, outcome),) = around(reading(model, {"": EXTRACT})).ask_all(
         [asked(EXTRACT, text, max_tokens=max_tokens)], widen=True
     )
     if context is None:
-        assert isinstance(outcome, EngineError) and "up to 88 tokens does not fit" in outcome.message
+        assert (
+            isinstance(outcome, EngineError) and "up to 88 tokens does not fit" in outcome.message
+        )
     else:
         assert isinstance(outcome, Answer) and model.context == context

@@ -1,4 +1,6 @@
-"""The one place that turns the kind of an artifact into a model, and what the models say of themselves."""
+"""The one place that turns the kind of an artifact into a model, and
+what the models say of themselves.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,15 @@ def test_members_beside_a_file_change_its_hash_and_its_size(tmp_path: Path) -> N
         (tmp_path / name).write_bytes(name.encode())
     both = models.of(artifact.foreign(tmp_path, "gguf"), type="Q8_0")
     assert isinstance(both, FileInSum) and isinstance(both.model, GgufModel)
-    assert (both.kind, both.title, both.path.name, both.variants()) == ("gguf", "Q8_0", "a-Q8_0.gguf", [None])
-    assert both.weights.size == len("a-Q8_0.gguf") + len("encoder.onnx") + len("tokenizer.json") + len("sum.npz")
+    assert (both.kind, both.title, both.path.name, both.variants()) == (
+        "gguf",
+        "Q8_0",
+        "a-Q8_0.gguf",
+        [None],
+    )
+    assert both.weights.size == len("a-Q8_0.gguf") + len("encoder.onnx") + len(
+        "tokenizer.json"
+    ) + len("sum.npz")
     assert both.digest != both.model.digest == both.file.sha256
     beside = models.of(artifact.foreign(tmp_path / "a-Q8_0.gguf", "gguf"), sum=both.artifact)
     assert (beside.kind, beside.title, beside.digest) == ("sum", "a-Q8_0+sum", both.digest)
@@ -47,23 +56,38 @@ def test_another_sum_than_the_measured_one_is_refused(tmp_path: Path) -> None:
     for name in ("a-Q8_0.gguf", "encoder.onnx", "tokenizer.json", "sum.npz"):
         (tmp_path / name).write_bytes(name.encode())
     both = models.of(artifact.foreign(tmp_path, "gguf"), type="Q8_0")
-    hashes = {entry.path: entry.sha256 for entry in both.artifact.manifest.files if entry.path != "a-Q8_0.gguf"}
-    for measured, words in ((hashes, "sum.npz holds"), (hashes | {"encoder.onnx": "0" * 64}, "measured")):
+    hashes = {
+        entry.path: entry.sha256
+        for entry in both.artifact.manifest.files
+        if entry.path != "a-Q8_0.gguf"
+    }
+    for measured, words in (
+        (hashes, "sum.npz holds"),
+        (hashes | {"encoder.onnx": "0" * 64}, "measured"),
+    ):
         manifest = dataclasses.replace(both.artifact.manifest, metrics={"sum": {"files": measured}})
-        release = dataclasses.replace(both, artifact=dataclasses.replace(both.artifact, manifest=manifest))
+        release = dataclasses.replace(
+            both, artifact=dataclasses.replace(both.artifact, manifest=manifest)
+        )
         with pytest.raises(IntegrityError, match=words):
             release.load(Loading())
 
 
 @pytest.mark.parametrize("others", [[], ["a-Q8_0.gguf"]], ids=["linear", "file in a sum"])
-@pytest.mark.parametrize("lacks", [["sum.npz"], ["encoder.onnx"], ["sum.npz", "encoder.onnx"]], ids="+".join)
+@pytest.mark.parametrize(
+    "lacks", [["sum.npz"], ["encoder.onnx"], ["sum.npz", "encoder.onnx"]], ids="+".join
+)
 def test_who_takes_the_sum_out_of_a_release_gets_no_answer_of_the_rest(
     tmp_path: Path, others: list[str], lacks: list[str]
 ) -> None:
-    """A linear release was a wrong flag (exit 2), and a file in a sum answered alone, which nobody had measured."""
+    """A linear release was a wrong flag (exit 2), and a file in a sum
+    answered alone, which nobody had measured.
+    """
     members = {"sum.npz": "0" * 64, "encoder.onnx": "1" * 64}
     files = {name: name.encode() for name in [*members, *others] if name not in lacks}
-    release = handmade.make(tmp_path / "published" / "a", files, metrics={"sum": {"files": members}})
+    release = handmade.make(
+        tmp_path / "published" / "a", files, metrics={"sum": {"files": members}}
+    )
     with pytest.raises(IntegrityError, match="is not the one that was measured") as caught:
         models.of(release)
     assert caught.value.code == 7
@@ -87,7 +111,12 @@ class Echo(Answering):
         return lambda: None
 
     def ask_all(
-        self, requests: Iterable[Request], *, widen: bool = False, alone: bool = False, through: Answering | None = None
+        self,
+        requests: Iterable[Request],
+        *,
+        widen: bool = False,
+        alone: bool = False,
+        through: Answering | None = None,
     ) -> Outcomes:
         pieces: list[Event] = []
         for index, request in enumerate(requests):
@@ -118,9 +147,16 @@ class Part(Answering):
 
 @pytest.mark.parametrize(
     ("engine", "encoder", "together"),
-    [("ready", "ready", "ready"), ("ready", "hung", "hung"), ("hung", "ready", "hung"), ("ready", "dead", "dead")],
+    [
+        ("ready", "ready", "ready"),
+        ("ready", "hung", "hung"),
+        ("hung", "ready", "hung"),
+        ("ready", "dead", "dead"),
+    ],
 )
-def test_a_composition_is_as_ready_as_its_parts(engine: State, encoder: State, together: State) -> None:
+def test_a_composition_is_as_ready_as_its_parts(
+    engine: State, encoder: State, together: State
+) -> None:
     deaths = list[str]()
     model = Composition(*(parts := (Part(engine), Part(encoder))))
     model.on_death = lambda: deaths.append("")

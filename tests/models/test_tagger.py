@@ -41,7 +41,9 @@ FILLER = [word for word in tiny.FILLER.split() if word not in f"{GOODS} {PLACES}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder whose vector of a word follows from the word alone, with a tagger that knows some words."""
+    """An encoder whose vector of a word follows from the word alone,
+    with a tagger that knows some words.
+    """
     out = tiny.build_encoder(tmp_path_factory.mktemp("tagger") / "words")
     encoder_onnx.adopt(out / "model.onnx", out / ENCODER, "mean")
     tokenizer = load_tokenizer(out / "tokenizer.json")
@@ -56,10 +58,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = np.zeros((7, 64), np.float32)  # none, goods, place, kind
     weights[1], weights[3] = vectors(GOODS), vectors(PLACES)
     bias = np.array([6, 0, 0, 0, 0, -20, -20], np.float32)
-    asks = np.stack([np.zeros(64), 10 * vectors("thanks")]).astype(np.float32)  # of vectors of length 1
+    # of vectors of length 1
+    asks = np.stack([np.zeros(64), 10 * vectors("thanks")]).astype(np.float32)
     labels = '"ask"', '"thank"'
-    concluded = LabelSum(labels, {"encoder": 1.0}, EncoderHead(labels, asks, np.array([2, 0], np.float32)), None)
-    habits = [Habit(9, 9), Habit(9, 9), Habit(9, 0, concluded=("ask", "thank"), endings={"s": (1, "")})]
+    concluded = LabelSum(
+        labels, {"encoder": 1.0}, EncoderHead(labels, asks, np.array([2, 0], np.float32)), None
+    )
+    habits = [
+        Habit(9, 9),
+        Habit(9, 9),
+        Habit(9, 0, concluded=("ask", "thank"), endings={"s": (1, "")}),
+    ]
     head = TaggerHead(Reader.of(SCHEMA, habits), weights, bias, {2: concluded})
     head.write(out / TAGGER_FILE)
     return out
@@ -70,12 +79,19 @@ def test_it_answers_texts_with_places_and_probabilities(folder: Path) -> None:
     with Tagger(folder) as tagger:
         answer, empty, thanks = tagger.answers([text, "", "thanks thanks"])
     assert json.loads(answer.text) == {"goods": ["lamp", "chair"], "place": "garden", "kind": "ask"}
-    assert [(each["path"], text[each["start"] : each["end"]], each["page"]) for each in answer.places] == [
-        ("goods[]", "lamp", 1), ("goods[]", "chair", 2), ("place", "garden", 2)
-    ]  # fmt: skip
-    assert all(each["value"] == text[each["start"] : each["end"]] in each["around"] for each in answer.places)
-    assert 0.3 < answer.confidence < min(answer.probabilities) <= 1 and len(answer.probabilities) == 4
-    assert json.loads(empty.text) == {"goods": [], "place": None, "kind": "ask"} and not empty.places
+    assert [
+        (each["path"], text[each["start"] : each["end"]], each["page"]) for each in answer.places
+    ] == [("goods[]", "lamp", 1), ("goods[]", "chair", 2), ("place", "garden", 2)]
+    assert all(
+        each["value"] == text[each["start"] : each["end"]] in each["around"]
+        for each in answer.places
+    )
+    assert (
+        0.3 < answer.confidence < min(answer.probabilities) <= 1 and len(answer.probabilities) == 4
+    )
+    assert (
+        json.loads(empty.text) == {"goods": [], "place": None, "kind": "ask"} and not empty.places
+    )
     assert json.loads(thanks.text)["kind"] == "thank"
 
 
@@ -85,7 +101,10 @@ def test_vectors_of_rows_are_those_of_texts(folder: Path) -> None:
     with Encoder(folder) as encoder:
         (read,) = encoder.read([tokens], lambda states, vector: (states, vector))
         assert encoder.read([], lambda states, vector: vector) == []
-        assert np.allclose(encoder.encode([text])[0], read[1]) and read[0].shape == (len(tokens), encoder.size)
+        assert np.allclose(encoder.encode([text])[0], read[1]) and read[0].shape == (
+            len(tokens),
+            encoder.size,
+        )
 
 
 def test_a_long_text_is_read_in_windows_as_it_is_alone_or_beside_others(folder: Path) -> None:
@@ -112,7 +131,8 @@ def test_windows_hold_every_word_whole_and_each_is_decided_once(folder: Path) ->
     assert [k for each in windows for k in range(*each.own)] == list(range(len(evidence.words)))
     for window, after in itertools.pairwise(windows):
         assert window.first <= window.own[0] < window.own[1] <= window.end
-        assert after.first < window.end  # they overlap; a word in both is of the one in which it stands further in
+        # they overlap; a word in both is of the one in which it stands further in
+        assert after.first < window.end
         assert abs((window.end - window.own[1]) - (after.own[0] - after.first)) <= 1
     assert [cutter.windows(Evidence(text)) for text in ("", "\n \n")] == [[], []]
 
@@ -125,7 +145,8 @@ def test_marks_are_the_likeliest_path_and_come_back_from_their_classes() -> None
     assert classes == [1, 2, 0, 3, 3, 4]
     logprobs = normalised(8.0 * np.eye(5)[classes])
     assert [SpanMark(mark.field, *mark.span) for mark in marks_of(logprobs, evidence)] == marks
-    logprobs[0] = normalised(np.array([[0.0, 1.0, 2.0, 0, 0]]))  # a field cannot go on before it begins
+    # a field cannot go on before it begins
+    logprobs[0] = normalised(np.array([[0.0, 1.0, 2.0, 0, 0]]))
     assert [mark.span for mark in marks_of(logprobs, evidence) if mark.field == 0] == [(0, 5)]
     nothing = normalised(np.tile([5.0, 0, 0, 1, 0], (6, 1)))
     assert not list(marks_of(nothing, evidence))
@@ -139,9 +160,9 @@ def test_what_is_written_is_read(folder: Path, tmp_path: Path) -> None:
     head.write(tmp_path / TAGGER_FILE)
     again = TaggerHead.read(tmp_path / TAGGER_FILE, 64)
     assert again.reader == head.reader and again.reader.habits[2].endings == {"s": (1, "")}
-    assert (again.sharpness, again.powers) == (1.0, (1.0, 1.0)) and again.concluded[2].labels == head.concluded[
+    assert (again.sharpness, again.powers) == (1.0, (1.0, 1.0)) and again.concluded[
         2
-    ].labels
+    ].labels == head.concluded[2].labels
     assert np.array_equal(again.weights, head.weights) and np.array_equal(again.bias, head.bias)
 
 
@@ -152,9 +173,13 @@ def test_what_is_written_is_read(folder: Path, tmp_path: Path) -> None:
         lambda arrays, facts: {"weights": arrays["weights"][:, :-1]},
         lambda arrays, facts: {"bias": np.full(7, np.nan, np.float32)},
         lambda arrays, facts: {"facts": np.array(["{}"])},
-        lambda arrays, facts: {"facts": np.array([json.dumps(facts | {"habits": facts["habits"][1:]})])},
+        lambda arrays, facts: {
+            "facts": np.array([json.dumps(facts | {"habits": facts["habits"][1:]})])
+        },
         lambda arrays, facts: {"facts": np.array([json.dumps(facts | {"habits": [{"x": 1}] * 3})])},
-        lambda arrays, facts: {"facts": np.array([json.dumps(facts | {"schema": {"type": "object"}})])},
+        lambda arrays, facts: {
+            "facts": np.array([json.dumps(facts | {"schema": {"type": "object"}})])
+        },
         lambda arrays, facts: {"facts": np.array([json.dumps(facts | {"powers": 1})])},
     ],
 )

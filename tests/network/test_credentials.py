@@ -1,4 +1,6 @@
-"""Tokens: the environment first, then a keyring, and a keyring that is locked or missing is no failure."""
+"""Tokens: the environment first, then a keyring, and a keyring that
+is locked or missing is no failure.
+"""
 
 from __future__ import annotations
 

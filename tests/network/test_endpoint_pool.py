@@ -50,12 +50,24 @@ def test_every_request_gets_its_own_answer() -> None:
         found = answers(EndpointPool([fake.url], "large", concurrency=7), texts)
         assert fake.most_at_once <= 7
         assert answers(EndpointPool([fake.url], "large"), []) == []
-    assert [reply.text for reply in found if isinstance(reply, Reply)] == [text.upper() for text in texts]
+    assert [reply.text for reply in found if isinstance(reply, Reply)] == [
+        text.upper() for text in texts
+    ]
     first = found[0]
     assert isinstance(first, Reply)
-    assert (first.finish, first.prompt_tokens, first.completion_tokens, first.confidence) == ("stop", 11, 3, None)
+    assert (first.finish, first.prompt_tokens, first.completion_tokens, first.confidence) == (
+        "stop",
+        11,
+        3,
+        None,
+    )
     assert set(fake.paths) == {"/v1/chat/completions"}
-    assert fake.bodies[0] | {"messages": []} == {"model": "large", "messages": [], "max_tokens": 9, "temperature": 0.0}
+    assert fake.bodies[0] | {"messages": []} == {
+        "model": "large",
+        "messages": [],
+        "max_tokens": 9,
+        "temperature": 0.0,
+    }
 
 
 def test_requests_are_taken_as_they_are_needed() -> None:
@@ -134,12 +146,15 @@ def test_a_request_that_is_refused_is_not_asked_again() -> None:
 
     with endpoint.serving(manners) as fake:
         found = answers(EndpointPool([fake.url], "large"), ["long"] * 30 + ["short"])
-    assert found[:30] == [Refusal("HTTP 400: too long", 400)] * 30  # and so many in a row end nothing
+    # and so many in a row end nothing
+    assert found[:30] == [Refusal("HTTP 400: too long", 400)] * 30
     assert isinstance(found[30], Reply)
     assert len(fake.bodies) == 31
 
 
-@pytest.mark.parametrize(("status", "said"), [(401, "the key is not accepted"), (404, "there is no such model")])
+@pytest.mark.parametrize(
+    ("status", "said"), [(401, "the key is not accepted"), (404, "there is no such model")]
+)
 def test_what_no_request_can_get_past_ends_it_all(status: int, said: str) -> None:
     with endpoint.serving(lambda body, before: fails(status, "go away")) as fake:
         one = EndpointPool([fake.url], "large", concurrency=2)
@@ -149,9 +164,15 @@ def test_what_no_request_can_get_past_ends_it_all(status: int, said: str) -> Non
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_an_endpoint_that_refuses_is_left_out_while_another_answers(status: int, capsys: Any) -> None:
+def test_an_endpoint_that_refuses_is_left_out_while_another_answers(
+    status: int, capsys: Any
+) -> None:
     refuses: endpoint.Manners = lambda body, before: fails(status)  # noqa: E731
-    with endpoint.serving(refuses) as bad, endpoint.serving(echo) as good, endpoint.serving(refuses) as worse:
+    with (
+        endpoint.serving(refuses) as bad,
+        endpoint.serving(echo) as good,
+        endpoint.serving(refuses) as worse,
+    ):
         found = answers(EndpointPool([bad.url, good.url], "large", concurrency=2), ["a"] * 20)
         assert [getattr(reply, "text", reply) for reply in found] == ["A"] * 20
         said = " ".join(capsys.readouterr().err.split())
@@ -168,7 +189,10 @@ def test_a_slow_endpoint_keeps_no_more_than_its_own_places() -> None:
         return echo(body, before)
 
     with endpoint.serving(slowly) as slow, endpoint.serving(echo) as quick:
-        found = answers(EndpointPool([slow.url, quick.url], "large", concurrency=2), [f"t{k}" for k in range(60)])
+        found = answers(
+            EndpointPool([slow.url, quick.url], "large", concurrency=2),
+            [f"t{k}" for k in range(60)],
+        )
     assert [getattr(reply, "text", reply) for reply in found] == [f"T{k}" for k in range(60)]
     assert max(slow.most_at_once, quick.most_at_once) <= 2
     assert len(slow.bodies) < 20 < len(quick.bodies)
@@ -176,10 +200,14 @@ def test_a_slow_endpoint_keeps_no_more_than_its_own_places() -> None:
 
 def test_what_was_answered_comes_before_the_end() -> None:
     """Answers that were paid for are not lost to the failure of a request beside them."""
-    with endpoint.serving(lambda body, before: says("yes") if len(fake.bodies) <= 10 else fails(403)) as fake:
+    with endpoint.serving(
+        lambda body, before: says("yes") if len(fake.bodies) <= 10 else fails(403)
+    ) as fake:
         found: list[Reply | Refusal] = []
         with pytest.raises(NetworkError, match="the key may not do this"):
-            for _, reply in EndpointPool([fake.url], "large", concurrency=1).ask_all(ask(str(k)) for k in range(99)):
+            for _, reply in EndpointPool([fake.url], "large", concurrency=1).ask_all(
+                ask(str(k)) for k in range(99)
+            ):
                 found.append(reply)
     assert [getattr(reply, "text", reply) for reply in found] == ["yes"] * 10
 
@@ -187,8 +215,16 @@ def test_what_was_answered_comes_before_the_end() -> None:
 @pytest.mark.parametrize(
     ("refusal", "said", "most"),
     [
-        (fails(500), "answered none of 16 requests in a row: HTTP 500", 40 * endpoint_pool.ATTEMPTS),
-        (fails(400, "no such model"), "answered none of 64 requests in a row: HTTP 400: no such model", 100),
+        (
+            fails(500),
+            "answered none of 16 requests in a row: HTTP 500",
+            40 * endpoint_pool.ATTEMPTS,
+        ),
+        (
+            fails(400, "no such model"),
+            "answered none of 64 requests in a row: HTTP 400: no such model",
+            100,
+        ),
         (None, "answered none of 16 requests in a row: ConnectError", 1),
     ],
     ids=["answers nothing", "refuses everything", "is not there"],
@@ -199,7 +235,11 @@ def test_an_endpoint_is_given_up_that(refusal: endpoint.Turn | None, said: str, 
         if refusal is None:
             stack.close()
         with pytest.raises(NetworkError, match=said):
-            list(EndpointPool([fake.url], "large", concurrency=4).ask_all(ask(str(k)) for k in range(1000)))
+            list(
+                EndpointPool([fake.url], "large", concurrency=4).ask_all(
+                    ask(str(k)) for k in range(1000)
+                )
+            )
     assert len(fake.bodies) < most
 
 
@@ -246,11 +286,15 @@ def test_options_are_learnt_from_refusals() -> None:
 
 def test_what_one_endpoint_does_not_know_is_left_out_for_it_alone() -> None:
     names = ("structured_outputs", "logprobs", "response_format")
-    request = EndpointRequest([{"role": "user", "content": "a"}], 9, options=dict.fromkeys(names, 1))
+    request = EndpointRequest(
+        [{"role": "user", "content": "a"}], 9, options=dict.fromkeys(names, 1)
+    )
 
     def old(body: dict[str, Any], before: int) -> endpoint.Turn:
         unknown = [name for name in names if name in body]
-        return fails(400, f"{unknown[0]}: Extra inputs are not permitted") if unknown else says("yes")
+        return (
+            fails(400, f"{unknown[0]}: Extra inputs are not permitted") if unknown else says("yes")
+        )
 
     with endpoint.serving(old) as first, endpoint.serving(echo) as second:
         pool = EndpointPool([first.url, second.url], "large", concurrency=4)
@@ -299,12 +343,15 @@ def test_slmctls_own_server(desk_url: str) -> None:
     found = answers(EndpointPool([desk_url], "tiny-desk", concurrency=4), texts)
     assert all(isinstance(reply, Reply) and reply.text in tiny.LABELS for reply in found)
     assert all(isinstance(reply, Reply) and 0 < (reply.confidence or 0) <= 1 for reply in found)
-    with pytest.raises(NetworkError, match="'another' is not served here"):  # a 404, as OpenAI has it
+    # a 404, as OpenAI has it
+    with pytest.raises(NetworkError, match="'another' is not served here"):
         answers(EndpointPool([desk_url], "another"), ["a"])
 
 
 def test_an_endpoint_that_says_it_is_too_much_gets_less_at_once_and_then_more_again() -> None:
-    """It takes 3 at once: what goes beyond is refused. The client comes down to that, and not to one for ever."""
+    """It takes 3 at once: what goes beyond is refused. The client comes
+    down to that, and not to one for ever.
+    """
     now, lock, seen, crowded = [0], threading.Lock(), list[int](), threading.Event()
 
     def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
@@ -321,11 +368,14 @@ def test_an_endpoint_that_says_it_is_too_much_gets_less_at_once_and_then_more_ag
         return fails(429, "too many", **{"retry-after": "0.02"}) if mine > 3 else echo(body, before)
 
     with endpoint.serving(manners) as fake:
-        found = answers(EndpointPool([fake.url], "large", concurrency=16), [f"t{k}" for k in range(120)])
+        found = answers(
+            EndpointPool([fake.url], "large", concurrency=16), [f"t{k}" for k in range(120)]
+        )
     assert all(isinstance(reply, Reply) for reply in found)
     assert max(seen[:16]) > 3
     late = seen[len(seen) // 2 :]
-    assert sum(count > 3 for count in late) < 0.3 * len(late)  # most of what it is asked then is taken
+    # most of what it is asked then is taken
+    assert sum(count > 3 for count in late) < 0.3 * len(late)
     assert max(late) > 1
 
 
@@ -346,7 +396,11 @@ def test_a_watch_lets_requests_out_and_hears_of_those_that_fail() -> None:
             self.lost.append((index, error.status))
 
     def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
-        return fails(500) if before == 0 and body["messages"][0]["content"] == "b" else echo(body, before)
+        return (
+            fails(500)
+            if before == 0 and body["messages"][0]["content"] == "b"
+            else echo(body, before)
+        )
 
     watch = Watch()
     with endpoint.serving(manners) as fake:

@@ -22,7 +22,10 @@ from slmctl.network.guard import SWITCHES
 def run(code: str, **environment: str) -> dict[str, object]:
     """What a script leaves in `found`, in a process whose environment has no switch set."""
     bare = {key: value for key, value in os.environ.items() if key not in (*SWITCHES, "CI")}
-    whole = f"import json, os, socket, sys\nfrom slmctl.network import guard\nfound = {{}}\n{textwrap.dedent(code)}\n"
+    whole = (
+        "import json, os, socket, sys\nfrom slmctl.network import guard\nfound = "
+        f"{{}}\n{textwrap.dedent(code)}\n"
+    )
     whole += "sys.stdout.write(json.dumps(found))\n"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", whole],
@@ -80,7 +83,12 @@ def test_this_machine_is_reached() -> None:
             found["pair"] = two.recv(1).decode()
         found["contacted"] = sorted(guard.contacted)
     """)
-    assert found == {"127.0.0.1": "127.0.0.1", "localhost": "127.0.0.1", "pair": "x", "contacted": []}
+    assert found == {
+        "127.0.0.1": "127.0.0.1",
+        "localhost": "127.0.0.1",
+        "pair": "x",
+        "contacted": [],
+    }
 
 
 def test_unix_socket_is_this_machine(tmp_path: object) -> None:
@@ -153,12 +161,20 @@ def test_a_command_without_an_artifact_leaves_a_receipt(tmp_path: Path) -> None:
     """)
     assert found["nobody asked"] is False
     (kept,) = found["kept"]  # type: ignore[misc]
-    assert (kept["command"], kept["hosts_contacted"], kept["bytes_out"]) == ("publish", ["example.invalid"], 0)
+    assert (kept["command"], kept["hosts_contacted"], kept["bytes_out"]) == (
+        "publish",
+        ["example.invalid"],
+        0,
+    )
 
 
-@pytest.mark.parametrize("environment", [{}, {"HF_HUB_OFFLINE": "0", "DO_NOT_TRACK": "0"}, {"CI": "1"}], ids=str)
+@pytest.mark.parametrize(
+    "environment", [{}, {"HF_HUB_OFFLINE": "0", "DO_NOT_TRACK": "0"}, {"CI": "1"}], ids=str
+)
 def test_every_switch_is_set_whatever_was_there(environment: dict[str, str]) -> None:
-    found = run("guard.seal(); found |= {name: os.environ[name] for name in guard.SWITCHES}", **environment)
+    found = run(
+        "guard.seal(); found |= {name: os.environ[name] for name in guard.SWITCHES}", **environment
+    )
     assert found == SWITCHES
 
 
@@ -173,12 +189,26 @@ def test_children_inherit_the_switches() -> None:
 
 
 def test_importing_alone_seals_nothing() -> None:
-    assert run("found |= {name: name in os.environ for name in guard.SWITCHES}") == dict.fromkeys(SWITCHES, False)
+    assert run("found |= {name: name in os.environ for name in guard.SWITCHES}") == dict.fromkeys(
+        SWITCHES, False
+    )
 
 
 def test_local_hosts() -> None:
-    assert all(map(guard.is_local, ["127.0.0.1", "127.8.9.10", "::1", "localhost", "", "0.0.0.0", "::", "::1%lo"]))
-    others = ["10.0.0.1", "192.0.2.1", "fe80::1%eth0", "localhost.example.invalid", "2130706433", "::2"]
+    assert all(
+        map(
+            guard.is_local,
+            ["127.0.0.1", "127.8.9.10", "::1", "localhost", "", "0.0.0.0", "::", "::1%lo"],
+        )
+    )
+    others = [
+        "10.0.0.1",
+        "192.0.2.1",
+        "fe80::1%eth0",
+        "localhost.example.invalid",
+        "2130706433",
+        "::2",
+    ]
     assert not any(map(guard.is_local, others))
 
 
@@ -216,15 +246,21 @@ found["after"] = reach("192.0.2.1")
 
 
 def test_the_network_can_be_open_for_one_host_alone() -> None:
-    """Its name, and the addresses that the name stands for; no other host, and no switch of a library is turned."""
+    """Its name, and the addresses that the name stands for; no other host,
+    and no switch of a library is turned.
+    """
     found = run(ONLY)
-    assert found["named"] == found["moved"] == found["inner"] == found["outer after"] == "let through"
+    assert (
+        found["named"] == found["moved"] == found["inner"] == found["outer after"] == "let through"
+    )
     alone = "the network is open for api.example.invalid alone"
     assert found["other"] == f"refused a connection to '192.0.2.2': {alone}"
     assert found["inner after"] == f"refused a connection to '192.0.2.3': {alone}"
     assert found["lookup"] == f"refused a connection to 'elsewhere.invalid': {alone}"
     assert found["switch"] == "1"
-    assert found["after"] == "refused a connection to '192.0.2.1': nothing leaves this machine unasked"
+    assert (
+        found["after"] == "refused a connection to '192.0.2.1': nothing leaves this machine unasked"
+    )
 
 
 def test_an_earlier_opening_that_ends_leaves_the_later_one_open() -> None:
@@ -241,7 +277,9 @@ def test_an_earlier_opening_that_ends_leaves_the_later_one_open() -> None:
 
 
 @pytest.mark.parametrize("proxy", ["proxy.example:3128", "http://proxy.example:3128"])
-def test_a_proxy_may_lack_its_scheme_as_for_other_programs(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_may_lack_its_scheme_as_for_other_programs(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # urlsplit takes its name for a scheme, so the guard refused the proxy itself
     for name in ("NO_PROXY", "no_proxy", "https_proxy"):
         monkeypatch.delenv(name, raising=False)

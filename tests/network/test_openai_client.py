@@ -40,7 +40,10 @@ def test_how_sure_an_endpoint_is(logprobs: Any, confidence: Any) -> None:
         ("https://api.example.invalid", "https://api.example.invalid/v1/chat/completions"),
         ("https://api.example.invalid/v1/", "https://api.example.invalid/v1/chat/completions"),
         ("http://[::1]:8080/v1", "http://[::1]:8080/v1/chat/completions"),
-        ("https://a.invalid/openai/x/chat/completions", "https://a.invalid/openai/x/chat/completions"),
+        (
+            "https://a.invalid/openai/x/chat/completions",
+            "https://a.invalid/openai/x/chat/completions",
+        ),
     ],
 )
 def test_addresses(url: str, whole: str) -> None:

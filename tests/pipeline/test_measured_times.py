@@ -21,7 +21,9 @@ ANEW = ("finetune.epochs=3", "quantize.types=[Q8_0]")  # finetune and all after 
 
 
 def stages(desk: Path, *sets: str) -> dict[str, StagePlan]:
-    return {stage.name: stage for stage in plan.plan(opened(desk, *(sets or ANEW)), CHAIN, RATES).stages}
+    return {
+        stage.name: stage for stage in plan.plan(opened(desk, *(sets or ANEW)), CHAIN, RATES).stages
+    }
 
 
 def rewritten(made: Artifact, **fields: object) -> None:
@@ -55,13 +57,16 @@ def test_an_estimate_is_scaled_by_what_the_stage_took_here(desk: Path) -> None:
     elsewhere(desk)
     unmeasured = stages(desk)
     assert not any(stage.measured for stage in unmeasured.values())
-    own = plan.plan(opened(desk, "finetune.seed=1"), CHAIN, RATES).stages  # as long as the one that is here
+    # as long as the one that is here
+    own = plan.plan(opened(desk, "finetune.seed=1"), CHAIN, RATES).stages
     (estimated,) = (stage.seconds for stage in own if stage.name == "finetune")
     longer = unmeasured["finetune"].seconds
     assert estimated and longer and longer < estimated
     rewritten(made, seconds=1000.0)
     scaled = stages(desk)
-    assert scaled["finetune"].measured and scaled["finetune"].seconds == pytest.approx(1000 * longer / estimated)
+    assert scaled["finetune"].measured and scaled["finetune"].seconds == pytest.approx(
+        1000 * longer / estimated
+    )
     assert scaled["merge"] == unmeasured["merge"]  # of another machine
     printed = list(run_plan.lines(plan.plan(opened(desk, *ANEW), CHAIN, RATES)))
     assert "time       of finetune as measured here" in printed
@@ -88,12 +93,18 @@ def test_a_report_takes_the_time_of_its_predictions(desk: Path) -> None:
     elsewhere(desk)
     before = stages(desk, "confidence=0.9")["evaluate"]
     made = only(desk, "report")
-    rewritten(made, seconds=4.0, environment=made.manifest.environment | {"processor": hardware.processor()})
+    rewritten(
+        made,
+        seconds=4.0,
+        environment=made.manifest.environment | {"processor": hardware.processor()},
+    )
     answered = [artifact.load(path) for path in (desk / "runs" / "predictions").iterdir()]
     for each in answered:
         rewritten(each, seconds=100.0)
     after = stages(desk, "confidence=0.9")["evaluate"]
     assert after.seconds == pytest.approx(4 + 100 * len(answered)) and not before.measured
     fewer = {"predictions": made.manifest.inputs["predictions"][:1]}
-    rewritten(made, inputs=made.manifest.inputs | fewer, environment={"processor": hardware.processor()})
+    rewritten(
+        made, inputs=made.manifest.inputs | fewer, environment={"processor": hardware.processor()}
+    )
     assert stages(desk, "confidence=0.9")["evaluate"] == before

@@ -19,7 +19,8 @@ def test_a_release_goes_by_the_name_of_its_project_which_stays(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("name", "version"), [("a-1B-desk-v1.0-Q8_0", "1.0"), ("a-v2", "2"), ("tiny-v1.2.3", "1.2.3"), ("x-vi-1", "")]
+    ("name", "version"),
+    [("a-1B-desk-v1.0-Q8_0", "1.0"), ("a-v2", "2"), ("tiny-v1.2.3", "1.2.3"), ("x-vi-1", "")],
 )
 def test_a_bare_file_goes_by_its_own_name(name: str, version: str, tmp_path: Path) -> None:
     path = tmp_path / f"{name}.gguf"

@@ -51,12 +51,20 @@ def only(folder: Path, kind: str) -> Path:
 
 def test_a_run_leaves_every_kind_and_nothing_else(tiny_run: Path) -> None:
     assert {path.name for path in (tiny_run / "runs").iterdir()} == {
-        ".deliveries", ".locks", ".logs", "report.html", *KINDS,
-    }  # fmt: skip
-    assert len(list((tiny_run / "runs" / ".deliveries").iterdir())) == 1  # the receipt of the release
+        ".deliveries",
+        ".locks",
+        ".logs",
+        "report.html",
+        *KINDS,
+    }
+    # the receipt of the release
+    assert len(list((tiny_run / "runs" / ".deliveries").iterdir())) == 1
     assert not list(tiny_run.glob("runs/*/.*/*")), "a draft was left behind"
-    assert {len(list((tiny_run / "runs" / kind).iterdir())) for kind in KINDS if kind != "predictions"} == {1}
-    assert len(list((tiny_run / "runs" / "predictions").iterdir())) == 4  # base, adapter, two GGUF files
+    assert {
+        len(list((tiny_run / "runs" / kind).iterdir())) for kind in KINDS if kind != "predictions"
+    } == {1}
+    # base, adapter, two GGUF files
+    assert len(list((tiny_run / "runs" / "predictions").iterdir())) == 4
     assert (tiny_run / "registry" / "tiny-desk" / "1.0" / "manifest.json").exists()
 
 
@@ -64,8 +72,20 @@ def test_the_second_run_does_nothing(stages: Forks, desk: Path) -> None:
     before = listing(desk)
     done = stages.run(desk, "run")
     assert Path(tiny.ok(done)) == only(desk, "published")
-    stages = [line.split()[:2] for line in done.stderr.splitlines() if line.split()[:1] and line.split()[0] in LEAVES]
-    assert [name for name, _ in stages] == ["pull", "prepare", "finetune", "merge", "quantize", "evaluate", "publish"]
+    stages = [
+        line.split()[:2]
+        for line in done.stderr.splitlines()
+        if line.split()[:1] and line.split()[0] in LEAVES
+    ]
+    assert [name for name, _ in stages] == [
+        "pull",
+        "prepare",
+        "finetune",
+        "merge",
+        "quantize",
+        "evaluate",
+        "publish",
+    ]
     assert {state for _, state in stages} == {"current"}
     assert listing(desk) == before
 
@@ -74,7 +94,9 @@ def test_a_moved_or_touched_project_is_still_current(desk: Path, tmp_path: Path)
     (desk / "tickets.csv").touch()
     moved = desk.rename(tmp_path / "elsewhere")
     project = opened(moved)
-    made = [name for name in LEAVES if name not in ("label", "encode", "predict", "sum", "calibrate")]
+    made = [
+        name for name in LEAVES if name not in ("label", "encode", "predict", "sum", "calibrate")
+    ]
     assert all(project.request(name).path.exists() for name in made)
 
 
@@ -84,16 +106,23 @@ def test_one_changed_cell_reruns_from_prepare(desk: Path) -> None:
     project = opened(desk)
     assert project.request("pull").path.exists()
     assert not project.request("prepare").path.exists()
-    with pytest.raises(IntegrityError, match="stage prepare has not run with this config and data") as caught:
+    with pytest.raises(
+        IntegrityError, match="stage prepare has not run with this config and data"
+    ) as caught:
         project.request("finetune")
     assert caught.value.hint == "slmctl run --until prepare"
 
 
 @pytest.mark.parametrize(
     ("setting", "first"),
-    [("finetune.epochs=3", "finetune"), ("merge.dtype=float16", "merge"), ("quantize.types=[Q8_0]", "quantize"),
-     ("version=2.0", "publish"), ("confidence=0.9", "evaluate")],
-)  # fmt: skip
+    [
+        ("finetune.epochs=3", "finetune"),
+        ("merge.dtype=float16", "merge"),
+        ("quantize.types=[Q8_0]", "quantize"),
+        ("version=2.0", "publish"),
+        ("confidence=0.9", "evaluate"),
+    ],
+)
 def test_a_changed_setting_reruns_from_its_stage(tiny_run: Path, setting: str, first: str) -> None:
     project = opened(tiny_run, setting)
     order = ["pull", "prepare", "finetune", "merge", "quantize", "evaluate", "publish"]
@@ -102,7 +131,9 @@ def test_a_changed_setting_reruns_from_its_stage(tiny_run: Path, setting: str, f
     assert not project.request(first).path.exists()
 
 
-def test_auto_takes_numbers_by_the_rows_and_the_base_and_says_why(stages: Forks, desk: Path) -> None:
+def test_auto_takes_numbers_by_the_rows_and_the_base_and_says_why(
+    stages: Forks, desk: Path
+) -> None:
     # three passes at 4e-4 whatever the rows were, unless `init` wrote others
     auto = ("finetune.epochs=auto", "finetune.learning_rate=auto", "finetune.train_share=10%")
     written = ("finetune.epochs=8", "finetune.learning_rate=8e-4", "finetune.train_share=10%")
@@ -111,7 +142,9 @@ def test_auto_takes_numbers_by_the_rows_and_the_base_and_says_why(stages: Forks,
     said = stages.run(desk, "finetune", *(word for value in auto for word in ("--set", value)))
     assert Path(tiny.ok(said)) == final
     assert re.search(
-        r"^  8 epochs at 0\.0008 in batches of 8, by 1\d training rows and a base of \d+K$", said.stderr, re.MULTILINE
+        r"^  8 epochs at 0\.0008 in batches of 8, by 1\d training rows and a base of \d+K$",
+        said.stderr,
+        re.MULTILINE,
     )
     recorded = artifact.load(final).manifest.config
     assert (recorded["epochs"], recorded["learning_rate"]) == (8.0, 8e-4)
@@ -130,18 +163,23 @@ def test_shares_give_way_to_a_source_bound_to_the_test(stages: Forks, desk: Path
     records = read_records(Path(tiny.ok(prepared)) / "test.jsonl")
     assert f"  {said}\n" in prepared.stderr
     assert {record.input for record in records} <= {text for text, _ in held}
-    tiny.write_csv(desk / "held.csv", [("", label) for _, label in held[:20]])  # a run would fail after the training
+    # a run would fail after the training
+    tiny.write_csv(desk / "held.csv", [("", label) for _, label in held[:20]])
     assert "no rows are left for 'test'" in stages.run(desk, "prepare").stderr
     kept = stages.run(desk, "prepare", "--set", "prepare.splits.test=0.15")
     assert said not in kept.stderr and len(read_records(Path(tiny.ok(kept)) / "test.jsonl")) > 20
 
 
-def test_the_line_of_a_stage_counts_what_it_ran_before_and_a_run_ends_with_its_time(stages: Forks, desk: Path) -> None:
+def test_the_line_of_a_stage_counts_what_it_ran_before_and_a_run_ends_with_its_time(
+    stages: Forks, desk: Path
+) -> None:
     # `evaluate 1.2 s` stood after five minutes of predictions
     for kind in ("predictions", "report"):
         shutil.rmtree(desk / "runs" / kind)
     said = stages.run(desk, "run", "--until", "evaluate", "--set", "evaluate.models=[gguf]").stderr
-    evaluated, whole = (re.search(rf"^{name} +([\d.]+) s\b", said, re.MULTILINE) for name in ("evaluate", "in all"))
+    evaluated, whole = (
+        re.search(rf"^{name} +([\d.]+) s\b", said, re.MULTILINE) for name in ("evaluate", "in all")
+    )
     assert evaluated is not None and whole is not None, said
     made = [artifact.load(path).manifest.seconds for path in desk.glob("runs/predictions/*")]
     assert len(made) == 2
@@ -170,7 +208,9 @@ def test_the_next_stage_refuses_what_is_damaged(desk: Path, what: str) -> None:
         project = opened(desk)
         with pytest.raises(IntegrityError) as caught:
             for request in (
-                predictions.predictions_of(project, "gguf") if stage == "predict" else [project.request(stage)]
+                predictions.predictions_of(project, "gguf")
+                if stage == "predict"
+                else [project.request(stage)]
             ):
                 runner.run(project, request)
         assert str(folder) in caught.value.message
@@ -184,8 +224,13 @@ def test_the_next_stage_refuses_what_is_damaged(desk: Path, what: str) -> None:
 # Gates and publishing
 
 
-def test_a_failed_gate_stops_before_publish_and_still_prints_the_report(stages: Forks, desk: Path) -> None:
-    gates = "gates: [{metric: accuracy, model: Q8_0, min: 1.0}, {metric: accuracy, model: base, min: 0.0}]\n"
+def test_a_failed_gate_stops_before_publish_and_still_prints_the_report(
+    stages: Forks, desk: Path
+) -> None:
+    gates = (
+        "gates: [{metric: accuracy, model: Q8_0, min: 1.0}, {metric: accuracy, model: base, "
+        "min: 0.0}]\n"
+    )
     with (desk / "slmctl.yaml").open("a") as stream:
         stream.write(gates)
     for folder in [*desk.glob("runs/published/*"), *desk.glob("registry/*")]:
@@ -214,7 +259,9 @@ def test_a_file_that_no_report_measured_is_not_published(desk: Path) -> None:
     project = opened(desk, "evaluate.models=[base, adapter]")
     evaluate(project, project.config.evaluate.models)
     project.forget()
-    with pytest.raises(GateError, match=r"no report measured tiny|no report measured base-\S+\.gguf") as caught:
+    with pytest.raises(
+        GateError, match=r"no report measured tiny|no report measured base-\S+\.gguf"
+    ) as caught:
         publish(project)
     assert caught.value.code == 5
 
@@ -235,7 +282,8 @@ def test_a_published_version_never_changes(desk: Path) -> None:
 def test_another_version_of_the_same_weights_is_measured_and_published(
     desk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # its files differ in name and metadata alone and give the same answers, for which the old report was once taken
+    # its files differ in name and metadata alone and give the same answers, for which the old
+    # report was once taken
     project = opened(desk, "version=2.0", "quantize.types=[Q8_0]", "evaluate.models=[gguf]")
     runner.run(project, project.request("quantize"))
     assert not evaluate(project, project.config.evaluate.models).current
@@ -250,7 +298,10 @@ def test_a_model_that_a_cheap_one_beats_is_not_released(stages: Forks, desk: Pat
         shutil.rmtree(folder)
     done = stages.run(desk, "run")
     assert done.returncode == 5
-    assert "error: tfidf_logistic is surely better than Q8_0, which is to be released, and no gate" in done.stderr
+    assert (
+        "error: tfidf_logistic is surely better than Q8_0, which is to be released, and no gate"
+        in done.stderr
+    )
     assert "hint: to release it all the same: slmctl run --yes" in done.stderr
     assert not (desk / "registry").exists()
 
@@ -277,8 +328,13 @@ def test_show_goes_from_a_release_back_to_the_data(stages: Forks, tiny_run: Path
     assert f"file tickets.csv  {wanted}" in text
     tree = json.loads(tiny.ok(stages.run(tiny_run, "show", "--json")))
     assert {node["role"] for node in tree["inputs"]} == {
-        "base", "prepared", "adapter", "merged", "gguf", "report",
-    }  # fmt: skip
+        "base",
+        "prepared",
+        "adapter",
+        "merged",
+        "gguf",
+        "report",
+    }
 
 
 def test_a_release_alone_shows_what_it_knows(stages: Forks, tiny_run: Path, tmp_path: Path) -> None:
@@ -322,12 +378,15 @@ def test_a_missing_package_is_said_with_the_command(
     ("error", "said"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
-        (Exception("No space left on device (os error 28)"), "the disk is full"),  # as tokenizers says it
+        # as tokenizers says it
+        (Exception("No space left on device (os error 28)"), "the disk is full"),
         (OSError(errno.EFBIG, "File too large"), "larger than this process may write"),  # ulimit -f
         (Exception("Input/output error (os error 5)"), "the disk could not be read or written"),
     ],
 )
-def test_a_full_or_broken_disk_is_said_whoever_met_it(error: Exception, said: str, tmp_path: Path) -> None:
+def test_a_full_or_broken_disk_is_said_whoever_met_it(
+    error: Exception, said: str, tmp_path: Path
+) -> None:
     with pytest.raises(StageError, match=said), system_errors.spoken("pull", tmp_path):
         raise error
 

@@ -1,4 +1,6 @@
-"""The release that gates compare with: which one it is, and that a promotion makes no report stale."""
+"""The release that gates compare with: which one it is, and that
+a promotion makes no report stale.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def sent(root: Path, made: Artifact, tag: str | None = None) -> Artifact:
     return made
 
 
-def of(root: Path, text: str = CONFIG, own: frozenset[str] = frozenset()) -> project_gates.Reference | None:
+def of(
+    root: Path, text: str = CONFIG, own: frozenset[str] = frozenset()
+) -> project_gates.Reference | None:
     return project_gates.reference(config.parse(text), root, own)
 
 
@@ -53,7 +57,9 @@ def test_nothing_is_looked_up_where_no_gate_asks(tmp_path: Path) -> None:
 
 
 def test_the_first_release_has_nothing_to_compare_with(tmp_path: Path) -> None:
-    told = "no production release in dir:./registry yet: nothing to compare, so gates against it pass"
+    told = (
+        "no production release in dir:./registry yet: nothing to compare, so gates against it pass"
+    )
     for prepare in (lambda: None, lambda: sent(tmp_path, release(tmp_path))):
         prepare()
         known = of(tmp_path)
@@ -85,9 +91,15 @@ def test_a_tag_is_followed_and_a_promotion_compares_with_the_version_before(tmp_
 
 def test_another_registry_and_tag_by_address(tmp_path: Path) -> None:
     sent(tmp_path, release(tmp_path, "1.0"), "candidate")
-    text = CONFIG.replace("production", "'dir:registry#desk@candidate'") + "publish: {to: 'hf:some/where'}\n"
+    text = (
+        CONFIG.replace("production", "'dir:registry#desk@candidate'")
+        + "publish: {to: 'hf:some/where'}\n"
+    )
     assert version(of(tmp_path, text)) == "1.0"
-    with pytest.raises(UsageError, match=r"publish.to hf:some/where has no tags; 'dir:REGISTRY#desk@production' names"):
+    with pytest.raises(
+        UsageError,
+        match=r"publish.to hf:some/where has no tags; 'dir:REGISTRY#desk@production' names",
+    ):
         of(tmp_path, CONFIG + "publish: {to: 'hf:some/where'}\n")
 
 
@@ -106,14 +118,26 @@ def test_a_candidate_is_measured_beside_production_and_promoted(stages: Forks, d
     (desk / FILENAME).write_text(text.replace("[base, adapter, gguf]", "[gguf]"))
     first = stages.run(desk, "evaluate")
     tiny.ok(first)
-    assert first.stderr.count("gate passed: no production release yet: nothing to compare accuracy of Q8_0") == 2
+    assert (
+        first.stderr.count(
+            "gate passed: no production release yet: nothing to compare accuracy of Q8_0"
+        )
+        == 2
+    )
     tiny.ok(stages.run(desk, "promote", "1.0", "--tag", "production"))
-    assert tiny.ok(stages.run(desk, "evaluate")) == first.stdout.strip()  # its own release: still nothing before it
+    # its own release: still nothing before it
+    assert tiny.ok(stages.run(desk, "evaluate")) == first.stdout.strip()
 
     text = (desk / FILENAME).read_text().replace('version: "1.0"', 'version: "1.1"')
-    (desk / FILENAME).write_text(text.replace("[Q8_0, F16]", "[Q4_0]").replace("model: Q8_0", "model: Q4_0"))
+    (desk / FILENAME).write_text(
+        text.replace("[Q8_0, F16]", "[Q4_0]").replace("model: Q8_0", "model: Q4_0")
+    )
     project = opened(desk)
-    (told,) = (need for need in plan.plan(project, ["quantize", "evaluate"]).requirements if need.name == "release")
+    (told,) = (
+        need
+        for need in plan.plan(project, ["quantize", "evaluate"]).requirements
+        if need.name == "release"
+    )
     assert told.state == "gates compare with production, which is tiny-desk 1.0 in dir:./registry"
     ran = stages.run(desk, "run", "--yes")
     tiny.ok(ran)
@@ -126,7 +150,9 @@ def test_a_candidate_is_measured_beside_production_and_promoted(stages: Forks, d
     assert (report["release"]["trained_on"], report["release"]["rows"]["new"]["n"]) == (0, 0)
     old = report["release"]["rows"]["old"]
     assert old["n"] == report["n"]
-    assert old["values"] == {name: report["models"][name]["metrics"] for name in ("Q4_0", "production")}
+    assert old["values"] == {
+        name: report["models"][name]["metrics"] for name in ("Q4_0", "production")
+    }
     assert f"on the {report['n']} old rows" in ran.stderr
     page = (place.parent / "report.html").read_text()
     assert "Against production" in page
@@ -144,11 +170,18 @@ def newest(desk: Path) -> Path:
 
 
 def test_a_better_cheap_model_that_no_gate_names_is_told() -> None:
-    # the nightly script trains all the same, and released what lost to a linear model, without a word
+    # the nightly script trains all the same, and released what lost to a linear model, without a
+    # word
     kept = load(TESTS / "fixtures" / "0.1.0" / "report")
-    report: Any = SimpleNamespace(path=Path(), metrics=copy.deepcopy(kept.metrics), is_release=False)
+    report: Any = SimpleNamespace(
+        path=Path(), metrics=copy.deepcopy(kept.metrics), is_release=False
+    )
     model = report.metrics["focus"]
-    (pair,) = (names for names in report.metrics["pairs"] if {*names.split("|")} == {model, "tfidf_logistic"})
+    (pair,) = (
+        names
+        for names in report.metrics["pairs"]
+        if {*names.split("|")} == {model, "tfidf_logistic"}
+    )
     sign = 1 if pair.endswith("tfidf_logistic") else -1
 
     def told(text: str, difference: float, p: float = 0.01) -> str:
@@ -158,16 +191,30 @@ def test_a_better_cheap_model_that_no_gate_names_is_told() -> None:
         return project_gates.unguarded(project, report)
 
     plain = CONFIG.partition("gates:")[0]
-    assert told(plain, 0.2).startswith(f"tfidf_logistic is surely better than {model}, which is to be released")
-    for kind, takes in (("classify", f"{gates.CHEAP['tfidf_logistic']} releases that one, and "), ("tag", "")):
+    assert told(plain, 0.2).startswith(
+        f"tfidf_logistic is surely better than {model}, which is to be released"
+    )
+    for kind, takes in (
+        ("classify", f"{gates.CHEAP['tfidf_logistic']} releases that one, and "),
+        ("tag", ""),
+    ):
         assert f"names tfidf_logistic; {takes}{{metric: " in told(
             f"{plain}task: {{kind: {kind}, labels: [a, b]}}\n", 0.2
         )
     assert not told(plain, 0.0)
     assert not told(plain, 0.2, 0.125)  # four rows won and none lost ended a run with 5
-    assert not told(plain + "gates: [{metric: accuracy, model: Q8_0, against: tfidf_logistic, max_drop: 0.5}]\n", 0.2)
-    linear = f"{plain}task: {{kind: classify, labels: [a, b]}}\npublish: {{model: linear}}\nencode: "
+    assert not told(
+        plain
+        + "gates: [{metric: accuracy, model: Q8_0, against: tfidf_logistic, max_drop: 0.5}]\n",
+        0.2,
+    )
+    linear = (
+        f"{plain}task: {{kind: classify, labels: [a, b]}}\npublish: {{model: linear}}\nencode: "
+    )
     report.metrics["baselines"]["encoder_logistic"] = report.metrics["baselines"]["tfidf_logistic"]
     report.metrics["pairs"][pair.replace("tfidf", "encoder")] = report.metrics["pairs"][pair]
-    assert told(plain, 0.2).startswith("encoder_logistic") and told(linear + "{}\n", 0.2).startswith("tfidf_logistic")
-    assert not told(linear + "{encoder: none}\n", 0.2)  # the command that it named was the one that ran
+    assert told(plain, 0.2).startswith("encoder_logistic") and told(
+        linear + "{}\n", 0.2
+    ).startswith("tfidf_logistic")
+    # the command that it named was the one that ran
+    assert not told(linear + "{encoder: none}\n", 0.2)

@@ -1,4 +1,6 @@
-"""What a stage said: kept as plain text without secrets, within bounds, and shown by `slmctl show --log`."""
+"""What a stage said: kept as plain text without secrets, within
+bounds, and shown by `slmctl show --log`.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,10 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(
     monkeypatch.setattr(runner, "_make", stop)
     project = Project(tmp_path, config.parse("{project: desk, base: ./base}", root=tmp_path))
     for kept in ("the finished stages", "its last checkpoint and the finished stages"):
-        with pytest.raises(KeyboardInterrupt, match=f"in finetune; {kept} are kept\n  the same command goes on from"):
+        with pytest.raises(
+            KeyboardInterrupt,
+            match=f"in finetune; {kept} are kept\n  the same command goes on from",
+        ):
             runner.run(project, request_)
         (runner.resume_folder(request_) / "step-00000002").mkdir(parents=True, exist_ok=True)
     assert "interrupted in finetune" in stage_log.path_of(request_.path).read_text()
@@ -98,8 +103,12 @@ def test_a_log_that_cannot_be_written_stops_nothing(request_: StageRequest, tmp_
         console.say("goes on")
 
 
-def test_the_stages_of_a_copy_keep_their_words_to_themselves(request_: StageRequest, tmp_path: Path) -> None:
-    inner = StageRequest(request_.stage, request_.section, {}, {}, "", tmp_path / "copy" / "runs" / "adapter" / NAME)
+def test_the_stages_of_a_copy_keep_their_words_to_themselves(
+    request_: StageRequest, tmp_path: Path
+) -> None:
+    inner = StageRequest(
+        request_.stage, request_.section, {}, {}, "", tmp_path / "copy" / "runs" / "adapter" / NAME
+    )
     with stage_log.kept(request_), stage_log.kept(inner):
         console.say("made-up rows")
     assert "made-up rows" not in stage_log.path_of(request_.path).read_text()

@@ -36,13 +36,19 @@ def collecting(folder: Path, **settings: Any) -> Collector:
 
 def give(found: Collector, id: str, text: str = ASK, answer: str = "delivery", **more: Any) -> None:
     row = CollectedRow(
-        found.answered(id, "desk"), console.timestamp(), [{"role": "user", "content": text}], answer, **more
+        found.answered(id, "desk"),
+        console.timestamp(),
+        [{"role": "user", "content": text}],
+        answer,
+        **more,
     )
     found.take(row, found.draw(), id=id)
 
 
 def rows(folder: Path) -> list[CollectedRow]:
-    return [row for path in collected_files([folder / "collected"]) for row in CollectedRow.read(path)]
+    return [
+        row for path in collected_files([folder / "collected"]) for row in CollectedRow.read(path)
+    ]
 
 
 def total(found: Collector, name: str, **labels: str) -> float:
@@ -53,7 +59,11 @@ def test_shares_are_drawn_apart_and_their_probability_is_what_it_says(tmp_path: 
     chance = random.Random(7)
     found = collecting(tmp_path, kept=0.1, escalated=0.5, unsure=0.25, chance=chance.random)
     found.close()
-    for kind, share in ((dict[str, bool](), 0.0), ({"escalated": True}, 0.5), ({"unsure": True}, 0.25)):
+    for kind, share in (
+        (dict[str, bool](), 0.0),
+        ({"escalated": True}, 0.5),
+        ({"unsure": True}, 0.25),
+    ):
         draws = [found.draw(**kind) for _ in range(20_000)]
         assert sum(draw.uniform for draw in draws) / 20_000 == pytest.approx(0.1, abs=0.01)
         chosen = [draw for draw in draws if draw.chosen]
@@ -62,7 +72,9 @@ def test_shares_are_drawn_apart_and_their_probability_is_what_it_says(tmp_path: 
         assert len(chosen) / 20_000 == pytest.approx(probability, abs=0.015)
         assert all(draw.uniform for draw in chosen if draw.chosen == "uniform")
         # drawn for its kind and, apart from that, uniform too
-        assert {draw.uniform for draw in chosen if draw.chosen != "uniform"} == ({True, False} if share else set())
+        assert {draw.uniform for draw in chosen if draw.chosen != "uniform"} == (
+            {True, False} if share else set()
+        )
 
 
 def test_lines_are_private_and_say_how_they_were_chosen(tmp_path: Path) -> None:
@@ -71,7 +83,12 @@ def test_lines_are_private_and_say_how_they_were_chosen(tmp_path: Path) -> None:
     found.close()
     (row,) = rows(tmp_path)
     assert (row.id, row.text, row.answer, row.labels) == ("a", ASK, "delivery", {"delivery": 0.75})
-    assert (row.chosen, row.probability, row.uniform, row.uniform_probability) == ("uniform", 0.25, True, 0.25)
+    assert (row.chosen, row.probability, row.uniform, row.uniform_probability) == (
+        "uniform",
+        0.25,
+        True,
+        0.25,
+    )
     folder = tmp_path / "collected"
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in folder.glob("*.jsonl")} == {0o600}
@@ -89,7 +106,10 @@ def test_what_is_sensitive_is_left_out(tmp_path: Path) -> None:
     give(found, "clean", answer="")  # an empty answer is an answer
     found.close()
     assert [(row.id, row.answer) for row in rows(tmp_path)] == [("clean", "")]
-    assert (total(found, "slmctl_collect_dropped", reason="sensitive"), total(found, "slmctl_collected")) == (2, 1)
+    assert (
+        total(found, "slmctl_collect_dropped", reason="sensitive"),
+        total(found, "slmctl_collected"),
+    ) == (2, 1)
     assert total(found, "slmctl_collect_dropped", reason="doubt") == 1
 
 
@@ -104,7 +124,9 @@ def test_what_is_sensitive_is_redacted_in_every_text_alike(tmp_path: Path) -> No
     assert row.answer == row.local_answer == "[EMAIL_1] it is"
 
 
-def test_a_detector_that_fails_leaves_the_answer_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_detector_that_fails_leaves_the_answer_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise SearchError("the process that searches died")
 
@@ -203,7 +225,12 @@ def test_more_rows_than_may_wait_are_lost_and_leave_room_for_later_ones(
 
 
 def test_feedback_is_known_after_a_restart_and_the_last_word_counts(tmp_path: Path) -> None:
-    words: list[tuple[bool | None, str | None]] = [(True, None), (True, None), (None, "billing"), (False, None)]
+    words: list[tuple[bool | None, str | None]] = [
+        (True, None),
+        (True, None),
+        (None, "billing"),
+        (False, None),
+    ]
     for again in range(2):
         found = collecting(tmp_path)
         if not again:
@@ -220,14 +247,19 @@ def test_feedback_is_known_after_a_restart_and_the_last_word_counts(tmp_path: Pa
     assert (first.id, second.id.partition("-")[0]) == ("a", "a")
     assert first.id != second.id
     lines = list(Feedback.read(tmp_path / "collected" / FEEDBACK))
-    # in the first life to the last answer of this id, in the second to the one that the file knows it by
+    # in the first life to the last answer of this id, in the second to the one that the file knows
+    # it by
     assert Counter(line.id for line in lines) == {second.id: 3, "a": 3}
     assert [(line.ok, line.answer, line.key) for line in lines[:3]] == [
-        (True, None, "crm"), (None, "billing", "crm"), (False, None, "crm"),
-    ]  # fmt: skip
+        (True, None, "crm"),
+        (None, "billing", "crm"),
+        (False, None, "crm"),
+    ]
 
 
-def test_a_word_is_written_before_the_answers_that_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_word_is_written_before_the_answers_that_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Long questions of one client kept another one's feedback waiting until it was a 503."""
     go_on, words, seen = threading.Event(), list[Future[bool]](), list[bool]()
 
@@ -248,17 +280,24 @@ def test_a_word_is_written_before_the_answers_that_wait(tmp_path: Path, monkeypa
     assert seen[1:] == [True, True]
 
 
-def test_a_full_file_of_feedback_takes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_file_of_feedback_takes_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "MOST_FEEDBACK", 10)
     found = collecting(tmp_path)
     give(found, "a")
     answered = found.find("a")
     assert answered is not None
-    assert [found.say(answered, ok=ok, answer=None, key="").result(10) for ok in (True, False)] == [True, False]
+    assert [found.say(answered, ok=ok, answer=None, key="").result(10) for ok in (True, False)] == [
+        True,
+        False,
+    ]
     found.close()
 
 
 def test_a_folder_that_cannot_be_made_is_said_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "collected").write_text("a file")
-    with pytest.raises(UsageError, match=r"cannot be collected in .*collected: (File exists|Not a directory)"):
+    with pytest.raises(
+        UsageError, match=r"cannot be collected in .*collected: (File exists|Not a directory)"
+    ):
         collecting(tmp_path)

@@ -1,4 +1,6 @@
-"""`slmctl watch` on files as a server and reviewers leave them: the figures of a week and the command."""
+"""`slmctl watch` on files as a server and reviewers leave them: the
+figures of a week and the command.
+"""
 
 from __future__ import annotations
 
@@ -44,15 +46,21 @@ def run(folder: Path, *words: str) -> Result:
 
 
 def test_a_week_has_its_requests_and_the_rows_drawn_by_chance(served: Path) -> None:
-    watched = watch([served / name for name in ("decisions.jsonl", "collected", "reviewed.jsonl")], NOTHING)
+    watched = watch(
+        [served / name for name in ("decisions.jsonl", "collected", "reviewed.jsonl")], NOTHING
+    )
     assert [(str(week.begin), week.requests) for week in watched.weeks] == [
-        ("2026-10-05", 700), ("2026-10-12", 700), ("2026-10-19", 300),
-    ]  # fmt: skip
+        ("2026-10-05", 700),
+        ("2026-10-12", 700),
+        ("2026-10-19", 300),
+    ]
     week = watched.weeks[1]
     decisions = MADE.decisions[700:1400]
     assert week.estimated == pytest.approx(sum(line["p_correct"] for line in decisions) / 700)  # type: ignore[misc]
     assert week.kept == sum(line["reason"] == "kept" for line in decisions) == 700 - week.escalated
-    uniform = [row for row in MADE.collected if row.uniform and "2026-10-12" <= row.time < "2026-10-19"]
+    uniform = [
+        row for row in MADE.collected if row.uniform and "2026-10-12" <= row.time < "2026-10-19"
+    ]
     right = sum(MADE.right[row.id] for row in uniform)
     assert (week.accuracy.rows, week.accuracy.right) == (len(uniform), right)
     assert (week.accuracy.low, week.accuracy.high) == exact_interval(right, len(uniform))
@@ -63,9 +71,14 @@ def test_a_week_has_its_requests_and_the_rows_drawn_by_chance(served: Path) -> N
 def test_without_decisions_the_uniform_share_stands_for_the_traffic(served: Path) -> None:
     result = run(served, str(served / "collected"))
     assert "the requests are the uniform share of the collected rows" in result.output
-    assert "no row of the last week that was drawn by chance is reviewed: slmctl review" in result.output
+    assert (
+        "no row of the last week that was drawn by chance is reviewed: slmctl review"
+        in result.output
+    )
     watched = watch([served / "collected"], NOTHING)
-    assert sum(week.requests for week in watched.weeks) == sum(row.uniform for row in MADE.collected)
+    assert sum(week.requests for week in watched.weeks) == sum(
+        row.uniform for row in MADE.collected
+    )
 
 
 def test_cost_follows_the_prices(served: Path) -> None:
@@ -77,8 +90,11 @@ def test_cost_follows_the_prices(served: Path) -> None:
 
 def test_the_first_line_is_the_cost_of_a_thousand_questions(served: Path) -> None:
     files = [served / name for name in ("decisions.jsonl", "collected", "reviewed.jsonl")]
-    for label, price in (("other", 5.0), ("invoice", 1.0)):  # whose rows are answered wrong, and of whom none is
-        figures = MeasuredFigures(costs=AnswerCosts(0.2, 1.0, {label: 5.0}, "CHF"), cost=(50.0, 40.0, 62.0))
+    # whose rows are answered wrong, and of whom none is
+    for label, price in (("other", 5.0), ("invoice", 1.0)):
+        figures = MeasuredFigures(
+            costs=AnswerCosts(0.2, 1.0, {label: 5.0}, "CHF"), cost=(50.0, 40.0, 62.0)
+        )
         watched = watch(files, figures)
         rows = [row for week in watched.weeks for row in week.verified]
         wrong = sum(row.kept and not row.right for row in rows) / len(rows)
@@ -87,18 +103,25 @@ def test_the_first_line_is_the_cost_of_a_thousand_questions(served: Path) -> Non
         assert watched.cost[0] == pytest.approx(1000 * (0.2 * (1 - kept) + price * wrong))
         assert 0 < watched.cost[1] < watched.cost[0] < watched.cost[2]
         now = "{:.2f} ({:.2f} to {:.2f})".format(*watched.cost)
-        assert next(lines(watched)) == f"CHF a thousand questions: {now}, measured 50.00 (40.00 to 62.00)"
+        assert (
+            next(lines(watched))
+            == f"CHF a thousand questions: {now}, measured 50.00 (40.00 to 62.00)"
+        )
     unseen = watch(files[:1], figures)
-    assert unseen.cost is None and "no reviewed row says the cost; measured 50.00" in next(lines(unseen))
+    assert unseen.cost is None and "no reviewed row says the cost; measured 50.00" in next(
+        lines(unseen)
+    )
     assert watch(files[:1], NOTHING).cost is None
 
 
 @pytest.mark.parametrize(
     ("kind", "answer", "after", "right"),
     [
-        ("classify", "oos", "oos", False),  # a question that belongs elsewhere is never right to keep
+        # a question that belongs elsewhere is never right to keep
+        ("classify", "oos", "oos", False),
         ("classify", "invoice", "invoice ", True),
-        ("classify", "C", "C++", False),  # of labels every sign counts, where the row is gone or has no labels too
+        # of labels every sign counts, where the row is gone or has no labels too
+        ("classify", "C", "C++", False),
         ("tag", '["A"]', '["A+"]', False),
         ("extract", '{"a": 1, "b": 2}', '{"b": 2, "a": 1.0}', True),
         ("extract", '{"a": 1}', '{"a": 2}', False),
@@ -108,11 +131,16 @@ def test_the_first_line_is_the_cost_of_a_thousand_questions(served: Path) -> Non
         ("generate", "yes", "no", False),
     ],
 )
-def test_a_right_answer_is_what_calibrate_counts_as_one(kind: str, answer: str, after: str, right: bool) -> None:
+def test_a_right_answer_is_what_calibrate_counts_as_one(
+    kind: str, answer: str, after: str, right: bool
+) -> None:
     row = CollectedRow("1", "2026-10-01T00:00:00Z", [], answer=answer)
     review = Review("1", row.time, "ada", "corrected", before=answer, after=after)
     figures = MeasuredFigures(out_of_scope="oos", min_token_f1=0.6)
-    assert [is_right(review, each, figures, Task(kind, "", "").rules) for each in (row, None)] == [right, right]
+    assert [is_right(review, each, figures, Task(kind, "", "").rules) for each in (row, None)] == [
+        right,
+        right,
+    ]
 
 
 def test_the_log_of_the_server_is_read_too(tmp_path: Path) -> None:
@@ -127,17 +155,27 @@ def test_the_log_of_the_server_is_read_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        {"time": "9999-12-31T23:59:59Z"}, {"time": "0001-01-01"}, {"time": "soon"}, {"time": 7},
-        {"p_correct": 1.5}, {"p_correct": "0.5"}, {"prompt_tokens": 2**80}, {"completion_tokens": -1},
+        {"time": "9999-12-31T23:59:59Z"},
+        {"time": "0001-01-01"},
+        {"time": "soon"},
+        {"time": 7},
+        {"p_correct": 1.5},
+        {"p_correct": "0.5"},
+        {"prompt_tokens": 2**80},
+        {"completion_tokens": -1},
         {"route": None},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_damaged_line_is_passed_over(tmp_path: Path, damage: dict[str, object]) -> None:
     log = tmp_path / "decisions.jsonl"
-    log.write_text("".join(f"{json.dumps({**MADE.decisions[0], **more})}\n" for more in ({}, damage)), encoding="utf-8")
+    log.write_text(
+        "".join(f"{json.dumps({**MADE.decisions[0], **more})}\n" for more in ({}, damage)),
+        encoding="utf-8",
+    )
     (week,) = watch([log], NOTHING).weeks
-    assert week.requests == (2 if damage == {"p_correct": "0.5"} else 1)  # a number may be written as a text
+    # a number may be written as a text
+    assert week.requests == (2 if damage == {"p_correct": "0.5"} else 1)
 
 
 def test_lines_before_a_day_are_left_out(served: Path) -> None:
@@ -147,7 +185,9 @@ def test_lines_before_a_day_are_left_out(served: Path) -> None:
         ("2026-10-19", 300),
     ]
     assert not printed["sampled"] and printed["weeks"][0]["verified"]["rows"] > 0
-    assert "there is no request since 2027-01-01" in str(run(served, "--since", "2027-01-01").exception)
+    assert "there is no request since 2027-01-01" in str(
+        run(served, "--since", "2027-01-01").exception
+    )
 
 
 def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
@@ -164,18 +204,25 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
 
 def test_the_command_compares_with_the_policy(served: Path, tmp_path: Path) -> None:
     policy = Policy(
-        "0" * 64, "1" * 64, "classify", "the reference label", "", {"odds": 1.0}, 0.0, ((0.0, 0.5),), 0.0,
+        "0" * 64,
+        "1" * 64,
+        "classify",
+        "the reference label",
+        "",
+        {"odds": 1.0},
+        0.0,
+        ((0.0, 0.5),),
+        0.0,
         {"p_correct": 0.876, "right": 0.869, "kept": 0.912, "max_error": 0.05, "tested_on": 700},
-    )  # fmt: skip
+    )
     policy.write(tmp_path)
     result = run(served, "--set", f"serve.policy={tmp_path / 'policy.json'}")
     assert result.exit_code == 0, result.output
     uniform = [MADE.right[row.id] for row in MADE.collected if row.uniform and row.reason == "kept"]
     wrong, bound = uniform.count(False), error_bound(uniform.count(False), len(uniform))
     assert (
-        f"{wrong} of {len(uniform)} reviewed answers that were kept are wrong, so at most {bound:.1%}".replace(
-            "%", " %"
-        )
+        f"{wrong} of {len(uniform)} reviewed answers that were kept are wrong, so at most "
+        f"{bound:.1%}".replace("%", " %")
         in result.output
     )
     assert "of all kept ones, and the policy allows 5.0 %" in result.output
@@ -184,11 +231,19 @@ def test_the_command_compares_with_the_policy(served: Path, tmp_path: Path) -> N
 
 
 def test_kept_answers_are_weighed_and_the_last_week_is_told_by_itself() -> None:
-    # a fall in the last week was diluted by all weeks before, and rows of a small share counted like those of a large
-    first, last = Week(datetime.date(2026, 11, 2), requests=500), Week(datetime.date(2026, 11, 9), requests=500)
+    # a fall in the last week was diluted by all weeks before, and rows of a small share counted
+    # like those of a large
+    first, last = (
+        Week(datetime.date(2026, 11, 2), requests=500),
+        Week(datetime.date(2026, 11, 9), requests=500),
+    )
     first.verified = [VerifiedRow(right=True, probability=1.0, kept=True)] * 300
     last.verified = [VerifiedRow(right=k >= 20, probability=0.1, kept=True) for k in range(100)]
-    said = [line for line in lines(Watched([first, last], NOTHING, sampled=False)) if "are wrong" in line]
+    said = [
+        line
+        for line in lines(Watched([first, last], NOTHING, sampled=False))
+        if "are wrong" in line
+    ]
     assert len(said) == 2 and said[0].startswith("20 of 400 ") and said[1].startswith("20 of 100 ")
     bounds = [float(re.search(r"at most ([\d.]+) %", line)[1]) for line in said]  # type: ignore[index]
     assert bounds[0] > 100 * 20 * 10 / (300 + 100 * 10)  # weighed: 15 % of the traffic, not 5 %
@@ -197,9 +252,16 @@ def test_kept_answers_are_weighed_and_the_last_week_is_told_by_itself() -> None:
 
 def test_drafts_at_fault_are_counted_by_week_among_those_drawn_by_chance(tmp_path: Path) -> None:
     question = [{"role": "user", "content": "Where is order 4711?"}]
-    answers = ["Order 4711 left on 3 May 2026.", "Order 4711 is on its way.", "It costs 12.50 EUR.", "Soon. Soon."]
+    answers = [
+        "Order 4711 left on 3 May 2026.",
+        "Order 4711 is on its way.",
+        "It costs 12.50 EUR.",
+        "Soon. Soon.",
+    ]
     rows = [
-        CollectedRow(f"{n:08x}", f"2026-11-{2 + 7 * (n == 3):02}T09:30:00Z", question, answer, uniform=n != 2)
+        CollectedRow(
+            f"{n:08x}", f"2026-11-{2 + 7 * (n == 3):02}T09:30:00Z", question, answer, uniform=n != 2
+        )
         for n, answer in enumerate(answers)
     ]
     with JsonLines(tmp_path / "2026-11-02.jsonl") as collected:
@@ -207,18 +269,23 @@ def test_drafts_at_fault_are_counted_by_week_among_those_drawn_by_chance(tmp_pat
             collected.append(row.to_json())
     (tmp_path / "slmctl.yaml").write_text(
         "project: drafts\nbase: tiny\ntask: {kind: generate, must_not: ['^Soon']}\n"
-        "prepare: {sources: [{path: rows.csv, input: question, output: reply}]}\n", encoding="utf-8"
-    )  # fmt: skip
+        "prepare: {sources: [{path: rows.csv, input: question, output: reply}]}\n",
+        encoding="utf-8",
+    )
     printed = run(tmp_path, str(tmp_path / "2026-11-02.jsonl")).output
-    assert "drafts at fault, week of 2026-11-02: ungrounded 50.0 % of 2\n" in printed  # the third was no uniform row
+    # the third was no uniform row
+    assert "drafts at fault, week of 2026-11-02: ungrounded 50.0 % of 2\n" in printed
     assert "drafts at fault, week of 2026-11-09: forbidden_pattern 100.0 % of 1\n" in printed
     weeks = json.loads(run(tmp_path, "--json", str(tmp_path / "2026-11-02.jsonl")).output)["weeks"]
     assert [(week["drafts"], week["faults"]) for week in weeks] == [
-        (2, {"ungrounded": 1}), (1, {"forbidden_pattern": 1}),
-    ]  # fmt: skip
+        (2, {"ungrounded": 1}),
+        (1, {"forbidden_pattern": 1}),
+    ]
     figures = MeasuredFigures(faults={"ungrounded": 0.021, "repetition": 0.0})
     week = Week(datetime.date(2026, 11, 2), requests=2, drafts=2)
-    assert "drafts at fault, as measured: ungrounded 2.1 %" in lines(Watched([week], figures, sampled=False))
+    assert "drafts at fault, as measured: ungrounded 2.1 %" in lines(
+        Watched([week], figures, sampled=False)
+    )
 
 
 def test_the_page_shows_what_is_printed(tmp_path: Path) -> None:
@@ -240,18 +307,30 @@ def test_the_figures_to_compare_with_are_those_of_the_newest_policy_and_of_the_r
     tmp_path: Path,
 ) -> None:
     for kind in ("report", "policy"):
-        shutil.copytree(TESTS / "fixtures" / "0.1.0" / kind, tmp_path / "runs" / kind / "0123456789ab")
+        shutil.copytree(
+            TESTS / "fixtures" / "0.1.0" / kind, tmp_path / "runs" / kind / "0123456789ab"
+        )
     before = measured(tmp_path)
-    assert (before.p_correct, before.rows, before.max_error) == (None, 259, 0.4)  # fitted before the figure was kept
+    # fitted before the figure was kept
+    assert (before.p_correct, before.rows, before.max_error) == (None, 259, 0.4)
     assert before.report is None  # it is on another file
-    for place, metrics in enumerate(({"model": "encoder_logistic"}, {"remote": True}, {"least_confidence": 0.9})):
+    for place, metrics in enumerate(
+        ({"model": "encoder_logistic"}, {"remote": True}, {"least_confidence": 0.9})
+    ):
         later = tmp_path / "runs" / "policy" / f"{place:012}"
         shutil.copytree(TESTS / "fixtures" / "0.1.0" / "policy", later)
-        fields = vars(Manifest.read(later)) | {"metrics": metrics, "started": f"2030-01-0{place + 1}T00:00:00Z"}
+        fields = vars(Manifest.read(later)) | {
+            "metrics": metrics,
+            "started": f"2030-01-0{place + 1}T00:00:00Z",
+        }
         (later / "manifest.json").write_bytes(Manifest(**fields).to_bytes())
         assert measured(tmp_path) == before  # a model that answers no request here
     shutil.rmtree(tmp_path / "runs" / "policy")
     alone = measured(tmp_path)
-    assert (alone.report_metric, alone.report, alone.report_rows) == ("accuracy", pytest.approx(1 / 6, abs=1e-4), 6)
+    assert (alone.report_metric, alone.report, alone.report_rows) == (
+        "accuracy",
+        pytest.approx(1 / 6, abs=1e-4),
+        6,
+    )
     assert alone.policy == "" and alone.right is None
     assert measured(tmp_path / "nowhere") == MeasuredFigures()

@@ -29,7 +29,9 @@ def kept(desk: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def twice(stages: Forks, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared data set that the project's config asks for no longer, and no release was made of; in a copy of it."""
+    """A prepared data set that the project's config asks for no longer, and
+    no release was made of; in a copy of it.
+    """
     folder = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("twice") / "desk"))
     return Path(tiny.ok(stages.run(folder, "prepare", "--set", "prepare.splits.test=0.3")))
 
@@ -60,13 +62,22 @@ def test_nothing_goes_unasked(stages: Forks, desk: Path, older: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "stderr"), [("n", "terminal"), ("y", "terminal"), ("y", "pipe"), ("y", "closed")], ids=lambda each: each
+    ("answer", "stderr"),
+    [("n", "terminal"), ("y", "terminal"), ("y", "pipe"), ("y", "closed")],
+    ids=lambda each: each,
 )
 def test_who_is_asked_decides(desk: Path, older: Path, answer: str, stderr: str) -> None:
-    """At a terminal, as people use it. A question in a log waited for ever, and a closed stderr ended with 1."""
+    """At a terminal, as people use it. A question in a log waited for
+    ever, and a closed stderr ended with 1.
+    """
     ours, theirs = pty.openpty()
-    streams: dict[str, Any] = {"stdin": theirs, "stderr": theirs if stderr == "terminal" else subprocess.PIPE}
-    child = tiny.start(desk, "gc", **streams, preexec_fn=(lambda: os.close(2)) if stderr == "closed" else None)
+    streams: dict[str, Any] = {
+        "stdin": theirs,
+        "stderr": theirs if stderr == "terminal" else subprocess.PIPE,
+    }
+    child = tiny.start(
+        desk, "gc", **streams, preexec_fn=(lambda: os.close(2)) if stderr == "closed" else None
+    )
     os.write(ours, f"{answer}\n".encode())
     out, err = child.communicate(timeout=120)
     said = os.read(ours, 100_000).decode() if stderr == "terminal" else err
@@ -97,9 +108,13 @@ def test_the_registry_is_the_one_that_is_set(stages: Forks, desk: Path, tmp_path
     assert {path for path in before if path.split("/")[1] in needed} <= kept(desk)
 
 
-def test_what_a_release_was_made_of_stays_though_the_config_has_moved_on(stages: Forks, desk: Path) -> None:
+def test_what_a_release_was_made_of_stays_though_the_config_has_moved_on(
+    stages: Forks, desk: Path
+) -> None:
     before = kept(desk)
-    done = stages.run(desk, "gc", "--yes", "--set", "finetune.seed=99", "--set", "prepare.splits.test=0.3")
+    done = stages.run(
+        desk, "gc", "--yes", "--set", "finetune.seed=99", "--set", "prepare.splits.test=0.3"
+    )
     assert done.returncode == 0, done.stderr
     needed = {"runs/base", "runs/prepared", "runs/adapter", "runs/merged", "runs/gguf"}
     left = kept(desk)
@@ -127,7 +142,8 @@ def test_the_checkpoints_of_the_next_training_stay(stages: Forks, desk: Path) ->
 
 def test_what_a_running_process_uses_stays(stages: Forks, desk: Path, older: Path) -> None:
     lock = desk / "runs" / ".locks" / f"prepared-{older.name}"
-    log = desk / "runs" / ".logs" / "adapter-0123456789ab.log"  # of a training that has no artifact yet
+    # of a training that has no artifact yet
+    log = desk / "runs" / ".logs" / "adapter-0123456789ab.log"
     log.write_text("3/12 steps")
     training = desk / "runs" / ".locks" / "adapter-0123456789ab"
     with (
@@ -140,17 +156,33 @@ def test_what_a_running_process_uses_stays(stages: Forks, desk: Path, older: Pat
     assert not older.exists()
 
 
-def test_what_a_tag_stands_for_stays_wherever_its_registry_lies(stages: Forks, desk: Path, tmp_path: Path) -> None:
-    """The config publishes elsewhere by now, and only the registry's tag tells what the release was made of."""
+def test_what_a_tag_stands_for_stays_wherever_its_registry_lies(
+    stages: Forks, desk: Path, tmp_path: Path
+) -> None:
+    """The config publishes elsewhere by now, and only the registry's
+    tag tells what the release was made of.
+    """
     registry = (desk / "registry").rename(tmp_path / "shared")
-    tiny.ok(stages.run(tmp_path, "promote", "1.0", "--tag", "production", "--registry", str(registry)))
-    moved = ("--set", "publish.to=dir:./new", "--set", "prepare.splits.test=0.3", "--set", "finetune.seed=99")
+    tiny.ok(
+        stages.run(tmp_path, "promote", "1.0", "--tag", "production", "--registry", str(registry))
+    )
+    moved = (
+        "--set",
+        "publish.to=dir:./new",
+        "--set",
+        "prepare.splits.test=0.3",
+        "--set",
+        "finetune.seed=99",
+    )
     before = kept(desk)
     tiny.ok(stages.run(desk, "gc", "--yes", "--registry", str(registry), *moved))
     needed = {"base", "prepared", "adapter", "merged", "gguf"}
     assert {path for path in before if path.split("/")[1] in needed} <= kept(desk)
-    tiny.ok(stages.run(tmp_path, "promote", "1.0", "--tag", "production", "--registry", str(registry)))
-    refuses(stages, desk, r"was sent to \S+/registry, which is missing", *moved)  # nobody names its new place
+    tiny.ok(
+        stages.run(tmp_path, "promote", "1.0", "--tag", "production", "--registry", str(registry))
+    )
+    # nobody names its new place
+    refuses(stages, desk, r"was sent to \S+/registry, which is missing", *moved)
     for path in desk.glob("runs/.deliveries/*"):
         path.unlink()
     refuses(stages, desk, r"the registry \S+/new that publish\.to names is missing", *moved)
@@ -195,11 +227,17 @@ def test_a_signature_goes_with_its_release(stages: Forks, desk: Path) -> None:
 
 def empty_project(folder: Path) -> Project:
     (folder / "base").touch()
-    return Project(folder, config.parse(f"{{project: none, base: {folder / 'base'}, publish: {{to: 'dir:registry'}}}}"))
+    return Project(
+        folder,
+        config.parse(
+            f"{{project: none, base: {folder / 'base'}, publish: {{to: 'dir:registry'}}}}"
+        ),
+    )
 
 
 def test_a_release_that_is_being_sent_arrives_though_its_files_were_taken(tmp_path: Path) -> None:
-    # between `put` and `finish` no release is a link of a file: `publish` of another project ended with ENOENT
+    # between `put` and `finish` no release is a link of a file: `publish` of another project ended
+    # with ENOENT
     project, target = empty_project(tmp_path), FolderTarget(tmp_path / "registry")
     released.send(target, released.release(tmp_path / "first"))
     shipment = targets.shipment(released.release(tmp_path / "second", "1.1", weights=b"others"))
@@ -208,15 +246,23 @@ def test_a_release_that_is_being_sent_arrives_though_its_files_were_taken(tmp_pa
     assert {item.path.parent.name for item in taken.items} == {".blobs"}
     gc.remove(project, taken)
     target.finish(shipment)
-    assert released.contents(tmp_path / "registry/desk/1.1") == released.contents(shipment.release.path)
+    assert released.contents(tmp_path / "registry/desk/1.1") == released.contents(
+        shipment.release.path
+    )
 
 
-def test_without_links_nothing_of_a_release_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_links_nothing_of_a_release_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EPERM, "no links here")
 
     monkeypatch.setattr(os, "link", refuse)
     signature = tmp_path / "model.sig"
     signature.write_text("signed")
-    released.send(FolderTarget(tmp_path / "registry"), released.release(tmp_path / "first"), signature=signature)
+    released.send(
+        FolderTarget(tmp_path / "registry"),
+        released.release(tmp_path / "first"),
+        signature=signature,
+    )
     assert gc.survey(empty_project(tmp_path), ()).items == ()

@@ -1,4 +1,6 @@
-"""No code from data: pickles, configs that name code and hostile chat templates are refused or ended; none is run."""
+"""No code from data: pickles, configs that name code and hostile chat
+templates are refused or ended; none is run.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,11 @@ from slmctl.task.contract import Task, end_of_turn
 weights = pytest.importorskip("slmctl.model_files.hf_folder")
 VALUES = {
     "messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes"}],
-    "tools": None, "add_generation_prompt": True, "bos_token": "<s>", "eos_token": "</s>",
-}  # fmt: skip
+    "tools": None,
+    "add_generation_prompt": True,
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+}
 
 
 @pytest.fixture
@@ -66,11 +71,19 @@ def pickles(canary: Path) -> dict[str, bytes]:
     touch = Touch(canary)
     plain, old = pickle.dumps(touch), pickle.dumps(touch, protocol=0)
     return {
-        "pytorch_model.bin": zipped(plain), "model.pt": zipped(plain), "weights.pth": plain, "model.ckpt": plain,
-        "adapter_model.bin": zipped(plain), "training_args.bin": plain, "optimizer.pt": zipped(plain),
-        "scheduler.pt": plain, "rng_state.pth": plain, "tokenizer.pkl": old, "importance.npy": array(touch),
+        "pytorch_model.bin": zipped(plain),
+        "model.pt": zipped(plain),
+        "weights.pth": plain,
+        "model.ckpt": plain,
+        "adapter_model.bin": zipped(plain),
+        "training_args.bin": plain,
+        "optimizer.pt": zipped(plain),
+        "scheduler.pt": plain,
+        "rng_state.pth": plain,
+        "tokenizer.pkl": old,
+        "importance.npy": array(touch),
         "pytorch_model.bin.index.json": old,
-    }  # fmt: skip
+    }
 
 
 def plant(folder: Path, canary: Path) -> None:
@@ -97,7 +110,9 @@ def refused(done: Done, *codes: int) -> None:
     assert "Traceback" not in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.json", "rows.parquet", "rows.xlsx", "rows.csv.gz"])
+@pytest.mark.parametrize(
+    "name", ["rows.csv", "rows.jsonl", "rows.json", "rows.parquet", "rows.xlsx", "rows.csv.gz"]
+)
 def test_a_pickle_is_no_source(preparing: Forks, desk: Path, canary: Path, name: str) -> None:
     plain = pickle.dumps(Touch(canary))
     for raw in (plain, zipped(plain)) if FULL else (zipped(plain),):
@@ -116,10 +131,13 @@ def test_a_base_of_pickles_is_refused(tiny_base: Path, tmp_path: Path, canary: P
 
 
 @pytest.mark.slow
-def test_pickles_beside_a_base_are_left_behind(stages: Forks, tiny_run: Path, tmp_path: Path, canary: Path) -> None:
+def test_pickles_beside_a_base_are_left_behind(
+    stages: Forks, tiny_run: Path, tmp_path: Path, canary: Path
+) -> None:
     desk = Path(shutil.copytree(tiny_run, tmp_path / "desk"))
     plant(desk / "base", canary)
-    (desk / "base" / "pytorch_model.bin.index.json").unlink()  # no JSON at all: refused by itself, see below
+    # no JSON at all: refused by itself, see below
+    (desk / "base" / "pytorch_model.bin.index.json").unlink()
     shutil.rmtree(desk / "runs" / "base")
     done = stages.run(desk, "pull")
     assert done.code == 0, done.stderr
@@ -131,8 +149,12 @@ def test_pickles_beside_a_base_are_left_behind(stages: Forks, tiny_run: Path, tm
 
 
 @pytest.mark.slow
-def test_pickles_in_every_slot_of_a_model(stages: Forks, tiny_run: Path, tmp_path: Path, canary: Path) -> None:
-    """In every artifact, as a bare file of weights, as an HF folder, as an adapter, and in a checkpoint."""
+def test_pickles_in_every_slot_of_a_model(
+    stages: Forks, tiny_run: Path, tmp_path: Path, canary: Path
+) -> None:
+    """In every artifact, as a bare file of weights, as an HF folder,
+    as an adapter, and in a checkpoint.
+    """
     desk = Path(shutil.copytree(tiny_run, tmp_path / "desk"))
     (desk / "in.csv").write_text("text\nhello\n")
     ask = ("--input", str(desk / "in.csv"), "--output", str(tmp_path / "out.csv"))
@@ -143,7 +165,8 @@ def test_pickles_in_every_slot_of_a_model(stages: Forks, tiny_run: Path, tmp_pat
             if FULL or name in ("adapter_model.bin", "pytorch_model.bin"):
                 refused(stages.run(desk, "predict", str(folder), *ask), 7)
             (folder / name).unlink()
-    for name in ("model.safetensors", "adapter_model.safetensors"):  # a pickle that is called what it is not
+    # a pickle that is called what it is not
+    for name in ("model.safetensors", "adapter_model.safetensors"):
         foreign = tmp_path / "foreign" / name
         (source,) = desk.glob("runs/merged/[!.]*" if name[0] == "m" else "runs/adapter/[!.]*")
         shutil.copytree(source, foreign)
@@ -167,10 +190,20 @@ def test_pickles_in_every_slot_of_a_model(stages: Forks, tiny_run: Path, tmp_pat
 # Configs that name code
 
 
-CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {  # the file, and the keys that have a loader import something
-    "auto_map": ("config.json", {"auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}),
-    "tokenizer": ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}),
-    "nested": ("config.json", {"text_config": {"auto_map": {"AutoModel": "other/repo--evil.Model"}}}),
+# the file, and the keys that have a loader import something
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "auto_map": (
+        "config.json",
+        {"auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}},
+    ),
+    "tokenizer": (
+        "tokenizer_config.json",
+        {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}},
+    ),
+    "nested": (
+        "config.json",
+        {"text_config": {"auto_map": {"AutoModel": "other/repo--evil.Model"}}},
+    ),
     "trusted": ("config.json", {"trust_remote_code": True, "model_type": "evil"}),
     "kernel": ("config.json", {"_attn_implementation": "evil/kernel"}),
     "pipeline": ("config.json", {"custom_pipelines": {"evil": {"impl": "evil.Pipeline"}}}),
@@ -184,7 +217,9 @@ def evil_base(tiny_base: Path, place: Path, canary: Path, name: str) -> Path:
     file, keys = CONFIGS[name]
     written = json.dumps(json.loads((base / file).read_text()) | keys)
     # an escape in a key hides it from whoever searches the text
-    (base / file).write_text(written.replace('"auto_map"', '"auto\\u005fmap"') if name == "nested" else written)
+    (base / file).write_text(
+        written.replace('"auto_map"', '"auto\\u005fmap"') if name == "nested" else written
+    )
     return base
 
 
@@ -203,14 +238,19 @@ def test_adapters_that_name_code_are_refused(name: str) -> None:
 
 
 def test_an_adapter_as_peft_saves_it_passes() -> None:
-    library = {"base_model_class": "LlamaForCausalLM", "parent_library": "transformers.models.llama.modeling_llama"}
+    library = {
+        "base_model_class": "LlamaForCausalLM",
+        "parent_library": "transformers.models.llama.modeling_llama",
+    }
     for mapping in (None, library):
         weights.refuse_code_of_adapter(
             {"auto_mapping": mapping, "megatron_core": "megatron.core", "megatron_config": None}
         )
 
 
-def test_the_command_refuses_an_adapter_that_names_code(stages: Forks, tiny_run: Path, tmp_path: Path) -> None:
+def test_the_command_refuses_an_adapter_that_names_code(
+    stages: Forks, tiny_run: Path, tmp_path: Path
+) -> None:
     (source,) = tiny_run.glob("runs/adapter/[!.]*")
     foreign = Path(shutil.copytree(source, tmp_path / "foreign"))
     (foreign / "manifest.json").unlink()
@@ -223,7 +263,9 @@ def test_the_command_refuses_an_adapter_that_names_code(stages: Forks, tiny_run:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_configs_that_name_code_are_refused(tiny_base: Path, tmp_path: Path, canary: Path, name: str) -> None:
+def test_configs_that_name_code_are_refused(
+    tiny_base: Path, tmp_path: Path, canary: Path, name: str
+) -> None:
     base = evil_base(tiny_base, tmp_path, canary, name)
     with pytest.raises(DataError, match="it would run the model author's Python code"):
         weights.refuse_code(base)
@@ -242,11 +284,13 @@ def hostile(canary: Path) -> dict[str, str]:
         "attribute": f"{{{{ (lipsum|attr('__globals__'))['os'].popen('touch {canary}').read() }}}}",
         "format": "{{ '{0.__class__.__init__.__globals__}'.format(raise_exception) }}",
         "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-        "recursion": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+        "recursion": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro "
+        "%}{{ m(60) }}",
         "power": "{{ (7 ** 99999999) % 10 }}",
         "repeat": "{{ 'a' * 10 ** 11 }}",
         "width": "{{ '%99999999999d' % 1 }}",
-        "doubling": "{% set n = namespace(x='aa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+        "doubling": "{% set n = namespace(x='aa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x "
+        "%}{% endfor %}",
     }
 
 
@@ -255,7 +299,10 @@ def test_hostile_templates_are_refused_or_ended(canary: Path, name: str) -> None
     with pytest.raises(DataError, match="the chat template"):
         chat_template.render(hostile(canary)[name], VALUES, budget_s=0.3)
     # and the next request is answered
-    assert chat_template.render("{% macro m() %}{% endmacro %}{{ messages[0].content }}", VALUES) == "hello"
+    assert (
+        chat_template.render("{% macro m() %}{% endmacro %}{{ messages[0].content }}", VALUES)
+        == "hello"
+    )
 
 
 @pytest.mark.slow
@@ -281,5 +328,7 @@ def test_a_template_of_a_book_is_refused() -> None:
 def test_a_long_conversation_has_an_end() -> None:
     task = Task("generate", "{% for m in messages %}{{ m.content }}{% endfor %}", "")
     text = "x" * (chat_template_child.LONGEST // 2 + 1)
-    with pytest.raises(DataError, match=f"it writes more than {chat_template_child.LONGEST} characters"):
+    with pytest.raises(
+        DataError, match=f"it writes more than {chat_template_child.LONGEST} characters"
+    ):
         task.prompt([{"role": "user", "content": text}, {"role": "user", "content": text}])

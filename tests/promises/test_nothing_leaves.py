@@ -1,6 +1,8 @@
-"""Nothing leaves: in a network namespace with only the loopback, stages succeed, look no name up and connect nowhere.
+"""Nothing leaves: in a network namespace with only the loopback, stages succeed, look no name up
+and connect nowhere.
 
-No variable helps them: slmctl sets what the libraries need itself. A control shows that the check can fail.
+No variable helps them: slmctl sets what the libraries need itself. A control shows that the check
+can fail.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ with socket.socket() as one:
 @alone
 def test_prepare_and_verify_alone_with_a_control(desk: Path, tmp_path: Path) -> None:
     shutil.rmtree(desk / "runs" / "prepared")
-    found = run_alone(tmp_path / "alone", [step(desk, "prepare"), step(desk, "verify"), script(REACH)])
+    found = run_alone(
+        tmp_path / "alone", [step(desk, "prepare"), step(desk, "verify"), script(REACH)]
+    )
     control = found["steps"].pop()
     silent(found)
     assert set(control["asked"]) == {"control.invalid"}
@@ -109,7 +113,9 @@ main()
 @pytest.mark.slow
 @alone
 def test_the_switches_alone_are_enough_and_needed(desk: Path, tmp_path: Path) -> None:
-    """A second control: with neither, training asks for the Hub; with the switches and no guard, it does not."""
+    """A second control: with neither, training asks for the Hub; with
+    the switches and no guard, it does not.
+    """
     train = ("-C", str(desk), "--quiet", "finetune", "--set", "finetune.max_steps=2", "--set")
     steps = [
         script(WITHOUT, "switches", *train, "finetune.seed=7"),
@@ -118,15 +124,26 @@ def test_the_switches_alone_are_enough_and_needed(desk: Path, tmp_path: Path) ->
     with_switches, without = run_alone(tmp_path / "alone", steps)["steps"]
     assert with_switches["code"] == 0, with_switches["stderr"]
     assert with_switches["asked"] == []
-    assert without["asked"], "the libraries stay silent by themselves: the test above proves less than it says"
+    assert without["asked"], (
+        "the libraries stay silent by themselves: the test above proves less than it says"
+    )
 
 
 @alone
 def test_what_was_asked_for_is_said_and_counted(desk: Path, tmp_path: Path) -> None:
-    """An endpoint outside: it alone is contacted, and the receipt has the bytes that it received."""
+    """An endpoint outside: it alone is contacted, and the
+    receipt has the bytes that it received.
+    """
     (desk / "in.csv").write_text("text\nhello\nmy parcel is late\n")
     url = f"http://endpoint.test:{PORT}/v1"
-    args = ("predict", "gguf", "--input", str(desk / "in.csv"), "--output", str(tmp_path / "out.csv"))
+    args = (
+        "predict",
+        "gguf",
+        "--input",
+        str(desk / "in.csv"),
+        "--output",
+        str(tmp_path / "out.csv"),
+    )
     asking = step(desk, *args, "--engine-url", url, "--engine-model", "m")
     found = run_alone(tmp_path / "alone", [asking], ["endpoint.test", "other.test"])
     (done,) = found["steps"]
@@ -141,7 +158,15 @@ def test_what_was_asked_for_is_said_and_counted(desk: Path, tmp_path: Path) -> N
 @pytest.mark.slow
 @alone
 def test_the_receipt_stands_in_the_manifest(desk: Path, tmp_path: Path) -> None:
-    args = ("evaluate", "--model", "base", "--against", f"http://endpoint.test:{PORT}/v1", "--against-model", "m")
+    args = (
+        "evaluate",
+        "--model",
+        "base",
+        "--against",
+        f"http://endpoint.test:{PORT}/v1",
+        "--against-model",
+        "m",
+    )
     found = run_alone(tmp_path / "alone", [step(desk, *args)], ["endpoint.test"])
     assert found["steps"][0]["code"] == 0, found["steps"][0]["stderr"]
     sent = 0
@@ -167,16 +192,35 @@ QUERY = "prepare.sources=[{sql: {url: 'postgresql://db.invalid/x', query: select
         (("run", "--set", f"base={BASE}"), f"base {BASE}"),
         (("prepare", "--set", ROWS), "a source on the hub"),
         (("run", "--set", QUERY), "db.invalid"),
-        (("evaluate", "--against", "https://a.invalid/v1", "--against-model", "m"), "--against https://a.invalid/v1"),
-        (("finetune", "--set", "finetune.report_to=[tensorboard]"), "finetune.report_to (tensorboard)"),
+        (
+            ("evaluate", "--against", "https://a.invalid/v1", "--against-model", "m"),
+            "--against https://a.invalid/v1",
+        ),
+        (
+            ("finetune", "--set", "finetune.report_to=[tensorboard]"),
+            "finetune.report_to (tensorboard)",
+        ),
         (("run", "--set", "publish.to=hf:acme/desk"), "the target hf:acme/desk"),
         (("publish", "--plan", "--to", "s3://models/desk"), "the target s3://models/desk"),
         (("fetch", "hf:acme/desk#1.0"), "fetch"),
-        (("serve", "--engine-url", "https://e.invalid/v1", "--engine-model", "m"), "--engine-url at e.invalid"),
-        (("serve", "--policy", "p", "--generalist", "https://g.invalid/v1", "--generalist-model", "m"),
-         "--generalist at g.invalid"),
+        (
+            ("serve", "--engine-url", "https://e.invalid/v1", "--engine-model", "m"),
+            "--engine-url at e.invalid",
+        ),
+        (
+            (
+                "serve",
+                "--policy",
+                "p",
+                "--generalist",
+                "https://g.invalid/v1",
+                "--generalist-model",
+                "m",
+            ),
+            "--generalist at g.invalid",
+        ),
     ],
-)  # fmt: skip
+)
 def test_offline_refuses_at_once(
     preparing: Forks, desk: Path, tmp_path: Path, args: tuple[str, ...], what: str
 ) -> None:
@@ -193,8 +237,15 @@ def test_offline_refuses_at_once(
 
 
 def test_offline_by_a_variable_and_what_stays_possible(preparing: Forks, desk: Path) -> None:
-    done = preparing.run(desk, "evaluate", "--against", "https://api.invalid", "--against-model", "m",
-                         env={"SLMCTL_OFFLINE": "1"})  # fmt: skip
+    done = preparing.run(
+        desk,
+        "evaluate",
+        "--against",
+        "https://api.invalid",
+        "--against-model",
+        "m",
+        env={"SLMCTL_OFFLINE": "1"},
+    )
     assert done.code == 9
     assert preparing.run(desk, "prepare", "--offline").code == 0
 
@@ -217,7 +268,10 @@ STANDARD = {str(urlsplit(INDEX).hostname), FILES}
     ("settings", "hosts"),
     [
         ([], STANDARD),
-        (["global.index-url='https://me:pw@pypi.corp.example:8443/simple'"], {"pypi.corp.example", "*.corp.example"}),
+        (
+            ["global.index-url='https://me:pw@pypi.corp.example:8443/simple'"],
+            {"pypi.corp.example", "*.corp.example"},
+        ),
         ([":env:.index-url='http://10.0.0.7/simple'"], {"10.0.0.7"}),
         (["global.no-index='true'", "global.find-links='/opt/wheels'"], set()),
         (["global.find-links='/opt/wheels\\nhttps://w.example/'"], STANDARD | {"w.example"}),
@@ -242,11 +296,15 @@ class Index(QuietHandler):
         self.reply(page.encode(), headers={"Content-Type": "text/html"})
 
 
-def test_pip_is_kept_from_hosts_that_are_not_its_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pip_is_kept_from_hosts_that_are_not_its_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in (("FIND_LINKS", ""), ("CONFIG_FILE", os.devnull), ("RETRIES", "0")):
         monkeypatch.setenv(f"PIP_{name}", value)
     refusal = rf"the package index sends pip to {OUTSIDE}, and it was to contact 127"
     with listening(Index) as url, pytest.raises(NetworkError, match=refusal) as it:
         monkeypatch.setenv("PIP_INDEX_URL", f"{url}/simple")
-        package_index.download("tiny-model==1.0", tmp_path / "here", "--only-binary=:all:", purpose="pull")
+        package_index.download(
+            "tiny-model==1.0", tmp_path / "here", "--only-binary=:all:", purpose="pull"
+        )
     assert f"https://{OUTSIDE}/" in it.value.hint

@@ -1,8 +1,9 @@
-"""Nothing torn: killed or failed at any write, sync or rename of any stage, what has a manifest is whole.
+"""Nothing torn: killed or failed at any write, sync or rename of any stage, what has a manifest is
+whole.
 
-strace ends the process at the k-th call that writes below the project, or fails that call as a full or a broken disk
-does. Then: no folder with a manifest is anything but whole, what was there before is as it was, and running the
-stage again gives the digest of a run that nobody disturbed.
+strace ends the process at the k-th call that writes below the project, or fails that call as a full
+or a broken disk does. Then: no folder with a manifest is anything but whole, what was there before
+is as it was, and running the stage again gives the digest of a run that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from support.scale import FULL
 from slmctl.artifacts import artifact
 from slmctl.pipeline import LEAVES
 
-pytestmark = pytest.mark.skipif(shutil.which("strace") is None and not tiny.REQUIRED, reason="strace is not installed")
+pytestmark = pytest.mark.skipif(
+    shutil.which("strace") is None and not tiny.REQUIRED, reason="strace is not installed"
+)
 
 # What each stage is told, to be quick; one that is not listed is run as it is.
 ARGS = {
@@ -48,7 +51,11 @@ class Instant:
     path: str = ""
 
     def options(self, how: str) -> list[str]:
-        return [*(["-P", self.path] if self.path else []), "-e", f"inject={self.name}:{how}:when={self.at}"]
+        return [
+            *(["-P", self.path] if self.path else []),
+            "-e",
+            f"inject={self.name}:{how}:when={self.at}",
+        ]
 
 
 def instants(calls: Sequence[Call], place: Path, *, by_path: bool = False) -> list[Instant]:
@@ -93,8 +100,12 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    """A copy of a project without what a stage left, and the trace of a run that nobody disturbs."""
+def made(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Scene]:
+    """A copy of a project without what a stage left, and the
+    trace of a run that nobody disturbs.
+    """
     stage, place = request.param, tmp_path_factory.mktemp(request.param)
     forks = request.getfixturevalue("preparing" if stage == "prepare" else "stages")
     run = request.getfixturevalue("calibrated_run" if stage == "calibrate" else "tiny_run")
@@ -104,7 +115,9 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         tiny.build_encoder(clean / "words")
         with (clean / "slmctl.yaml").open("a") as stream:
             stream.write("encode: {encoder: ./words}\n")
-        for before in (["encode"], ["predict", "gguf", "--split", "validation"]) if stage == "sum" else ():
+        for before in (
+            (["encode"], ["predict", "gguf", "--split", "validation"]) if stage == "sum" else ()
+        ):
             tiny.ok(forks.run(clean, *before))
     else:
         shutil.rmtree(clean / "runs" / noun)
@@ -121,7 +134,9 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def told(made: artifact.Artifact) -> str:
-    """The digest; of predictions the answers, whose probabilities depend in the last digit on who is decoded beside."""
+    """The digest; of predictions the answers, whose probabilities depend in
+    the last digit on who is decoded beside.
+    """
     if made.kind != "predictions":
         return made.digest
     lines = map(json.loads, made.file("predictions.jsonl").read_text().splitlines())
@@ -136,7 +151,9 @@ def whole(desk: Path) -> Iterator[Path]:
 
 
 def disturb(made: Scene, how: str, at: Instant) -> Done:
-    """Run the stage, have strace do something at one of its calls, and check all that is promised."""
+    """Run the stage, have strace do something at one of its
+    calls, and check all that is promised.
+    """
     desk = made.copy()
     earlier = {path: (path / "manifest.json").read_bytes() for path in whole(desk)}
     done = made.traced(desk, options=at.options(how))
@@ -145,7 +162,11 @@ def disturb(made: Scene, how: str, at: Instant) -> Done:
     if how != KILL:
         assert done.code in (0, 6), (how, at, done.code, done.stderr)
         assert "Traceback" not in done.stderr, (how, at, done.stderr)
-        assert done.code == 0 or re.search(r"disk|could not write", done.stderr), (how, at, done.stderr)
+        assert done.code == 0 or re.search(r"disk|could not write", done.stderr), (
+            how,
+            at,
+            done.stderr,
+        )
     again = made.forks.run(desk, *made.command())
     assert again.code == 0, (how, at, again.stderr)
     assert told(artifact.load(Path(again.stdout.split()[-1]))) == made.wanted, (how, at)
@@ -172,7 +193,9 @@ def chosen(made: Scene, count: int, seed: int) -> list[Instant]:
 
 
 of_prepare = pytest.mark.parametrize("made", ["prepare"], indirect=True)
-of_every_stage = pytest.mark.parametrize("made", [name for name in RUN if name != "prepare"], indirect=True)
+of_every_stage = pytest.mark.parametrize(
+    "made", [name for name in RUN if name != "prepare"], indirect=True
+)
 
 
 @of_prepare
@@ -210,10 +233,16 @@ def test_a_process_that_writes_for_a_stage_may_die(made: Scene) -> None:
 
 
 def order_of(made: Scene, calls: Sequence[Call]) -> None:
-    """Every file is on the disk before the folder gets its name, and the name before anybody is told."""
+    """Every file is on the disk before the folder gets its name,
+    and the name before anybody is told.
+    """
     (final,) = made.place.glob(f"runs/{LEAVES[made.stage]}/[!.]*")
     draft = final.parent / f".draft-{final.name}"
-    (rename,) = [k for k, call in enumerate(calls) if call.name.startswith("rename") and str(final) in call.paths]
+    (rename,) = [
+        k
+        for k, call in enumerate(calls)
+        if call.name.startswith("rename") and str(final) in call.paths
+    ]
 
     def places(name: str, path: Path) -> list[int]:
         return [k for k, call in enumerate(calls) if name in call.name and str(path) in call.paths]
@@ -242,7 +271,11 @@ def test_the_order_on_the_disk_of_every_stage(made: Scene) -> None:
 
 @of_prepare
 def test_the_check_of_the_order_can_fail(made: Scene) -> None:
-    calls = [call for call in made.calls if not ("sync" in call.name and call.paths[0].endswith("train.jsonl"))]
+    calls = [
+        call
+        for call in made.calls
+        if not ("sync" in call.name and call.paths[0].endswith("train.jsonl"))
+    ]
     with pytest.raises(AssertionError, match=r"train\.jsonl was never synced"):
         order_of(made, calls)
     with pytest.raises(AssertionError, match="was written, synced and renamed in another order"):

@@ -1,4 +1,6 @@
-"""One at a time: of several processes that want one artifact, one makes it and the rest wait and take it."""
+"""One at a time: of several processes that want one artifact, one
+makes it and the rest wait and take it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def made_it(done: Done) -> bool:
     return "current" not in line
 
 
-def test_one_of_many_makes_it_and_the_rest_take_it(preparing: Forks, tiny_run: Path, tmp_path: Path) -> None:
+def test_one_of_many_makes_it_and_the_rest_take_it(
+    preparing: Forks, tiny_run: Path, tmp_path: Path
+) -> None:
     desk = unprepared(tiny_run, tmp_path)
     for number in range(ROUNDS):
         shutil.rmtree(desk / "runs" / "prepared", ignore_errors=True)
@@ -45,7 +49,9 @@ def test_one_of_many_makes_it_and_the_rest_take_it(preparing: Forks, tiny_run: P
         assert not list(desk.glob("runs/prepared/.*"))
 
 
-def test_no_wait_gives_way_or_takes_what_is_there(preparing: Forks, tiny_run: Path, tmp_path: Path) -> None:
+def test_no_wait_gives_way_or_takes_what_is_there(
+    preparing: Forks, tiny_run: Path, tmp_path: Path
+) -> None:
     desk = unprepared(tiny_run, tmp_path)
     for _ in range(ROUNDS):
         shutil.rmtree(desk / "runs" / "prepared", ignore_errors=True)
@@ -75,9 +81,11 @@ def holder(tiny_run: Path, tmp_path: Path):  # type: ignore[no-untyped-def]
     (name,) = [path.name for path in (tiny_run / "runs" / "prepared").glob("[!.]*")]
     lock = desk / "runs" / ".locks" / f"prepared-{name}"
     child = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(HOLD), str(lock)], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", textwrap.dedent(HOLD), str(lock)],
+        stdout=subprocess.PIPE,
+        text=True,
         env=tiny.environment(),
-    )  # fmt: skip
+    )
     assert child.stdout is not None
     assert child.stdout.readline() == "held\n"
     yield desk, child, lock

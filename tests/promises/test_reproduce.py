@@ -37,7 +37,9 @@ def test_it_comes_out_the_same(stages: Forks, desk: Path) -> None:
     before = sorted(path.name for path in (desk / "runs" / "merged").iterdir())
     done = stages.run(desk, "reproduce", str(made(desk, "merged").path))
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (desk / "runs" / "merged").iterdir()) == before, "what was built for it is gone"
+    assert sorted(path.name for path in (desk / "runs" / "merged").iterdir()) == before, (
+        "what was built for it is gone"
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,9 @@ def test_it_comes_out_the_same(stages: Forks, desk: Path) -> None:
         pytest.param("report", "rows.jsonl", marks=pytest.mark.slow),
     ],
 )
-def test_what_differs_is_said_with_104_and_nothing_else_does(stages: Forks, desk: Path, kind: str, name: str) -> None:
+def test_what_differs_is_said_with_104_and_nothing_else_does(
+    stages: Forks, desk: Path, kind: str, name: str
+) -> None:
     one = made(desk, kind)
     name = next(one.path.glob(name)).name
     before = artifact.sha256_file(one.path / name)
@@ -61,7 +65,8 @@ def test_what_differs_is_said_with_104_and_nothing_else_does(stages: Forks, desk
     told = json.loads(done.stdout)
     assert not told["same"]
     (entry,) = told["files"]
-    assert (entry["key"], f"sha256:{entry['second']}") == (name, before)  # as it was, so it came out the same
+    # as it was, so it came out the same
+    assert (entry["key"], f"sha256:{entry['second']}") == (name, before)
 
 
 def test_a_source_that_is_gone_is_named(stages: Forks, desk: Path) -> None:
@@ -69,19 +74,31 @@ def test_a_source_that_is_gone_is_named(stages: Forks, desk: Path) -> None:
     done = stages.run(desk, "reproduce", str(made(desk, "prepared").path))
     assert done.returncode == 7
     assert "--source" in done.stderr
-    again = stages.run(desk, "reproduce", str(made(desk, "prepared").path), "--source", str(desk.parent / "moved.csv"))
+    again = stages.run(
+        desk,
+        "reproduce",
+        str(made(desk, "prepared").path),
+        "--source",
+        str(desk.parent / "moved.csv"),
+    )
     assert again.returncode == 0, again.stderr
 
 
 @pytest.mark.slow
-def test_a_model_of_another_place_is_found_by_source(stages: Forks, desk: Path, tmp_path: Path) -> None:
-    foreign = Path(shutil.copy(next(made(desk, "gguf").path.glob("*-Q8_0.gguf")), tmp_path / "foreign.gguf"))
+def test_a_model_of_another_place_is_found_by_source(
+    stages: Forks, desk: Path, tmp_path: Path
+) -> None:
+    foreign = Path(
+        shutil.copy(next(made(desk, "gguf").path.glob("*-Q8_0.gguf")), tmp_path / "foreign.gguf")
+    )
     before = {path.name for path in (desk / "runs" / "predictions").iterdir()}
     tiny.ok(stages.run(desk, "evaluate", "--model", str(foreign)))
     (name,) = {path.name for path in (desk / "runs" / "predictions").iterdir()} - before
     answers = str(desk / "runs" / "predictions" / name)
     gone = stages.run(desk, "reproduce", answers)
-    assert (gone.returncode, "name a foreign model by --source PATH" in gone.stderr) == (7, True), gone.stderr
+    assert (gone.returncode, "name a foreign model by --source PATH" in gone.stderr) == (7, True), (
+        gone.stderr
+    )
     again = stages.run(desk, "reproduce", answers, "--source", str(foreign))
     assert again.returncode == 0, again.stderr
 
@@ -94,15 +111,22 @@ def test_another_seed_zone_language_home_and_folder_change_no_byte(
     desk = Path(shutil.copytree(tiny_project, tmp_path / "another place" / "desk"))
     # a language with another decimal sign, another i and another order, where it can be made
     build = ["localedef", "-i", "tr_TR", "-f", "UTF-8", str(tmp_path / "tr_TR.UTF-8")]
-    turkish = shutil.which("localedef") and subprocess.run(build, check=False, capture_output=True).returncode == 0
+    turkish = (
+        shutil.which("localedef")
+        and subprocess.run(build, check=False, capture_output=True).returncode == 0
+    )
     # the converter was fetched into the cache of the real home; nothing else is shared
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "slmctl"
     for folder in cache.glob("converter-*"):
         shutil.copytree(folder, tmp_path / ".cache" / "slmctl" / folder.name)
     env = tiny.environment(
-        PYTHONHASHSEED="4242", TZ="America/Lima", LC_ALL="tr_TR.UTF-8" if turkish else "C", LOCPATH=str(tmp_path),
-        HOME=str(tmp_path), XDG_CACHE_HOME=str(tmp_path / ".cache"),
-    )  # fmt: skip
+        PYTHONHASHSEED="4242",
+        TZ="America/Lima",
+        LC_ALL="tr_TR.UTF-8" if turkish else "C",
+        LOCPATH=str(tmp_path),
+        HOME=str(tmp_path),
+        XDG_CACHE_HOME=str(tmp_path / ".cache"),
+    )
     done = tiny.slmctl(desk, "run", "--until", "quantize", env=env)
     assert done.returncode == 0, done.stderr
     for kind in ("base", "prepared", "adapter", "merged", "gguf"):

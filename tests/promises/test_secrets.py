@@ -1,4 +1,6 @@
-"""Secrets: in no manifest, log, traceback or process list, and in no child that does not need them."""
+"""Secrets: in no manifest, log, traceback or process list, and in
+no child that does not need them.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,21 @@ import slmctl
 from slmctl import child_environment
 
 VALUES = [*SECRETS.values(), "canary-in-url"]
-ORDINARY = ("PATH", "HOME", "LANG", "PWD", "OLDPWD", "SHELL", "TERM", "PYTHONHASHSEED", "OMP_NUM_THREADS",
-            "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES", "XDG_CACHE_HOME", "KEYBOARD_LAYOUT")  # fmt: skip
+ORDINARY = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "PWD",
+    "OLDPWD",
+    "SHELL",
+    "TERM",
+    "PYTHONHASHSEED",
+    "OMP_NUM_THREADS",
+    "VIRTUAL_ENV",
+    "CUDA_VISIBLE_DEVICES",
+    "XDG_CACHE_HOME",
+    "KEYBOARD_LAYOUT",
+)
 
 CHILDREN = ("llama_child", "quantizer_child", "gguf_converter_child")
 
@@ -55,13 +70,23 @@ def test_every_child_is_given_an_environment() -> None:
     root, starters = Path(slmctl.__file__).parent, set()
     for path in sorted(root.rglob("*.py")):
         source = path.read_text(encoding="utf-8")
-        for node in ast.walk(ast.parse(source)) if re.search(r"subprocess|system|popen|fork", source) else ():
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("subprocess.run", "subprocess.Popen"):
+        for node in (
+            ast.walk(ast.parse(source))
+            if re.search(r"subprocess|system|popen|fork", source)
+            else ()
+        ):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "subprocess.run",
+                "subprocess.Popen",
+            ):
                 starters.add(path.name)
                 assert "env" in {keyword.arg for keyword in node.keywords}, f"{path}:{node.lineno}"
-            forks = path.name == "grammar_child.py"  # itself a child, which has been given an environment
+            # itself a child, which has been given an environment
+            forks = path.name == "grammar_child.py"
             if isinstance(node, ast.Call) and not (forks and ast.unparse(node.func) == "os.fork"):
-                assert ast.unparse(node.func) not in ("os.system", "os.popen", "os.fork"), f"{path}:{node.lineno}"
+                assert ast.unparse(node.func) not in ("os.system", "os.popen", "os.fork"), (
+                    f"{path}:{node.lineno}"
+                )
     assert starters == {"child.py", "fused_kernels.py"}
 
 
@@ -72,18 +97,37 @@ class Echo(QuietHandler):
         self.body()
         said = f"you said {self.headers['Authorization']}"
         if "good" in self.path:
-            status, body = 200, {"choices": [{"message": {"content": said}, "finish_reason": "stop"}]}
+            status, body = (
+                200,
+                {"choices": [{"message": {"content": said}, "finish_reason": "stop"}]},
+            )
         else:
             status, body = 400, {"error": {"message": said}}
         self.reply(json.dumps(body).encode(), status)
 
 
 @pytest.mark.parametrize("way", ["good", "bad"])
-def test_an_endpoint_that_repeats_its_key(desk: Path, tmp_path: Path, preparing: Forks, way: str) -> None:
+def test_an_endpoint_that_repeats_its_key(
+    desk: Path, tmp_path: Path, preparing: Forks, way: str
+) -> None:
     (desk / "in.csv").write_text("text\nhello\n")
-    args = ("predict", "gguf", "--input", str(desk / "in.csv"), "--output", str(tmp_path / "out.csv"))
+    args = (
+        "predict",
+        "gguf",
+        "--input",
+        str(desk / "in.csv"),
+        "--output",
+        str(tmp_path / "out.csv"),
+    )
     with listening(Echo) as url:
-        asking = ("--engine-url", f"{url}/{way}/v1", "--engine-model", "m", "--engine-key-env", "OPENAI_API_KEY")
+        asking = (
+            "--engine-url",
+            f"{url}/{way}/v1",
+            "--engine-model",
+            "m",
+            "--engine-key-env",
+            "OPENAI_API_KEY",
+        )
         done = preparing.run(desk, *args, *asking, env=SECRETS)
     assert done.code == 0, done.stderr
     answers = (tmp_path / "out.csv").read_text()
@@ -96,7 +140,9 @@ def test_an_endpoint_that_repeats_its_key(desk: Path, tmp_path: Path, preparing:
 def test_no_secret_is_in_a_file_a_message_or_a_child(chain: Path) -> None:
     """The whole chain, with secrets in its environment; strace shows what every child is given."""
     for path in chain.glob("desk/**/*"):
-        assert not path.is_file() or not [value for value in VALUES if value.encode() in path.read_bytes()], path
+        assert not path.is_file() or not [
+            value for value in VALUES if value.encode() in path.read_bytes()
+        ], path
     started = set()
     for step in json.loads((chain / "alone" / "report.json").read_text())["steps"]:
         assert not found_in(step["stdout"] + step["stderr"])
@@ -117,6 +163,8 @@ def test_a_traceback_holds_no_secret(desk: Path, tmp_path: Path) -> None:
         "import slmctl.sources.snapshot\nslmctl.sources.snapshot.gather = lambda *a: 1 / 0\n"
     )
     source = "prepare.sources=[{sql: {url: '$" + "{DATABASE_URL}', query: select 1}}]"
-    done = tiny.slmctl(desk, "prepare", "--set", source, env=tiny.environment(**SECRETS, PYTHONPATH=str(broken)))
+    done = tiny.slmctl(
+        desk, "prepare", "--set", source, env=tiny.environment(**SECRETS, PYTHONPATH=str(broken))
+    )
     assert "ZeroDivisionError" in done.stderr
     assert not found_in(done.stdout + done.stderr)

@@ -1,4 +1,6 @@
-"""What an earlier release of slmctl wrote is read by every later one; what a later one wrote is refused politely."""
+"""What an earlier release of slmctl wrote is read by every later one; what
+a later one wrote is refused politely.
+"""
 
 from __future__ import annotations
 
@@ -52,17 +54,32 @@ def test_a_kept_model_answers(stages: Forks, tmp_path: Path) -> None:
     (gguf,) = [path for path in KEPT if path.name == "gguf"][-1:]
     (tmp_path / "in.csv").write_text("text\nhello\n")
     done = stages.run(
-        tmp_path, "predict", str(gguf), "--input", str(tmp_path / "in.csv"), "--column", "text", "--output", "-"
+        tmp_path,
+        "predict",
+        str(gguf),
+        "--input",
+        str(tmp_path / "in.csv"),
+        "--column",
+        "text",
+        "--output",
+        "-",
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["answer"] in Task.read(gguf).labels
 
 
-def test_a_program_of_before_reads_the_tags_of_this_one_and_this_one_those_of_a_later(tmp_path: Path) -> None:
-    # `"another": null` in every tag: the old program, which upgrading.md tells to start again, found no production
+def test_a_program_of_before_reads_the_tags_of_this_one_and_this_one_those_of_a_later(
+    tmp_path: Path,
+) -> None:
+    # `"another": null` in every tag: the old program, which upgrading.md tells to start again,
+    # found no production
     root = tmp_path / "registry"
     for version in ("1.0", "1.1"):
-        released.send(FolderTarget(root), released.release(tmp_path, version, weights=version.encode()), gates=[GATE])
+        released.send(
+            FolderTarget(root),
+            released.release(tmp_path, version, weights=version.encode()),
+            gates=[GATE],
+        )
         registry.promote(root, registry.find(root, version), "production")
     path = root / "desk" / ".tags" / "production"
     fields = json.loads(path.read_bytes())

@@ -1,5 +1,6 @@
-"""Verified before use: no damage to any artifact goes unseen, none is seen where there is none, and a bare GGUF
-with a mutated header is refused or is what it says."""
+"""Verified before use: no damage to any artifact goes unseen, none is seen where there is none, and
+a bare GGUF with a mutated header is refused or is what it says.
+"""
 
 from __future__ import annotations
 
@@ -49,11 +50,15 @@ def delete(path: Path, _: random.Random, __: Path) -> None:
 def add(path: Path, choose: random.Random, _: Path) -> None:
     folder = path.parent if choose.random() < 0.7 else path.parent / "deeper"
     folder.mkdir(exist_ok=True)
-    (folder / f"added-{choose.randrange(100)}.{choose.choice(['json', 'bin', 'py'])}").write_bytes(b"x")
+    (folder / f"added-{choose.randrange(100)}.{choose.choice(['json', 'bin', 'py'])}").write_bytes(
+        b"x"
+    )
 
 
 def swap(path: Path, choose: random.Random, elsewhere: Path) -> None:
-    """The same bytes by way of a link: they could change unseen, in a place that nothing protects."""
+    """The same bytes by way of a link: they could change unseen,
+    in a place that nothing protects.
+    """
     shutil.move(path, elsewhere)
     path.symlink_to(elsewhere)
 
@@ -72,7 +77,11 @@ def test_every_corruption_is_found_and_nothing_else(tiny_run: Path, tmp_path: Pa
     choose = random.Random(250)
     folders = [
         *artifacts_of(tiny_run),
-        *(kept for kind in ("policy", "labelled", "encoder", "sum") for kept in KEPT.glob(f"*/{kind}")),
+        *(
+            kept
+            for kind in ("policy", "labelled", "encoder", "sum")
+            for kept in KEPT.glob(f"*/{kind}")
+        ),
     ]
     assert {artifact.load(folder).kind for folder in folders} == set(KINDS)
     found, missed, alarms = dict.fromkeys(folders, 0), [], []
@@ -109,16 +118,21 @@ def test_what_is_no_damage_raises_no_alarm(tiny_run: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("model", "damaged"),
-    [("gguf", "gguf/[!.]*/*Q8_0.gguf"), ("adapter", "base/[!.]*/model.safetensors")],  # an adapter answers on its base
+    # an adapter answers on its base
+    [("gguf", "gguf/[!.]*/*Q8_0.gguf"), ("adapter", "base/[!.]*/model.safetensors")],
 )
-def test_a_damaged_model_answers_no_file(desk: Path, preparing: Any, model: str, damaged: str) -> None:
+def test_a_damaged_model_answers_no_file(
+    desk: Path, preparing: Any, model: str, damaged: str
+) -> None:
     # predict --input once looked at names and sizes alone
     (path,) = desk.glob(f"runs/{damaged}")
     raw = bytearray(path.read_bytes())
     raw[-100] ^= 1
     path.write_bytes(raw)
     (desk / "in.csv").write_text("text\nhello\n")
-    done = preparing.run(desk, "predict", model, "--input", str(desk / "in.csv"), "--output", str(desk / "out.csv"))
+    done = preparing.run(
+        desk, "predict", model, "--input", str(desk / "in.csv"), "--output", str(desk / "out.csv")
+    )
     assert done.code == 7
     assert f"changed: {path.name}" in done.stderr
     assert not (desk / "out.csv").exists()
@@ -136,7 +150,11 @@ def mutate(raw: bytes, end: int, choose: random.Random) -> bytes:
     if how == 1:
         return raw[:at] + choose.randbytes(choose.randrange(1, 9)) + raw[at + 8 :]
     if how == 2:  # a length that promises more than there is
-        return raw[:at] + struct.pack("<Q", choose.choice([2**63, 2**40, 2**31, 2**64 - 1])) + raw[at + 8 :]
+        return (
+            raw[:at]
+            + struct.pack("<Q", choose.choice([2**63, 2**40, 2**31, 2**64 - 1]))
+            + raw[at + 8 :]
+        )
     if how == 3:
         return raw[: choose.randrange(end)]
     if how == 4:
@@ -151,8 +169,20 @@ def facts(path: Path) -> dict[str, Any] | None:
     try:
         reader = gguf.GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
-        tensors = [(t.name, [int(n) for n in t.shape], int(t.tensor_type), t.data.tobytes()) for t in reader.tensors]
-    except (ValueError, OSError, KeyError, IndexError, OverflowError, MemoryError, TypeError, AssertionError):
+        tensors = [
+            (t.name, [int(n) for n in t.shape], int(t.tensor_type), t.data.tobytes())
+            for t in reader.tensors
+        ]
+    except (
+        ValueError,
+        OSError,
+        KeyError,
+        IndexError,
+        OverflowError,
+        MemoryError,
+        TypeError,
+        AssertionError,
+    ):
         return None
     return {"fields": fields, "tensors": tensors}
 
@@ -192,8 +222,9 @@ def bare(tiny_run: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_mutated_header_is_refused_or_loads_equal(tiny_run: Path, tmp_path: Path) -> None:
-    """1,000 of them at full size. What loads has the vocabulary, template and name that another reader finds; where
-    nothing but a description changed, it computes the same to the bit."""
+    """1,000 of them at full size. What loads has the vocabulary, template and name that another
+    reader finds; where nothing but a description changed, it computes the same to the bit.
+    """
     original = bare(tiny_run)
     raw, end, known = original.read_bytes(), gguf.GGUFReader(original).data_offset, facts(original)
     wanted = loaded(original)
@@ -206,13 +237,15 @@ def test_a_mutated_header_is_refused_or_loads_equal(tiny_run: Path, tmp_path: Pa
         if answer is None:
             refused += 1
             continue
-        if read is None:  # llama.cpp takes what the other reader does not, such as a name that is no text
+        # llama.cpp takes what the other reader does not, such as a name that is no text
+        if read is None:
             other += 1
             continue
         fields = read["fields"]
         assert answer["vocabulary"] == len(fields["tokenizer.ggml.tokens"])
         template = fields.get("tokenizer.chat_template", "")
-        assert answer["template"] == template.partition("\0")[0]  # where every program in C ends a text
+        # where every program in C ends a text
+        assert answer["template"] == template.partition("\0")[0]
         if calculates(read) == calculates(known):
             assert answer["logits"] == wanted["logits"]
             equal += 1
@@ -225,12 +258,19 @@ def test_a_mutated_header_is_refused_or_loads_equal(tiny_run: Path, tmp_path: Pa
 def calculates(read: dict[str, Any]) -> list[Any]:
     """Of a header what answers depend on."""
     described = ("general.", "quantize.", "tokenizer.chat_template")
-    return [{k: v for k, v in read["fields"].items() if not k.startswith(described)}, read["tensors"]]
+    return [
+        {k: v for k, v in read["fields"].items() if not k.startswith(described)},
+        read["tensors"],
+    ]
 
 
 def test_the_process_that_asks_survives_bad_headers(tiny_run: Path, tmp_path: Path) -> None:
     raw = bare(tiny_run).read_bytes()
-    for head in (b"GGUF" + b"\xff" * 60, raw[:200], raw[:8] + struct.pack("<QQ", 2**40, 2**40) + raw[24:]):
+    for head in (
+        b"GGUF" + b"\xff" * 60,
+        raw[:200],
+        raw[:8] + struct.pack("<QQ", 2**40, 2**40) + raw[24:],
+    ):
         path = tmp_path / "bad.gguf"
         path.write_bytes(head)
         with pytest.raises(EngineError, match=r"bad\.gguf cannot be loaded"):

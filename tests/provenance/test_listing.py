@@ -1,4 +1,6 @@
-"""`slmctl ls`: every artifact below runs/ with what differs between them, and the leaderboard over all reports."""
+"""`slmctl ls`: every artifact below runs/ with what differs between them,
+and the leaderboard over all reports.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +31,20 @@ def make(tmp_path: Path) -> Make:
     """An artifact below runs/ that no stage has made, a minute after the one before it."""
     minutes = iter(range(10, 60))
 
-    def made(kind: str, stage: str, config: dict[str, Any], inputs: dict[str, Any], **metrics: Any) -> Artifact:
+    def made(
+        kind: str, stage: str, config: dict[str, Any], inputs: dict[str, Any], **metrics: Any
+    ) -> Artifact:
         recipe = artifact.recipe_of(stage, config, inputs)
         return handmade.make(
-            tmp_path / "runs" / kind / recipe[7:19], {"one": recipe.encode()}, stage=stage, recipe_id=recipe,
-            config=config, inputs=inputs, metrics=metrics, started=f"2026-01-01T10:{next(minutes)}:00Z",
-        )  # fmt: skip
+            tmp_path / "runs" / kind / recipe[7:19],
+            {"one": recipe.encode()},
+            stage=stage,
+            recipe_id=recipe,
+            config=config,
+            inputs=inputs,
+            metrics=metrics,
+            started=f"2026-01-01T10:{next(minutes)}:00Z",
+        )
 
     return made
 
@@ -55,26 +65,39 @@ def test_every_kind_with_its_base_its_loss_and_what_a_report_says_of_it(tmp_path
     entries = survey(kept(tmp_path))
     assert [one.kind for one in entries] == list(listing.KINDS)  # in the order of the pipeline
     by_kind = {one.kind: one for one in entries}
-    assert {one.base for one in entries if one.kind not in ("policy", "labelled", "encoder", "sum")} == {("base",)}
-    assert by_kind["adapter"].validation_loss == artifact.load(KEPT / "adapter").metrics["validation_loss"]
+    assert {
+        one.base for one in entries if one.kind not in ("policy", "labelled", "encoder", "sum")
+    } == {("base",)}
+    assert (
+        by_kind["adapter"].validation_loss
+        == artifact.load(KEPT / "adapter").metrics["validation_loss"]
+    )
     measured = {one.kind for one in entries if one.metric}
-    assert measured == {"gguf", "predictions", "report", "published"}  # the policy's answers are another file's
+    # the policy's answers are another file's
+    assert measured == {"gguf", "predictions", "report", "published"}
     assert by_kind["gguf"].metric is not None
     assert by_kind["gguf"].metric.text == "accuracy 16.7 %"
     assert by_kind["published"].tags == ("1.0",)
     for one in entries:
         assert Path(one.path).name.startswith(one.id)
-        assert one.size == sum(file.stat().st_size for file in Path(one.path).rglob("*")
-                               if file.is_file() and file.name != "manifest.json")  # fmt: skip
+        assert one.size == sum(
+            file.stat().st_size
+            for file in Path(one.path).rglob("*")
+            if file.is_file() and file.name != "manifest.json"
+        )
 
 
-def test_a_release_has_the_figure_of_what_serve_answers_by_and_its_file_that_of_the_file(tmp_path: Path) -> None:
+def test_a_release_has_the_figure_of_what_serve_answers_by_and_its_file_that_of_the_file(
+    tmp_path: Path,
+) -> None:
     # the two were exactly exchanged: a dashboard showed five points too little for production
     runs = tmp_path / "runs"
     gguf = handmade.make(runs / "gguf" / ("a" * 12), {"desk-Q8_0.gguf": b"file"})
     made = handmade.make(runs / "sum" / ("b" * 12), {"sum.npz": b"members"})
     release = handmade.make(
-        runs / "published" / ("c" * 12), {"desk-Q8_0.gguf": b"file", "sum.npz": b"members"}, metrics={"version": "1.0"}
+        runs / "published" / ("c" * 12),
+        {"desk-Q8_0.gguf": b"file", "sum.npz": b"members"},
+        metrics={"version": "1.0"},
     )
     answers = [
         handmade.make(runs / "predictions" / (letter * 12), inputs={"model": gguf.digest} | more)
@@ -83,10 +106,16 @@ def test_a_release_has_the_figure_of_what_serve_answers_by_and_its_file_that_of_
     hashes = [gguf.manifest.files[0].sha256, served_sha256(release)]
     models = {
         name: {"metrics": {"accuracy": value}, "sha256": sha256, "predictions": predictions.digest}
-        for name, value, sha256, predictions in zip(("Q8_0", "Q8_0+sum"), (0.912, 0.968), hashes, answers, strict=True)
+        for name, value, sha256, predictions in zip(
+            ("Q8_0", "Q8_0+sum"), (0.912, 0.968), hashes, answers, strict=True
+        )
     }
     handmade.make(runs / "report" / ("f" * 12), metrics=small_report(models))
-    figures = {one.kind: one.metric.value for one in survey(tmp_path) if one.metric and one.kind != "predictions"}
+    figures = {
+        one.kind: one.metric.value
+        for one in survey(tmp_path)
+        if one.metric and one.kind != "predictions"
+    }
     assert figures == {"gguf": 0.912, "sum": 0.968, "report": 0.968, "published": 0.968}
     told = list(leaderboard_lines(leaderboard(tmp_path)))
     assert [line.split()[:2] for line in told if line.startswith("Q8_0")] == [
@@ -99,20 +128,41 @@ def test_what_differs_is_named(make: Make, tmp_path: Path) -> None:
     base = make("base", "pull/3", {}, {}, name="tiny")
     rows = make("prepared", "prepare/5", {}, {"base": base.digest})
     # an old recipe lacks label_smoothing, which acts as its default, 0
-    old = make("adapter", "finetune/1", {"epochs": 2.0, "max_steps": 7}, {"base": base.digest, "prepared": rows.digest})
-    new = make("adapter", "finetune/4", {"epochs": 3.0, "max_steps": 7, "label_smoothing": 0.0, "lora": {"rank": 8}},
-               {"base": base.digest, "prepared": rows.digest})  # fmt: skip
+    old = make(
+        "adapter",
+        "finetune/1",
+        {"epochs": 2.0, "max_steps": 7},
+        {"base": base.digest, "prepared": rows.digest},
+    )
+    new = make(
+        "adapter",
+        "finetune/4",
+        {"epochs": 3.0, "max_steps": 7, "label_smoothing": 0.0, "lora": {"rank": 8}},
+        {"base": base.digest, "prepared": rows.digest},
+    )
     entries = survey(tmp_path, ["adapter"])
     assert [one.path for one in entries] == [str(new.path), str(old.path)]  # the newest first
     assert entry(old, entries).changed == {"epochs": "2.0", "lora.rank": "16"}
     assert entry(new, entries).changed == {"epochs": "3.0", "lora.rank": "8"}
     other = make("prepared", "prepare/5", {"seed": 1}, {"base": base.digest})
-    make("adapter", "finetune/4", {"epochs": 3.0, "max_steps": 9}, {"base": base.digest, "prepared": other.digest})
+    make(
+        "adapter",
+        "finetune/4",
+        {"epochs": 3.0, "max_steps": 9},
+        {"base": base.digest, "prepared": other.digest},
+    )
     changed = entry(old, survey(tmp_path)).changed
-    assert changed == {"epochs": "2.0", "max_steps": "7", "lora.rank": "16", "prepared": rows.short_id}
+    assert changed == {
+        "epochs": "2.0",
+        "max_steps": "7",
+        "lora.rank": "16",
+        "prepared": rows.short_id,
+    }
 
 
-def test_a_config_of_another_version_and_a_long_value_are_shown_as_they_are(make: Make, tmp_path: Path) -> None:
+def test_a_config_of_another_version_and_a_long_value_are_shown_as_they_are(
+    make: Make, tmp_path: Path
+) -> None:
     for text in ("be brief " * 30, "be long " * 30):
         make("adapter", "finetune/9", {"of_tomorrow": {"prompt": text}}, {})
     values = [one.changed["of_tomorrow.prompt"] for one in survey(tmp_path)]
@@ -138,12 +188,18 @@ def test_a_damaged_or_foreign_folder_is_listed_as_such(make: Make, tmp_path: Pat
     assert f"{torn.path}: damaged: missing: one" in text
 
 
-def test_the_leaderboard_ranks_each_models_answers_once_by_the_rows_they_are_to(make: Make, tmp_path: Path) -> None:
+def test_the_leaderboard_ranks_each_models_answers_once_by_the_rows_they_are_to(
+    make: Make, tmp_path: Path
+) -> None:
     data, other = (make("prepared", "prepare/5", {"seed": seed}, {}) for seed in (0, 1))
 
     def report(prepared: Artifact, **right: float) -> Artifact:
         models = {
-            name: {"metrics": {"accuracy": value}, "interval": [value - 0.1, value + 0.05], "predictions": f"of {name}"}
+            name: {
+                "metrics": {"accuracy": value},
+                "interval": [value - 0.1, value + 0.05],
+                "predictions": f"of {name}",
+            }
             for name, value in right.items()
         }
         figures = small_report(models) | {"prepared": prepared.digest, "split": "test"}
@@ -171,7 +227,10 @@ def test_the_command(tmp_path: Path) -> None:
     assert ls().stdout == ""
     assert json.loads(ls("--json").stdout) == []
     kept(tmp_path)
-    assert [line.split()[0] for line in ls("gguf", "report").stdout.splitlines()[2:]] == ["gguf", "report"]
+    assert [line.split()[0] for line in ls("gguf", "report").stdout.splitlines()[2:]] == [
+        "gguf",
+        "report",
+    ]
     entries = json.loads(ls("--json").stdout)
     assert [one["kind"] for one in entries] == list(listing.KINDS)
     ranked = json.loads(ls("--models", "--json").stdout)

@@ -1,4 +1,6 @@
-"""Who saw a row: what was trained on it or measured by it, what did not see it, what cannot be ruled out."""
+"""Who saw a row: what was trained on it or measured by it, what did
+not see it, what cannot be ruled out.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def fingerprinted(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
             writer.add_texts(side, [id], [text])
 
 
-def make(root: Path, kind: str, name: str, fill: Callable[[Path], object] | None = None, **fields: Any) -> Artifact:
+def make(
+    root: Path, kind: str, name: str, fill: Callable[[Path], object] | None = None, **fields: Any
+) -> Artifact:
     return handmade.make(root / "runs" / kind / name, fill, **fields)
 
 
@@ -52,15 +56,26 @@ ROWS = [
 def root(tmp_path: Path) -> Path:
     base = make(tmp_path, "base", "base")
     prepared = make(
-        tmp_path, "prepared", "rows", lambda out: fingerprinted(out / FILENAME, ROWS), inputs={"base": base.digest}
+        tmp_path,
+        "prepared",
+        "rows",
+        lambda out: fingerprinted(out / FILENAME, ROWS),
+        inputs={"base": base.digest},
     )
-    adapter = make(tmp_path, "adapter", "adapter", inputs={"base": base.digest, "prepared": prepared.digest})
-    merged = make(tmp_path, "merged", "merged", inputs={"base": base.digest, "adapter": adapter.digest})
+    adapter = make(
+        tmp_path, "adapter", "adapter", inputs={"base": base.digest, "prepared": prepared.digest}
+    )
+    merged = make(
+        tmp_path, "merged", "merged", inputs={"base": base.digest, "adapter": adapter.digest}
+    )
     for name, model in (("of-base", base), ("of-merged", merged)):
         make(
-            tmp_path, "predictions", name,
-            inputs={"model": model.digest, "prepared": prepared.digest}, config={"split": "test"},
-        )  # fmt: skip
+            tmp_path,
+            "predictions",
+            name,
+            inputs={"model": model.digest, "prepared": prepared.digest},
+            config={"split": "test"},
+        )
     return tmp_path
 
 
@@ -70,7 +85,10 @@ def standings(found: Trace) -> dict[str, Standing]:
 
 def test_a_training_row_is_in_all_that_was_trained(root: Path) -> None:
     found = trace(root, text=ROWS[0][2].upper())
-    assert [(row.split, row.exact) for row in found.data_sets[0].rows] == [("train", True), ("rejected", False)]
+    assert [(row.split, row.exact) for row in found.data_sets[0].rows] == [
+        ("train", True),
+        ("rejected", False),
+    ]
     assert standings(found) == {
         "base": Standing.CLEAR,
         "rows": Standing.TRAINED,
@@ -102,19 +120,31 @@ def test_a_row_that_chose_or_measured_was_not_trained_on(root: Path) -> None:
         "of-merged": Standing.HELD_OUT,
     }
     found = standings(trace(root, text=ROWS[2][2]))
-    assert [name for name, one in found.items() if one == Standing.HELD_OUT] == ["of-base", "of-merged", "rows"]
+    assert [name for name, one in found.items() if one == Standing.HELD_OUT] == [
+        "of-base",
+        "of-merged",
+        "rows",
+    ]
     assert Standing.TRAINED not in found.values()
 
 
 def test_the_id_of_a_rejected_row_leads_to_the_row_it_resembles(root: Path) -> None:
     found = trace(root, id="d" * 16)
-    assert {row.split: row.exact for row in found.data_sets[0].rows} == {"train": False, "rejected": True}
+    assert {row.split: row.exact for row in found.data_sets[0].rows} == {
+        "train": False,
+        "rejected": True,
+    }
     assert standings(found)["adapter"] == Standing.TRAINED
     strict = trace(root, id="d" * 16, similarity=0.99)
     assert not strict.found
-    assert next(lines(strict)) == "no data set here holds it or nearly the same, and these rejected it:"
+    assert (
+        next(lines(strict))
+        == "no data set here holds it or nearly the same, and these rejected it:"
+    )
     unknown = next(lines(trace(root, id="contract 17.pdf")))
-    assert unknown.startswith("no row here has this id: an id is a record's own (16 hexadecimal digits")
+    assert unknown.startswith(
+        "no row here has this id: an id is a record's own (16 hexadecimal digits"
+    )
 
 
 def test_what_is_gone_cannot_be_ruled_out(root: Path) -> None:
@@ -123,9 +153,15 @@ def test_what_is_gone_cannot_be_ruled_out(root: Path) -> None:
     found = trace(root, text=STRANGER)
     assert not found.found
     assert not found.sure
-    unknown = {Path(one.path).name: one.missing for one in found.artifacts if one.standing == Standing.UNKNOWN}
+    unknown = {
+        Path(one.path).name: one.missing
+        for one in found.artifacts
+        if one.standing == Standing.UNKNOWN
+    }
     assert unknown.keys() == {"merged", "of-merged"}
-    assert all("adapter sha256:" in one and one.endswith("is not here") for (one,) in unknown.values())
+    assert all(
+        "adapter sha256:" in one and one.endswith("is not here") for (one,) in unknown.values()
+    )
 
 
 def test_weights_that_were_removed_do_not_break_the_lineage(root: Path) -> None:
@@ -164,8 +200,17 @@ def test_a_remote_model_was_shown_what_it_was_asked_and_given_as_examples(root: 
     inputs = {"model": "sha256:" + "1" * 64, "prepared": prepared.digest}
     for shots in (0, 4):
         metrics = {"kind": "endpoint", "shots": shots}
-        make(root, "predictions", f"remote-{shots}", inputs=inputs, config={"split": "test"}, metrics=metrics)
-    train, test, stranger = (standings(trace(root, text=text)) for text in (ROWS[0][2], ROWS[2][2], STRANGER))
+        make(
+            root,
+            "predictions",
+            f"remote-{shots}",
+            inputs=inputs,
+            config={"split": "test"},
+            metrics=metrics,
+        )
+    train, test, stranger = (
+        standings(trace(root, text=text)) for text in (ROWS[0][2], ROWS[2][2], STRANGER)
+    )
     assert (train["remote-0"], train["remote-4"]) == (Standing.CLEAR, Standing.HELD_OUT)
     assert test["remote-0"] == test["remote-4"] == Standing.HELD_OUT
     assert set(stranger.values()) == {Standing.CLEAR}
@@ -175,17 +220,28 @@ def test_a_release_is_not_what_it_was_measured_beside(root: Path) -> None:
     base = artifact.load(root / "runs" / "base" / "base")
     prepared = artifact.load(root / "runs" / "prepared" / "rows")
     trained = artifact.load(root / "runs" / "predictions" / "of-merged")
-    foreign = make(root, "predictions", "foreign", inputs={"model": "sha256:" + "2" * 64, "prepared": prepared.digest})
+    foreign = make(
+        root,
+        "predictions",
+        "foreign",
+        inputs={"model": "sha256:" + "2" * 64, "prepared": prepared.digest},
+    )
     listed = {"predictions": [trained.digest, foreign.digest], "prepared": prepared.digest}
     report = make(root, "report", "report", inputs=listed)
     make(root, "published", "release", inputs={"gguf": base.digest, "report": report.digest})
     found = standings(trace(root, text=ROWS[0][2]))
     assert (found["report"], found["release"]) == (Standing.TRAINED, Standing.CLEAR)
     found = standings(trace(root, text=STRANGER))
-    assert (found["foreign"], found["report"], found["release"]) == (Standing.UNKNOWN, Standing.UNKNOWN, Standing.CLEAR)
+    assert (found["foreign"], found["report"], found["release"]) == (
+        Standing.UNKNOWN,
+        Standing.UNKNOWN,
+        Standing.CLEAR,
+    )
 
 
-def test_releases_of_a_registry_are_asked_too(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_releases_of_a_registry_are_asked_too(
+    root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     merged = artifact.load(root / "runs" / "merged" / "merged")
     release = make(root, "published", "release", inputs={"gguf": merged.digest})
     registry = tmp_path_factory.mktemp("registry")
@@ -203,13 +259,16 @@ def test_releases_of_a_registry_are_asked_too(root: Path, tmp_path_factory: pyte
 
 
 def test_registries_of_the_config_and_of_receipts_are_searched(root: Path) -> None:
-    # a release that went to the registry of an earlier config was passed over; `~user` unknown was a traceback
+    # a release that went to the registry of an earlier config was passed over; `~user` unknown was
+    # a traceback
     merged = artifact.load(root / "runs" / "merged" / "merged")
     metrics = {"project": "acme", "version": "1.0"}
     release = make(root, "published", "release", inputs={"gguf": merged.digest}, metrics=metrics)
     shutil.copytree(release.path, root / "earlier" / "acme" / "1.0")
     deliveries.record(root / "runs", release, "dir:earlier")
-    (root / "slmctl.yaml").write_text("{project: acme, base: ./base, publish: {to: 'dir:~nobody-here/registry'}}")
+    (root / "slmctl.yaml").write_text(
+        "{project: acme, base: ./base, publish: {to: 'dir:~nobody-here/registry'}}"
+    )
     done = CliRunner().invoke(cli, ["-C", str(root), "trace", "--text", ROWS[0][2], "--json"])
     assert done.exit_code == 105, done.output
     assert [entry["path"] for entry in json.loads(done.stdout)["releases"]] == ["earlier/acme/1.0"]
@@ -220,7 +279,9 @@ def test_registries_of_the_config_and_of_receipts_are_searched(root: Path) -> No
 
 
 def test_where_nothing_is_held_there_is_no_answer(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"is no project: it has neither slmctl\.yaml nor runs/") as caught:
+    with pytest.raises(
+        UsageError, match=r"is no project: it has neither slmctl\.yaml nor runs/"
+    ) as caught:
         trace(tmp_path, text=STRANGER)
     assert "slmctl -C PROJECT trace" in caught.value.hint
     make(tmp_path, "base", "base")
@@ -243,7 +304,10 @@ CONFIG = "project: acme\nbase: ./base\nserve: {collect: {to: answers}}\n"
 def collected(folder: Path, *texts: str) -> Path:
     folder.mkdir(exist_ok=True)
     path = folder / "2026-11-25.jsonl"
-    asked = [{"id": f"r{k}", "messages": [{"role": "user", "content": text}]} for k, text in enumerate(texts)]
+    asked = [
+        {"id": f"r{k}", "messages": [{"role": "user", "content": text}]}
+        for k, text in enumerate(texts)
+    ]
     path.write_text("".join(json.dumps(line) + "\n" for line in asked))
     return path
 
@@ -257,11 +321,15 @@ def test_a_row_that_is_only_collected_is_found_and_forgotten(stages: Forks, root
     assert "1  line of answers/2026-11-25.jsonl\n" in found.stdout
     gone = stages.run(root, "trace", "--text", "Jane Doe of Bristol", "--forget", "--json")
     assert gone.returncode == 0, gone.stderr  # no model saw it
-    assert json.loads(gone.stdout)["collected"] == [{"path": "answers/2026-11-25.jsonl", "lines": 1, "forgotten": 1}]
+    assert json.loads(gone.stdout)["collected"] == [
+        {"path": "answers/2026-11-25.jsonl", "lines": 1, "forgotten": 1}
+    ]
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["r1"]
 
 
-def test_a_forgotten_row_that_models_saw_is_still_said_to_be_there(root: Path, tmp_path: Path) -> None:
+def test_a_forgotten_row_that_models_saw_is_still_said_to_be_there(
+    root: Path, tmp_path: Path
+) -> None:
     path = collected(tmp_path / "answers", ROWS[0][2])
     found = trace(root, text=ROWS[0][2], collected=[path.parent], forget=True)
     assert (path.read_text(), found.found) == ("", True)
@@ -306,7 +374,9 @@ def test_from_the_data_down_to_the_release(stages: Forks, desk: Path) -> None:
             assert found[kind] == {"trained"}, kind
         assert found["predictions"] == {"trained", "clear"}  # the base's answers are to test rows
         assert found["base"] == {"clear"}
-        assert [(one["standing"], one["path"]) for one in shown["releases"]] == [("trained", "registry/tiny-desk/1.0")]
+        assert [(one["standing"], one["path"]) for one in shown["releases"]] == [
+            ("trained", "registry/tiny-desk/1.0")
+        ]
     done = stages.run(desk, "trace", "--id", record.id)
     assert done.returncode == 105
     assert f"train        {record.id}  the same" in done.stdout
@@ -316,7 +386,9 @@ def test_from_the_data_down_to_the_release(stages: Forks, desk: Path) -> None:
 
 def test_a_row_of_the_test_side_and_one_of_nowhere(stages: Forks, desk: Path) -> None:
     record = rows_of(desk, "test")[0]
-    done = stages.run(desk, "trace", "--text", "-", "--json", "--similarity", "0.9", input=record.input + "\n")
+    done = stages.run(
+        desk, "trace", "--text", "-", "--json", "--similarity", "0.9", input=record.input + "\n"
+    )
     assert done.returncode == 105, done.stderr
     shown = json.loads(done.stdout)
     assert [row["side"] for row in shown["data_sets"][0]["rows"]] == ["test"]
@@ -384,19 +456,29 @@ def test_a_short_name_is_listed_in_collected_files_and_never_forgotten(tmp_path:
 
 
 def test_texts_that_are_gone_or_changed_rule_no_name_out(root: Path) -> None:
-    # `gc` by hand: train.jsonl removed, and a name in it was "in no data set here", with exit code 0
+    # `gc` by hand: train.jsonl removed, and a name in it was "in no data set here", with exit code
+    # 0
     for name in ("train.jsonl", "test.jsonl"):
         data_set = make(root, "prepared", name, partial(letters, name=name))
         make(root, "adapter", f"of-{name}", inputs={"prepared": data_set.digest})
     (root / "runs/prepared/train.jsonl/train.jsonl").unlink()
     (root / "runs/prepared/test.jsonl/test.jsonl").write_text('{"torn')
     found = trace(root, text="Beispiel", contains=True)
-    reasons = {Path(each.path).name: each.missing for each in found.artifacts if each.standing == Standing.UNKNOWN}
+    reasons = {
+        Path(each.path).name: each.missing
+        for each in found.artifacts
+        if each.standing == Standing.UNKNOWN
+    }
     assert (found.found, found.sure) == (False, False)
     assert {"of-train.jsonl", "of-test.jsonl"} < reasons.keys()
-    assert [reasons[name][0].rpartition(": ")[2] for name in ("of-train.jsonl", "of-test.jsonl", "adapter")] == [
-        "its train.jsonl is missing or has changed", "its test.jsonl is missing or has changed", "it has no texts",
-    ]  # fmt: skip
+    assert [
+        reasons[name][0].rpartition(": ")[2]
+        for name in ("of-train.jsonl", "of-test.jsonl", "adapter")
+    ] == [
+        "its train.jsonl is missing or has changed",
+        "its test.jsonl is missing or has changed",
+        "it has no texts",
+    ]
 
 
 @pytest.mark.parametrize("name", ["review", "refused"])
@@ -404,5 +486,7 @@ def test_a_name_in_rows_that_no_teacher_labelled_is_listed(tmp_path: Path, name:
     make(tmp_path, "labelled", "rows", partial(letters, name=f"{name}.jsonl"))
     found = trace(tmp_path, text="Beispiel", contains=True)
     assert not found.found
-    assert next(lines(found)) == "no data set here holds it or nearly the same, and these rejected it:"
+    assert (
+        next(lines(found)) == "no data set here holds it or nearly the same, and these rejected it:"
+    )
     assert "    rejected     ffffffffffffffff  letters/may.pdf" in lines(found)

@@ -25,7 +25,9 @@ GATE = {"metric": "accuracy", "model": "Q8_0", "min": 0.8}
 
 
 def send(root: Path, made: Artifact, *gates: dict[str, object]) -> targets.Plan:
-    return released.send(FolderTarget(root), made, gates=[Gate.model_validate(gate) for gate in gates])
+    return released.send(
+        FolderTarget(root), made, gates=[Gate.model_validate(gate) for gate in gates]
+    )
 
 
 @pytest.fixture
@@ -35,13 +37,17 @@ def root(tmp_path: Path) -> Path:
 
 def test_a_release_lies_under_its_name_and_every_file_once(root: Path, tmp_path: Path) -> None:
     first, second = release(tmp_path, "1.0"), release(tmp_path, "1.1", weights=b"others")
-    assert send(root, first).size == sum(path.stat().st_size for path in first.path.rglob("*") if path.is_file())
+    assert send(root, first).size == sum(
+        path.stat().st_size for path in first.path.rglob("*") if path.is_file()
+    )
     sent = send(root, second)
     assert "LICENSE" not in {item.name for item in sent.missing}  # there since the first release
     for made, version in ((first, "1.0"), (second, "1.1")):
         assert contents(root / "desk" / version) == contents(made.path)
         assert artifact.verify_folder(root / "desk" / version) == []
-    license_files = {(root / "desk" / version / "LICENSE").stat().st_ino for version in ("1.0", "1.1")}
+    license_files = {
+        (root / "desk" / version / "LICENSE").stat().st_ino for version in ("1.0", "1.1")
+    }
     assert len(license_files) == 1
     assert [one.metrics["version"] for one in registry.manifests(root)] == ["1.0", "1.1"]
 
@@ -66,7 +72,9 @@ def test_a_damaged_file_is_sent_again(root: Path, tmp_path: Path) -> None:
     assert artifact.verify_folder(root / "desk" / "1.0") == []
 
 
-def test_a_file_system_without_links_gets_copies(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_links_gets_copies(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(source: Path, target: Path) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -90,13 +98,20 @@ targets.deliver(place, targets.plan(place, "dir:", targets.shipment(artifact.loa
 
 def begin(root: Path, made: Artifact) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", CHILD, str(root), str(made.path)]
-    tiny.STARTED.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True))
+    tiny.STARTED.append(
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    )
     return tiny.STARTED[-1]
 
 
 def test_writers_come_together(root: Path, tmp_path: Path) -> None:
-    """Six processes, three releases twice, one of them contested: each version is whole and one content."""
-    ours = [release(tmp_path / "ours", version, weights=os.urandom(1 << 20)) for version in ("1.0", "1.1")]
+    """Six processes, three releases twice, one of them contested:
+    each version is whole and one content.
+    """
+    ours = [
+        release(tmp_path / "ours", version, weights=os.urandom(1 << 20))
+        for version in ("1.0", "1.1")
+    ]
     theirs = release(tmp_path / "theirs", "1.0", weights=os.urandom(1 << 20))
     children = [begin(root, made) for made in (*ours, theirs, *ours, theirs)]
     said = [child.communicate(timeout=120)[1] for child in children]
@@ -111,7 +126,11 @@ def test_writers_come_together(root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_writer_shows_nothing_and_the_next_one_goes_on(root: Path, tmp_path: Path) -> None:
-    made = release(tmp_path, weights=os.urandom(4 << 20), **{f"report{k}.html": os.urandom(3 << 20) for k in range(5)})
+    made = release(
+        tmp_path,
+        weights=os.urandom(4 << 20),
+        **{f"report{k}.html": os.urandom(3 << 20) for k in range(5)},
+    )
     for delay in range(12):
         child = begin(root, made)
         while not (root / ".blobs").exists() and child.poll() is None:
@@ -146,12 +165,19 @@ def test_a_tag_is_promoted_and_rolled_back(root: Path, tmp_path: Path) -> None:
     assert registry.find(root, "production").metrics["version"] == "1.1"
     send(root, release(tmp_path, "1.2", weights=b"1.1"), GATE)
     same = registry.promote(root, registry.find(root, "1.2"), "production")
-    assert (same.version, same.previous, same.another) == ("1.2", "1.1", "1.0")  # 1.1 has the same files
+    # 1.1 has the same files
+    assert (same.version, same.previous, same.another) == ("1.2", "1.1", "1.0")
     registry.promote(root, registry.find(root, "1.1"), "production")
     back = registry.promote(root, registry.find(root, "1.0"), "production")
     assert (back.version, back.previous) == ("1.0", "1.1")
-    assert [(tag.project, tag.name, tag.version) for tag in registry.tags(root)] == [("desk", "production", "1.0")]
-    assert registry.find(root, "desk@production").digest == back.digest == registry.tags(root)[0].digest
+    assert [(tag.project, tag.name, tag.version) for tag in registry.tags(root)] == [
+        ("desk", "production", "1.0")
+    ]
+    assert (
+        registry.find(root, "desk@production").digest
+        == back.digest
+        == registry.tags(root)[0].digest
+    )
 
 
 def test_a_reader_sees_the_old_or_the_new_tag(root: Path, tmp_path: Path) -> None:
@@ -160,7 +186,8 @@ def test_a_reader_sees_the_old_or_the_new_tag(root: Path, tmp_path: Path) -> Non
     found = [registry.find(root, version) for version in ("1.0", "1.1")]
     registry.promote(root, found[0], "production")
     code = (
-        "import sys\nfrom pathlib import Path\nfrom slmctl.releases import registry\nroot = Path(sys.argv[1])\n"
+        "import sys\nfrom pathlib import Path\nfrom slmctl.releases import registry\nroot = "
+        "Path(sys.argv[1])\n"
         "seen = {registry.find(root, 'production').metrics['version'] for _ in range(300)}\n"
         "print(sorted(seen - {'1.0', '1.1'}))"
     )
@@ -174,8 +201,11 @@ def test_a_reader_sees_the_old_or_the_new_tag(root: Path, tmp_path: Path) -> Non
 
 
 def test_what_fails_its_gates_is_not_promoted(root: Path, tmp_path: Path) -> None:
-    send(root, release(tmp_path, accuracy=0.7), GATE)  # nobody asked the gates here: the registry asks again
-    with pytest.raises(GateError, match=r"accuracy of Q8_0 is 70\.0 % \(at least 80\.0 % required\)"):
+    # nobody asked the gates here: the registry asks again
+    send(root, release(tmp_path, accuracy=0.7), GATE)
+    with pytest.raises(
+        GateError, match=r"accuracy of Q8_0 is 70\.0 % \(at least 80\.0 % required\)"
+    ):
         registry.promote(root, registry.find(root), "production")
     assert registry.tags(root) == []
 
@@ -189,7 +219,9 @@ def test_the_gates_of_today_count_too(root: Path, tmp_path: Path) -> None:
     registry.promote(root, registry.find(root), "production", beside=[unmeasured])
 
 
-def test_a_release_that_came_by_hand_is_not_promoted_until_it_is_published(root: Path, tmp_path: Path) -> None:
+def test_a_release_that_came_by_hand_is_not_promoted_until_it_is_published(
+    root: Path, tmp_path: Path
+) -> None:
     made = release(tmp_path)
     (root / "desk").mkdir(parents=True)
     made.path.rename(root / "desk" / "1.0")

@@ -1,4 +1,6 @@
-"""Signatures: whoever has the public key can tell the release from any other, and needs nothing else."""
+"""Signatures: whoever has the public key can tell the release from
+any other, and needs nothing else.
+"""
 
 from __future__ import annotations
 
@@ -44,18 +46,23 @@ def test_a_signed_release_verifies_with_the_public_key_alone(
     signing.verify(Path("fetched"), Path("keys") / public.name)  # as it is typed: a relative path
     assert artifact.verify(found) == []
     body = secret.split(b"\n")[1]
-    assert not [p for p in tmp_path.rglob("*") if p.is_file() and body in p.read_bytes()], "the key was copied"
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and body in p.read_bytes()], (
+        "the key was copied"
+    )
 
 
 def test_the_same_release_is_signed_once(tmp_path: Path, keys: tuple[Path, Path]) -> None:
     made = release(tmp_path)
     first = signing.sign(made, keys[0], tmp_path / "runs").read_bytes()
-    assert signing.sign(made, keys[0], tmp_path / "runs").read_bytes() == first  # so that nothing is sent again
+    # so that nothing is sent again
+    assert signing.sign(made, keys[0], tmp_path / "runs").read_bytes() == first
     other, _ = make_key(tmp_path, "other")
     assert signing.sign(made, other, tmp_path / "runs").read_bytes() != first
 
 
-@pytest.mark.parametrize("what", ["flip", "manifest", "add", "git", "remove", "link", "signature", "nested"])
+@pytest.mark.parametrize(
+    "what", ["flip", "manifest", "add", "git", "remove", "link", "signature", "nested"]
+)
 def test_any_change_is_found(tmp_path: Path, keys: tuple[Path, Path], what: str) -> None:
     private, public = keys
     folder = signed(tmp_path, private).path
@@ -75,7 +82,9 @@ def test_any_change_is_found(tmp_path: Path, keys: tuple[Path, Path], what: str)
     elif what == "signature":
         raw = (folder / "model.sig").read_text()
         at = raw.index('"sig"') + 12
-        (folder / "model.sig").write_text(raw[:at] + ("A" if raw[at] != "A" else "B") + raw[at + 1 :])
+        (folder / "model.sig").write_text(
+            raw[:at] + ("A" if raw[at] != "A" else "B") + raw[at + 1 :]
+        )
     elif what == "nested":
         (folder / "adapter" / "evil.py").write_text("x")
     with pytest.raises(IntegrityError):
@@ -92,7 +101,9 @@ def test_another_key_or_none_is_refused(tmp_path: Path, keys: tuple[Path, Path])
         signing.verify(found.path, keys[1])
 
 
-def test_a_signature_of_another_release_does_not_hold(tmp_path: Path, keys: tuple[Path, Path]) -> None:
+def test_a_signature_of_another_release_does_not_hold(
+    tmp_path: Path, keys: tuple[Path, Path]
+) -> None:
     found = signed(tmp_path, keys[0])
     other = release(tmp_path, weights=b"other")
     (other.path / "model.sig").write_bytes((found.path / "model.sig").read_bytes())
@@ -124,7 +135,9 @@ def test_an_encrypted_key_takes_its_password_from_the_environment(
         signing.sign(made, private, tmp_path / "runs")
     assert signing.PASSWORD in caught.value.hint
     monkeypatch.setenv(signing.PASSWORD, PASSPHRASE)
-    (made.path / "model.sig").write_bytes(signing.sign(made, private, tmp_path / "runs").read_bytes())
+    (made.path / "model.sig").write_bytes(
+        signing.sign(made, private, tmp_path / "runs").read_bytes()
+    )
     signing.verify(made.path, public)
 
 

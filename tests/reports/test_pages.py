@@ -35,20 +35,30 @@ def written(out: Path, facts: dict[str, Any]) -> Path:
     return out / "report.html"
 
 
-def of_prepare(out: Path, names: tuple[str, ...] = ("billing", "delivery", "returns"), text: str = "email") -> Path:
+def of_prepare(
+    out: Path, names: tuple[str, ...] = ("billing", "delivery", "returns"), text: str = "email"
+) -> Path:
     data_report.write(out, prepare_facts(names, text), base=text)
     return out / "report.html"
 
 
-def of_evaluate(out: Path, names: tuple[str, ...] = ("billing", "delivery", "returns"), text: str = "tickets") -> Path:
+def of_evaluate(
+    out: Path, names: tuple[str, ...] = ("billing", "delivery", "returns"), text: str = "tickets"
+) -> Path:
     report = evaluate_report(names, text, ("base", "adapter", "Q8_0", f"Q4 {text}"))
     rows = evaluate_rows(report, names, text, cut=200)
-    model_report.write(out / "report.html", report, rows, labels=names, opening=evaluate_opening(text))
+    model_report.write(
+        out / "report.html", report, rows, labels=names, opening=evaluate_opening(text)
+    )
     return out / "report.html"
 
 
-def of_label(out: Path, names: tuple[str, ...] = ("billing", "delivery", "returns"), text: str = "big") -> Path:
-    teacher_report.write(out, label_facts(names, text), {"hosts_contacted": [text], "bytes_out": 1_000_000})
+def of_label(
+    out: Path, names: tuple[str, ...] = ("billing", "delivery", "returns"), text: str = "big"
+) -> Path:
+    teacher_report.write(
+        out, label_facts(names, text), {"hosts_contacted": [text], "bytes_out": 1_000_000}
+    )
     return out / "report.html"
 
 
@@ -60,18 +70,27 @@ BOTH = pytest.mark.parametrize("make", [of_prepare, of_evaluate, of_label])
 
 
 CHARTS = {
-    "bars": lambda text: svg_chart.bars([Bar(text, 3, text), Bar(text, 0), Bar("", 1e7, "10 M")], title=text),
+    "bars": lambda text: svg_chart.bars(
+        [Bar(text, 3, text), Bar(text, 0), Bar("", 1e7, "10 M")], title=text
+    ),
     "no bars": lambda text: svg_chart.bars([], title=text),
     "stack": lambda text: svg_chart.stack([Bar(text, 3), Bar(text, 0)], title=text),
     "empty stack": lambda text: svg_chart.stack([Bar(text, 0)], title=text),
-    "histogram": lambda text: svg_chart.histogram([0, 1, 2], [5, 0], title=text, unit=text, strip=(0, 0, 1, 1, 2)),
-    "one length": lambda text: svg_chart.histogram([7, 7], [5], title=text, unit=text, strip=[7] * 5),
+    "histogram": lambda text: svg_chart.histogram(
+        [0, 1, 2], [5, 0], title=text, unit=text, strip=(0, 0, 1, 1, 2)
+    ),
+    "one length": lambda text: svg_chart.histogram(
+        [7, 7], [5], title=text, unit=text, strip=[7] * 5
+    ),
     "dots": lambda text: svg_chart.dots(
         [Dot(text, 0.5, 0.4, 0.6, text), Dot(text, 1, 1, 1)], title=text, reference=(0.5, text)
     )[0],
     "heat": lambda text: svg_chart.heat([text, "b"], [text, "b"], [[5, 1], [0, 12345]], title=text),
     "lines": lambda text: svg_chart.lines(
-        [LineSeries(text, [Point(0, 1, text, text), Point(3, 2)])], title=text, x_label=text, y_label=text
+        [LineSeries(text, [Point(0, 1, text, text), Point(3, 2)])],
+        title=text,
+        x_label=text,
+        y_label=text,
     ),
     "a point": lambda text: svg_chart.lines(
         [LineSeries(text, [Point(1, 0, text)])], title=text, x_label=text, log=True
@@ -84,11 +103,25 @@ CHARTS = {
 def test_a_chart_is_well_formed_and_its_texts_stay_texts(name: str, text: str) -> None:
     root = ElementTree.fromstring(svg_chart.standalone(CHARTS[name](text)))
     kinds = {element.tag.rpartition("}")[2] for element in root.iter()}
-    assert kinds <= {"svg", "title", "desc", "style", "rect", "g", "text", "line", "circle", "polyline"}
+    assert kinds <= {
+        "svg",
+        "title",
+        "desc",
+        "style",
+        "rect",
+        "g",
+        "text",
+        "line",
+        "circle",
+        "polyline",
+    }
     assert root.find("{*}title").text == (shown(text) or None)  # type: ignore[union-attr]
     assert root.attrib["role"] == "img"
     assert root.attrib["aria-label"] == shown(text)
-    assert max(len(element.text or "") for element in root.iter() if not element.tag.endswith("style")) <= 400
+    assert (
+        max(len(element.text or "") for element in root.iter() if not element.tag.endswith("style"))
+        <= 400
+    )
 
 
 @pytest.mark.parametrize("name", CHARTS)
@@ -96,18 +129,30 @@ def test_what_a_chart_draws_lies_inside_it(name: str) -> None:
     root = ElementTree.fromstring(svg_chart.standalone(CHARTS[name]("words")))
     _, _, width, height = map(float, root.attrib["viewBox"].split())
     for element in root.iter():
-        for key, most in (("x", width), ("x1", width), ("x2", width), ("cx", width), ("y", height), ("y1", height),
-                          ("y2", height), ("cy", height)):  # fmt: skip
+        for key, most in (
+            ("x", width),
+            ("x1", width),
+            ("x2", width),
+            ("cx", width),
+            ("y", height),
+            ("y1", height),
+            ("y2", height),
+            ("cy", height),
+        ):
             if key in element.attrib:
                 assert -1 <= float(element.attrib[key]) <= most + 1, (element.tag, element.attrib)
 
 
 def test_a_bar_is_as_long_as_its_value() -> None:
-    root = ElementTree.fromstring(svg_chart.bars([Bar("a", 10), Bar("b", 5), Bar("c", 0)], title="x"))
+    root = ElementTree.fromstring(
+        svg_chart.bars([Bar("a", 10), Bar("b", 5), Bar("c", 0)], title="x")
+    )
     ten, five, none = (float(rect.attrib["width"]) for rect in root.iter("rect"))
     assert five == pytest.approx(ten / 2, abs=0.1)
     assert none == 0
-    (shared,) = ElementTree.fromstring(svg_chart.bars([Bar("a", 10)], title="x", most=40)).iter("rect")
+    (shared,) = ElementTree.fromstring(svg_chart.bars([Bar("a", 10)], title="x", most=40)).iter(
+        "rect"
+    )
     assert float(shared.attrib["width"]) == pytest.approx(ten / 4, abs=0.1)
 
 
@@ -127,7 +172,10 @@ def test_the_colours_are_readable_on_their_ground() -> None:
             for ground in ("page", "panel"):
                 assert contrast(colours[name], colours[ground]) >= 4.5, (name, ground)
         for name in ("c1", "c2"):  # the fullest cell of a grid is half of these over the panel
-            mixed = [(int(colours[name][k : k + 2], 16) + int(colours["panel"][k : k + 2], 16)) // 2 for k in (1, 3, 5)]
+            mixed = [
+                (int(colours[name][k : k + 2], 16) + int(colours["panel"][k : k + 2], 16)) // 2
+                for k in (1, 3, 5)
+            ]
             assert contrast(colours["ink"], "#" + "".join(f"{part:02x}" for part in mixed)) >= 4.5
 
 
@@ -171,7 +219,9 @@ PAGES = {
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_is_well_formed_names_nothing_outside_and_links_to_what_is_there(name: str, tmp_path: Path) -> None:
+def test_a_page_is_well_formed_names_nothing_outside_and_links_to_what_is_there(
+    name: str, tmp_path: Path
+) -> None:
     text = PAGES[name](tmp_path).read_text(encoding="utf-8")
     found = _Tags(text).tags
     ids = [attributes["id"] for _, attributes in found if "id" in attributes]
@@ -180,9 +230,13 @@ def test_a_page_is_well_formed_names_nothing_outside_and_links_to_what_is_there(
     assert links <= {f"#{name}" for name in ids}
     outside = {"src", "srcset", "action", "data", "poster", "background", "style"}
     assert not [
-        tag for tag, attributes in found if attributes.keys() & outside or tag in ("link", "iframe", "img", "base")
+        tag
+        for tag, attributes in found
+        if attributes.keys() & outside or tag in ("link", "iframe", "img", "base")
     ]
-    assert not [tag for tag, attributes in found if any(name.startswith("on") for name in attributes)]
+    assert not [
+        tag for tag, attributes in found if any(name.startswith("on") for name in attributes)
+    ]
     assert not re.search(r"https?://|url\(|@import", text)
     assert [tag for tag, _ in found].count("h1") == 1
 
@@ -193,10 +247,16 @@ def test_every_finding_leads_to_a_part_of_the_page(tmp_path: Path) -> None:
     assert findings.count("<li ") == findings.count('<a href="#') == 12
 
 
-def test_a_slip_is_not_also_a_label_with_few_rows_and_places_are_grouped_by_file(tmp_path: Path) -> None:
+def test_a_slip_is_not_also_a_label_with_few_rows_and_places_are_grouped_by_file(
+    tmp_path: Path,
+) -> None:
     facts = prepare_facts()
     facts["label_typos"][0]["label"] = "billing"  # which has 9 test rows
-    facts["examples"]["duplicate"] = [{"file": "a.csv", "row": 3}, {"file": "a.csv", "row": 5}, {"file": "b", "row": 1}]
+    facts["examples"]["duplicate"] = [
+        {"file": "a.csv", "row": 3},
+        {"file": "a.csv", "row": 5},
+        {"file": "b", "row": 1},
+    ]
     text = written(tmp_path, facts).read_text()
     assert "fewer than 10 test rows (" not in text
     assert "a.csv lines 3, 5; b row 1" in text
@@ -205,7 +265,10 @@ def test_a_slip_is_not_also_a_label_with_few_rows_and_places_are_grouped_by_file
 def test_the_same_facts_make_the_same_bytes(tmp_path: Path) -> None:
     facts = prepare_facts()
     first = written(tmp_path, facts).read_bytes()
-    backwards = {key: dict(reversed(value.items())) if key == "labels" else value for key, value in facts.items()}
+    backwards = {
+        key: dict(reversed(value.items())) if key == "labels" else value
+        for key, value in facts.items()
+    }
     assert written(tmp_path, backwards).read_bytes() == first
 
 
@@ -231,7 +294,10 @@ def test_no_finding_is_said_plainly(tmp_path: Path) -> None:
 
 
 def test_a_row_that_was_lost_is_seen(tmp_path: Path) -> None:
-    assert "but 10 came in." in written(tmp_path, bare_prepare_facts(rows_in=10, train=5, rejected=4)).read_text()
+    assert (
+        "but 10 came in."
+        in written(tmp_path, bare_prepare_facts(rows_in=10, train=5, rejected=4)).read_text()
+    )
 
 
 # In the browser
@@ -239,12 +305,16 @@ def test_a_row_that_was_lost_is_seen(tmp_path: Path) -> None:
 
 @BOTH
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_the_browser_shows_it_and_asks_for_nothing(browser: Browser, tmp_path: Path, make: Make, dark: bool) -> None:
+def test_the_browser_shows_it_and_asks_for_nothing(
+    browser: Browser, tmp_path: Path, make: Make, dark: bool
+) -> None:
     path = make(tmp_path)
     browser.open(path, dark=dark)
     assert browser.requests == [path.resolve().as_uri()]
     assert browser.complaints == []
-    assert browser.ask("document.querySelectorAll('svg.chart').length") >= (3 if make is of_label else 5)
+    assert browser.ask("document.querySelectorAll('svg.chart').length") >= (
+        3 if make is of_label else 5
+    )
     drawn = "[...document.querySelectorAll('svg')].filter(s => s.checkVisibility())"
     assert browser.ask(f"{drawn}.every(s => s.getBoundingClientRect().width > 100)")
     headline = {
@@ -254,7 +324,9 @@ def test_the_browser_shows_it_and_asks_for_nothing(browser: Browser, tmp_path: P
     }
     assert headline[make] in browser.ask("document.body.innerText")
     # an adapter stood there as the merged model
-    assert ("Over the unquantized model" in browser.ask("document.body.innerText")) == (make is of_evaluate)
+    assert ("Over the unquantized model" in browser.ask("document.body.innerText")) == (
+        make is of_evaluate
+    )
     assert browser.ask("getComputedStyle(document.body).backgroundColor") == (
         "rgb(15, 20, 25)" if dark else "rgb(255, 255, 255)"
     )
@@ -265,7 +337,9 @@ def test_the_browser_shows_it_and_asks_for_nothing(browser: Browser, tmp_path: P
 
 @BOTH
 @pytest.mark.parametrize("width", [390, 768, 1280])
-def test_nothing_is_wider_than_the_screen(browser: Browser, tmp_path: Path, make: Make, width: int) -> None:
+def test_nothing_is_wider_than_the_screen(
+    browser: Browser, tmp_path: Path, make: Make, width: int
+) -> None:
     browser.open(make(tmp_path, HOSTILE, HOSTILE[7]), width=width)
     assert browser.ask("document.documentElement.scrollWidth") == width
 
@@ -276,7 +350,8 @@ def test_on_a_phone_a_table_says_that_it_goes_on_and_a_chart_keeps_its_intervals
     # the table of figures was cut at its interval without a sign, and the chart lost its intervals
     signs = "[...document.querySelectorAll('.sideways')].filter(sign => sign.checkVisibility())"
     cut = (
-        "[...document.querySelectorAll('.table')].filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1)"
+        "[...document.querySelectorAll('.table')].filter(e => e.checkVisibility() && "
+        "e.scrollWidth > e.clientWidth + 1)"
     )
     page = of_evaluate(tmp_path)
     for width in (400, 1280):
@@ -286,13 +361,19 @@ def test_on_a_phone_a_table_says_that_it_goes_on_and_a_chart_keeps_its_intervals
         charts = "[...document.querySelectorAll(\"svg[aria-label$='less each other model']\")]"
         visible = f"{charts}.filter(svg => svg.checkVisibility())"
         assert browser.ask(f"{visible}.length") == 1
-        texts = browser.ask(f"[...{visible}[0].querySelectorAll('text')].map(text => text.textContent)")
+        texts = browser.ask(
+            f"[...{visible}[0].querySelectorAll('text')].map(text => text.textContent)"
+        )
         assert "-2.0 (-4.0 to +0.0), p=0.03: may be chance" in texts
         assert browser.ask(f"{visible}[0].getBoundingClientRect().right") <= width
 
 
-@pytest.mark.parametrize(("make", "title"), [(of_prepare, "Rows by label"), (of_label, "Accepted rows")])
-def test_a_bar_is_seen_to_its_end_on_a_phone(browser: Browser, tmp_path: Path, make: Make, title: str) -> None:
+@pytest.mark.parametrize(
+    ("make", "title"), [(of_prepare, "Rows by label"), (of_label, "Accepted rows")]
+)
+def test_a_bar_is_seen_to_its_end_on_a_phone(
+    browser: Browser, tmp_path: Path, make: Make, title: str
+) -> None:
     # bars by label ran out of the screen, and their numbers with them
     browser.open(make(tmp_path), width=390)
     charts = f"""[...document.querySelectorAll("svg[aria-label='{title}']")].filter(svg => svg.checkVisibility())"""
@@ -330,9 +411,15 @@ def test_a_script_that_is_not_the_pages_own_does_not_run(browser: Browser, tmp_p
 
 def test_a_head_sorts_its_table(browser: Browser, tmp_path: Path) -> None:
     browser.open(of_prepare(tmp_path))
-    column = "[...document.querySelectorAll('#labels ~ .blocks tbody tr')].slice(-3).map(r => r.cells[4].innerText)"
+    column = (
+        "[...document.querySelectorAll('#labels ~ .blocks tbody tr')].slice(-3).map(r => "
+        "r.cells[4].innerText)"
+    )
     assert browser.ask(column) == ["11", "10", "9"]
-    click = "[...document.querySelectorAll('#labels ~ .blocks table')].at(-1).tHead.rows[0].cells[4].firstChild.click()"
+    click = (
+        "[...document.querySelectorAll('#labels ~ .blocks "
+        "table')].at(-1).tHead.rows[0].cells[4].firstChild.click()"
+    )
     browser.ask(click)
     browser.ask(click)
     assert browser.ask(column) == ["9", "10", "11"]
@@ -340,10 +427,12 @@ def test_a_head_sorts_its_table(browser: Browser, tmp_path: Path) -> None:
 
 
 def test_the_rows_of_two_models_are_found(browser: Browser, tmp_path: Path) -> None:
-    # the rows are right from the first on: Q8_0 (91) and the baseline (20) differ on 71 of them, Q8_0 and Q4 (88) on 3
+    # the rows are right from the first on: Q8_0 (91) and the baseline (20) differ on 71 of them,
+    # Q8_0 and Q4 (88) on 3
     browser.open(of_evaluate(tmp_path))
     shown_rows = (
-        "[...document.querySelectorAll('.search tbody tr')].filter(r => !r.hidden).map(r => r.cells[0].innerText)"
+        "[...document.querySelectorAll('.search tbody tr')].filter(r => !r.hidden).map(r "
+        "=> r.cells[0].innerText)"
     )
     choose = """(name) => { const select = document.querySelector('.controls select');
         const option = [...select.options].find(o => o.text.startsWith(name));
@@ -351,7 +440,9 @@ def test_the_rows_of_two_models_are_found(browser: Browser, tmp_path: Path) -> N
     assert len(browser.ask(shown_rows)) == 71
     assert browser.ask(f"({choose})('Q8_0 right, Q4 tickets wrong')").endswith(": 3 rows")
     assert browser.ask(shown_rows) == ["89", "90", "91"]
-    assert browser.ask("document.querySelector('.controls output').innerText") == "3 of 71 rows here"
+    assert (
+        browser.ask("document.querySelector('.controls output').innerText") == "3 of 71 rows here"
+    )
     search = "const found = document.querySelector('.controls input'); found.value = 'SENSITIVE';"
     browser.ask(search + "found.dispatchEvent(new Event('input'))")
     assert browser.ask(shown_rows) == ["90"]
@@ -361,22 +452,33 @@ def test_the_print_is_light_and_shows_what_is_folded(browser: Browser, tmp_path:
     facts = prepare_facts(tuple(f"label {k}" for k in range(40)))
     browser.open(written(tmp_path, facts), dark=True, media="print")
     assert browser.ask("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert browser.ask("document.querySelector('details table').getBoundingClientRect().height") > 100
+    assert (
+        browser.ask("document.querySelector('details table').getBoundingClientRect().height") > 100
+    )
     assert browser.pdf().startswith(b"%PDF")
     browser.open(of_evaluate(tmp_path), media="print")
     assert browser.ask("document.querySelector('.search').scrollHeight") > 1000
-    assert browser.ask("(e => e.scrollHeight - e.clientHeight)(document.querySelector('.search'))") == 0
+    assert (
+        browser.ask("(e => e.scrollHeight - e.clientHeight)(document.querySelector('.search'))")
+        == 0
+    )
 
 
 @BOTH
-def test_headings_are_in_order_and_tables_have_captions(browser: Browser, tmp_path: Path, make: Make) -> None:
+def test_headings_are_in_order_and_tables_have_captions(
+    browser: Browser, tmp_path: Path, make: Make
+) -> None:
     browser.open(make(tmp_path))
     levels = browser.ask("[...document.querySelectorAll('h1,h2,h3,h4')].map(h => +h.tagName[1])")
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
-    assert browser.ask("[...document.querySelectorAll('table')].every(t => t.caption && t.caption.textContent)")
+    assert browser.ask(
+        "[...document.querySelectorAll('table')].every(t => t.caption && t.caption.textContent)"
+    )
     assert browser.ask("[...document.querySelectorAll('th')].every(t => t.scope === 'col')")
-    assert browser.ask("[...document.querySelectorAll('svg.chart')].every(s => s.querySelector('title, desc'))")
+    assert browser.ask(
+        "[...document.querySelectorAll('svg.chart')].every(s => s.querySelector('title, desc'))"
+    )
     assert browser.ask("document.documentElement.lang") == "en"
 
 

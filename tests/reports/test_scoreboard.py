@@ -15,12 +15,21 @@ def pair(difference: float, low: float, high: float, **more: float) -> dict[str,
 
 
 REPORT: dict[str, Any] = {
-    "n": 400, "split": "test", "task": "classify", "primary_metric": "accuracy", "confidence": 0.95, "power": 0.8,
+    "n": 400,
+    "split": "test",
+    "task": "classify",
+    "primary_metric": "accuracy",
+    "confidence": 0.95,
+    "power": 0.8,
     "participants": ["majority", "adapter", "Q4_K_M", "large (8-shot)"],
     "focus": "Q4_K_M",
     "remarks": ["Only so many rows.", "Another remark."],
     "baselines": {
-        "majority": {"kind": "baseline", "metrics": {"accuracy": 0.125, "macro_f1": 0.01}, "interval": [0.1, 0.16]}
+        "majority": {
+            "kind": "baseline",
+            "metrics": {"accuracy": 0.125, "macro_f1": 0.01},
+            "interval": [0.1, 0.16],
+        }
     },
     "models": {
         "Q4_K_M": {
@@ -56,7 +65,7 @@ REPORT: dict[str, Any] = {
     ],
     "choice": None,
     "break_even": None,
-}  # fmt: skip
+}
 HEAD = ["model", "size", "accuracy", "95 % interval", "macro_f1", "ece", "latency"]
 ROWS = [
     ["majority", "-", "12.5 %", "10.0 % - 16.0 %", "1.0 %", "-", "-"],
@@ -90,7 +99,8 @@ def test_markdown_is_the_table_with_its_remarks_and_what_the_focus_is_compared_w
         "| adapter | +3.5 | +1.0 to +6.0 | 0.012 | 2.0 |",
         "| large (8-shot) | +20.0 | +10.0 to +30.0 | < 0.001 | 5.0 |",
         "",
-        "Paired, by the exact McNemar test and Tango's interval. Detectable: the smallest true difference, in points, "
+        "Paired, by the exact McNemar test and Tango's interval. Detectable: the smallest true "
+        "difference, in points, "
         "that so many rows show with a power of 80 %.",
         "",
         "## Weakest slices of Q4_K_M",
@@ -108,23 +118,41 @@ def test_markdown_without_remarks_has_no_gap() -> None:
 
 
 def test_markdown_says_what_was_chosen_and_from_where_it_pays() -> None:
-    candidate = {"size": 1000, "value": 0.9, "loss": 0.004, "loss_at_most": 0.02, "within": True, "fast": True}
+    candidate = {
+        "size": 1000,
+        "value": 0.9,
+        "loss": 0.004,
+        "loss_at_most": 0.02,
+        "within": True,
+        "fast": True,
+    }
     choice = {
-        "model": "Q4_K_M", "of": "Q8_0", "metric": "accuracy", "split": "validation", "n": 250,
+        "model": "Q4_K_M",
+        "of": "Q8_0",
+        "metric": "accuracy",
+        "split": "validation",
+        "n": 250,
         "candidates": [
             candidate | {"model": "Q4_K_M", "tokens_per_s": 150.4},
             candidate | {"model": "Q8_0", "tokens_per_s": None},
         ],
-    }  # fmt: skip
+    }
     prices = {
-        "currency": "EUR", "machine_per_hour": 0.1,
-        "api_per_million_input_tokens": 0.5, "api_per_million_output_tokens": 2,
+        "currency": "EUR",
+        "machine_per_hour": 0.1,
+        "api_per_million_input_tokens": 0.5,
+        "api_per_million_output_tokens": 2,
         "models": {
             "large (8-shot)": {"api_per_1000_rows": 0.5},
-            "Q4_K_M": {"api_per_1000_rows": 0.04, "machine_per_1000_rows": 0.0007, "rows_per_hour": 150000.0,
-                       "break_even_rows_per_hour": 2500.4, "share_of_capacity": 0.0167},
+            "Q4_K_M": {
+                "api_per_1000_rows": 0.04,
+                "machine_per_1000_rows": 0.0007,
+                "rows_per_hour": 150000.0,
+                "break_even_rows_per_hour": 2500.4,
+                "share_of_capacity": 0.0167,
+            },
         },
-    }  # fmt: skip
+    }
     lines = markdown(REPORT | {"choice": choice, "break_even": prices}).splitlines()
     assert "| Q4_K_M (chosen) | 1.0 kB | 90.0 % | +0.4 | 2.0 | 150 |" in lines
     assert "| Q8_0 | 1.0 kB | 90.0 % | +0.4 | 2.0 | - |" in lines
@@ -133,13 +161,24 @@ def test_markdown_says_what_was_chosen_and_from_where_it_pays() -> None:
 
 
 def test_a_calibration_error_has_the_level_of_chance_beside_it() -> None:
-    # 0.0 % read as "take its confidence at its word", where so few rows show nothing under some points
-    calibration = {"n": 594, "ece": 0.0, "observed": 0.03, "by_chance": 0.035, "brier": 0.07, "bins": []}
+    # 0.0 % read as "take its confidence at its word", where so few rows show nothing under some
+    # points
+    calibration = {
+        "n": 594,
+        "ece": 0.0,
+        "observed": 0.03,
+        "by_chance": 0.035,
+        "brier": 0.07,
+        "bins": [],
+    }
     report = {
         **REPORT,
-        "models": {**REPORT["models"], "Q4_K_M": {**REPORT["models"]["Q4_K_M"], "calibration": calibration}},
+        "models": {
+            **REPORT["models"],
+            "Q4_K_M": {**REPORT["models"]["Q4_K_M"], "calibration": calibration},
+        },
     }
     said = "ece is what goes beyond chance: on 594 rows chance alone makes 3.5 % for Q4_K_M"
     assert (by_chance(report), by_chance(REPORT)) == (said, "")  # type: ignore[arg-type]
     calibration |= {"confidence": 0.9441, "accuracy": 0.9680}  # of a model that is too modest
-    assert by_chance(report) == f"{said}; its mean confidence is 94.4 %, and 96.8 % are right"  # type: ignore[arg-type]
+    assert by_chance(report) == (f"{said}; its mean confidence is 94.4 %, and 96.8 % are right")  # type: ignore[arg-type]

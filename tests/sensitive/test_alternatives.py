@@ -1,4 +1,6 @@
-"""Every alternative inside an atomic group can match: in `(?>is|was|ist)` the last one never can, after `is`."""
+"""Every alternative inside an atomic group can match: in
+`(?>is|was|ist)` the last one never can, after `is`.
+"""
 
 from __future__ import annotations
 
@@ -54,11 +56,14 @@ NAMED = {
     for variable, value in vars(module).items()
     for name, pattern in patterns(value, f"{module.__name__}.{variable}")
 }
-PATTERNS = {NAMED[name]: name for name in sorted(NAMED)}  # each once, in one order for all processes of pytest
+# each once, in one order for all processes of pytest
+PATTERNS = {NAMED[name]: name for name in sorted(NAMED)}
 
 
 def bodies(items: Any) -> Iterator[tuple[int, Sequence[Any]]]:
-    """Returns (position, items) of each part that an item holds; of a branch its alternatives are such parts."""
+    """Returns (position, items) of each part that an item holds; of a
+    branch its alternatives are such parts.
+    """
     for at, (code, value) in enumerate(items):
         if code in REPEATS:
             yield at, value[2]
@@ -69,7 +74,9 @@ def bodies(items: Any) -> Iterator[tuple[int, Sequence[Any]]]:
 
 
 def atomic(items: Any) -> Iterator[Any]:
-    """The bodies of atomic groups and of possessive repetitions at any depth: each is settled before what follows."""
+    """The bodies of atomic groups and of possessive repetitions at any
+    depth: each is settled before what follows.
+    """
     for at, body in bodies(items):
         if items[at][0] in (codes.ATOMIC_GROUP, codes.POSSESSIVE_REPEAT):
             yield body
@@ -82,7 +89,8 @@ def atomic(items: Any) -> Iterator[Any]:
 
 
 def without(items: Any, state: Any, place: list[int], *, only: bool) -> tuple[Any, bool]:
-    """Returns (the items with one alternative removed, or with `only` all others, True if it was among them).
+    """Returns (the items with one alternative removed, or with `only` all others, True if it was
+    among them).
 
     `place[0]` counts alternatives, from that which is meant down to 0.
     """
@@ -97,7 +105,11 @@ def without(items: Any, state: Any, place: list[int], *, only: bool) -> tuple[An
                 inner, found_inside = without(part, state, place, only=only)
                 parts.append((inner, is_meant, found_inside))
             found = any(meant or inside for _, meant, inside in parts)
-            kept = [inner for inner, meant, inside in parts if not found or (meant or inside if only else not meant)]
+            kept = [
+                inner
+                for inner, meant, inside in parts
+                if not found or (meant or inside if only else not meant)
+            ]
             value = (None, kept)
         elif code in REPEATS:
             body, found = without(value[2], state, place, only=only)
@@ -113,7 +125,9 @@ def without(items: Any, state: Any, place: list[int], *, only: bool) -> tuple[An
 
 
 def texts(items: Any) -> Iterator[str]:
-    """Some texts that items match, with few and with one round of each repetition; look-arounds are left out."""
+    """Some texts that items match, with few and with one round of each
+    repetition; look-arounds are left out.
+    """
     parts = [list(itertools.islice(each, 60)) for each in map(_texts_of, items)]
     yield from map("".join, itertools.product(*parts))
 
@@ -155,12 +169,17 @@ _COMPILED: dict[int, tuple[Any, re.Pattern[str]]] = {}
 
 def compiled(body: Any, state: Any, flags: int) -> re.Pattern[str]:
     if id(body) not in _COMPILED:
-        _COMPILED[id(body)] = body, compiler.compile(_of([(codes.ATOMIC_GROUP, body)], state), flags)
+        _COMPILED[id(body)] = (
+            body,
+            compiler.compile(_of([(codes.ATOMIC_GROUP, body)], state), flags),
+        )
     return _COMPILED[id(body)][1]
 
 
 def hidden(pattern: re.Pattern[str]) -> list[str]:
-    """The alternatives of atomic groups that never match: without them the group matches each text as with them."""
+    """The alternatives of atomic groups that never match: without them the
+    group matches each text as with them.
+    """
     tree = parser.parse(pattern.pattern, pattern.flags)
     never = []
     for body in atomic(tree):
@@ -182,7 +201,9 @@ def hidden(pattern: re.Pattern[str]) -> list[str]:
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=list(PATTERNS.values()))
 def test_every_alternative_of_an_atomic_group_can_match(pattern: re.Pattern[str]) -> None:
-    """`Passwort ist` was never found, since `is` stood before `ist`; neither was the Polish `jest` after `je`."""
+    """`Passwort ist` was never found, since `is` stood before `ist`;
+    neither was the Polish `jest` after `je`.
+    """
     assert hidden(pattern) == []
 
 

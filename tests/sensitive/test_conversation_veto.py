@@ -26,10 +26,25 @@ from slmctl.task.contract import Task
 pytest.importorskip("httpx")
 
 TASK = Task("generate", "{% for m in messages %}{{ m['content'] }}{% endfor %}", "<|im_end|>")
-UNSURE = Policy("f" * 64, TASK.digest, "generate", "the same words", "", {"mean": 1.0, "least": 0.0, "choices": 0.0},
-                0.0, ((-1.0, 0.1),), 0.0)  # fmt: skip
-EVENT = {"text": "from here", "finish": "stop", "prompt_tokens": 1, "completion_tokens": 1, "confidence": 0.1,
-         "logprobs": [-3.0]}  # fmt: skip
+UNSURE = Policy(
+    "f" * 64,
+    TASK.digest,
+    "generate",
+    "the same words",
+    "",
+    {"mean": 1.0, "least": 0.0, "choices": 0.0},
+    0.0,
+    ((-1.0, 0.1),),
+    0.0,
+)
+EVENT = {
+    "text": "from here",
+    "finish": "stop",
+    "prompt_tokens": 1,
+    "completion_tokens": 1,
+    "confidence": 0.1,
+    "logprobs": [-3.0],
+}
 MODEL = ServedModel("small", TASK)
 ALL = disguises.MUTATIONS | disguises.MORE
 
@@ -37,12 +52,18 @@ ALL = disguises.MUTATIONS | disguises.MORE
 @pytest.fixture
 def fake() -> Iterator[Fake]:
     """A general model that keeps all it gets, and repeats what it was asked."""
-    with endpoint.serving(lambda body, before: says("You said: " + body["messages"][-1]["content"])) as found:
+    with endpoint.serving(
+        lambda body, before: says("You said: " + body["messages"][-1]["content"])
+    ) as found:
         yield found
 
 
 def routed(
-    fake: Fake, conversations: list[disguises.Messages], *, unread: tuple[str, ...] = (), **more: Any
+    fake: Fake,
+    conversations: list[disguises.Messages],
+    *,
+    unread: tuple[str, ...] = (),
+    **more: Any,
 ) -> list[router.Routed]:
     """Route conversations about each of which the local model is unsure, one after the other."""
 
@@ -50,10 +71,16 @@ def routed(
         return EVENT
 
     async def work() -> list[router.Routed]:
-        router = Router(UNSURE, TASK, "small", Escalation(Generalist(Settings(url=fake.url, model="large", **more))))
+        router = Router(
+            UNSURE,
+            TASK,
+            "small",
+            Escalation(Generalist(Settings(url=fake.url, model="large", **more))),
+        )
         try:
             asked = [
-                CheckedRequest(CHAT, MODEL, (), (), tuple(messages), {}, unread=unread) for messages in conversations
+                CheckedRequest(CHAT, MODEL, (), (), tuple(messages), {}, unread=unread)
+                for messages in conversations
             ]
             return [await router.route(checked, {}, local) for checked in asked]
         finally:
@@ -66,12 +93,18 @@ def routed(
 def leaked(fake: Fake, count: int, seed: int) -> list[str]:
     """How sensitive prompts and their mutations that were not held back look."""
     conversations = [
-        change(text, value) for _, text, value in disguises.prompts(count, seed) for change in ALL.values()
+        change(text, value)
+        for _, text, value in disguises.prompts(count, seed)
+        for change in ALL.values()
     ]
     found = routed(fake, conversations)
     assert len(found) == count * len(ALL)
     assert len(disguises.MUTATIONS) == 12
-    let_go = [json.dumps(asked) for asked, one in zip(conversations, found, strict=True) if one.reason != "sensitive"]
+    let_go = [
+        json.dumps(asked)
+        for asked, one in zip(conversations, found, strict=True)
+        if one.reason != "sensitive"
+    ]
     return let_go + [json.dumps(body) for body in fake.bodies]
 
 
@@ -91,13 +124,22 @@ def test_a_conversation_without_a_message_is_a_doubt() -> None:
 @pytest.mark.parametrize(
     "extra",
     [
-        {"tool_calls": [{"id": "1", "type": "function", "function": {"name": "send", "arguments": "{}"}}]},
+        {
+            "tool_calls": [
+                {"id": "1", "type": "function", "function": {"name": "send", "arguments": "{}"}}
+            ]
+        },
         {"function_call": {"name": "send", "arguments": "{}"}},
-        {"audio": {"id": "a"}}, {"refusal": "no"}, {"reasoning_content": "hm"},
+        {"audio": {"id": "a"}},
+        {"refusal": "no"},
+        {"reasoning_content": "hm"},
     ],
-)  # fmt: skip
+)
 def test_message_with_more_than_its_text_is_a_doubt(extra: dict[str, Any]) -> None:
-    turns = [{"role": "assistant", "content": "Yes?", **extra}, {"role": "user", "content": "go on"}]
+    turns = [
+        {"role": "assistant", "content": "Yes?", **extra},
+        {"role": "user", "content": "go on"},
+    ]
     assert conversation_veto.clear(turns).reason == "doubt"
     body = json.dumps({"messages": turns}).encode()
     checked = CHAT.read(read_body(body), MODEL, ServeConfig(context_length=4096))
@@ -105,11 +147,20 @@ def test_message_with_more_than_its_text_is_a_doubt(extra: dict[str, Any]) -> No
 
 
 def test_fields_that_hold_nothing_are_no_doubt() -> None:
-    turns = [{"role": "assistant", "content": "Yes?", "tool_calls": None, "refusal": None, "annotations": []}]
+    turns = [
+        {
+            "role": "assistant",
+            "content": "Yes?",
+            "tool_calls": None,
+            "refusal": None,
+            "annotations": [],
+        }
+    ]
     turns.append({"role": "user", "content": "go on", "name": "jane"})
     assert conversation_veto.clear(turns).messages == [
-        {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "go on"},
-    ]  # fmt: skip
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "go on"},
+    ]
 
 
 def test_fields_that_the_server_did_not_read_keep_a_conversation_here(fake: Fake) -> None:
@@ -120,16 +171,22 @@ def test_fields_that_the_server_did_not_read_keep_a_conversation_here(fake: Fake
 @pytest.mark.parametrize("seed", [5, 11])
 @pytest.mark.parametrize("between", ["\n", " \n"])
 def test_a_value_spelled_over_the_lines_of_one_text_stays(between: str, seed: int) -> None:
-    """An IP address that was broken after a space at the end of a line, or had a line a character, went out."""
+    """An IP address that was broken after a space at the end of a line,
+    or had a line a character, went out.
+    """
     ways = [*ALL.values()]
     for k, (_, text, value) in enumerate(disguises.prompts(66, seed=seed)):
-        parts = [turn["content"] for turn in ways[k % len(ways)](text, value) if turn["role"] == "user"]
+        parts = [
+            turn["content"] for turn in ways[k % len(ways)](text, value) if turn["role"] == "user"
+        ]
         row = [{"role": "user", "content": between.join(parts)}]
         assert conversation_veto.clear(row, timeout_s=30).reason == "sensitive", row
 
 
 def test_prompts_that_are_not_sensitive_do_reach_it(fake: Fake) -> None:
-    """The same prompts with a word for the value, in the same mutations: what is held back above is the value."""
+    """The same prompts with a word for the value, in the same mutations:
+    what is held back above is the value.
+    """
     plain = {
         "card": "blue one",
         "iban": "bank",
@@ -173,7 +230,12 @@ def test_what_is_redacted_leaves_as_a_mark_and_comes_back(fake: Fake) -> None:
 )
 def test_what_a_mark_cannot_hide_stays(fake: Fake, content: str) -> None:
     asked = [{"role": "user", "content": content}, {"role": "assistant", "content": "Yes?"}]
-    asked.append({"role": "user", "content": "ple.org is my address" if content.endswith("exam") else "go on"})
+    asked.append(
+        {
+            "role": "user",
+            "content": "ple.org is my address" if content.endswith("exam") else "go on",
+        }
+    )
     (one,) = routed(fake, [asked], redact=["email", "phone"])
     assert (one.reason, fake.bodies) == ("sensitive", [])
 
@@ -204,7 +266,9 @@ def test_marks_are_restored_in_any_case_and_inside_json() -> None:
         == f'To {MAIL}; a "quoted"\\name; [PHONE_2]'
     )
     found = json.loads(
-        conversation_veto.restore('{"to": ["[EMAIL_1]", {"cc": "<[EMAIL_10]>"}], "n": 1}', marks, is_json=True)
+        conversation_veto.restore(
+            '{"to": ["[EMAIL_1]", {"cc": "<[EMAIL_10]>"}], "n": 1}', marks, is_json=True
+        )
     )
     assert found == {"to": [MAIL, {"cc": '<a "quoted"\\name>'}], "n": 1}
     with pytest.raises(ValueError, match="Expecting"):
@@ -214,4 +278,11 @@ def test_marks_are_restored_in_any_case_and_inside_json() -> None:
 
 def test_names_and_numbers_of_arguments_are_searched_too() -> None:
     values = {"card": 4111111111111111, "to": [MAIL, {"cc": None}], "sent": True}
-    assert [*conversation_veto.texts_in(values)] == ["card", "4111111111111111", "to", MAIL, "cc", "sent"]
+    assert [*conversation_veto.texts_in(values)] == [
+        "card",
+        "4111111111111111",
+        "to",
+        MAIL,
+        "cc",
+        "sent",
+    ]

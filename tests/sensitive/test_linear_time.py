@@ -1,4 +1,6 @@
-"""Searching takes time linear in the text: by the syntax of every pattern, and as measured on adversarial texts."""
+"""Searching takes time linear in the text: by the syntax of every pattern,
+and as measured on adversarial texts.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from slmctl.sensitive import unmask
 MAX_STEPS = 25_000  # from one start of a match, before the pattern gives up
 MODULES = ("", ".phones", ".rules", ".secrets", ".unmask")
 SIZE, DOUBLINGS = 4_000, 3  # characters of the shortest text, and how often it is doubled
-MICROSECONDS = 400.0  # a character, on a busy machine; the patterns that went back took 4,000 for 1,000 characters
+# a character, on a busy machine; the patterns that went back took 4,000 for 1,000 characters
+MICROSECONDS = 400.0
 SEARCHES: dict[str, Callable[[str], object]] = {
     "find": sensitive.find,
     "views": unmask.views,
@@ -48,12 +51,18 @@ def _within(value: object) -> Iterator[re.Pattern[str]]:
 PATTERNS = list(patterns())
 
 
-@pytest.mark.parametrize(("name", "pattern"), PATTERNS, ids=lambda value: value if isinstance(value, str) else "")
-def test_pattern_gives_up_after_a_bounded_number_of_steps(name: str, pattern: re.Pattern[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "pattern"), PATTERNS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_pattern_gives_up_after_a_bounded_number_of_steps(
+    name: str, pattern: re.Pattern[str]
+) -> None:
     assert bound(pattern) <= MAX_STEPS, name
 
 
-@pytest.mark.parametrize("pattern", ["(a+)+b", "a*b", r"(?:\w+\s+){1,3}x", r"\d{3,8}(?![\w.,]*\d)", r"(a)\1"])
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+b", "a*b", r"(?:\w+\s+){1,3}x", r"\d{3,8}(?![\w.,]*\d)", r"(a)\1"]
+)
 def test_pattern_that_goes_back_without_limit_is_recognised(pattern: str) -> None:
     assert bound(re.compile(pattern)) >= UNBOUNDED
 
@@ -67,8 +76,14 @@ def test_bound_counts_ways_of_nested_repetitions() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_every_pattern_is_one_of_those_above(module: str) -> None:
     """Patterns are compiled where a module is loaded, and none is made for one use."""
-    tree = ast.parse(Path(sys.modules["slmctl.sensitive" + module].__file__ or "").read_text(encoding="utf-8"))
-    uses = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "re"}
+    tree = ast.parse(
+        Path(sys.modules["slmctl.sensitive" + module].__file__ or "").read_text(encoding="utf-8")
+    )
+    uses = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "re"
+    }
     assert uses <= {"compile", "escape", "IGNORECASE", "Match", "Pattern"}
 
 
@@ -83,7 +98,9 @@ def seconds(search: Callable[[str], object], text: str, *, repeats: int = 3) -> 
 
 
 def require_linear(search: Callable[[str], object], fragment: str) -> None:
-    """Doubling a text three times costs at most 3 times as much each time on the average, and stays in proportion."""
+    """Doubling a text three times costs at most 3 times as much each time
+    on the average, and stays in proportion.
+    """
     short = seconds(search, (fragment * SIZE)[:SIZE])
     long = seconds(search, (fragment * SIZE * 2**DOUBLINGS)[: SIZE * 2**DOUBLINGS])
     assert long <= max(3**DOUBLINGS * short, 0.05), (fragment, short, long)

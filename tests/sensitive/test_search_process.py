@@ -1,4 +1,6 @@
-"""Searches in a process of their own: the same findings, by a deadline, and a new process after one was ended."""
+"""Searches in a process of their own: the same findings, by a deadline,
+and a new process after one was ended.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,14 @@ from slmctl.sensitive import search_process
 from slmctl.sensitive.search_process import SearchError, _Pool
 
 MAIL = "write to jane.doe@example.org"
-TEXTS = [MAIL, "", "nothing here", "\ud800 card 4111 1111 1111 1111", "\u200b".join("jane@example.org"), MAIL * 2000]
+TEXTS = [
+    MAIL,
+    "",
+    "nothing here",
+    "\ud800 card 4111 1111 1111 1111",
+    "\u200b".join("jane@example.org"),
+    MAIL * 2000,
+]
 
 
 @pytest.fixture
@@ -51,7 +60,9 @@ def test_one_process_answers_many_searches(pool: _Pool) -> None:
 def test_several_threads_get_their_own_findings(pool: _Pool) -> None:
     results: dict[int, int] = {}
     threads = [
-        threading.Thread(target=lambda k=k: results.update({k: len(pool.find(["a@b.org " * k], 20)[0])}))
+        threading.Thread(
+            target=lambda k=k: results.update({k: len(pool.find(["a@b.org " * k], 20)[0])})
+        )
         for k in range(1, 13)
     ]
     for thread in threads:
@@ -75,7 +86,9 @@ def test_search_that_is_late_is_ended_and_the_next_one_has_a_new_process(pool: _
     assert stopped not in children(pool)
 
 
-def test_request_larger_than_a_pipe_does_not_wait_for_a_process_that_reads_nothing(pool: _Pool) -> None:
+def test_request_larger_than_a_pipe_does_not_wait_for_a_process_that_reads_nothing(
+    pool: _Pool,
+) -> None:
     pool.find([MAIL], 20)
     os.kill(children(pool)[0], signal.SIGSTOP)
     with pytest.raises(SearchError, match="took longer"):

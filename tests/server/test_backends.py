@@ -62,7 +62,11 @@ def test_the_clients_own_choices_are_held_to(behind: Behind, stream: bool) -> No
     wanted = {"structured_outputs": {"choice": ["yes", "no"]}, "stream": stream}
     good = behind.ask(streams(" yes\n"), **wanted)
     assert good.status_code == 200
-    assert '"content": "yes"' in good.text if stream else good.json()["choices"][0]["message"]["content"] == "yes"
+    assert (
+        '"content": "yes"' in good.text
+        if stream
+        else good.json()["choices"][0]["message"]["content"] == "yes"
+    )
     assert behind.fake.bodies[-1]["structured_outputs"] == {"choice": ["yes", "no"]}
     bad = behind.ask(streams("maybe"), **wanted)
     assert (bad.status_code, bad.json()["error"]["code"]) == (502, "engine_failed")
@@ -75,7 +79,9 @@ SCHEMA = {
     "required": ["n"],
     "additionalProperties": False,
 }
-DOUBLED: dict[str, Any] = {"$defs": {f"a{k}": {"allOf": [{"$ref": f"#/$defs/a{k + 1}"}] * 2} for k in range(40)}}
+DOUBLED: dict[str, Any] = {
+    "$defs": {f"a{k}": {"allOf": [{"$ref": f"#/$defs/a{k + 1}"}] * 2} for k in range(40)}
+}
 DOUBLED["$defs"]["a40"] = {"type": "object"}
 DOUBLED["$ref"] = "#/$defs/a0"
 
@@ -87,8 +93,13 @@ DOUBLED["$ref"] = "#/$defs/a0"
         (SCHEMA, '{"n": "one"}', 502),
         (SCHEMA, '{"n": 1, "more": 2}', 502),
         (SCHEMA, "no JSON", 502),
-        (SCHEMA, json.dumps({"n": 1, "code": "a" * 60 + "b"}), 200),  # an expression that Python would match for ever
-        ({"patternProperties": {"(a+)+$": {}}, "additionalProperties": False}, json.dumps({"a" * 60 + "b": 1}), 200),
+        # an expression that Python would match for ever
+        (SCHEMA, json.dumps({"n": 1, "code": "a" * 60 + "b"}), 200),
+        (
+            {"patternProperties": {"(a+)+$": {}}, "additionalProperties": False},
+            json.dumps({"a" * 60 + "b": 1}),
+            200,
+        ),
         (DOUBLED, "{}", 502),  # 2**40 references
         ({"$ref": "http://127.0.0.1:9/other.json"}, "{}", 502),
         ({"type": 5}, "{}", 502),
@@ -96,7 +107,9 @@ DOUBLED["$ref"] = "#/$defs/a0"
         ({}, "1", 200),
     ],
 )
-def test_the_clients_own_schema_is_held_to(behind: Behind, schema: Any, text: str, status: int) -> None:
+def test_the_clients_own_schema_is_held_to(
+    behind: Behind, schema: Any, text: str, status: int
+) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     assert behind.ask(streams(text), response_format=form).status_code == status
     assert behind.fake.bodies[-1]["response_format"]["json_schema"]["schema"] == schema
@@ -104,18 +117,29 @@ def test_the_clients_own_schema_is_held_to(behind: Behind, schema: Any, text: st
 
 def test_an_option_is_given_up_for_all_only_where_it_is_unknown(behind: Behind) -> None:
     choice = {"structured_outputs": {"choice": ["yes", "no"]}}
-    said = behind.ask(fails(400, "structured_outputs: 'yes' is no good choice"), streams("yes"), **choice)
+    said = behind.ask(
+        fails(400, "structured_outputs: 'yes' is no good choice"), streams("yes"), **choice
+    )
     assert said.status_code == 200
     assert ["structured_outputs" in body for body in behind.fake.bodies[-2:]] == [True, False]
     assert behind.ask(streams("yes"), **choice).status_code == 200
     assert "structured_outputs" in behind.fake.bodies[-1]  # of another client's, who chose better
-    assert behind.ask(fails(422, "Unrecognized request argument supplied: seed"), streams("hello")).status_code == 200
+    assert (
+        behind.ask(
+            fails(422, "Unrecognized request argument supplied: seed"), streams("hello")
+        ).status_code
+        == 200
+    )
     assert behind.ask(streams("hello")).status_code == 200
     assert "seed" not in behind.fake.bodies[-1] and "logprobs" in behind.fake.bodies[-1]
 
 
-@pytest.mark.parametrize("error", [ValueError("a bad body"), NetworkError("the guard"), RuntimeError("a bug")])
-def test_whatever_goes_wrong_is_told_at_once(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [ValueError("a bad body"), NetworkError("the guard"), RuntimeError("a bug")]
+)
+def test_whatever_goes_wrong_is_told_at_once(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def fail(*_: Any) -> AsyncGenerator[Delta, None]:
         raise error
         yield Delta("", [])
@@ -136,16 +160,23 @@ def test_whatever_goes_wrong_is_told_at_once(error: Exception, monkeypatch: pyte
 
 
 def test_keys_take_turns_at_another_server() -> None:
-    # they were served in the order of arrival, so one question waited for the whole flood of another key
+    # they were served in the order of arrival, so one question waited for the whole flood of
+    # another key
     async def work(url: str) -> None:
         backend, done = EndpointEngine(url, "large", None, 1), asyncio.Queue[Event]()
         backend.start(Log(), Metrics())
 
         def begin(text: str, client: str) -> Callable[[], object]:
-            asked = CHAT.read({"messages": chat(text)}, ServedModel("desk", GENERATE), ServeConfig())
+            asked = CHAT.read(
+                {"messages": chat(text)}, ServedModel("desk", GENERATE), ServeConfig()
+            )
             (request,) = asked.requests
-            asked = dataclasses.replace(asked, requests=(dataclasses.replace(request, client=client),))
-            return backend.begin(asked, 0, lambda event: done.put_nowait(event) if "finish" in event else None)
+            asked = dataclasses.replace(
+                asked, requests=(dataclasses.replace(request, client=client),)
+            )
+            return backend.begin(
+                asked, 0, lambda event: done.put_nowait(event) if "finish" in event else None
+            )
 
         cancels = [begin(f"flood {k}", "flood") for k in range(6)]
         begin("question", "other")

@@ -31,9 +31,14 @@ from slmctl.server.forms.request import ServedModel
 from slmctl.task.tool_calls import NO_CALL, CallForm, ToolCall, read_answer
 
 ROOM: dict[str, Any] = {
-    "name": "book_room", "description": "Book a room.",
-    "parameters": {"type": "object", "properties": {"room": {"enum": ["Birch", "Oak"]}}, "required": ["room"]},
-}  # fmt: skip
+    "name": "book_room",
+    "description": "Book a room.",
+    "parameters": {
+        "type": "object",
+        "properties": {"room": {"enum": ["Birch", "Oak"]}},
+        "required": ["room"],
+    },
+}
 BOOKS = {"type": "function", "function": ROOM}
 CLIENTS: list[Any] = [BOOKS, TOOLS[1]]
 NAMED: Any = {"type": "function", "function": {"name": "track_order"}}
@@ -50,7 +55,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ask(folder: Path) -> Iterator[openai.OpenAI]:
-    """The client of a server of two releases that collects every answer; `default` is the one that calls."""
+    """The client of a server of two releases that collects every
+    answer; `default` is the one that calls.
+    """
     sets = (
         "serve.context_length=1024",
         "serve.sequences=2",
@@ -71,7 +78,11 @@ def called(ask: openai.OpenAI, **more: Any) -> tuple[str, str]:
         return "", str(choice.message.content)
     (call,) = choice.message.tool_calls
     assert call.type == "function"
-    assert (choice.finish_reason, choice.message.content, call.id[:5]) == ("tool_calls", None, "call_")
+    assert (choice.finish_reason, choice.message.content, call.id[:5]) == (
+        "tool_calls",
+        None,
+        "call_",
+    )
     return call.function.name, call.function.arguments
 
 
@@ -90,7 +101,10 @@ def test_models_of_other_kinds_behind_the_same_address_call_nothing(ask: openai.
     tickets = {**ASK, "model": "tickets"}
     (choice,) = ask.chat.completions.create(**tickets).choices
     assert choice.message.content in TASKS["tickets"].labels
-    with pytest.raises(openai.BadRequestError, match="option 'tools' is not supported: this model calls none unless"):
+    with pytest.raises(
+        openai.BadRequestError,
+        match="option 'tools' is not supported: this model calls none unless",
+    ):
         ask.chat.completions.create(**tickets, tools=CLIENTS)
     listed = {model.id: (model.model_extra or {})["slmctl"] for model in ask.models.list()}
     assert listed["errands"]["tools"] == ["track_order", "close_account"]
@@ -115,8 +129,16 @@ def test_a_stream_adds_up_to_the_same_call(ask: openai.OpenAI) -> None:
         (choice,) = stream.get_final_completion().choices
     (call,) = choice.message.tool_calls or ()
     assert (call.function.name, call.function.arguments) == called(ask, tool_choice=NAMED)
-    chunks = [part for chunk in ask.chat.completions.create(**asked, stream=True) for part in chunk.choices]
-    assert (chunks[0].delta.role, chunks[0].delta.content, chunks[0].delta.tool_calls) == ("assistant", None, None)
+    chunks = [
+        part
+        for chunk in ask.chat.completions.create(**asked, stream=True)
+        for part in chunk.choices
+    ]
+    assert (chunks[0].delta.role, chunks[0].delta.content, chunks[0].delta.tool_calls) == (
+        "assistant",
+        None,
+        None,
+    )
     (first,), *rest = [chunk.delta.tool_calls for chunk in chunks if chunk.delta.tool_calls]
     assert first.function is not None
     assert (first.index, first.type, first.function.name, first.function.arguments) == (
@@ -126,7 +148,10 @@ def test_a_stream_adds_up_to_the_same_call(ask: openai.OpenAI) -> None:
         "",
     )
     assert all(part.index == 0 and part.id is None for (part,) in rest)
-    assert "".join(str(part.function.arguments) for (part,) in rest if part.function) == call.function.arguments
+    assert (
+        "".join(str(part.function.arguments) for (part,) in rest if part.function)
+        == call.function.arguments
+    )
     assert chunks[-1].finish_reason == "tool_calls"
     none = list(ask.chat.completions.create(**ASK, tool_choice="none", stream=True))
     said = [part.delta.content for chunk in none for part in chunk.choices if part.delta.content]
@@ -135,26 +160,40 @@ def test_a_stream_adds_up_to_the_same_call(ask: openai.OpenAI) -> None:
 
 def test_a_response_is_a_function_call(ask: openai.OpenAI) -> None:
     asked: dict[str, Any] = {
-        "model": "default", "input": ASK["messages"], "tools": [{"type": "function", **ROOM}],
-        "tool_choice": {"type": "function", "name": "book_room"}, "parallel_tool_calls": True,
-    }  # fmt: skip
+        "model": "default",
+        "input": ASK["messages"],
+        "tools": [{"type": "function", **ROOM}],
+        "tool_choice": {"type": "function", "name": "book_room"},
+        "parallel_tool_calls": True,
+    }
     said = ask.responses.create(**asked)
     (item,) = said.output
     assert item.type == "function_call"
-    assert (item.name, json.loads(item.arguments).keys(), item.call_id[:5]) == ("book_room", {"room"}, "call_")
-    assert said.tool_choice == openai.types.responses.ToolChoiceFunction(type="function", name="book_room")
+    assert (item.name, json.loads(item.arguments).keys(), item.call_id[:5]) == (
+        "book_room",
+        {"room"},
+        "call_",
+    )
+    assert said.tool_choice == openai.types.responses.ToolChoiceFunction(
+        type="function", name="book_room"
+    )
     assert (said.parallel_tool_calls, said.tools[0].type) == (False, "function")
     assert (said.model_extra or {})["slmctl"]["ignored"] == ["parallel_tool_calls"]
     with ask.responses.stream(**asked) as stream:
         events = list(stream)
         (final,) = stream.get_final_response().output
-    assert final.type == "function_call" and (final.name, final.arguments) == (item.name, item.arguments)
+    assert final.type == "function_call" and (final.name, final.arguments) == (
+        item.name,
+        item.arguments,
+    )
     kinds = [event.type for event in events]
     assert kinds[:3] == ["response.created", "response.in_progress", "response.output_item.added"]
     assert set(kinds[3:-3]) == {"response.function_call_arguments.delta"}
     assert kinds[-3:] == [
-        "response.function_call_arguments.done", "response.output_item.done", "response.completed",
-    ]  # fmt: skip
+        "response.function_call_arguments.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
     none = ask.responses.create(model="default", input="hello", tool_choice="none")
     assert (none.output_text, none.tool_choice, none.output[0].type) == (NO_CALL, "none", "message")
     (only,) = ask.responses.create(model="default", input="hello", tool_choice="required").output
@@ -219,10 +258,15 @@ def test_a_client_as_it_comes_binds_tools(ask: openai.OpenAI, program: str, tmp_
     if not python:
         pytest.skip("make test-clients")
     url = str(ask.base_url).removesuffix("/")
-    environment = tiny.environment(BASE_URL=url, HOME=str(tmp_path), LITELLM_LOCAL_MODEL_COST_MAP="True")
+    environment = tiny.environment(
+        BASE_URL=url, HOME=str(tmp_path), LITELLM_LOCAL_MODEL_COST_MAP="True"
+    )
     command = [python, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
-    assert tiny.ok(done).splitlines()[-1].strip() == "track_order True track_order"  # litellm prints hints, too
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment
+    )
+    # litellm prints hints, too
+    assert tiny.ok(done).splitlines()[-1].strip() == "track_order True track_order"
 
 
 def test_calls_and_results_of_the_history_are_read(ask: openai.OpenAI) -> None:
@@ -231,12 +275,19 @@ def test_calls_and_results_of_the_history_are_read(ask: openai.OpenAI) -> None:
     result = {"role": "tool", "tool_call_id": call.id, "content": '{"state": "shipped"}'}
     history: list[Any] = [*ASK["messages"], choice.message.model_dump(exclude_none=True), result]
     said = ask.chat.completions.create(model="default", messages=history)
-    outputs = ask.responses.create(model="default", input="where is my parcel A-1", tool_choice="required").output
+    outputs = ask.responses.create(
+        model="default", input="where is my parcel A-1", tool_choice="required"
+    ).output
     (item,) = outputs
     assert item.type == "function_call"
     told: list[Any] = [
         {"role": "user", "content": "where is my parcel A-1"},
-        {"type": "function_call", "call_id": "call_1", "name": "track_order", "arguments": call.function.arguments},
+        {
+            "type": "function_call",
+            "call_id": "call_1",
+            "name": "track_order",
+            "arguments": call.function.arguments,
+        },
         {"type": "function_call_output", "call_id": "call_1", "output": '{"state": "shipped"}'},
     ]
     again = ask.responses.create(model="default", input=told)
@@ -257,7 +308,9 @@ def parameters(**properties: Any) -> list[Any]:
         {"$ref": "https://elsewhere/x.json"},
     ],
 )
-def test_parameters_that_no_grammar_holds_are_refused_in_bounded_time(ask: openai.OpenAI, part: Any) -> None:
+def test_parameters_that_no_grammar_holds_are_refused_in_bounded_time(
+    ask: openai.OpenAI, part: Any
+) -> None:
     with pytest.raises(openai.BadRequestError, match="no grammar can be made") as caught:
         ask.chat.completions.create(**ASK, tools=parameters(a=part))
     assert caught.value.param == "tools"
@@ -265,24 +318,34 @@ def test_parameters_that_no_grammar_holds_are_refused_in_bounded_time(ask: opena
 
 def test_a_schema_that_refers_to_itself_is_one(ask: openai.OpenAI) -> None:
     tree: list[Any] = parameters(a={"$ref": "#/$defs/t"})
-    tree[0]["function"]["parameters"]["$defs"] = {"t": {"type": "object", "properties": {"t": {"$ref": "#/$defs/t"}}}}
+    tree[0]["function"]["parameters"]["$defs"] = {
+        "t": {"type": "object", "properties": {"t": {"$ref": "#/$defs/t"}}}
+    }
     assert called(ask, tools=tree, tool_choice="none") == ("", NO_CALL)
 
 
 def test_what_is_collected_holds_a_call_in_one_form(ask: openai.OpenAI, folder: Path) -> None:
-    raw = ask.chat.completions.with_raw_response.create(**ASK, tools=CLIENTS, tool_choice="required")
+    raw = ask.chat.completions.with_raw_response.create(
+        **ASK, tools=CLIENTS, tool_choice="required"
+    )
     id, (choice,) = raw.headers["x-request-id"], raw.parse().choices
     (call,) = choice.message.tool_calls or ()
     answer = ToolCall(call.function.name, json.loads(call.function.arguments)).answer
     for body, status in (
-        ({"answer": {"name": "book_room", "arguments": {"room": "Oak"}}}, 200), ({"answer": NO_CALL}, 200),
+        ({"answer": {"name": "book_room", "arguments": {"room": "Oak"}}}, 200),
+        ({"answer": NO_CALL}, 200),
         ({"answer": "book_room"}, 400),
-    ):  # fmt: skip
+    ):
         url = str(ask.base_url) + "feedback"
         assert httpx.post(url, json={"request_id": id, **body}, timeout=60).status_code == status
-    (day,) = [path for path in (folder / "collected").glob("*.jsonl") if path.name != "feedback.jsonl"]
+    (day,) = [
+        path for path in (folder / "collected").glob("*.jsonl") if path.name != "feedback.jsonl"
+    ]
     row = next(row for row in CollectedRow.read(day) if row.id == id)
-    assert (row.answer, [tool["function"]["name"] for tool in row.tools]) == (answer, ["book_room", "close_account"])
+    assert (row.answer, [tool["function"]["name"] for tool in row.tools]) == (
+        answer,
+        ["book_room", "close_account"],
+    )
     words = [word.answer for word in Feedback.read(folder / "collected" / "feedback.jsonl")]
     assert words == ['{"arguments": {"room": "Oak"}, "name": "book_room"}', NO_CALL]
     first = called(ask)
@@ -301,7 +364,9 @@ def test_a_form_with_control_tokens_is_shown_without_them() -> None:
     parts = [*(reader := CallReader(checked.model.task.form)).feed(answer.text), *reader.close()]
     assert parts[0].text == "track_order"
     call = read_answer(model.task.rules.kept(answer.text))
-    assert call is not None and json.loads("".join(part.text for part in parts[1:])) == call.arguments
+    assert (
+        call is not None and json.loads("".join(part.text for part in parts[1:])) == call.arguments
+    )
     assert fleets.CONTROL[-1] not in answer.text
 
 

@@ -14,8 +14,9 @@ import pytest
 from support import ROOT, tiny
 from support.program import printed
 
-# The interpreter of an environment with the clients as their registry has them: `make test-clients` makes one. Some of
-# them want other versions of what slmctl itself needs, so they are not installed beside it.
+# The interpreter of an environment with the clients as their registry has them: `make test-clients`
+# makes one. Some of them want other versions of what slmctl itself needs, so they are not installed
+# beside it.
 PYTHON = os.environ.get("SLMCTL_CLIENTS", "")
 
 
@@ -33,9 +34,13 @@ def url(desk_url: str) -> str:
 
 def said(title: str, url: str, folder: Path) -> str:
     """The output of an example."""
-    environment = tiny.environment(BASE_URL=url, HOME=str(folder), LITELLM_LOCAL_MODEL_COST_MAP="True")
+    environment = tiny.environment(
+        BASE_URL=url, HOME=str(folder), LITELLM_LOCAL_MODEL_COST_MAP="True"
+    )
     command = [PYTHON, "-c", examples()[title]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=folder, env=environment
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -72,7 +77,9 @@ def test_a_client_of_decisions_as_it_comes(title: str, url: str, tmp_path: Path)
 
 
 @pytest.mark.clients
-@pytest.mark.parametrize(("title", "answers"), [("LangChain", 2), ("LiteLLM", 2), ("Instructor", 1), ("DSPy", 1)])
+@pytest.mark.parametrize(
+    ("title", "answers"), [("LangChain", 2), ("LiteLLM", 2), ("Instructor", 1), ("DSPy", 1)]
+)
 def test_a_client_as_it_comes(title: str, answers: int, url: str, tmp_path: Path) -> None:
     if not PYTHON:
         pytest.skip("make test-clients")

@@ -48,7 +48,9 @@ def settled(server: Gateway, count: int) -> bool:
 def test_every_line_is_whole_and_the_counts_are_the_servers_own(tmp_path: Path) -> None:
     texts, stop = [f"request {k} about a kettle" for k in range(1500)], threading.Event()
     folder = tmp_path / "collected"
-    with gateway(tmp_path, *ROOM, task=CLASSIFY, manners=lambda body, before: streams("delivery")) as server:
+    with gateway(
+        tmp_path, *ROOM, task=CLASSIFY, manners=lambda body, before: streams("delivery")
+    ) as server:
         assert ask(server, texts[:600]) == 600
         assert settled(server, 600) and len(production.rows(folder)) == 600
         # killed at work: what it had counted is there, and nothing that was not answered or asked
@@ -57,7 +59,9 @@ def test_every_line_is_whole_and_the_counts_are_the_servers_own(tmp_path: Path) 
         server.child.communicate()
     survived = len(production.rows(folder))
     assert 600 <= survived <= 1200
-    with gateway(tmp_path, *ROOM, task=CLASSIFY, manners=lambda body, before: streams("delivery")) as server:
+    with gateway(
+        tmp_path, *ROOM, task=CLASSIFY, manners=lambda body, before: streams("delivery")
+    ) as server:
         assert ask(server, texts[1200:]) == 300
         assert settled(server, 300)
     found = production.rows(folder)

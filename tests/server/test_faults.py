@@ -45,7 +45,9 @@ def is_honest(events: list[str]) -> bool:
 
 
 @pytest.mark.parametrize("count", sampled([3, 20], [3]))
-def test_a_killed_engine_is_replaced_and_requests_are_told(server: tuple[Popen[str], str], count: int) -> None:
+def test_a_killed_engine_is_replaced_and_requests_are_told(
+    server: tuple[Popen[str], str], count: int
+) -> None:
     child, url = server
     before = figure(url, "slmctl_engine_restarts_total")
     told = 0
@@ -80,7 +82,9 @@ def test_sigterm_ends_every_stream_honestly(tiny_run: Path, endless: Path) -> No
     with ThreadPoolExecutor(4) as pool:
 
         def stream(told: bool) -> list[str]:
-            with httpx.stream("POST", f"{url}/v1/chat/completions", json=BODY, timeout=60) as response:
+            with httpx.stream(
+                "POST", f"{url}/v1/chat/completions", json=BODY, timeout=60
+            ) as response:
                 lines = response.iter_lines()
                 first = next(lines)
                 if told:
@@ -88,7 +92,9 @@ def test_sigterm_ends_every_stream_honestly(tiny_run: Path, endless: Path) -> No
                 return [first, *streamed(lines)]
 
         others = [pool.submit(stream, False) for _ in range(3)]
-        assert settles(lambda: figure(url, "slmctl_requests_running") >= 3 or all(one.done() for one in others))
+        assert settles(
+            lambda: figure(url, "slmctl_requests_running") >= 3 or all(one.done() for one in others)
+        )
         found = [stream(True), *(one.result() for one in others)]
     assert all(map(is_honest, found))
     log = ended(child)
@@ -96,9 +102,12 @@ def test_sigterm_ends_every_stream_honestly(tiny_run: Path, endless: Path) -> No
 
 
 @pytest.mark.parametrize("number", sampled([signal.SIGTERM, signal.SIGINT], [signal.SIGTERM]))
-def test_a_stop_that_reaches_the_whole_group_does_not_end_the_engine_first(tiny_run: Path, number: int) -> None:
+def test_a_stop_that_reaches_the_whole_group_does_not_end_the_engine_first(
+    tiny_run: Path, number: int
+) -> None:
     child, url = begin(tiny_run)
-    assert ask(url, "hello").status_code == 200  # the address was once printed before the socket listened
+    # the address was once printed before the socket listened
+    assert ask(url, "hello").status_code == 200
     # Ctrl-C and systemd signal every process
     os.killpg(child.pid, number)
     events = [line["event"] for line in ended(child)]
@@ -112,7 +121,10 @@ def test_slow_clients_do_not_stop_a_normal_one(server: tuple[Popen[str], str]) -
     slow = []
     for k in range(200):
         sock = socket.create_connection(("127.0.0.1", port), timeout=60)
-        half = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        half = (
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+            b"application/json\r\n"
+        )
         sock.sendall(half[: 20 + k % 30] if k % 2 else half + b"Content-Length: 500\r\n\r\n{")
         slow.append(sock)
     assert ask(url, "hello", max_tokens=2).status_code == 200
@@ -123,16 +135,23 @@ def test_slow_clients_do_not_stop_a_normal_one(server: tuple[Popen[str], str]) -
     assert {line.split()[1] for line in said} == {b"408"}
 
 
-def test_bodies_sent_byte_by_byte_are_answered_or_ended_and_hold_up_nobody(server: tuple[Popen[str], str]) -> None:
+def test_bodies_sent_byte_by_byte_are_answered_or_ended_and_hold_up_nobody(
+    server: tuple[Popen[str], str],
+) -> None:
     _, url = server
     head = (
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+        b"application/json\r\nContent-Length: "
     )
     raw = json.dumps({"messages": chat("hello"), "max_tokens": 2}).encode()
 
     def send(declared: int) -> bytes:
-        """The first line that comes back, to a body of which no more than a byte is sent at a time."""
-        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=60) as sock:
+        """The first line that comes back, to a body of which no
+        more than a byte is sent at a time.
+        """
+        with socket.create_connection(
+            ("127.0.0.1", int(url.rpartition(":")[2])), timeout=60
+        ) as sock:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.sendall(head + f"{declared}\r\n\r\n".encode())
             for byte in itertools.islice(itertools.cycle(raw), declared):
@@ -143,14 +162,17 @@ def test_bodies_sent_byte_by_byte_are_answered_or_ended_and_hold_up_nobody(serve
                 return stream.readline()
 
     with ThreadPoolExecutor(32) as pool:
-        slow = [pool.submit(send, 10_000) for _ in range(31)]  # for minutes, of a second that there is
+        # for minutes, of a second that there is
+        slow = [pool.submit(send, 10_000) for _ in range(31)]
         assert pool.submit(send, len(raw)).result().split()[1] == b"200"
         assert ask(url, "hello", max_tokens=2).status_code == 200
         assert {each.result().split()[1] for each in slow} == {b"408"}
     assert settles(lambda: figure(url, "slmctl_requests_running") == 0)
 
 
-def test_a_stream_that_is_read_byte_by_byte_comes_whole_and_holds_up_nobody(server: tuple[Popen[str], str]) -> None:
+def test_a_stream_that_is_read_byte_by_byte_comes_whole_and_holds_up_nobody(
+    server: tuple[Popen[str], str],
+) -> None:
     _, url = server
     raw = json.dumps(BODY | {"max_tokens": 40}).encode()
     with socket.socket() as sock:
@@ -158,7 +180,11 @@ def test_a_stream_that_is_read_byte_by_byte_comes_whole_and_holds_up_nobody(serv
         sock.settimeout(60)
         sock.connect(("127.0.0.1", int(url.rpartition(":")[2])))
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close"
-        sock.sendall(f"{head}\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n".encode() + raw)
+        sock.sendall(
+            f"{head}\r\nContent-Type: application/json\r\nContent-Length: "
+            f"{len(raw)}\r\n\r\n".encode()
+            + raw
+        )
         answer = b""
         while byte := sock.recv(1):
             answer += byte
@@ -169,14 +195,18 @@ def test_a_stream_that_is_read_byte_by_byte_comes_whole_and_holds_up_nobody(serv
 
 
 def differ(url: str, count: int, length: int) -> int:
-    """Answers that part from those asked for alone, eight being asked for at a time, where the model was of one mind.
+    """Answers that part from those asked for alone, eight being asked for at a time, where the
+    model was of one mind.
 
-    Sums of floats depend on the batch in their last bits, so two tokens as likely as each other may change places.
+    Sums of floats depend on the batch in their last bits, so two tokens as likely as each other may
+    change places.
     """
     texts = [text for text, _ in tiny.rows(count, seed=9)]
 
     def answer(text: str) -> list[dict[str, Any]]:
-        said = ask(url, text, max_tokens=length, temperature=0, logprobs=True, top_logprobs=2).json()
+        said = ask(
+            url, text, max_tokens=length, temperature=0, logprobs=True, top_logprobs=2
+        ).json()
         return list(said["choices"][0]["logprobs"]["content"])
 
     def parts(alone: list[dict[str, Any]], together: list[dict[str, Any]]) -> bool:
@@ -192,18 +222,23 @@ def differ(url: str, count: int, length: int) -> int:
         return sum(map(parts, alone, pool.map(answer, texts)))
 
 
-def test_answers_at_temperature_0_do_not_depend_on_company(server: tuple[Popen[str], str], desk_url: str) -> None:
+def test_answers_at_temperature_0_do_not_depend_on_company(
+    server: tuple[Popen[str], str], desk_url: str
+) -> None:
     assert differ(server[1], 16, 12) + differ(desk_url, 12, 12) == 0
 
 
 @pytest.mark.slow
-def test_many_answers_at_temperature_0_do_not_depend_on_company(server: tuple[Popen[str], str], tiny_run: Path) -> None:
+def test_many_answers_at_temperature_0_do_not_depend_on_company(
+    server: tuple[Popen[str], str], tiny_run: Path
+) -> None:
     child, url = begin(tiny_run)
     try:
         assert differ(url, 200 if FULL else 60, 12) == 0
     finally:
         end(child)
-    assert differ(server[1], 100 if FULL else 30, 48) == 0  # of an untrained model, which is often in two minds
+    # of an untrained model, which is often in two minds
+    assert differ(server[1], 100 if FULL else 30, 48) == 0
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""A server that collects, as its clients see it: what is written down of which answers, and what feedback is taken."""
+"""A server that collects, as its clients see it: what is written down of
+which answers, and what feedback is taken.
+"""
 
 from __future__ import annotations
 
@@ -66,8 +68,14 @@ class Desk:
         return next(row for row in production.rows(self.folder) if row.id == id)
 
     def figure(self, name: str) -> float:
-        page = httpx.get(f"{self.url}/metrics", headers={"authorization": f"Bearer {self.secret}"}, **LOCAL).text
-        return float(next(line for line in page.splitlines() if line.startswith(name + " ")).rpartition(" ")[2])
+        page = httpx.get(
+            f"{self.url}/metrics", headers={"authorization": f"Bearer {self.secret}"}, **LOCAL
+        ).text
+        return float(
+            next(line for line in page.splitlines() if line.startswith(name + " ")).rpartition(" ")[
+                2
+            ]
+        )
 
 
 @pytest.fixture(scope="module")
@@ -83,17 +91,28 @@ def test_every_answer_is_written_down_as_the_client_got_it(desk: Desk) -> None:
     whole = desk.row(desk.ask("where is my kettle"))
     said = (whole.text, whole.answer, whole.route, whole.reason)
     assert said == ("where is my kettle", "delivery", "local", "no-policy")
-    assert (whole.model, whole.uniform, whole.uniform_probability, whole.p_correct) == ("large", True, 1.0, None)
+    assert (whole.model, whole.uniform, whole.uniform_probability, whole.p_correct) == (
+        "large",
+        True,
+        1.0,
+        None,
+    )
     assert desk.row(desk.ask("and as a stream", stream=True)).answer == "delivery"
     several = desk.ask("several answers", n=2)
     assert {desk.row(several).text, desk.row(f"{several}-2").text} == {"several answers"}
-    text = desk.post("completions", {"prompt": ["first of two", "second of two"]}).headers["x-request-id"]
+    text = desk.post("completions", {"prompt": ["first of two", "second of two"]}).headers[
+        "x-request-id"
+    ]
     assert [desk.row(text).text, desk.row(f"{text}-2").text] == ["first of two", "second of two"]
 
 
 def test_what_is_sensitive_or_marked_so_is_never_written_down(desk: Desk) -> None:
     desk.ask(MAIL)
-    desk.post("chat/completions", {"messages": chat("this stays with me")}, **{"x-slmctl-sensitive": "true"})
+    desk.post(
+        "chat/completions",
+        {"messages": chat("this stays with me")},
+        **{"x-slmctl-sensitive": "true"},
+    )
     pictured = [{"role": "user", "content": "look at this", "tool_calls": [{"id": "x"}]}]
     assert desk.post("chat/completions", {"messages": pictured}).status_code == 200
     desk.row(desk.ask("and this one is written"))  # after the others
@@ -108,12 +127,19 @@ def test_choices_of_a_client_are_written_down_where_they_are_labels() -> None:
     model = SimpleNamespace(task=CLASSIFY, digest="", name="large", version="1.0")
     checked = SimpleNamespace(model=model, conversation=lambda _: chat("who"), offer=None)
     choice = SimpleNamespace(text="delivery", last={"labels": {"delivery": 0.9, "jane.doe": 0.1}})
-    assert collecting._row(cast(Any, checked), 0, cast(Any, choice), None, "a").labels == {"delivery": 0.9}
+    assert collecting._row(cast(Any, checked), 0, cast(Any, choice), None, "a").labels == {
+        "delivery": 0.9
+    }
 
 
-def test_a_system_message_that_a_classifier_does_not_get_is_neither_searched_nor_written_down(desk: Desk) -> None:
+def test_a_system_message_that_a_classifier_does_not_get_is_neither_searched_nor_written_down(
+    desk: Desk,
+) -> None:
     """A long one of a client took the search from the others."""
-    question, own = chat("where is my lamp"), {"role": "system", "content": f"{MAIL} and a word " * 20_000}
+    question, own = (
+        chat("where is my lamp"),
+        {"role": "system", "content": f"{MAIL} and a word " * 20_000},
+    )
     id = desk.post("chat/completions", {"messages": [own, *question]}).headers["x-request-id"]
     assert desk.row(id).messages == question
 
@@ -122,13 +148,19 @@ def test_feedback_is_taken_for_answers_of_this_server(desk: Desk) -> None:
     id = desk.ask("is this right")
     desk.row(id)
     said = desk.say(id, ok=True)
-    assert (said.status_code, said.json()) == (200, {"request_id": id, "ok": True, "answer": None, "collected": True})
+    assert (said.status_code, said.json()) == (
+        200,
+        {"request_id": id, "ok": True, "answer": None, "collected": True},
+    )
     assert desk.say(id, ok=True).status_code == 200
     assert desk.say(id, ok=False, answer="returns").status_code == 200
     words = [
-        (word.ok, word.answer, word.key) for word in Feedback.read(desk.folder / "feedback.jsonl") if word.id == id
+        (word.ok, word.answer, word.key)
+        for word in Feedback.read(desk.folder / "feedback.jsonl")
+        if word.id == id
     ]
-    assert words == [(True, None, "crm"), (False, "returns", "crm")]  # the same word twice is one line
+    # the same word twice is one line
+    assert words == [(True, None, "crm"), (False, "returns", "crm")]
     assert desk.figure('slmctl_feedback_total{verdict="answer"}') == 1
 
 
@@ -145,8 +177,14 @@ def test_feedback_that_says_nothing_is_refused_in_a_sentence(desk: Desk) -> None
         (404, "was not answered here lately", {"request_id": "nobody", "ok": True}),
     ):
         response = desk.post("feedback", body)
-        assert (response.status_code, words in response.json()["error"]["message"]) == (status, True), response.text
-    assert desk.post("feedback", {"request_id": id, "ok": True}, authorization="Bearer no").status_code == 401
+        assert (response.status_code, words in response.json()["error"]["message"]) == (
+            status,
+            True,
+        ), response.text
+    assert (
+        desk.post("feedback", {"request_id": id, "ok": True}, authorization="Bearer no").status_code
+        == 401
+    )
 
 
 def test_a_key_whose_places_are_taken_leaves_no_feedback_either(desk: Desk) -> None:
@@ -164,7 +202,9 @@ def test_a_key_whose_places_are_taken_leaves_no_feedback_either(desk: Desk) -> N
 
 
 def test_a_word_counts_as_a_request_of_its_key(desk: Desk) -> None:
-    seldom = Desk(desk.url, api_keys.add(desk.folder.parent / "keys.json", "seldom", rate=2), desk.folder)
+    seldom = Desk(
+        desk.url, api_keys.add(desk.folder.parent / "keys.json", "seldom", rate=2), desk.folder
+    )
     id = seldom.ask("how often")
     assert seldom.say(id, ok=True).status_code == 200
     refused = seldom.say(id, ok=False)
@@ -208,7 +248,8 @@ def test_without_the_section_no_feedback_is_taken(tmp_path: Path) -> None:
         plain = Desk(server.url, "none", tmp_path)
         refused = plain.say(plain.ask("where is my kettle"), ok=True)
         assert (refused.status_code, refused.json()["error"]["message"]) == (
-            404, "feedback is not taken here: serve.collect is not set",
-        )  # fmt: skip
+            404,
+            "feedback is not taken here: serve.collect is not set",
+        )
         assert server.get("/v1/task").json()["feedback"] is False
         assert "slmctl_collect" not in server.get("/metrics").text

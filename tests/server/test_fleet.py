@@ -55,7 +55,12 @@ def release(name: str, size: int = 10, *, digest: str = "", **more: Any) -> Rele
     """A release whose engine holds as many bytes as it is estimated to."""
     models = {name: ServedModel(name, TASKS.get(name, TASKS["moods"]))}
     return Release(
-        name, digest or name, models, size, lambda: RunningModel(cast(Backend, Weight(size)), models), **more
+        name,
+        digest or name,
+        models,
+        size,
+        lambda: RunningModel(cast(Backend, Weight(size)), models),
+        **more,
     )
 
 
@@ -103,7 +108,11 @@ class Place:
         return [name for name in self.fleet.releases if self.fleet.state(name) == "loaded"]
 
     def figure(self, family: str) -> dict[str, float]:
-        return {labels["model"]: value for labels, value in self.fleet.figures()[family] if "state" not in labels}
+        return {
+            labels["model"]: value
+            for labels, value in self.fleet.figures()[family]
+            if "state" not in labels
+        }
 
 
 def fleet(*releases: Release, budget: int | None = None, **more: Any) -> Place:
@@ -126,7 +135,10 @@ def test_a_cold_model_is_loaded_once_however_many_ask() -> None:
         await asyncio.sleep(0)
         assert [place.fleet.state(name) for name in ("tickets", "moods")] == ["on disk", "loading"]
         await first
-        assert (place.figure("slmctl_model_loads"), place.loaded()) == ({"tickets": 0, "moods": 1}, ["moods"])
+        assert (place.figure("slmctl_model_loads"), place.loaded()) == (
+            {"tickets": 0, "moods": 1},
+            ["moods"],
+        )
         assert place.fleet.bytes_of("moods") > 1e6  # measured, and no longer estimated
 
     place.run(work)
@@ -182,9 +194,12 @@ def test_models_that_come_and_go_stay_within_the_budget_and_answer_everybody() -
     async def work() -> None:
         watching = asyncio.create_task(watch())
         for _ in range(5):
-            await asyncio.wait_for(asyncio.gather(*(place.use(name, 0.01) for name in sizes for _ in range(3))), 10)
+            await asyncio.wait_for(
+                asyncio.gather(*(place.use(name, 0.01) for name in sizes for _ in range(3))), 10
+            )
         watching.cancel()
-        assert sum(place.figure("slmctl_model_loads").values()) <= 5 * len(sizes)  # each answers all that waited
+        # each answers all that waited
+        assert sum(place.figure("slmctl_model_loads").values()) <= 5 * len(sizes)
 
     place.run(work)
     assert 20 <= most <= 30
@@ -192,17 +207,27 @@ def test_models_that_come_and_go_stay_within_the_budget_and_answer_everybody() -
 
 
 def test_a_model_that_no_other_one_could_make_room_for_is_refused_and_none_ends() -> None:
-    place = fleet(release("pinned", 20, pin=True), release("a", 10), release("large", 20), budget=30)
+    place = fleet(
+        release("pinned", 20, pin=True), release("a", 10), release("large", 20), budget=30
+    )
 
     async def work() -> None:
         await place.use("a")
-        with pytest.raises(RequestError, match="there is no memory for model 'large' now") as refused:
+        with pytest.raises(
+            RequestError, match="there is no memory for model 'large' now"
+        ) as refused:
             await place.use("large")
-        assert (refused.value.status, refused.value.code, refused.value.retry_after_s > 0) == (503, "no_room", True)
+        assert (refused.value.status, refused.value.code, refused.value.retry_after_s > 0) == (
+            503,
+            "no_room",
+            True,
+        )
         assert place.loaded() == ["pinned", "a"]
 
     place.run(work)
-    assert [(line["model"], line["bytes"]) for line in place.log.of("model_has_no_room")] == [("large", 20)]
+    assert [(line["model"], line["bytes"]) for line in place.log.of("model_has_no_room")] == [
+        ("large", 20)
+    ]
 
 
 def test_what_an_engine_takes_with_its_first_answer_is_kept_for_it() -> None:
@@ -210,7 +235,9 @@ def test_what_an_engine_takes_with_its_first_answer_is_kept_for_it() -> None:
     engine = Weight(20)
     place = of({"a": 60, "b": 40}, 90)
     models = place.fleet.releases["a"].models
-    own = dataclasses.replace(place.fleet.releases["a"], load=lambda: RunningModel(cast(Backend, engine), models))
+    own = dataclasses.replace(
+        place.fleet.releases["a"], load=lambda: RunningModel(cast(Backend, engine), models)
+    )
     place.fleet.releases["a"] = own
 
     async def work() -> None:
@@ -248,7 +275,10 @@ def test_whoever_hangs_up_while_a_model_is_loaded_leaves_it_idle() -> None:
             ("tickets", "moods"),
             r"the pinned models need about 4.0 MB \(tickets, moods\), and serve.memory is 3.0",
         ),
-        (("tickets",), r"'moods' needs about 2.0 MB beside the pinned tickets, and serve.memory is 3"),
+        (
+            ("tickets",),
+            r"'moods' needs about 2.0 MB beside the pinned tickets, and serve.memory is 3",
+        ),
     ],
 )
 def test_a_budget_that_nothing_could_keep_is_refused_before_anything_is_loaded(
@@ -259,18 +289,24 @@ def test_a_budget_that_nothing_could_keep_is_refused_before_anything_is_loaded(
     with pytest.raises(UsageError, match=message):
         place.fleet.require_fit()
     assert place.loaded() == []
-    fleet(release("tickets", 2_000_000), release("moods", 2_000_000), budget=3_000_000).fleet.require_fit()
+    fleet(
+        release("tickets", 2_000_000), release("moods", 2_000_000), budget=3_000_000
+    ).fleet.require_fit()
 
 
 def test_pinned_models_that_hold_more_than_the_budget_are_refused() -> None:
     engine = RunningModel(cast(Backend, Weight(2_000_000)), {})
     place = fleet(Release("a", "a", {}, 1000, lambda: engine, pin=True), budget=1_000_000)
     place.fleet.require_fit()
-    with pytest.raises(UsageError, match=r"the pinned models hold 2.0 MB, and serve.memory is 1.0 MB"):
+    with pytest.raises(
+        UsageError, match=r"the pinned models hold 2.0 MB, and serve.memory is 1.0 MB"
+    ):
         place.fleet.load_pinned()
 
 
-def test_a_model_that_cannot_be_loaded_says_so_at_once_until_it_is_tried_again(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_says_so_at_once_until_it_is_tried_again(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "cut.gguf"
     file.write_bytes(KEPT.read_bytes()[:9000])
     loads = 0
@@ -306,7 +342,11 @@ def test_a_machine_that_is_full_is_no_fault_of_the_release() -> None:
     async def work() -> None:
         with pytest.raises(RequestError) as refused:
             await place.use("a")
-        assert (refused.value.code, place.fleet.state("a"), place.fleet.faults) == ("no_room", "on disk", [])
+        assert (refused.value.code, place.fleet.state("a"), place.fleet.faults) == (
+            "no_room",
+            "on disk",
+            [],
+        )
 
     place.run(work)
 
@@ -338,9 +378,11 @@ def test_a_tag_that_moves_is_followed_and_one_that_cannot_be_leaves_the_old_one(
         async with place.answering("a") as old:
             tag.release = release("a", digest="new", pin=True)
             await place.fleet.follow()
-            assert place.figure("slmctl_model_loads") == {"a": 2, "b": 0}  # what is on disk stays there
+            # what is on disk stays there
+            assert place.figure("slmctl_model_loads") == {"a": 2, "b": 0}
             assert place.fleet.releases["b"].digest == "later"
-            assert (place.fleet.running["a"] is old, old.backend.is_closed) == (False, False)  # it has an answer left
+            # it has an answer left
+            assert (place.fleet.running["a"] is old, old.backend.is_closed) == (False, False)
         while not old.backend.is_closed:  # pytest's own limit ends one that never closes
             await asyncio.sleep(0.01)
         served, tag.release = place.fleet.running["a"], None
@@ -369,7 +411,9 @@ def test_tags_are_read_again_where_a_signal_comes_while_a_release_is_loaded() ->
 
     async def work() -> None:
         server = process._Server.__new__(process._Server)
-        server._gateway = cast(Any, SimpleNamespace(fleet=SimpleNamespace(keys=None, follows=True, follow=follow)))
+        server._gateway = cast(
+            Any, SimpleNamespace(fleet=SimpleNamespace(keys=None, follows=True, follow=follow))
+        )
         server._moving, server._asked_again = None, False
         for _ in range(3):
             server._reload()
@@ -399,7 +443,9 @@ def test_a_release_that_has_no_room_beside_the_old_one_is_not_followed() -> None
 
 def test_bytes_of_a_release_that_still_answers_are_waited_for() -> None:
     tag = Tag(release("a", 40, digest="new"))
-    place = fleet(dataclasses.replace(release("a", 40), newest=tag.newest), release("cold", 50), budget=90)
+    place = fleet(
+        dataclasses.replace(release("a", 40), newest=tag.newest), release("cold", 50), budget=90
+    )
 
     async def work() -> None:
         async with place.answering("a"):
@@ -419,10 +465,19 @@ def test_bytes_of_a_release_that_still_answers_are_waited_for() -> None:
 def test_a_key_is_for_its_models_alone() -> None:
     own = fleet(release("tickets"), release("moods"), release("orders")).fleet
     key = Key("crm", "", "", models=("orders", "moods"))
-    assert (list(own.models(key)), list(own.models(ANYBODY))) == (["moods", "orders"], ["tickets", "moods", "orders"])
-    assert [own.find(name, key)[0] for name in (None, "default", "orders")] == ["moods", "moods", "orders"]
+    assert (list(own.models(key)), list(own.models(ANYBODY))) == (
+        ["moods", "orders"],
+        ["tickets", "moods", "orders"],
+    )
+    assert [own.find(name, key)[0] for name in (None, "default", "orders")] == [
+        "moods",
+        "moods",
+        "orders",
+    ]
     for name, status in (("tickets", 404), ("nobody", 404), (5, 400)):
-        with pytest.raises(RequestError, match=f"model '{name}' is not served here; served: moods, orders$") as no:
+        with pytest.raises(
+            RequestError, match=f"model '{name}' is not served here; served: moods, orders$"
+        ) as no:
             own.find(name, key)
         assert no.value.status == status
 
@@ -432,7 +487,10 @@ def test_a_key_for_other_models_is_told_so_whatever_it_names(name: str | None) -
     """Without a name it was "model 'None' is not served here; served: "."""
     with pytest.raises(RequestError) as no:
         fleet(release("tickets")).fleet.find(name, Key("crm", "", "", models=("elsewhere",)))
-    assert (no.value.message, no.value.status) == ("this key may ask no model that is served here", 404)
+    assert (no.value.message, no.value.status) == (
+        "this key may ask no model that is served here",
+        404,
+    )
 
 
 def test_over_http_a_model_without_room_is_refused_with_the_time_to_come_back() -> None:
@@ -441,7 +499,10 @@ def test_over_http_a_model_without_room_is_refused_with_the_time_to_come_back() 
     large = dataclasses.replace(real("letters"), bytes=5 * held)
     settings = ServeConfig(sequences=2, context_length=256, max_tokens=16, memory=4 * held)
     with here.served(real("tickets"), real("moods"), large, settings=settings) as server:
-        answers = {choice["message"]["content"] for choice in server.ask(model="moods", n=2).json()["choices"]}
+        answers = {
+            choice["message"]["content"]
+            for choice in server.ask(model="moods", n=2).json()["choices"]
+        }
         assert answers <= set(TASKS["moods"].labels)
         refused = server.ask(model="letters")
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_room")
@@ -449,8 +510,10 @@ def test_over_http_a_model_without_room_is_refused_with_the_time_to_come_back() 
         assert server.ask().json()["slmctl"]["model"] == "tickets"
         listed = server.get("/v1/models").json()["data"]
         assert {entry["id"]: entry["slmctl"]["state"] for entry in listed} == {
-            "tickets": "loaded", "moods": "loaded", "letters": "on disk"
-        }  # fmt: skip
+            "tickets": "loaded",
+            "moods": "loaded",
+            "letters": "on disk",
+        }
         page = server.get("/metrics").text
         for line in ('state{model="moods",state="loaded"} 1.0', 'loads_total{model="moods"} 1.0'):
             assert f"slmctl_model_{line}" in page

@@ -78,19 +78,28 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(desk: Path) -> Iterator[Served]:
     keys = desk / ServeConfig().keys
     whole, limited = api_keys.add(keys, "all"), api_keys.add(keys, "crm", models=["orders"])
-    with here.opened(desk, f"serve.collect.to={desk / 'collected'}", f"serve.keys={keys}", keys=True) as server:
+    with here.opened(
+        desk, f"serve.collect.to={desk / 'collected'}", f"serve.keys={keys}", keys=True
+    ) as server:
         yield Served(server, whole, limited)
 
 
 def test_each_model_has_its_task_its_state_and_its_digest(served: Served) -> None:
     listed = {entry["id"]: entry["slmctl"] for entry in served.get("/v1/models").json()["data"]}
     assert {name: (about["task"], about["version"]) for name, about in listed.items()} == {
-        "tickets": ("classify", "1.0"), "orders": ("extract", "1.0"), "mail": ("generate", "1.0")
-    }  # fmt: skip
+        "tickets": ("classify", "1.0"),
+        "orders": ("extract", "1.0"),
+        "mail": ("generate", "1.0"),
+    }
     assert listed["tickets"]["state"] == "loaded"
     assert all(about["digest"].startswith("sha256:") for about in listed.values())
-    assert (listed["tickets"]["labels"], listed["tickets"]["aliases"]) == (list(TASKS["tickets"].labels), ["default"])
-    assert served.get("/v1/models/default").json()["slmctl"]["digest"] == listed["tickets"]["digest"]
+    assert (listed["tickets"]["labels"], listed["tickets"]["aliases"]) == (
+        list(TASKS["tickets"].labels),
+        ["default"],
+    )
+    assert (
+        served.get("/v1/models/default").json()["slmctl"]["digest"] == listed["tickets"]["digest"]
+    )
     assert served.get("/v1/task?model=orders").json()["kind"] == "extract"
     assert served.get("/readyz").json() == {"ready": True}
 
@@ -105,7 +114,10 @@ def test_a_burst_for_cold_models_loads_each_once_and_everybody_is_answered(serve
         assert body["slmctl"]["model"] == (name or "tickets")
         if name in ("", "tickets"):
             assert body["choices"][0]["message"]["content"] in TASKS["tickets"].labels
-    loads = [served.figure(f'slmctl_model_loads_total{{model="{name}"}}') for name in ("tickets", "orders", "mail")]
+    loads = [
+        served.figure(f'slmctl_model_loads_total{{model="{name}"}}')
+        for name in ("tickets", "orders", "mail")
+    ]
     assert loads == [1, 1, 1]
     estimate = memory.engine_bytes(KEPT, sequences=2, context=256)
     assert 1e6 < served.figure('slmctl_model_bytes{model="orders"}') < estimate
@@ -134,12 +146,16 @@ def test_a_key_for_a_model_that_is_not_served_is_named_at_the_start(served: Serv
 
 
 def test_a_key_asks_its_models_alone(served: Served) -> None:
-    assert [entry["id"] for entry in served.get("/v1/models", served.limited).json()["data"]] == ["orders"]
+    assert [entry["id"] for entry in served.get("/v1/models", served.limited).json()["data"]] == [
+        "orders"
+    ]
     assert served.get("/v1/models/tickets", served.limited).status_code == 404
     assert served.get("/v1/task?model=tickets", served.limited).status_code == 404
     refused = served.ask("tickets", served.limited)
     assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
-    assert refused.json()["error"]["message"] == "model 'tickets' is not served here; served: orders"
+    assert (
+        refused.json()["error"]["message"] == "model 'tickets' is not served here; served: orders"
+    )
     assert "mail" not in refused.text
     assert served.ask("default", served.limited, max_tokens=4).json()["slmctl"]["model"] == "orders"
     assert served.get("/metrics", served.limited).status_code == 403
@@ -153,10 +169,15 @@ def test_answers_of_every_model_are_collected_and_take_feedback(served: Served, 
         return {row.id: row.model for row in production.rows(desk / "collected")}
 
     assert settles(lambda: set(ids.values()) <= models().keys())
-    assert {name: models()[id] for name, id in ids.items()} == {"tickets": "tickets", "mail": "mail"}
+    assert {name: models()[id] for name, id in ids.items()} == {
+        "tickets": "tickets",
+        "mail": "mail",
+    }
     word = {"request_id": ids["tickets"], "answer": "billing"}
     for key, status in ((served.whole, 200), (served.limited, 404)):
-        said = httpx.post(f"{served.server.url}/v1/feedback", json=word, headers=served.shows(key), timeout=60)
+        said = httpx.post(
+            f"{served.server.url}/v1/feedback", json=word, headers=served.shows(key), timeout=60
+        )
         assert said.status_code == status, said.text
 
 
@@ -179,10 +200,15 @@ def test_a_registry_is_a_fleet_of_what_is_in_production(desk: Path, tmp_path: Pa
     shutil.copytree(desk / "registry", tmp_path / "registry")
     published(tmp_path / "registry", "moods", tag="candidate")
     published(tmp_path / "registry", "which")
-    child, url = begin(tmp_path, "dir:registry", "--set=serve.context_length=256", "--set=serve.sequences=2")
+    child, url = begin(
+        tmp_path, "dir:registry", "--set=serve.context_length=256", "--set=serve.sequences=2"
+    )
 
     def listed() -> dict[str, str]:
-        return {entry["id"]: entry["slmctl"]["state"] for entry in httpx.get(f"{url}/v1/models").json()["data"]}
+        return {
+            entry["id"]: entry["slmctl"]["state"]
+            for entry in httpx.get(f"{url}/v1/models").json()["data"]
+        }
 
     assert listed() == dict.fromkeys(("letters", "orders", "tickets", "which"), "on disk")
     child.send_signal(signal.SIGHUP)
@@ -190,17 +216,36 @@ def test_a_registry_is_a_fleet_of_what_is_in_production(desk: Path, tmp_path: Pa
     assert answer["choices"][0]["message"]["content"] in TASKS["tickets"].labels
     choose = runpy.run_path(str(ROOT / "examples" / "choose_model.py"))["choose"]
     name, text = choose(f"{url}/v1", "which", "where is my parcel", sure=0)
-    assert (name in TASKS["which"].labels, text in TASKS["tickets"].labels) == (True, name == "tickets")
+    assert (name in TASKS["which"].labels, text in TASKS["tickets"].labels) == (
+        True,
+        name == "tickets",
+    )
     assert {"model_loaded", "followed"} <= {line["event"] for line in end(child)}
 
 
 @pytest.mark.parametrize(
     ("sets", "code", "message"),
     [
-        (["serve.memory=150MB"], 2, r"the pinned model needs about 2\d\d\.. MB \(tickets\), and serve.memory is 150.0"),
-        (["serve.memory=300MB"], 2, r"'orders' needs about 2\d\d\.. MB beside the pinned tickets, and serve.memory"),
-        (["serve.fleet.orders.release=dir:registry#orders@2.0"], 7, "holds no release 'orders@2.0'"),
-        (["serve.fleet.orders.policy=true"], 7, "no policy below runs/ was fitted on base-7K-orders-v1.0-F16.gguf"),
+        (
+            ["serve.memory=150MB"],
+            2,
+            r"the pinned model needs about 2\d\d\.. MB \(tickets\), and serve.memory is 150.0",
+        ),
+        (
+            ["serve.memory=300MB"],
+            2,
+            r"'orders' needs about 2\d\d\.. MB beside the pinned tickets, and serve.memory",
+        ),
+        (
+            ["serve.fleet.orders.release=dir:registry#orders@2.0"],
+            7,
+            "holds no release 'orders@2.0'",
+        ),
+        (
+            ["serve.fleet.orders.policy=true"],
+            7,
+            "no policy below runs/ was fitted on base-7K-orders-v1.0-F16.gguf",
+        ),
         (["serve.fleet.orders.release=nowhere"], 7, "nowhere does not exist"),
         (["serve.memory=lots"], 2, "'lots' is not a number of bytes such as 3GiB"),
         (["serve.policy=policy"], 2, "'policy' and 'fleet' exclude each other"),

@@ -35,9 +35,12 @@ def server(said: list[Turn]) -> Iterator[here.Here]:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("path", "asked"),
-    [(CHAT, lambda text: {"messages": chat(text)}), (RESPONSES, lambda text: {"input": text}),
-     (TEXT, lambda text: {"prompt": text})],
-)  # fmt: skip
+    [
+        (CHAT, lambda text: {"messages": chat(text)}),
+        (RESPONSES, lambda text: {"input": text}),
+        (TEXT, lambda text: {"prompt": text}),
+    ],
+)
 def test_a_draft_with_an_invented_value_is_no_answer(
     server: here.Here, said: list[Turn], path: str, asked: Any, stream: bool
 ) -> None:
@@ -64,20 +67,30 @@ def test_one_of_several_choices_holds_all_back(server: here.Here, said: list[Tur
 
 def test_a_held_draft_waits_for_a_person(tmp_path: Path) -> None:
     collect = {"to": tmp_path, "kept": 0, "unsure": 1}
-    with here.in_front(lambda body, before: streams(WRONG), refuse=["ungrounded"], collect=collect) as server:
+    with here.in_front(
+        lambda body, before: streams(WRONG), refuse=["ungrounded"], collect=collect
+    ) as server:
         assert server.ask("When, for 20 €?").status_code == 422
         assert server.ask("On 9 May, for 20 €?").status_code == 200
     (row,) = production.rows(tmp_path)
-    assert (row.answer, row.reason, row.chosen, row.probability) == (WRONG, "held_back", "unsure", 1)
+    assert (row.answer, row.reason, row.chosen, row.probability) == (
+        WRONG,
+        "held_back",
+        "unsure",
+        1,
+    )
     assert row.text == "When, for 20 €?"
 
 
 def test_labels_are_not_checked() -> None:
     task = Task("classify", "", "", labels=("9 May", "20 €"))
-    with here.in_front(lambda body, before: streams("9 May"), task=task, refuse=list(CHECKS)) as server:
+    with here.in_front(
+        lambda body, before: streams("9 May"), task=task, refuse=list(CHECKS)
+    ) as server:
         assert server.ask("When?").json()["choices"][0]["message"]["content"] == "9 May"
         assert server.ask("When?", stream=True).status_code == 200
-        assert "slmctl_first_piece_seconds_count 1.0" in server.get("/metrics").text  # of the stream
+        # of the stream
+        assert "slmctl_first_piece_seconds_count 1.0" in server.get("/metrics").text
 
 
 def test_the_config_names_every_check() -> None:

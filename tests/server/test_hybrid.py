@@ -60,8 +60,17 @@ def policy_of(release: Path, folder: Path, threshold: float) -> Path:
     """A policy for the file that a release is served with."""
     served = min(release.glob("*.gguf"), key=lambda path: path.stat().st_size)
     names = ("odds", "allowed")
-    Policy(artifact.sha256_file(served).removeprefix("sha256:"), Task.read(release).digest, "classify",
-           "the label wanted", "", dict.fromkeys(names, 0.0), 0.0, ((0.0, 0.5),), threshold).write(folder)  # fmt: skip
+    Policy(
+        artifact.sha256_file(served).removeprefix("sha256:"),
+        Task.read(release).digest,
+        "classify",
+        "the label wanted",
+        "",
+        dict.fromkeys(names, 0.0),
+        0.0,
+        ((0.0, 0.5),),
+        threshold,
+    ).write(folder)
     return folder / "policy.json"
 
 
@@ -73,12 +82,26 @@ def hybrid(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     said = [says("delivery")]
     with endpoint.serving(lambda body, before: said[-1]) as fake:
         child = tiny.start(
-            tiny_run, "serve", "--port", "0", "--policy", str(policy), "--generalist", fake.url,
-            "--generalist-model", "large", "--generalist-key-env", "THE_KEY",
-            "--set", f"serve.decision_log={folder / 'decisions.jsonl'}", "--set", "serve.generalist.timeout_s=5",
-            "--set", f"serve.collect={{to: {folder / 'collected'}, kept: 0%}}",
+            tiny_run,
+            "serve",
+            "--port",
+            "0",
+            "--policy",
+            str(policy),
+            "--generalist",
+            fake.url,
+            "--generalist-model",
+            "large",
+            "--generalist-key-env",
+            "THE_KEY",
+            "--set",
+            f"serve.decision_log={folder / 'decisions.jsonl'}",
+            "--set",
+            "serve.generalist.timeout_s=5",
+            "--set",
+            f"serve.collect={{to: {folder / 'collected'}, kept: 0%}}",
             env=tiny.environment(THE_KEY=KEY),
-        )  # fmt: skip
+        )
         assert child.stdout is not None
         url = child.stdout.readline().strip()
         assert url.startswith("http://127.0.0.1:"), child.communicate()
@@ -92,8 +115,17 @@ def test_an_escalated_answer_is_collected_with_the_answers_of_both_models(hybrid
     response = hybrid.ask("where is the parcel of my uncle")
     id, own = response.headers["x-request-id"], response.json()["slmctl"]
     row = hybrid.row(id)
-    assert (row.route, row.reason, row.chosen, row.uniform) == ("generalist", "unsure", "escalated", False)
-    assert (row.answer, row.general_answer, row.local_answer in tiny.WORDS) == ("delivery", "delivery", True)
+    assert (row.route, row.reason, row.chosen, row.uniform) == (
+        "generalist",
+        "unsure",
+        "escalated",
+        False,
+    )
+    assert (row.answer, row.general_answer, row.local_answer in tiny.WORDS) == (
+        "delivery",
+        "delivery",
+        True,
+    )
     assert (row.p_correct, row.local, row.probability) == (own["p_correct"], row.local_answer, 1.0)
     assert settles(lambda: json.dumps(id) in hybrid.decisions.read_text())
     (line,) = [line for line in hybrid.decisions.read_text().splitlines() if json.dumps(id) in line]
@@ -104,41 +136,51 @@ def test_an_escalated_answer_is_collected_with_the_answers_of_both_models(hybrid
 def test_an_answer_of_the_clients_own_form_stays_here() -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["yes", "no"]}}}
     several: list[tuple[str, dict[str, Any]]] = [
-        ("chat/completions", {"messages": chat("is it"), "n": 2}), ("completions", {"prompt": ["is it", "or not"]}),
-    ]  # fmt: skip
+        ("chat/completions", {"messages": chat("is it"), "n": 2}),
+        ("completions", {"prompt": ["is it", "or not"]}),
+    ]
     with (
         endpoint.serving(lambda body, before: says("from there")) as fake,
         here.deciding(KEPT, TASKS["letters"], fake.url) as server,
     ):
         for more in (
-            {"response_format": form}, {"structured_outputs": {"choice": ["yes", "no"]}},
+            {"response_format": form},
+            {"structured_outputs": {"choice": ["yes", "no"]}},
             {"response_format": form, "stream": True},
-        ):  # fmt: skip
+        ):
             assert server.ask("is it", **more).headers["x-slmctl-route"] == "local; reason=doubt"
         assert fake.bodies == []
         said = server.ask("is it", response_format={"type": "text"}, max_tokens=3)
-        assert (said.headers["x-slmctl-route"], said.status_code) == ("generalist; reason=unsure", 200)
+        assert (said.headers["x-slmctl-route"], said.status_code) == (
+            "generalist; reason=unsure",
+            200,
+        )
         assert set(fake.bodies[-1]) == {"model", "messages", "max_tokens"}
         for path, body in several:  # one question gets one answer
             refused = httpx.post(f"{server.url}/v1/{path}", json=body, timeout=60)
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
 
 
-def test_serve_and_chat_take_the_policy_that_was_fitted_on_the_file(tiny_run: Path, tmp_path: Path) -> None:
+def test_serve_and_chat_take_the_policy_that_was_fitted_on_the_file(
+    tiny_run: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(tiny_run, tmp_path / "desk")
     made = folder / "runs" / "policy" / "0123456789ab"
     with artifact.draft(made) as place:
         fitted = Policy.read(policy_of(folder / "registry" / "tiny-desk" / "1.0", place, NEVER))
         artifact.seal(
-            place, made, lambda files, digest: Manifest(
+            place,
+            made,
+            lambda files, digest: Manifest(
                 "policy", "calibrate/2", digest, "sha256:0", {}, {}, files, {"sha256": fitted.gguf}
             ),
-        )  # fmt: skip
+        )
     with here.opened(folder) as server:
         response = server.ask("where is it")
         assert response.headers["x-slmctl-route"] == "local; reason=unsure"
         assert response.json()["slmctl"]["p_correct"] == 0.5
-        assert server.ask("where is it", n=2).headers["x-slmctl-route"] == "local; reason=no-policy"  # not judged
+        # not judged
+        assert server.ask("where is it", n=2).headers["x-slmctl-route"] == "local; reason=no-policy"
     with here.opened(folder, "serve.policy=null") as server:
         assert server.ask("where is it").headers["x-slmctl-route"] == "local; reason=no-policy"
     talked = CliRunner().invoke(cli, ["-C", str(folder), "chat"], input="where is it\n")
@@ -152,7 +194,10 @@ def test_a_policy_alone_keeps_everything_here_and_says_what_it_would_do() -> Non
         assert response.headers["x-slmctl-route"] == "local; reason=unsure"
         # a decision is told where nothing else is, too
         (decision,) = server.log.of("decision")
-        assert (decision["reason"], decision["request"]) == ("unsure", response.headers["x-request-id"])
+        assert (decision["reason"], decision["request"]) == (
+            "unsure",
+            response.headers["x-request-id"],
+        )
         figures = server.get("/metrics").text
         assert 'slmctl_routed_total{reason="unsure",route="local"} 1.0' in figures
         assert "slmctl_first_piece_seconds_count 0.0" in figures  # which is of streams
@@ -175,8 +220,14 @@ def test_an_escalated_answer_says_who_gave_it(hybrid: Hybrid) -> None:
     body = response.json()
     assert (body["model"], body["choices"][0]["message"]["content"]) == ("large", "delivery")
     said = body["slmctl"]
-    assert (said["route"], said["reason"], said["model"], said["p_correct"]) == ("generalist", "unsure", "large", 0.5)
-    assert said["confidence"] is None and "labels" not in said  # the local model's once stood under the other's answer
+    assert (said["route"], said["reason"], said["model"], said["p_correct"]) == (
+        "generalist",
+        "unsure",
+        "large",
+        0.5,
+    )
+    # the local model's once stood under the other's answer
+    assert said["confidence"] is None and "labels" not in said
     sent, headers = hybrid.fake.bodies[-1], hybrid.fake.headers[-1]
     assert set(sent) == {"model", "messages", "max_tokens", "temperature"}
     assert headers["authorization"] == f"Bearer {KEY}"
@@ -188,17 +239,27 @@ def test_a_stream_is_the_answer_of_one_model(hybrid: Hybrid) -> None:
     *raw, done = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
     chunks = [json.loads(line) for line in raw]
     assert done == "[DONE]"
-    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "delivery"
+    assert (
+        "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "delivery"
+    )
     assert chunks[-1]["slmctl"]["model"] == "large"
 
 
 def test_a_response_goes_the_way_of_a_chat(hybrid: Hybrid) -> None:
     hybrid.said.append(says("delivery"))
-    form = {"type": "json_schema", "name": "x", "schema": {"type": "object", "properties": {"kind": {"enum": [
-        "billing", "delivery", "account"]}}}}  # fmt: skip
+    form = {
+        "type": "json_schema",
+        "name": "x",
+        "schema": {
+            "type": "object",
+            "properties": {"kind": {"enum": ["billing", "delivery", "account"]}},
+        },
+    }
 
     def ask(question: str, **more: Any) -> httpx.Response:
-        return httpx.post(f"{hybrid.url}/v1/responses", json={"input": question, **more}, timeout=60)
+        return httpx.post(
+            f"{hybrid.url}/v1/responses", json={"input": question, **more}, timeout=60
+        )
 
     response = ask("where is the parcel of my sister")
     assert response.headers["x-slmctl-route"] == "generalist; reason=unsure"
@@ -207,8 +268,13 @@ def test_a_response_goes_the_way_of_a_chat(hybrid: Hybrid) -> None:
     assert hybrid.fake.questions[-1] == "where is the parcel of my sister"
     id = response.headers["x-request-id"]
     row = hybrid.row(id)
-    assert (row.answer, row.messages[-1]["content"]) == ("delivery", "where is the parcel of my sister")
-    streamed = ask("where is the parcel of my brother", stream=True, text={"format": form}).text.splitlines()
+    assert (row.answer, row.messages[-1]["content"]) == (
+        "delivery",
+        "where is the parcel of my sister",
+    )
+    streamed = ask(
+        "where is the parcel of my brother", stream=True, text={"format": form}
+    ).text.splitlines()
     last = json.loads(streamed[-2].removeprefix("data: "))
     assert last["type"] == "response.completed"
     assert json.loads(last["response"]["output"][0]["content"][0]["text"]) == {"kind": "delivery"}
@@ -241,7 +307,11 @@ def test_a_failure_is_answered_here_and_flagged(hybrid: Hybrid) -> None:
 
 
 def test_the_key_is_in_this_process_alone(hybrid: Hybrid) -> None:
-    children = Path(f"/proc/{hybrid.child.pid}/task/{hybrid.child.pid}/children").read_text(encoding="utf-8").split()
+    children = (
+        Path(f"/proc/{hybrid.child.pid}/task/{hybrid.child.pid}/children")
+        .read_text(encoding="utf-8")
+        .split()
+    )
     assert children
     for child in children:
         assert KEY.encode() not in Path(f"/proc/{child}/environ").read_bytes()
@@ -253,7 +323,11 @@ def test_metrics_count_both_routes(hybrid: Hybrid) -> None:
     hybrid.ask("where is my parcel")
     hybrid.ask("refund my card 4111 1111 1111 1111")
     page = httpx.get(f"{hybrid.url}/metrics", timeout=60).text
-    counted = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in page.splitlines() if line[0] != "#"}
+    counted = {
+        line.rpartition(" ")[0]: float(line.rpartition(" ")[2])
+        for line in page.splitlines()
+        if line[0] != "#"
+    }
     assert counted['slmctl_routed_total{reason="unsure",route="generalist"}'] > 0
     assert counted['slmctl_routed_total{reason="sensitive",route="local"}'] > 0
     assert counted["slmctl_circuit_open"] == 0
@@ -270,7 +344,9 @@ def test_metrics_count_both_routes(hybrid: Hybrid) -> None:
         (["--policy", "missing.json"], "there is no policy at"),
     ],
 )
-def test_what_does_not_fit_is_said(stages: Forks, tiny_run: Path, flags: list[str], message: str) -> None:
+def test_what_does_not_fit_is_said(
+    stages: Forks, tiny_run: Path, flags: list[str], message: str
+) -> None:
     done = stages.run(tiny_run, "serve", "--port", "0", *flags)
     assert done.returncode in (2, 7)
     assert message in done.stderr

@@ -1,4 +1,6 @@
-"""What clients and operators see beside the answers: headers, request ids, limits of a key, figures, CORS."""
+"""What clients and operators see beside the answers: headers, request
+ids, limits of a key, figures, CORS.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +46,18 @@ class Guarded:
     url: str
     secret: str
 
-    def ask(self, body: Any = None, path: str = "chat/completions", **headers: str) -> httpx.Response:
+    def ask(
+        self, body: Any = None, path: str = "chat/completions", **headers: str
+    ) -> httpx.Response:
         sent = {"authorization": f"Bearer {self.secret}"} | headers
-        return httpx.post(f"{self.url}/v1/{path}", json=HI if body is None else body, headers=sent, **LOCAL)
+        return httpx.post(
+            f"{self.url}/v1/{path}", json=HI if body is None else body, headers=sent, **LOCAL
+        )
 
     def samples(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-        page = httpx.get(f"{self.url}/metrics", headers={"authorization": f"Bearer {self.secret}"}, **LOCAL).text
+        page = httpx.get(
+            f"{self.url}/metrics", headers={"authorization": f"Bearer {self.secret}"}, **LOCAL
+        ).text
         return {
             (sample.name, frozenset(sample.labels.items())): sample.value
             for family in text_string_to_metric_families(page)
@@ -68,7 +76,10 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
 def test_every_response_to_a_question_says_who_answered(guarded: Guarded) -> None:
     said = {
         guarded.ask(): (200, "local; reason=no-policy"),
-        guarded.ask({"prompt": "hello", "max_tokens": 2}, "completions"): (200, "local; reason=no-policy"),
+        guarded.ask({"prompt": "hello", "max_tokens": 2}, "completions"): (
+            200,
+            "local; reason=no-policy",
+        ),
         guarded.ask({**HI, "stream": True}): (200, "local; reason=no-policy"),
         guarded.ask({**HI, "modalities": ["audio"]}): (400, "local; reason=refused"),
         guarded.ask(authorization="Bearer no"): (401, "local; reason=refused"),
@@ -107,7 +118,9 @@ def test_a_key_has_its_own_number_of_requests_at_the_same_time(guarded: Guarded)
 def test_figures_parse_and_count_every_request(guarded: Guarded) -> None:
     def count(samples: Any, name: str, **labels: str) -> float:
         wanted = labels.items()
-        return float(sum(value for (one, have), value in samples.items() if one == name and wanted <= have))
+        return float(
+            sum(value for (one, have), value in samples.items() if one == name and wanted <= have)
+        )
 
     before = guarded.samples()
     used = [guarded.ask().json()["usage"] for _ in range(3)]
@@ -122,7 +135,9 @@ def test_figures_parse_and_count_every_request(guarded: Guarded) -> None:
     assert grown("slmctl_requests_total", path=chats, status="400") == 1
     assert grown("slmctl_answers_total", route="local", reason="no-policy") == 3
     assert grown("slmctl_tokens_total", kind="prompt") == sum(one["prompt_tokens"] for one in used)
-    assert grown("slmctl_tokens_total", kind="answer") == sum(one["completion_tokens"] for one in used)
+    assert grown("slmctl_tokens_total", kind="answer") == sum(
+        one["completion_tokens"] for one in used
+    )
     assert grown("slmctl_answer_seconds_count") == 3
 
 
@@ -141,7 +156,9 @@ class Broken:
 
 def test_a_fault_of_the_servers_own_is_observed_too() -> None:
     models, log = {"desk": ServedModel("desk", GENERATE)}, KeptLog()
-    release = Release("desk", "", models, 0, lambda: RunningModel(cast(Backend, Broken()), models), pin=True)
+    release = Release(
+        "desk", "", models, 0, lambda: RunningModel(cast(Backend, Broken()), models), pin=True
+    )
     fleet = Fleet([release], ServeConfig(cors_origins=[ORIGIN]))
     fleet.load_pinned()
     app = application(fleet, log)
@@ -162,8 +179,13 @@ def test_a_fault_of_the_servers_own_is_observed_too() -> None:
 
 
 def test_only_the_named_origins_may_ask_from_a_browser(guarded: Guarded) -> None:
-    wish = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    wish = {
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization",
+    }
     for origin, allowed in ((ORIGIN, ORIGIN), ("https://evil.example", None)):
-        asked = httpx.options(f"{guarded.url}/v1/chat/completions", headers={"origin": origin, **wish})
+        asked = httpx.options(
+            f"{guarded.url}/v1/chat/completions", headers={"origin": origin, **wish}
+        )
         assert asked.headers.get("access-control-allow-origin") == allowed
         assert guarded.ask(origin=origin).headers.get("access-control-allow-origin") == allowed

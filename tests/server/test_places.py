@@ -16,7 +16,10 @@ def test_a_key_has_one_place_while_another_key_comes_and_all_when_it_is_alone() 
             await places.take(client)
             got.append(client)
 
-        tasks = [asyncio.create_task(take(client)) for client in ("flood", "flood", "flood", "flood", "other")]
+        tasks = [
+            asyncio.create_task(take(client))
+            for client in ("flood", "flood", "flood", "flood", "other")
+        ]
         gone = asyncio.create_task(take("gone"))
         await asyncio.sleep(0)
         gone.cancel()

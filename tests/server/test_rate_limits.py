@@ -29,4 +29,8 @@ def test_a_key_has_its_own_rate() -> None:
         limits.count(ANYBODY)
     with pytest.raises(RequestError, match="more than 3 requests a minute") as refused:
         limits.count(key)
-    assert (refused.value.status, refused.value.code, 1 <= refused.value.retry_after_s <= 20) == (429, "rate", True)
+    assert (refused.value.status, refused.value.code, 1 <= refused.value.retry_after_s <= 20) == (
+        429,
+        "rate",
+        True,
+    )

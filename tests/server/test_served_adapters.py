@@ -1,4 +1,6 @@
-"""Adapters that are measured: their own file on the base's own file, in reports and gates, and what may be served."""
+"""Adapters that are measured: their own file on the base's own file, in
+reports and gates, and what may be served.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,10 @@ def bases(folder: Path) -> dict[str, Artifact]:
     """The base's own files by type."""
     project = opened(folder)
     adapter = current(folder, "adapter")
-    made = [artifact.load(each.path) for each in base_file_requests(project, project.config.quantize, adapter)]
+    made = [
+        artifact.load(each.path)
+        for each in base_file_requests(project, project.config.quantize, adapter)
+    ]
     return {name: each for each in made for name in each.metrics["files"]}
 
 
@@ -94,8 +99,13 @@ def test_the_base_is_written_once_whatever_goes_on_it(measured: Path) -> None:
     for name, each in files.items():
         assert each.manifest.inputs == {"base": base.digest}
         assert [entry.path for entry in each.files(".gguf")] == [f"base-{name}.gguf"]
-        assert made.metrics["lora"]["bases"][name]["sha256"] == each.metrics["files"][name]["sha256"]
-    project, adapter = opened(measured, "project=other", "version=2.0"), current(measured, "adapter")
+        assert (
+            made.metrics["lora"]["bases"][name]["sha256"] == each.metrics["files"][name]["sha256"]
+        )
+    project, adapter = (
+        opened(measured, "project=other", "version=2.0"),
+        current(measured, "adapter"),
+    )
     paths = [each.path for each in base_file_requests(project, project.config.quantize, adapter)]
     assert paths == [each.path for each in files.values()]
 
@@ -112,7 +122,10 @@ def test_the_adapter_answers_and_not_its_base_alone(measured: Path) -> None:
     base, prepared = bases(measured)["F16"], current(measured, "prepared")
     task, records = Task.read(prepared.path), read_records(prepared.file("test.jsonl"))[:6]
     predicted = [
-        [json.loads(line)["confidence"] for line in each.file("predictions.jsonl").read_bytes().splitlines()[:6]]
+        [
+            json.loads(line)["confidence"]
+            for line in each.file("predictions.jsonl").read_bytes().splitlines()[:6]
+        ]
         for each in map(artifact.load, measured.glob("runs/predictions/[!.]*"))
         if each.metrics["kind"] == "lora"
     ]
@@ -121,7 +134,9 @@ def test_the_adapter_answers_and_not_its_base_alone(measured: Path) -> None:
         sure, alone = (
             [
                 engine.ask(
-                    engine_request(task, prompts.asked(task, record).text, max_tokens=8, adapter=name)
+                    engine_request(
+                        task, prompts.asked(task, record).text, max_tokens=8, adapter=name
+                    )
                 ).confidence
                 for record in records
             ]
@@ -138,7 +153,11 @@ def test_a_report_measures_the_adapter_like_any_other_model(measured: Path) -> N
     for name, base in bases(measured).items():
         entry, own = models[f"lora-{name}"], made.metrics["lora"]
         file = base.metrics["files"][name]
-        assert (entry["kind"], entry["sha256"], entry["base_sha256"]) == ("lora", own["sha256"], file["sha256"])
+        assert (entry["kind"], entry["sha256"], entry["base_sha256"]) == (
+            "lora",
+            own["sha256"],
+            file["sha256"],
+        )
         assert entry["size"] == own["size"] + file["size"]
         assert entry["latency_ms"] is not None
         assert entry["rows_per_s"]
@@ -158,7 +177,9 @@ def test_gates_name_the_adapter(measured: Path) -> None:
     known = "gates=[{metric: accuracy, model: lora-Q8_0, min: 0.1}]"
     plan.require(opened(measured, known, "confidence=0.9"), ["evaluate"])
     with pytest.raises(UsageError, match="models that are not measured: lora-Q4_K_M"):
-        plan.require(opened(measured, known.replace("Q8_0", "Q4_K_M"), "confidence=0.9"), ["evaluate"])
+        plan.require(
+            opened(measured, known.replace("Q8_0", "Q4_K_M"), "confidence=0.9"), ["evaluate"]
+        )
 
 
 def test_a_measured_adapter_is_served_on_its_base_and_on_no_other_file(measured: Path) -> None:
@@ -169,8 +190,12 @@ def test_a_measured_adapter_is_served_on_its_base_and_on_no_other_file(measured:
         assert (adapter.version, adapter.note) == ("", "")  # a release has a version
         assert adapter.task is not None
         assert adapter.task.labels
-    assert found(measured, files["F16"], adapter.path).note == ""  # the file in the artifact is the artifact
-    with pytest.raises(UsageError, match=r"belongs on base-F16.gguf, base-Q8_0.gguf, and .*-F16.gguf is another file"):
+    # the file in the artifact is the artifact
+    assert found(measured, files["F16"], adapter.path).note == ""
+    with pytest.raises(
+        UsageError,
+        match=r"belongs on base-F16.gguf, base-Q8_0.gguf, and .*-F16.gguf is another file",
+    ):
         served_adapters.find(made.path, made, made.file(gguf_file(made, "F16").path))
 
 
@@ -190,7 +215,9 @@ def test_an_adapter_that_nobody_measured_is_not_served(copied: Path) -> None:
 def test_an_adapter_whose_report_fails_is_not_served(copied: Path) -> None:
     base, path = bases(copied)["Q8_0"], copied / config.FILENAME
     path.write_text(path.read_text() + "gates: [{metric: accuracy, model: lora-Q8_0, min: 1.01}]\n")
-    with pytest.raises(GateError, match=r"its report fails: accuracy of lora-Q8_0 is .* \(at least 101"):
+    with pytest.raises(
+        GateError, match=r"its report fails: accuracy of lora-Q8_0 is .* \(at least 101"
+    ):
         found(copied, base)
 
 
@@ -237,7 +264,9 @@ def test_an_adapter_that_is_not_the_merged_model_on_its_base_is_refused() -> Non
     from slmctl.stages.quantize import parity
 
     parity.check_adapter({"kl_mean": 0.021}, {"kl_mean": 0.002}, "a-LoRA.gguf", "b.gguf")
-    with pytest.raises(StageError, match=r"a-LoRA.gguf on b.gguf is 0.023 nats .* \(at most 0.022\)"):
+    with pytest.raises(
+        StageError, match=r"a-LoRA.gguf on b.gguf is 0.023 nats .* \(at most 0.022\)"
+    ):
         parity.check_adapter({"kl_mean": 0.023}, {"kl_mean": 0.002}, "a-LoRA.gguf", "b.gguf")
 
 

@@ -1,4 +1,6 @@
-"""The server's web page in Debian's chromium: in front of the real server, and of one whose answers a test decides."""
+"""The server's web page in Debian's chromium: in front of the real server,
+and of one whose answers a test decides.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,18 @@ from slmctl.server import page, routed
 from slmctl.server.forms.request import ServedModel
 from slmctl.task.contract import Task
 
-# what a terminal or a browser obeys in a text: control characters, and those that turn the direction of writing
+# what a terminal or a browser obeys in a text: control characters, and those that turn the
+# direction of writing
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 NAME = "SmolLM2-135M-desk-v1.0-Q8_0"
 SCHEMA = {
     "type": "object",
     "properties": {
         "order": {"type": "string", "title": "Order number", "description": "As on the invoice."},
-        "items": {"type": "array", "items": {"type": "object", "properties": {"name": {"type": "string"}}}},
+        "items": {
+            "type": "array",
+            "items": {"type": "object", "properties": {"name": {"type": "string"}}},
+        },
         "paid": {"type": "boolean"},
         "note": {"type": ["string", "null"]},
     },
@@ -45,7 +51,14 @@ TASKS = {
     "generate": Task("generate", "", ""),
     "call": Task("call", "", "", tools=({"type": "function", "function": TOOL},)),
 }
-EXTRA = {"task": "x", "confidence": 0.875, "route": "local", "reason": "above_threshold", "model": NAME, "seconds": 0.5}
+EXTRA = {
+    "task": "x",
+    "confidence": 0.875,
+    "route": "local",
+    "reason": "above_threshold",
+    "model": NAME,
+    "seconds": 0.5,
+}
 
 
 @dataclass
@@ -76,7 +89,8 @@ class Fake:
             *page.routes(),
         ]
         app = Starlette(routes=routes)
-        app.state.gateway = app.state.gateway.fleet = self  # as much of both as the page's own paths ask
+        # as much of both as the page's own paths ask
+        app.state.gateway = app.state.gateway.fleet = self
         collect = CollectConfig() if self.collects else None
         self.settings = ServeConfig(max_tokens=64, collect=collect, documents=self.documents)
         return app
@@ -103,14 +117,18 @@ class Fake:
         self.asked.append((await request.json(), dict(request.headers)))
         if self.refuse:
             status, headers, message = self.refuse
-            return JSONResponse({"error": {"message": message}}, status_code=status, headers=headers)
+            return JSONResponse(
+                {"error": {"message": message}}, status_code=status, headers=headers
+            )
         headers = {"x-request-id": f"id-{len(self.asked)}"}
         return StreamingResponse(self._stream(), media_type="text/event-stream", headers=headers)
 
     async def _feedback(self, request: Request) -> Response:
         word = await request.json()
         if word.get("answer") == "refused":
-            return JSONResponse({"error": {"message": "'answer' holds personal data"}}, status_code=400)
+            return JSONResponse(
+                {"error": {"message": "'answer' holds personal data"}}, status_code=400
+            )
         self.words.append(word)
         return JSONResponse(word)
 
@@ -118,9 +136,13 @@ class Fake:
         half = len(self.text) // 2
         yield self._chunk({"role": "assistant", "content": None if self.calls else ""})
         if self.calls:
-            yield self._chunk(_call(id="call_1", type="function", function={"name": self.calls, "arguments": ""}))
+            yield self._chunk(
+                _call(id="call_1", type="function", function={"name": self.calls, "arguments": ""})
+            )
         for piece in (self.text[:half], self.text[half:]):
-            yield self._chunk(_call(function={"arguments": piece}) if self.calls else {"content": piece})
+            yield self._chunk(
+                _call(function={"arguments": piece}) if self.calls else {"content": piece}
+            )
             while self.held:
                 await asyncio.sleep(0.01)
             if self.broken == "error":
@@ -156,7 +178,9 @@ def faking(kind: str, **settings: Any) -> Iterator[Fake]:
 def visit(browser: Browser, url: str, **how: Any) -> None:
     """Open the page and wait until it knows its task."""
     browser.open(url, **how)
-    browser.wait("!document.getElementById('form').hidden || !document.getElementById('fault').hidden")
+    browser.wait(
+        "!document.getElementById('form').hidden || !document.getElementById('fault').hidden"
+    )
 
 
 @contextmanager
@@ -194,18 +218,35 @@ def test_the_page_allows_nothing_but_itself() -> None:
         assert "unsafe" not in policy
         assert "http" not in policy
         assert response.headers["x-content-type-options"] == "nosniff"
-        for outside in ("http://", "https://", "//cdn", "@import", "url(", " src=", " style=", "javascript:"):
+        for outside in (
+            "http://",
+            "https://",
+            "//cdn",
+            "@import",
+            "url(",
+            " src=",
+            " style=",
+            "javascript:",
+        ):
             assert outside not in response.text, outside
-        assert " on" not in {part[:3] for part in response.text.split("<body>")[1].split("<script>")[0].split("\n")}
+        assert " on" not in {
+            part[:3] for part in response.text.split("<body>")[1].split("<script>")[0].split("\n")
+        }
 
 
 def test_the_task_is_told_as_json() -> None:
     with faking("extract") as fake:
         told = httpx.get(f"{fake.url}v1/task").json()
         assert told == {
-            "kind": "extract", "labels": [], "schema": SCHEMA, "name": NAME, "version": "1.0", "max_tokens": 64,
-            "documents": False, "feedback": False,
-        }  # fmt: skip
+            "kind": "extract",
+            "labels": [],
+            "schema": SCHEMA,
+            "name": NAME,
+            "version": "1.0",
+            "max_tokens": 64,
+            "documents": False,
+            "feedback": False,
+        }
         assert httpx.get(f"{fake.url}v1/task", params={"model": NAME}).json() == told
 
 
@@ -219,19 +260,33 @@ def test_a_chat_answers_and_says_who_and_why(browser: Browser, dark: bool) -> No
         assert browser.ask("document.activeElement.id") == "text"  # one can write at once
         ask(browser, "where is it?")
         log = seen(browser, "#log")
-        for wanted in ("where is it?", "It left on Monday.", NAME, "this server", "above threshold", "87.5 %",
-                       "24.0 tokens/s", "0.50 s for 12 tokens"):  # fmt: skip
+        for wanted in (
+            "where is it?",
+            "It left on Monday.",
+            NAME,
+            "this server",
+            "above threshold",
+            "87.5 %",
+            "24.0 tokens/s",
+            "0.50 s for 12 tokens",
+        ):
             assert wanted in log, wanted
         assert browser.complaints == []
         assert {url.removeprefix(fake.url) for url in browser.requests} == {
-            "", "data:,", "v1/models", "v1/task", "v1/chat/completions",
-        } - ({"data:,"} if "data:," not in browser.requests else set())  # fmt: skip
+            "",
+            "data:,",
+            "v1/models",
+            "v1/task",
+            "v1/chat/completions",
+        } - ({"data:,"} if "data:," not in browser.requests else set())
         background = browser.ask("getComputedStyle(document.body).backgroundColor")
         assert background == ("rgb(15, 20, 25)" if dark else "rgb(255, 255, 255)")
         ask(browser, "and then?")
         assert [turn["content"] for turn in fake.asked[1][0]["messages"]] == [
-            "where is it?", "It left on Monday.", "and then?",
-        ]  # fmt: skip
+            "where is it?",
+            "It left on Monday.",
+            "and then?",
+        ]
         browser.ask("document.getElementById('anew').click()")
         ask(browser, "afresh")
         assert [turn["content"] for turn in fake.asked[2][0]["messages"]] == ["afresh"]
@@ -252,7 +307,9 @@ def test_what_the_server_does_not_say_is_left_out(browser: Browser) -> None:
         ask(browser)
         facts = seen(browser, ".facts")
         assert NAME in facts
-        assert not [word for word in ("because", "undefined", "null", "confidence") if word in facts]
+        assert not [
+            word for word in ("because", "undefined", "null", "confidence") if word in facts
+        ]
 
 
 def test_an_answer_is_shown_as_it_comes_and_can_be_stopped(browser: Browser) -> None:
@@ -280,17 +337,24 @@ NEXT = {"returns": 0.1, "billing": 0.025}
 
 @pytest.mark.parametrize("labels", [{"delivery": 0.875, **NEXT}, None], ids=["named", "none"])
 def test_a_category_has_its_confidence_and_what_came_next(browser: Browser, labels: Any) -> None:
-    with shown(browser, "classify", text="delivery", extra=EXTRA | ({"labels": labels} if labels else {})) as fake:
+    with shown(
+        browser, "classify", text="delivery", extra=EXTRA | ({"labels": labels} if labels else {})
+    ) as fake:
         assert seen(browser, "#labels summary") == "The 3 categories"
         ask(browser)
         assert seen(browser, ".best") == "delivery"
         assert "0.50 s" in seen(browser, ".facts")
         assert "token" not in seen(browser, ".facts")  # a label is not written token by token
-        bars = browser.ask("[...document.querySelectorAll('[role=meter]')].map(b => [b.ariaLabel, b.ariaValueNow])")
+        bars = browser.ask(
+            "[...document.querySelectorAll('[role=meter]')].map(b => [b.ariaLabel, b.ariaValueNow])"
+        )
         assert bars[0] == ["confidence in delivery", "87.5"]
-        assert bars[1:] == ([["confidence in returns", "10.0"], ["confidence in billing", "2.5"]] if labels else [])
+        assert bars[1:] == (
+            [["confidence in returns", "10.0"], ["confidence in billing", "2.5"]] if labels else []
+        )
         widths = browser.ask(
-            "[...document.querySelectorAll('.bar')].map(b => b.firstChild.offsetWidth / b.clientWidth)"
+            "[...document.querySelectorAll('.bar')].map(b => b.firstChild.offsetWidth / "
+            "b.clientWidth)"
         )
         assert widths[0] == pytest.approx(0.875, abs=0.02)
         assert not browser.ask("!!document.querySelector('.verdict')")  # nothing is collected here
@@ -303,7 +367,10 @@ def test_a_reader_says_by_the_keyboard_whether_an_answer_is_right(browser: Brows
     with shown(browser, "classify", text="delivery", collects=True) as fake:
         ask(browser)
         group = "document.querySelector('.verdict')"
-        assert browser.ask(f"[{group}.role, {group}.ariaLabel]") == ["group", "Is this answer right?"]
+        assert browser.ask(f"[{group}.role, {group}.ariaLabel]") == [
+            "group",
+            "Is this answer right?",
+        ]
         browser.ask(f"{group}.querySelector('button').focus()")
         browser.press("Space")  # right
         browser.wait(f"{group}.querySelector('[aria-pressed=true]')?.textContent === 'Right'")
@@ -311,7 +378,10 @@ def test_a_reader_says_by_the_keyboard_whether_an_answer_is_right(browser: Brows
         browser.press("Space")  # no, wrong
         browser.wait(f"{group}.querySelector('select')")
         assert browser.ask("document.activeElement.tagName") == "SELECT"
-        assert browser.ask(f"[...{group}.querySelectorAll('option')].map(o => o.value)") == ["billing", "returns"]
+        assert browser.ask(f"[...{group}.querySelectorAll('option')].map(o => o.value)") == [
+            "billing",
+            "returns",
+        ]
         browser.ask(f"{group}.querySelector('select').value = 'returns'")
         browser.press("Tab")
         browser.press("Enter")
@@ -326,33 +396,49 @@ def test_a_reader_says_by_the_keyboard_whether_an_answer_is_right(browser: Brows
         assert browser.complaints == []
 
 
-def test_a_text_that_would_be_right_begins_with_the_answer_and_a_refusal_is_said(browser: Browser) -> None:
+def test_a_text_that_would_be_right_begins_with_the_answer_and_a_refusal_is_said(
+    browser: Browser,
+) -> None:
     with shown(browser, "generate", text="It left.", collects=True) as fake:
         ask(browser)
         browser.ask("document.querySelectorAll('.verdict button')[1].click()")
         browser.wait("document.activeElement.value === 'It left.'")
         browser.ask("document.activeElement.value = 'refused'")
         browser.ask("document.querySelector('.better').requestSubmit()")
-        browser.wait("document.querySelector('.verdict [role=status]').textContent.includes('personal data')")
+        browser.wait(
+            "document.querySelector('.verdict [role=status]').textContent.includes('personal data')"
+        )
         assert fake.words == [{"request_id": "id-1", "ok": False}]
 
 
 def test_fields_are_a_table_and_can_be_copied(browser: Browser) -> None:
-    answer = {"order": "A-17", "items": [{"name": "kettle"}, {"name": "lamp"}], "paid": False, "extra": [1, 2]}
+    answer = {
+        "order": "A-17",
+        "items": [{"name": "kettle"}, {"name": "lamp"}],
+        "paid": False,
+        "extra": [1, 2],
+    }
     with shown(browser, "extract", text=json.dumps(answer)):
         ask(browser)
         rows = browser.ask(
-            "[...document.querySelector('#result table').rows].filter(r => r.closest('table').caption)"
+            "[...document.querySelector('#result table').rows].filter(r => "
+            "r.closest('table').caption)"
             ".map(r => [r.cells[0].innerText, r.cells[1].innerText.trim()])"
         )
         assert rows[0] == ["Order number\nAs on the invoice.", "A-17"]
         assert [name for name, _ in rows][1:] == ["items", "paid", "note", "extra"]
         assert "kettle" in rows[1][1]
         assert [value for _, value in rows][2:4] == ["no", "not stated"]
-        assert browser.ask("[...document.querySelectorAll('#result th')].every(t => t.scope === 'row')")
-        browser.ask("window.copied = ''; navigator.clipboard.writeText = async (text) => { window.copied = text }")
+        assert browser.ask(
+            "[...document.querySelectorAll('#result th')].every(t => t.scope === 'row')"
+        )
         browser.ask(
-            "[...document.querySelectorAll('#result button')].find(b => b.textContent.includes('Copy')).click()"
+            "window.copied = ''; navigator.clipboard.writeText = async (text) => { window.copied = "
+            "text }"
+        )
+        browser.ask(
+            "[...document.querySelectorAll('#result button')].find(b => "
+            "b.textContent.includes('Copy')).click()"
         )
         browser.wait("document.getElementById('told').textContent === 'Copied.'")
         assert json.loads(browser.ask("window.copied")) == answer
@@ -373,7 +459,10 @@ def test_a_document_is_dropped_and_its_values_say_where_they_stand(browser: Brow
         """)
         browser.wait("document.querySelector('.places')")
         (file,) = fake.asked[-1][0]["messages"][-1]["content"]
-        assert file["file"] == {"filename": "order.txt", "file_data": "data:text/plain;base64,T3JkZXIgQS0xNw=="}
+        assert file["file"] == {
+            "filename": "order.txt",
+            "file_data": "data:text/plain;base64,T3JkZXIgQS0xNw==",
+        }
         read = browser.ask("document.querySelector('.places').innerText").splitlines()
         assert read[0] == "order, page 3" and read[1] == around
         assert "another value that is likely too" in read[2]
@@ -391,7 +480,10 @@ def test_a_call_is_its_function_and_a_table_of_arguments(browser: Browser) -> No
         told = seen(browser, "#result")
         for part in ("track_order", "Tell where an order is.", "Order number", "A-17", "yes"):
             assert part in told
-        browser.ask("[...document.querySelectorAll('#result button')].find(b => b.textContent === 'Wrong').click()")
+        browser.ask(
+            "[...document.querySelectorAll('#result button')].find(b => b.textContent === "
+            "'Wrong').click()"
+        )
         browser.wait("!!document.querySelector('#result textarea')")
         typed = browser.ask("document.querySelector('#result textarea').value")
         assert json.loads(typed) == {"name": "track_order", "arguments": arguments}
@@ -412,9 +504,16 @@ def test_json_that_was_cut_off_is_said_to_be(browser: Browser) -> None:
 def test_text_from_a_model_stays_text(browser: Browser, kind: str) -> None:
     with shown(browser, kind) as fake:
         for text in HOSTILE:
-            fake.text = json.dumps({text: [text, {text: text}]}) if kind in ("extract", "call") else text
+            fake.text = (
+                json.dumps({text: [text, {text: text}]}) if kind in ("extract", "call") else text
+            )
             fake.calls = text if kind == "call" else ""
-            fake.extra = EXTRA | {"reason": text, "model": text, "route": text, "labels": {text + "x": 0.1}}
+            fake.extra = EXTRA | {
+                "reason": text,
+                "model": text,
+                "route": text,
+                "labels": {text + "x": 0.1},
+            }
             ask(browser)
             home = "#log article:last-of-type" if kind == "generate" else "#result"
             said = browser.ask(f"document.querySelector('{home}').textContent")
@@ -422,7 +521,10 @@ def test_text_from_a_model_stays_text(browser: Browser, kind: str) -> None:
                 assert OBEYED.sub("", text) in said
             assert not OBEYED.search(said)
         assert browser.ask("document.title") == f"{NAME} · slmctl"
-        counted = "document.scripts.length, document.images.length, document.querySelectorAll('style').length"
+        counted = (
+            "document.scripts.length, document.images.length, "
+            "document.querySelectorAll('style').length"
+        )
         assert browser.ask(f"[{counted}]") == [1, 0, 1]
         assert browser.complaints == []
 
@@ -430,14 +532,25 @@ def test_text_from_a_model_stays_text(browser: Browser, kind: str) -> None:
 @pytest.mark.parametrize(
     ("refuse", "wanted"),
     [
-        ((400, {}, "the prompt does not fit the context of 2048 tokens"), "does not fit the context of 2048 tokens"),
+        (
+            (400, {}, "the prompt does not fit the context of 2048 tokens"),
+            "does not fit the context of 2048 tokens",
+        ),
         ((413, {}, "the body is too large"), "longer than this server takes"),
-        ((429, {"Retry-After": "7"}, "queue full"), "busy, or this key has reached its limit. Try again in 7 seconds."),
-        ((503, {}, "the engine died"), "cannot answer just now. Try again in a moment. the engine died"),
+        (
+            (429, {"Retry-After": "7"}, "queue full"),
+            "busy, or this key has reached its limit. Try again in 7 seconds.",
+        ),
+        (
+            (503, {}, "the engine died"),
+            "cannot answer just now. Try again in a moment. the engine died",
+        ),
         ((502, {}, ""), "The server answered with status 502."),
     ],
 )
-def test_a_refusal_is_said_in_words_and_the_question_is_kept(browser: Browser, refuse: Any, wanted: str) -> None:
+def test_a_refusal_is_said_in_words_and_the_question_is_kept(
+    browser: Browser, refuse: Any, wanted: str
+) -> None:
     with shown(browser, "generate", refuse=refuse) as fake:
         ask(browser, "my long question")
         assert wanted in fault_of(browser)
@@ -447,7 +560,8 @@ def test_a_refusal_is_said_in_words_and_the_question_is_kept(browser: Browser, r
         browser.ask("document.getElementById('text').value = ''")
         ask(browser)
         assert browser.ask("document.getElementById('fault').hidden")
-        assert len(fake.asked[-1][0]["messages"]) == 1  # what was refused is no part of the conversation
+        # what was refused is no part of the conversation
+        assert len(fake.asked[-1][0]["messages"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -493,10 +607,14 @@ def test_a_key_stays_in_the_tab_and_sensitive_is_a_header(browser: Browser) -> N
 
 def test_one_of_several_models_is_chosen(browser: Browser) -> None:
     with shown(browser, "generate", more={"sorter": "classify"}) as fake:
-        assert browser.ask("[...document.getElementById('model').options].map(o => o.value)") == [NAME, "sorter"]
+        assert browser.ask("[...document.getElementById('model').options].map(o => o.value)") == [
+            NAME,
+            "sorter",
+        ]
         ask(browser)
         browser.ask(
-            "(m => { m.value = 'sorter'; m.dispatchEvent(new Event('change')) })(document.getElementById('model'))"
+            "(m => { m.value = 'sorter'; m.dispatchEvent(new Event('change')) "
+            "})(document.getElementById('model'))"
         )
         browser.wait("document.getElementById('send').textContent === 'Find the category'")
         assert seen(browser, "h1") == "sorter"
@@ -512,7 +630,10 @@ def test_nothing_is_wider_than_the_screen(browser: Browser, kind: str) -> None:
     objects = kind in ("extract", "call")
     text = json.dumps({"order": long, "items": [{"name": {"deep": [long]}}]}) if objects else long
     with faking(
-        kind, text=text, calls=long if kind == "call" else "", extra=EXTRA | {"labels": {long + "x": 0.1}}
+        kind,
+        text=text,
+        calls=long if kind == "call" else "",
+        extra=EXTRA | {"labels": {long + "x": 0.1}},
     ) as fake:
         for width in (360, 1280):
             visit(browser, fake.url, width=width)
@@ -524,14 +645,22 @@ def test_nothing_is_wider_than_the_screen(browser: Browser, kind: str) -> None:
 def test_every_control_has_a_name_and_is_reached_by_tab(browser: Browser) -> None:
     with shown(browser, "generate"):
         ask(browser)
-        controls = "[...document.querySelectorAll('button,input,textarea,select')].filter(e => e.offsetParent)"
-        nameless = f"{controls}.filter(e => !e.textContent && !e.labels?.length && !e.ariaLabel).map(e => e.id)"
+        controls = (
+            "[...document.querySelectorAll('button,input,textarea,select')].filter(e => "
+            "e.offsetParent)"
+        )
+        nameless = (
+            f"{controls}.filter(e => !e.textContent && !e.labels?.length && "
+            "!e.ariaLabel).map(e => e.id)"
+        )
         assert browser.ask(nameless) == []
         browser.ask("document.getElementById('text').focus()")
         reached = []
         for _ in range(6):
             browser.press("Tab")
-            reached.append(browser.ask("document.activeElement.id || document.activeElement.tagName"))
+            reached.append(
+                browser.ask("document.activeElement.id || document.activeElement.tagName")
+            )
         assert reached[:3] == ["send", "anew", "sensitive"]
         assert reached[3:5] == ["SUMMARY", "SUMMARY"]
         assert browser.ask("document.querySelectorAll('h1').length") == 1
@@ -552,7 +681,9 @@ def test_shift_and_enter_begin_a_new_line(browser: Browser) -> None:
 # In front of the real server
 
 
-def test_the_real_server_sorts_a_text_and_talks(browser: Browser, desk_url: str, free_url: str) -> None:
+def test_the_real_server_sorts_a_text_and_talks(
+    browser: Browser, desk_url: str, free_url: str
+) -> None:
     for url in (desk_url, free_url):
         visit(browser, f"{url}/")
         ask(browser, "refund my card")

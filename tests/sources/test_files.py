@@ -1,4 +1,6 @@
-"""Folders, patterns, sheets and tables: several files as one source, in one order, each by a name of its own."""
+"""Folders, patterns, sheets and tables: several files as one source, in
+one order, each by a name of its own.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,28 @@ from slmctl.sources.rows import files, form_of, read_rows
 
 @pytest.fixture
 def exports(tmp_path: Path) -> Path:
-    """A folder as programs leave it: data, marks of the writer, hidden copies, and a page for people."""
+    """A folder as programs leave it: data, marks of the writer,
+    hidden copies, and a page for people.
+    """
     folder = tmp_path / "exports"
-    for name in ("part-10.csv", "part-2.csv", "2024/part-1.csv", ".part-3.csv", "_SUCCESS", "_tmp/a.csv", "README.md"):
+    for name in (
+        "part-10.csv",
+        "part-2.csv",
+        "2024/part-1.csv",
+        ".part-3.csv",
+        "_SUCCESS",
+        "_tmp/a.csv",
+        "README.md",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("text\na\n")
     return folder
 
 
 def parts(tmp_path: Path, path: Path, **fields: Any) -> list[Source]:
-    return snapshot.gathered([Source.model_validate({"path": path, **fields})], tmp_path / "runs" / ".sources")
+    return snapshot.gathered(
+        [Source.model_validate({"path": path, **fields})], tmp_path / "runs" / ".sources"
+    )
 
 
 def titles(found: list[Source]) -> list[str]:
@@ -52,11 +66,15 @@ def test_a_folder_is_its_data_files_in_order_of_their_names(tmp_path: Path, expo
         ("part-[12]*", ["part-10.csv", "part-2.csv"]),
     ],
 )
-def test_a_pattern_is_what_it_matches(tmp_path: Path, exports: Path, pattern: str, expected: list[str]) -> None:
+def test_a_pattern_is_what_it_matches(
+    tmp_path: Path, exports: Path, pattern: str, expected: list[str]
+) -> None:
     assert titles(parts(tmp_path, exports / pattern)) == expected
 
 
-def test_a_folder_whose_name_looks_like_a_pattern_is_that_folder(tmp_path: Path, exports: Path) -> None:
+def test_a_folder_whose_name_looks_like_a_pattern_is_that_folder(
+    tmp_path: Path, exports: Path
+) -> None:
     (tmp_path / "p [1]").mkdir()
     moved = exports.rename(tmp_path / "p [1]" / "exports")
     assert titles(parts(tmp_path, moved / "part-?.csv")) == ["part-2.csv"]
@@ -70,7 +88,9 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> 
     assert (found.title, found.whole) == ("a[1].csv", "")
 
 
-def test_what_a_folder_or_a_pattern_cannot_be(tmp_path: Path, exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_folder_or_a_pattern_cannot_be(
+    tmp_path: Path, exports: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UsageError, match=r"\*\.parquet matches no file") as caught:
         parts(tmp_path, exports / "*.parquet")
     assert caught.value.hint == "paths are relative to the folder of slmctl.yaml"
@@ -85,7 +105,8 @@ def test_what_a_folder_or_a_pattern_cannot_be(tmp_path: Path, exports: Path, mon
     with pytest.raises(DataError, match="has files of several kinds: 3 csv, 1 jsonl") as mixed:
         parts(tmp_path, exports)
     assert mixed.value.hint == "name those of one, such as path: exports/**/*.csv"
-    assert len(parts(tmp_path, exports / "*.*", format="csv")) == 4  # and the page for people, as it was asked
+    # and the page for people, as it was asked
+    assert len(parts(tmp_path, exports / "*.*", format="csv")) == 4
     monkeypatch.setattr(files, "MAX_FILES", 2)
     with pytest.raises(DataError, match="has more than 2 files"):
         parts(tmp_path, exports / "**" / "*.csv")
@@ -95,7 +116,9 @@ def test_what_a_folder_or_a_pattern_cannot_be(tmp_path: Path, exports: Path, mon
         parts(tmp_path, exports)
 
 
-def test_every_file_is_part_of_the_recipe_and_its_place_is_not(tmp_path: Path, exports: Path) -> None:
+def test_every_file_is_part_of_the_recipe_and_its_place_is_not(
+    tmp_path: Path, exports: Path
+) -> None:
     def recipe(folder: Path) -> dict[str, Any]:
         return config.recipe(PrepareConfig(sources=parts(folder.parent, folder)))
 
@@ -117,9 +140,17 @@ def test_sheets_by_name_and_all_of_them(tmp_path: Path) -> None:
     book = write_xlsx(tmp_path / "book.xlsx", {"May": sheet, "June": sheet, "Notes": ""})
     assert titles(parts(tmp_path, book)) == ["book.xlsx"]
     assert titles(parts(tmp_path, book, sheet="June")) == ["book.xlsx:June"]
-    assert titles(parts(tmp_path, book, sheet=["June", "May"])) == ["book.xlsx:June", "book.xlsx:May"]
-    assert titles(parts(tmp_path, book, sheet="*", name="crm")) == ["crm:May", "crm:June", "crm:Notes"]
-    assert titles(parts(tmp_path, tmp_path / "gone.xlsx", sheet="*")) == ["gone.xlsx:*"]  # its recipe says so
+    assert titles(parts(tmp_path, book, sheet=["June", "May"])) == [
+        "book.xlsx:June",
+        "book.xlsx:May",
+    ]
+    assert titles(parts(tmp_path, book, sheet="*", name="crm")) == [
+        "crm:May",
+        "crm:June",
+        "crm:Notes",
+    ]
+    # its recipe says so
+    assert titles(parts(tmp_path, tmp_path / "gone.xlsx", sheet="*")) == ["gone.xlsx:*"]
     (tmp_path / "a.csv").write_text("text\na\n")
     with pytest.raises(UsageError, match=r"a\.csv is no workbook and no database"):
         parts(tmp_path, tmp_path / "a.csv", sheet="*")
@@ -139,7 +170,9 @@ def test_tables_of_a_database(tmp_path: Path) -> None:
         assert caught.value.hint == "name one: sheet: old"
         base.execute("pragma journal_mode = wal")
         base.execute("insert into old values ('a')")
-        with pytest.raises(DataError, match=r"crm\.db is being written: its last changes are still in crm\.db-wal"):
+        with pytest.raises(
+            DataError, match=r"crm\.db is being written: its last changes are still in crm\.db-wal"
+        ):
             list(read_rows(path, sheet="old"))
     assert [found.columns for found in read_rows(path, sheet="old")] == [{"text": "a"}]
     assert [entry.name for entry in tmp_path.iterdir()] == ["crm.db"]

@@ -37,7 +37,9 @@ REVIEWS = st.lists(
 
 
 def parts_of(path: Path, **fields: Any) -> list[Source]:
-    return snapshot.gathered([Source.model_validate({"path": path, **fields})], path.parent / "runs" / ".sources")
+    return snapshot.gathered(
+        [Source.model_validate({"path": path, **fields})], path.parent / "runs" / ".sources"
+    )
 
 
 def ids_of(source: Source) -> list[str]:
@@ -48,7 +50,9 @@ def ids_of(source: Source) -> list[str]:
 @given(REVIEWS)
 def test_no_targeted_row_can_be_held_out(lines: list[Review]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        path = production.written(Path(folder) / "reviewed.jsonl", [production.reviewed("first"), *lines])
+        path = production.written(
+            Path(folder) / "reviewed.jsonl", [production.reviewed("first"), *lines]
+        )
         free = {id for part in parts_of(path) if part.split != "train" for id in ids_of(part)}
         bound = {id for part in parts_of(path) if part.split == "train" for id in ids_of(part)}
     assert free.isdisjoint(bound)
@@ -72,17 +76,27 @@ def test_each_part_has_its_rows_and_its_split(tmp_path: Path) -> None:
         ],
     )
     uniform, targeted = parts_of(path)
-    assert (uniform.split, targeted.split, ids_of(uniform), ids_of(targeted)) == (None, "train", ["a"], ["b"])
+    assert (uniform.split, targeted.split, ids_of(uniform), ids_of(targeted)) == (
+        None,
+        "train",
+        ["a"],
+        ["b"],
+    )
     (row,) = read_rows(uniform.local, **uniform.reading)
     assert row.columns == {
-        "id": "a", "time": production.TIME,
-        "messages": [{"role": "user", "content": "where is parcel a"}, {"role": "assistant", "content": "delivery"}],
-    }  # fmt: skip
+        "id": "a",
+        "time": production.TIME,
+        "messages": [
+            {"role": "user", "content": "where is parcel a"},
+            {"role": "assistant", "content": "delivery"},
+        ],
+    }
     assert (uniform.title, targeted.title) == ("reviewed.uniform.jsonl", "reviewed.targeted.jsonl")
     assert uniform.whole == targeted.whole
     assert stat.S_IMODE(uniform.local.stat().st_mode) == 0o600
     assert reviewed.note(path) == (
-        "reviewed.jsonl: 1 row drawn by chance, 1 picked for training alone; left out: 1 skipped, 1 taken back"
+        "reviewed.jsonl: 1 row drawn by chance, 1 picked for training alone; left out: 1 skipped, "
+        "1 taken back"
     )
 
 
@@ -91,7 +105,9 @@ def test_a_held_out_split_is_refused_for_targeted_rows_alone(tmp_path: Path, spl
     path = production.written(tmp_path / "reviewed.jsonl", [production.reviewed("a")])
     assert [part.split for part in parts_of(path, split=split)] == [split]
     production.written(path, [production.reviewed("b", chosen="novel")])
-    with pytest.raises(UsageError, match=f"picked, not drawn by chance, and its source says split: {split}"):
+    with pytest.raises(
+        UsageError, match=f"picked, not drawn by chance, and its source says split: {split}"
+    ):
         parts_of(path, split=split)
     assert [part.split for part in parts_of(path, split="train")] == ["train", "train"]
 
@@ -112,11 +128,19 @@ def test_files_of_several_reviewers_are_found_by_a_pattern(tmp_path: Path) -> No
     for name in ("ann", "bob"):
         production.written(tmp_path / f"{name}.jsonl", [production.reviewed(name, chosen="unsure")])
     parts = parts_of(tmp_path / "*.jsonl")
-    assert [(part.split, ids_of(part)) for part in parts] == [("train", ["ann"]), ("train", ["bob"])]
+    assert [(part.split, ids_of(part)) for part in parts] == [
+        ("train", ["ann"]),
+        ("train", ["bob"]),
+    ]
 
 
 @pytest.mark.parametrize(
-    "line", [{"text": "hello", "category": "billing"}, {"decision": "accepted"}, {"reviewer": "ann", "decision": "so"}]
+    "line",
+    [
+        {"text": "hello", "category": "billing"},
+        {"decision": "accepted"},
+        {"reviewer": "ann", "decision": "so"},
+    ],
 )
 def test_other_lines_stay_what_they_are(tmp_path: Path, line: dict[str, str]) -> None:
     path = tmp_path / "rows.jsonl"
@@ -137,12 +161,18 @@ def test_a_torn_first_line_hides_no_review(tmp_path: Path) -> None:
 def test_what_gc_may_not_remove(tmp_path: Path) -> None:
     path = production.written(tmp_path / "reviewed.jsonl", [production.reviewed("a")])
     (part,) = parts_of(path)
-    assert part.local.parent in snapshot.copies_of(Source(path=path), tmp_path / "runs" / ".sources")
-    assert list(snapshot.reviews_among([Source(path=path), Source(path=tmp_path / "none.csv")])) == [path]
+    assert part.local.parent in snapshot.copies_of(
+        Source(path=path), tmp_path / "runs" / ".sources"
+    )
+    assert list(
+        snapshot.reviews_among([Source(path=path), Source(path=tmp_path / "none.csv")])
+    ) == [path]
 
 
 def test_init_sees_conversations(tmp_path: Path) -> None:
     lines = [production.reviewed(f"r{k}", production.LABELS[k % 3]) for k in range(30)]
-    looked = raw_data.read("reviewed.jsonl", production.written(tmp_path / "reviewed.jsonl", lines).parent)
+    looked = raw_data.read(
+        "reviewed.jsonl", production.written(tmp_path / "reviewed.jsonl", lines).parent
+    )
     assert looked.look.rows == 30
     assert [column.name for column in looked.look.columns] == ["id", "time", "messages"]

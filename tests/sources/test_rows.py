@@ -19,7 +19,16 @@ from support.workbooks import row, write_xlsx
 
 from slmctl import child
 from slmctl.errors import DataError, UsageError
-from slmctl.sources.rows import FileForm, Row, as_csv, columns_of, encodings, form_of, read_rows, unescaped
+from slmctl.sources.rows import (
+    FileForm,
+    Row,
+    as_csv,
+    columns_of,
+    encodings,
+    form_of,
+    read_rows,
+    unescaped,
+)
 from slmctl.sources.rows.encodings import Encoding
 from slmctl.task.records import write_jsonl
 
@@ -38,7 +47,8 @@ def good(found: list[Row]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [*(("a.csv", text) for text in ("", "\ufeff", "a,b\n", "a,b")), ("a.jsonl", "[]\n{\n")]
+    ("name", "content"),
+    [*(("a.csv", text) for text in ("", "\ufeff", "a,b\n", "a,b")), ("a.jsonl", "[]\n{\n")],
 )
 def test_a_file_without_a_good_row_has_no_columns(tmp_path: Path, name: str, content: str) -> None:
     assert not [row for row in rows(tmp_path, name, content) if not row.fault]
@@ -52,7 +62,8 @@ def test_a_file_without_a_good_row_has_no_columns(tmp_path: Path, name: str, con
 
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
 def test_jsonl_only_a_newline_ends_a_line(tmp_path: Path, mark: str) -> None:
-    # str.splitlines would cut a row in two at these, which JSON allows inside a text (U+0085 and above)
+    # str.splitlines would cut a row in two at these, which JSON allows inside a text (U+0085 and
+    # above)
     text = json.dumps({"a": f"one{mark}two"}, ensure_ascii=mark < " ")
     assert good(rows(tmp_path, "a.jsonl", text + "\n")) == [{"a": f"one{mark}two"}]
 
@@ -63,7 +74,11 @@ def test_jsonl_only_a_newline_ends_a_line(tmp_path: Path, mark: str) -> None:
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
 def test_an_encoding_can_be_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    path.write_bytes('text\n"größe"\n'.encode("cp850") if name != "a.jsonl" else '{"text": "größe"}'.encode("cp850"))
+    path.write_bytes(
+        'text\n"größe"\n'.encode("cp850")
+        if name != "a.jsonl"
+        else '{"text": "größe"}'.encode("cp850")
+    )
     for known in ("cp850", "IBM850"):
         assert good(list(read_rows(path, encoding=known))) == [{"text": "größe"}]
     with pytest.raises(UsageError, match="'klingon' is no encoding"):
@@ -72,7 +87,9 @@ def test_an_encoding_can_be_named(tmp_path: Path, name: str) -> None:
         list(read_rows(path, encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["utf-7", "idna", "base64", "rot13", "unicode_escape", "undefined", "a\0b", ""])
+@pytest.mark.parametrize(
+    "name", ["utf-7", "idna", "base64", "rot13", "unicode_escape", "undefined", "a\0b", ""]
+)
 def test_what_is_no_plain_encoding_of_text_is_none(tmp_path: Path, name: str) -> None:
     (tmp_path / "a.csv").write_text("text\na\n")
     with pytest.raises(UsageError, match="is no encoding"):
@@ -85,28 +102,44 @@ def test_a_named_latin1_is_cp1252(tmp_path: Path, name: str) -> None:
     assert good(list(read_rows(tmp_path / "a.csv", encoding=name))) == [{"text": "5 € – ä"}]
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"]
+)
 def test_a_named_encoding_has_its_mark_or_not(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "a.csv"
-    for mark in ("", "\ufeff") if encoding not in ("cp1252", "utf-8-sig", "utf-16", "utf-32") else ("",):
+    for mark in (
+        ("", "\ufeff") if encoding not in ("cp1252", "utf-8-sig", "utf-16", "utf-32") else ("",)
+    ):
         path.write_bytes(f"{mark}text\ngröße\n".encode(encoding))
         assert good(list(read_rows(path, encoding=encoding))) == [{"text": "größe"}]
 
 
 @pytest.mark.parametrize(
     ("text", "encoding"),
-    [("größe über straße geht´s", "cp850"), ("заказ не пришёл", "cp1251"), ("заказ не пришёл", "koi8-r"),
-     ("proszę o pieniądze", "cp1250"), ("Καλημέρα κόσμε", "cp1253"), ("注文が届きません", "shift_jis"),
-     ("订单还没有到", "gb18030")],
-)  # fmt: skip
-def test_an_unknown_encoding_is_refused_with_those_that_read_as_text(tmp_path: Path, text: str, encoding: str) -> None:
-    with pytest.raises(DataError, match=r"a\.csv is neither UTF-8 nor CP1252: line 2 holds the byte") as caught:
+    [
+        ("größe über straße geht´s", "cp850"),
+        ("заказ не пришёл", "cp1251"),
+        ("заказ не пришёл", "koi8-r"),
+        ("proszę o pieniądze", "cp1250"),
+        ("Καλημέρα κόσμε", "cp1253"),
+        ("注文が届きません", "shift_jis"),
+        ("订单还没有到", "gb18030"),
+    ],
+)
+def test_an_unknown_encoding_is_refused_with_those_that_read_as_text(
+    tmp_path: Path, text: str, encoding: str
+) -> None:
+    with pytest.raises(
+        DataError, match=r"a\.csv is neither UTF-8 nor CP1252: line 2 holds the byte"
+    ) as caught:
         rows(tmp_path, "a.csv", f"id,text\n1,{text}\n".encode(encoding))
     assert f"{encoding} reads '" in caught.value.hint
     assert max((word for word in text.split() if not word.isascii()), key=len) in caught.value.hint
 
 
-def test_a_large_file_is_sampled_and_what_contradicts_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_is_sampled_and_what_contradicts_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(encodings, "SAMPLE", 100)
     monkeypatch.setattr(encodings, "PIECE", 10)
     line, path = b"a,b\n", tmp_path / "a.csv"
@@ -114,7 +147,9 @@ def test_a_large_file_is_sampled_and_what_contradicts_is_named(tmp_path: Path, m
     assert form_of(path).encoding == Encoding("cp1252", certain=False)  # the end is in the sample
     path.write_bytes(b"a,b\n" + line * 3000 + b"\x80,b\n" + line * 2050)
     assert form_of(path).encoding == UTF8
-    with pytest.raises(DataError, match=r"a\.csv is not UTF-8: line 3002 holds the byte 0x80") as caught:
+    with pytest.raises(
+        DataError, match=r"a\.csv is not UTF-8: line 3002 holds the byte 0x80"
+    ) as caught:
         list(read_rows(path))
     assert caught.value.hint.startswith("encoding: cp1252")
     umlauts = "ö".encode() * 4096  # pieces begin and end inside characters
@@ -136,7 +171,10 @@ def test_form_of_a_text(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("forked_readers")
 def test_form_of_what_is_no_text(tmp_path: Path) -> None:
     title, header = row(1, "Tickets of 2024"), row(4, "text", "label", "day")
-    book = write_xlsx(tmp_path / "a.xlsx", {"One": title + header + row(5, "a", "b") + row(6, "c", "d"), "Two": ""})
+    book = write_xlsx(
+        tmp_path / "a.xlsx",
+        {"One": title + header + row(5, "a", "b") + row(6, "c", "d"), "Two": ""},
+    )
     assert form_of(book) == FileForm("xlsx", None, 4, None, ("One", "Two"))
     assert good(list(read_rows(book)))[0] == {"text": "a", "label": "b", "day": ""}
     assert form_of(book, sheet="Two").header_row == 0
@@ -149,14 +187,19 @@ def test_unknown_kind_lists_the_known(tmp_path: Path) -> None:
     for name, kind in (("a.dat", ".dat"), ("a", ""), ("a.parquet.gz", ".parquet.gz"), (".csv", "")):
         with pytest.raises(DataError, match=f"{name} has an unknown kind '{kind}'") as caught:
             rows(tmp_path, name, b"PK")
-        assert caught.value.hint.startswith("known: .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .xlsx,")
+        assert caught.value.hint.startswith(
+            "known: .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .xlsx,"
+        )
 
 
 def test_columns_come_from_the_first_good_row_or_of_json_from_many(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('nonsense\n{"b": 1, "a": 2}\n')
     assert columns_of(tmp_path / "a.jsonl") == ["b", "a"]
     # a column was unknown whose key the first row lacks, as exporters leave out what is null
-    for name, content in (("c.jsonl", '{"b": 1}\n{"a": 2, "b": 3}\n'), ("c.json", '[{"b": 1}, {"a": 2}]')):
+    for name, content in (
+        ("c.jsonl", '{"b": 1}\n{"a": 2, "b": 3}\n'),
+        ("c.json", '[{"b": 1}, {"a": 2}]'),
+    ):
         (tmp_path / name).write_text(content)
         assert columns_of(tmp_path / name) == ["b", "a"]
     (tmp_path / "a.csv").write_text("text,category\nshort\n1,2\n")
@@ -169,31 +212,68 @@ def test_columns_come_from_the_first_good_row_or_of_json_from_many(tmp_path: Pat
 @pytest.mark.parametrize(
     ("cell", "written"),
     [
-        ("=1+1", "'=1+1"), ("+49 170", "'+49 170"), ("-cmd", "'-cmd"), ("@sum", "'@sum"), ("\tx", "'\tx"),
-        ("\rx", "\"'\rx\""), ("=", "'="), ("-", "'-"), ("-1-2", "'-1-2"), ("-0x1", "'-0x1"),
-        ("-3.5", "-3.5"), ("+7", "+7"), ("-3,5", '"-3,5"'), ("-1e-5", "-1e-5"), ("-.5", "-.5"), ("-50%", "-50%"),
-        (-3.5, "-3.5"), ("a=b", "a=b"), ("", ""), (None, ""), (True, "true"), ({"a": "ö"}, '"{""a"": ""ö""}"'),
+        ("=1+1", "'=1+1"),
+        ("+49 170", "'+49 170"),
+        ("-cmd", "'-cmd"),
+        ("@sum", "'@sum"),
+        ("\tx", "'\tx"),
+        ("\rx", '"\'\rx"'),
+        ("=", "'="),
+        ("-", "'-"),
+        ("-1-2", "'-1-2"),
+        ("-0x1", "'-0x1"),
+        ("-3.5", "-3.5"),
+        ("+7", "+7"),
+        ("-3,5", '"-3,5"'),
+        ("-1e-5", "-1e-5"),
+        ("-.5", "-.5"),
+        ("-50%", "-50%"),
+        (-3.5, "-3.5"),
+        ("a=b", "a=b"),
+        ("", ""),
+        (None, ""),
+        (True, "true"),
+        ({"a": "ö"}, '"{""a"": ""ö""}"'),
         ("'quoted'", "'quoted'"),
-        # parts that a spreadsheet with another separator cuts off, or that a line break does: quotes do not hold there
-        ("x;=1+1", "x;'=1+1"), ("x;=1+1;y", "x;'=1+1;y"), ("x; =1+1", "x; '=1+1"), ("x\t=1+1", "x\t'=1+1"),
-        ("x\n=1+1", "\"x\n'=1+1\""), ("x;@SUM(A1)", "x;'@SUM(A1)"), ("x;-1+1", "x;'-1+1"), ("x;+(1)", "x;'+(1)"),
-        ("x;-cmd|' /c calc'!A0", "x;'-cmd|' /c calc'!A0"), ('x;"=1', "\"x;\"\"'=1\""),
-        ({"a": ";=1;"}, "\"{\"\"a\"\": \"\";'=1;\"\"}\""), ("x;'=1", "x;''=1"), ("'=1", "''=1"),
-        ("x;-5", "x;-5"), ("x;-5;+7%", "x;-5;+7%"), ("a\n- one (1)\n-----\n====", '"a\n- one (1)\n-----\n===="'),
-        ("call\n+49 170 1234", '"call\n+49 170 1234"'), ("ok; @jane", "ok; @jane"), ("a;b=c", "a;b=c"),
+        # parts that a spreadsheet with another separator cuts off, or that a line break does:
+        # quotes do not hold there
+        ("x;=1+1", "x;'=1+1"),
+        ("x;=1+1;y", "x;'=1+1;y"),
+        ("x; =1+1", "x; '=1+1"),
+        ("x\t=1+1", "x\t'=1+1"),
+        ("x\n=1+1", '"x\n\'=1+1"'),
+        ("x;@SUM(A1)", "x;'@SUM(A1)"),
+        ("x;-1+1", "x;'-1+1"),
+        ("x;+(1)", "x;'+(1)"),
+        ("x;-cmd|' /c calc'!A0", "x;'-cmd|' /c calc'!A0"),
+        ('x;"=1', '"x;""\'=1"'),
+        ({"a": ";=1;"}, '"{""a"": "";\'=1;""}"'),
+        ("x;'=1", "x;''=1"),
+        ("'=1", "''=1"),
+        ("x;-5", "x;-5"),
+        ("x;-5;+7%", "x;-5;+7%"),
+        ("a\n- one (1)\n-----\n====", '"a\n- one (1)\n-----\n===="'),
+        ("call\n+49 170 1234", '"call\n+49 170 1234"'),
+        ("ok; @jane", "ok; @jane"),
+        ("a;b=c", "a;b=c"),
     ],
-)  # fmt: skip
+)
 def test_formulas_are_escaped_and_numbers_are_not(cell: Any, written: str) -> None:
     assert as_csv([{"a": cell, "b": 1}]) == f"a,b\n{written},1\n"
 
 
 def test_the_own_separator_of_a_file_begins_no_formula() -> None:
     text = "a,=1;b,=2"
-    (_, semicolons), (_, commas) = (as_csv([{"a": text}], separator=mark).splitlines() for mark in ";,")
+    (_, semicolons), (_, commas) = (
+        as_csv([{"a": text}], separator=mark).splitlines() for mark in ";,"
+    )
     assert (semicolons, commas) == ("\"a,'=1;b,'=2\"", '"a,=1;b,=2"')
     assert unescaped("a,'=1;b,'=2", separator=";") == text
     assert unescaped("'=a;'=1;'b") == "=a;=1;'b"
-    assert as_csv([{"a": '["x","+49(0)30"]'}], separator=";").splitlines()[1] == '"[""x"",""\'+49(0)30""]"'
+    assert (
+        as_csv([{"a": '["x","+49(0)30"]'}], separator=";").splitlines()[1]
+        == '"[""x"",""\'+49(0)30""]"'
+    )
 
 
 def test_columns_of_all_rows_are_written() -> None:
@@ -202,10 +282,16 @@ def test_columns_of_all_rows_are_written() -> None:
 
 # Invariants
 
-KEEP = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+KEEP = settings(
+    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=6,
 )
@@ -223,7 +309,9 @@ json_values = st.recursive(
 @KEEP
 @example((["a"], [["\r"], ["\n"], ["\u2028"], [""]]), ("a.csv", ","))
 @example((["a", "b"], [["\x00", '"'], ["\ufeff", " "]]), ("a.csv", ","))
-def test_csv_round_trip(tmp_path: Path, drawn: tuple[list[str], list[list[str]]], kind: tuple[str, str]) -> None:
+def test_csv_round_trip(
+    tmp_path: Path, drawn: tuple[list[str], list[list[str]]], kind: tuple[str, str]
+) -> None:
     header, body = drawn
     out = io.StringIO(newline="")
     writer = csv.writer(out, delimiter=kind[1], quoting=csv.QUOTE_ALL)
@@ -250,7 +338,9 @@ def test_jsonl_round_trip(tmp_path: Path, values: list[dict[str, Any]]) -> None:
 @example(b"\xff\xfea\x00", "a.csv")
 @example(b"a\r\rb\r", "a.csv")
 @example(b'"', "a.csv")  # a header whose quote is never closed raised csv's own error
-def test_any_bytes_are_rows_faults_or_a_data_error(tmp_path: Path, content: bytes, name: str) -> None:
+def test_any_bytes_are_rows_faults_or_a_data_error(
+    tmp_path: Path, content: bytes, name: str
+) -> None:
     try:
         found = rows(tmp_path, name, content)
     except DataError as error:
@@ -261,12 +351,17 @@ def test_any_bytes_are_rows_faults_or_a_data_error(tmp_path: Path, content: byte
     assert not any(row.columns for row in found if row.fault)
 
 
-@given(st.text(st.sampled_from("'=+-@;,\t\r\n\" 1a(|!5%A"), max_size=12) | texts, st.sampled_from(",;\t|"))
+@given(
+    st.text(st.sampled_from("'=+-@;,\t\r\n\" 1a(|!5%A"), max_size=12) | texts,
+    st.sampled_from(",;\t|"),
+)
 @KEEP
 @example("'=16", ",")  # the id of a reviewed row, which was then not in the queue
 @example("+,-,=", "\t")
 def test_any_text_in_a_review_sheet_comes_back_as_it_was(text: str, separator: str) -> None:
-    (_, (cell,)) = csv.reader(io.StringIO(as_csv([{"a": text}], separator=separator), newline=""), delimiter=separator)
+    (_, (cell,)) = csv.reader(
+        io.StringIO(as_csv([{"a": text}], separator=separator), newline=""), delimiter=separator
+    )
     assert unescaped(cell, separator=separator) == text
 
 
@@ -279,7 +374,9 @@ def test_csv_for_people_reads_back(tmp_path: Path, values: list[dict[str, str]])
     assert [{name: unescaped(text) for name, text in row.items()} for row in found] == values
 
 
-def test_a_child_that_is_killed_within_a_line_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_is_killed_within_a_line_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # half a line was no JSON, and a traceback
     @contextlib.contextmanager
     def killed(*_: object, **options: object) -> Iterator[IO[bytes]]:
@@ -290,14 +387,21 @@ def test_a_child_that_is_killed_within_a_line_is_named(tmp_path: Path, monkeypat
     (tmp_path / "a.parquet").touch()
     rows = read_rows(tmp_path / "a.parquet")
     assert next(rows) == Row(1, {"text": "one"})
-    with pytest.raises(DataError, match="cannot be read as Parquet: it takes too much memory or time"):
+    with pytest.raises(
+        DataError, match="cannot be read as Parquet: it takes too much memory or time"
+    ):
         next(rows)
 
 
 @pytest.mark.parametrize(
-    "said", ['["DataError", "no row", "more"]', '["os", "x", ""]', '["ValueError", "x", ""]', "{", "5"]
+    "said",
+    ['["DataError", "no row", "more"]', '["os", "x", ""]', '["ValueError", "x", ""]', "{", "5"],
 )
 def test_a_child_refuses_by_an_expected_error_alone(said: str) -> None:
     refusal = child.DiedError(1, f"a warning\nslmctl refuses: {said}\n").refusal
     assert (refusal is not None) == ("DataError" in said)
-    assert refusal is None or (type(refusal), refusal.message, refusal.hint) == (DataError, "no row", "more")
+    assert refusal is None or (type(refusal), refusal.message, refusal.hint) == (
+        DataError,
+        "no row",
+        "more",
+    )

@@ -1,4 +1,6 @@
-"""Sources that are no files: what they hold becomes a file, what is secret stays out of everything."""
+"""Sources that are no files: what they hold becomes a file, what
+is secret stays out of everything.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,15 @@ from support.hub import COMMIT
 
 from slmctl import config, console
 from slmctl.config import Source, SourceLimits
-from slmctl.errors import DataError, IntegrityError, LockedError, MissingError, NetworkError, SlmctlError, UsageError
+from slmctl.errors import (
+    DataError,
+    IntegrityError,
+    LockedError,
+    MissingError,
+    NetworkError,
+    SlmctlError,
+    UsageError,
+)
 from slmctl.network import credentials
 from slmctl.pipeline import gathering
 from slmctl.pipeline.graph import Project
@@ -62,11 +72,13 @@ def server() -> Iterator[postgres.Server]:
     with postgres.running() as running:
         running.execute(
             f"create role reader login password '{postgres.READER_PASSWORD}'",
-            "create table tickets as select n as id, 'ticket ' || n as text, 'kind ' || n % 3 as category"
+            "create table tickets as select n as id, 'ticket ' || n as text, 'kind ' || n % 3 as "
+            "category"
             " from generate_series(1, 2500) n",
             "create table written (n int)",
             "grant all on tickets, written to public",
-            "create function write() returns int language sql as 'insert into written values (1) returning n'",
+            "create function write() returns int language sql as 'insert into written values (1) "
+            "returning n'",
         )
         yield running
 
@@ -79,7 +91,9 @@ def address(server: postgres.Server, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_query_becomes_a_file_of_its_rows(address: str, folder: Path) -> None:
-    asked = source(sql={"url": address, "query": "select id, text, category from tickets order by id"})
+    asked = source(
+        sql={"url": address, "query": "select id, text, category from tickets order by id"}
+    )
     (found,) = snapshot.gather([asked], folder, LIMITS)
     assert (found.sql, found.local.parent, found.local.suffix) == (None, folder, ".jsonl")
     rows = rows_of(found)
@@ -101,15 +115,28 @@ def test_a_database_s_types_become_what_json_has(address: str, folder: Path) -> 
     (found,) = snapshot.gather([source(sql={"url": address, "query": query})], folder, LIMITS)
     assert rows_of(found) == [
         {
-            "price": "1.10", "big": "12345678901234567890", "day": "2026-11-24", "at": "2026-11-24T10:00:00",
-            "yes": True, "nothing": None, "json": {"a": [1, 2]}, "text": "hi", "bytes": None, "list": ["x", "y"],
-            "nan": None, "half": 1.5, "span": "1:30:00", "id": "f47ac10b-58cc-4372-a567-0e02b2c3d479", "ip": "10.0.0.1",
+            "price": "1.10",
+            "big": "12345678901234567890",
+            "day": "2026-11-24",
+            "at": "2026-11-24T10:00:00",
+            "yes": True,
+            "nothing": None,
+            "json": {"a": [1, 2]},
+            "text": "hi",
+            "bytes": None,
+            "list": ["x", "y"],
+            "nan": None,
+            "half": 1.5,
+            "span": "1:30:00",
+            "id": "f47ac10b-58cc-4372-a567-0e02b2c3d479",
+            "ip": "10.0.0.1",
         }
-    ]  # fmt: skip
+    ]
 
 
 def test_a_query_is_passed_on_as_it_is(address: str, folder: Path) -> None:
-    # SQLAlchemy's text() takes `:name` for a parameter, psycopg takes `%` for one, inside quotes too
+    # SQLAlchemy's text() takes `:name` for a parameter, psycopg takes `%` for one, inside quotes
+    # too
     query = "select ':name at 10:30' as a, '100%' as b, '%s %(x)s' as c order by 1"
     (found,) = snapshot.gather([source(sql={"url": address, "query": query})], folder, LIMITS)
     assert rows_of(found) == [{"a": ":name at 10:30", "b": "100%", "c": "%s %(x)s"}]
@@ -123,7 +150,8 @@ def test_a_query_is_passed_on_as_it_is(address: str, folder: Path) -> None:
         ("select 1 as n; delete from tickets", "multiple commands"),
         ("drop table tickets", "syntax error"),
         ("select nothing from tickets", 'column "nothing" does not exist'),
-        ("select 1 / (2400 - id) as n from tickets order by id", "division by zero"),  # rows had been written by then
+        # rows had been written by then
+        ("select 1 / (2400 - id) as n from tickets order by id", "division by zero"),
         ("select 1 as a, 2 as a order by 1", "the query names a column twice: a, a"),
         ("", "syntax error"),
     ],
@@ -142,28 +170,52 @@ def test_an_address_may_come_from_the_environment_as_a_whole(
     server: postgres.Server, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PGPASSWORD", postgres.OWNER_PASSWORD)
-    monkeypatch.setenv("CRM", f"postgresql://owner@/postgres?host={server.folder}&port={server.port}")
-    (found,) = snapshot.gather([source(sql={"url": "${CRM}", "query": "select 1 as one order by 1"})], folder, LIMITS)
+    monkeypatch.setenv(
+        "CRM", f"postgresql://owner@/postgres?host={server.folder}&port={server.port}"
+    )
+    (found,) = snapshot.gather(
+        [source(sql={"url": "${CRM}", "query": "select 1 as one order by 1"})], folder, LIMITS
+    )
     assert rows_of(found) == [{"one": 1}]
 
 
 @pytest.mark.parametrize(
     ("url", "kind", "said"),
     [
-        ("postgresql://reader:{secret}@127.0.0.1:{port}/postgres", NetworkError, "password authentication failed"),
+        (
+            "postgresql://reader:{secret}@127.0.0.1:{port}/postgres",
+            NetworkError,
+            "password authentication failed",
+        ),
         ("postgresql://reader:{secret}@127.0.0.1:1/postgres", NetworkError, "cannot be reached"),
-        ("postgresql://reader:{secret}@127.0.0.1:{port}/{secret}", NetworkError, "cannot be reached"),
-        ("postgresql://reader@127.0.0.1:{port}/postgres?passfile={secret}", NetworkError, "cannot be reached"),
+        (
+            "postgresql://reader:{secret}@127.0.0.1:{port}/{secret}",
+            NetworkError,
+            "cannot be reached",
+        ),
+        (
+            "postgresql://reader@127.0.0.1:{port}/postgres?passfile={secret}",
+            NetworkError,
+            "cannot be reached",
+        ),
         ("reader:{secret}@127.0.0.1/postgres", UsageError, "is malformed"),
         ("nothing://reader:{secret}@127.0.0.1/postgres", UsageError, "Can't load plugin"),
         ("mysql://reader:{secret}@127.0.0.1/postgres", MissingError, "needs the package 'MySQLdb'"),
-        ("postgresql://reader:${{UNSET}}@127.0.0.1/postgres", UsageError, "the variable UNSET is not set"),
+        (
+            "postgresql://reader:${{UNSET}}@127.0.0.1/postgres",
+            UsageError,
+            "the variable UNSET is not set",
+        ),
     ],
 )
 def test_no_error_names_the_password(
-    server: postgres.Server, folder: Path, capsys: pytest.CaptureFixture[str],
-    url: str, kind: type[SlmctlError], said: str,
-) -> None:  # fmt: skip
+    server: postgres.Server,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    url: str,
+    kind: type[SlmctlError],
+    said: str,
+) -> None:
     url = url.format(secret=SECRET, port=server.port)
     with pytest.raises(kind, match=said) as caught:
         snapshot.gather([source(sql={"url": url, "query": "select 1 as one"})], folder, LIMITS)
@@ -171,7 +223,9 @@ def test_no_error_names_the_password(
     assert SECRET not in f"{caught.value.message} {caught.value.hint} {spoken.out} {spoken.err}"
 
 
-def test_the_host_is_said_before_it_is_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_host_is_said_before_it_is_asked(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     console.set_level(0)
     url = f"postgresql://reader:{SECRET}@127.0.0.1:1/crm"
     with pytest.raises(NetworkError):
@@ -203,10 +257,15 @@ def test_an_address_is_masked(url: str, shown: str) -> None:
 
 def test_a_fault_in_the_config_does_not_show_the_password() -> None:
     with pytest.raises(UsageError) as caught:
-        config.parse(f"project: a\nbase: b\nprepare: {{sources: [{{sql: 'postgresql://u:{SECRET}@h/d'}}]}}")
+        config.parse(
+            f"project: a\nbase: b\nprepare: {{sources: [{{sql: 'postgresql://u:{SECRET}@h/d'}}]}}"
+        )
     assert SECRET not in caught.value.message
     with pytest.raises(UsageError) as caught:
-        config.parse("project: a\nbase: b", [f"prepare.sources.url='postgresql://u:{SECRET}@h/d'", f"x://u:{SECRET}@h"])
+        config.parse(
+            "project: a\nbase: b",
+            [f"prepare.sources.url='postgresql://u:{SECRET}@h/d'", f"x://u:{SECRET}@h"],
+        )
     assert SECRET not in caught.value.message
 
 
@@ -217,7 +276,9 @@ def tickets(folder: Path) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     with sqlite3.connect(root / "crm.db") as connection:
         connection.execute("create table tickets (text, category)")
-        connection.executemany("insert into tickets values (?, ?)", [("one", "a"), (b"\xff", 2.5), (None, 1)])
+        connection.executemany(
+            "insert into tickets values (?, ?)", [("one", "a"), (b"\xff", 2.5), (None, 1)]
+        )
     connection.close()
     return root / "crm.db"
 
@@ -225,8 +286,11 @@ def tickets(folder: Path) -> Path:
 def test_sqlite(tickets: Path, folder: Path) -> None:
     asked = source(sql={"url": "sqlite:///crm.db", "query": "select * from tickets order by rowid"})
     (found,) = snapshot.gather([asked], folder, LIMITS)
-    assert rows_of(found) == [{"text": "one", "category": "a"}, {"text": None, "category": 2.5},
-                              {"text": None, "category": 1}]  # fmt: skip
+    assert rows_of(found) == [
+        {"text": "one", "category": "a"},
+        {"text": None, "category": 2.5},
+        {"text": None, "category": 1},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -240,11 +304,23 @@ def test_sqlite(tickets: Path, folder: Path) -> None:
             "create table t (n)",
             "file:new.db?mode=rwc&uri=true' does not exist",
         ),
-        ("sqlite+pysqlite:///file%3Anew.db?mode=rwc&uri=true", "create table t (n)", "does not exist"),
+        (
+            "sqlite+pysqlite:///file%3Anew.db?mode=rwc&uri=true",
+            "create table t (n)",
+            "does not exist",
+        ),
         ("sqlite:///file:///new.db?mode=memory&uri=1", "create table t (n)", "does not exist"),
         ("sqlite:///file:crm.db?mode=rwc&uri=true", "create table t (n)", "not authorized"),
-        ("sqlite:///file:crm.db?mode=rw&cache=shared&uri=true", "delete from tickets", "has the parameter 'cache'"),
-        ("sqlite:///crm.db?mode=rwc&uri=true", "insert into tickets values (1, 2) returning text", "not authorized"),
+        (
+            "sqlite:///file:crm.db?mode=rw&cache=shared&uri=true",
+            "delete from tickets",
+            "has the parameter 'cache'",
+        ),
+        (
+            "sqlite:///crm.db?mode=rwc&uri=true",
+            "insert into tickets values (1, 2) returning text",
+            "not authorized",
+        ),
         ("sqlite:///crm.db?vfs=unix-dotfile", "select 1 as n", "has the parameter 'vfs'"),
         ("sqlite:///crm.db", "pragma journal_mode = wal", "not authorized"),
         ("sqlite:///crm.db", "pragma writable_schema = 1", "not authorized"),
@@ -253,16 +329,27 @@ def test_sqlite(tickets: Path, folder: Path) -> None:
         ("sqlite://", "attach 'new.db' as n", "not authorized"),
         ("sqlite:///crm.db", "pragma user_version", ""),
         ("sqlite:///crm.db", "begin", "it is no SELECT"),
-        ("sqlite:///none.db", "select 1", "the database file of 'sqlite:///none.db' does not exist"),
+        (
+            "sqlite:///none.db",
+            "select 1",
+            "the database file of 'sqlite:///none.db' does not exist",
+        ),
         ("sqlite:///slmctl.yaml", "select * from tickets", "file is not a database"),
     ],
 )
 def test_sqlite_is_only_read(tickets: Path, folder: Path, url: str, query: str, fault: str) -> None:
     (tickets.parent / "slmctl.yaml").write_text("project: a\n" * 100)
     before = tickets.read_bytes(), sorted(tickets.parent.iterdir())
-    with pytest.raises((DataError, UsageError), match=re.escape(fault)) if fault else contextlib.nullcontext():
+    with (
+        pytest.raises((DataError, UsageError), match=re.escape(fault))
+        if fault
+        else contextlib.nullcontext()
+    ):
         snapshot.gather([source(sql={"url": url, "query": query})], folder, LIMITS)
-    assert (tickets.read_bytes(), [path for path in sorted(tickets.parent.iterdir()) if path.name != "runs"]) == before
+    assert (
+        tickets.read_bytes(),
+        [path for path in sorted(tickets.parent.iterdir()) if path.name != "runs"],
+    ) == before
 
 
 def test_an_address_keeps_its_harmless_parameters(tickets: Path) -> None:
@@ -273,7 +360,12 @@ def test_an_address_keeps_its_harmless_parameters(tickets: Path) -> None:
 
 
 def test_a_copy_is_whole_or_not_there(tickets: Path, folder: Path) -> None:
-    asked = source(sql={"url": "sqlite:///crm.db", "query": "select text, category from tickets order by rowid"})
+    asked = source(
+        sql={
+            "url": "sqlite:///crm.db",
+            "query": "select text, category from tickets order by rowid",
+        }
+    )
     (found,) = snapshot.gather([asked], folder, LIMITS)
     before = found.local.read_bytes()
     (folder / f".draft-{found.local.name}").write_text("of a process that was killed")
@@ -360,7 +452,9 @@ for fields in json.loads(sys.argv[2]):
 """
 
 
-def fetch(url: str, folder: Path, *sources: dict[str, str], **limits: float) -> tuple[list[list[Any]], str]:
+def fetch(
+    url: str, folder: Path, *sources: dict[str, str], **limits: float
+) -> tuple[list[list[Any]], str]:
     """Fetch sources one by one in a process of its own: the outcome of each, and what it said."""
     env = hub_server.environment(url, folder)
     done = subprocess.run(
@@ -376,8 +470,14 @@ def fetch(url: str, folder: Path, *sources: dict[str, str], **limits: float) -> 
 def test_a_pinned_data_set_is_fetched_once(hub: hub_server.Hub, folder: Path) -> None:
     asked = {"hf": f"acme/tickets@{COMMIT}", "file": "data/train-*.csv"}
     (found,), said = fetch(hub.url, folder, asked)
-    assert [title for title, _ in found] == ["acme/tickets/data/train-0.csv", "acme/tickets/data/train-1.csv"]
-    assert [Path(path).read_bytes() for _, path in found] == [FILES["data/train-0.csv"], FILES["data/train-1.csv"]]
+    assert [title for title, _ in found] == [
+        "acme/tickets/data/train-0.csv",
+        "acme/tickets/data/train-1.csv",
+    ]
+    assert [Path(path).read_bytes() for _, path in found] == [
+        FILES["data/train-0.csv"],
+        FILES["data/train-1.csv"],
+    ]
     assert "asking the hub for acme/tickets" in said
     assert not any("load.py" in path for path in hub.asked)
     hub.asked.clear()
@@ -394,11 +494,20 @@ REFUSED: list[tuple[dict[str, str], str, str, str | None]] = [
     ({"hf": "acme/tickets"}, "UsageError", UNPINNED.format("acme/tickets"), PIN),
     ({"hf": "acme/tickets@main"}, "UsageError", UNPINNED.format("acme/tickets@main"), PIN),
     ({"hf": f"acme/tickets@{COMMIT}"}, "UsageError", "acme/tickets has 3 data files", AMONG),
-    ({"hf": f"acme/tickets@{COMMIT}", "file": "*.parquet"}, "UsageError", "acme/tickets has no data file '*.parquet'",
-     AMONG),
-    ({"hf": f"acme/other@{COMMIT}", "file": "*"}, "NetworkError", "the hub gave no acme/other:", None),
+    (
+        {"hf": f"acme/tickets@{COMMIT}", "file": "*.parquet"},
+        "UsageError",
+        "acme/tickets has no data file '*.parquet'",
+        AMONG,
+    ),
+    (
+        {"hf": f"acme/other@{COMMIT}", "file": "*"},
+        "NetworkError",
+        "the hub gave no acme/other:",
+        None,
+    ),
     ({"hf": "no-organisation"}, "UsageError", "hf: no-organisation is malformed", None),
-]  # fmt: skip
+]
 
 
 def test_a_data_set_that_cannot_be_fetched(hub: hub_server.Hub, folder: Path) -> None:
@@ -411,8 +520,13 @@ def test_a_data_set_that_cannot_be_fetched(hub: hub_server.Hub, folder: Path) ->
 
 def test_a_file_that_is_not_the_commit_s_is_refused(hub: hub_server.Hub, folder: Path) -> None:
     hub.damaged.add("data/test.jsonl")
-    ((kind, message, _),), _ = fetch(hub.url, folder, {"hf": f"acme/tickets@{COMMIT}", "file": "data/test.jsonl"})
-    assert (kind, message[:46]) == ("IntegrityError", "data/test.jsonl is not what the hub says it is")
+    ((kind, message, _),), _ = fetch(
+        hub.url, folder, {"hf": f"acme/tickets@{COMMIT}", "file": "data/test.jsonl"}
+    )
+    assert (kind, message[:46]) == (
+        "IntegrityError",
+        "data/test.jsonl is not what the hub says it is",
+    )
     assert not list(folder.glob("hf-*"))
 
 
@@ -420,8 +534,9 @@ def test_a_data_set_that_takes_too_long_is_refused(hub: hub_server.Hub, folder: 
     both = {"hf": f"acme/tickets@{COMMIT}", "file": "data/train-*.csv"}
     ((kind, message, _),), _ = fetch(hub.url, folder, both, timeout_s=1e-9)
     assert (kind, message) == (
-        "DataError", "the data set acme/tickets took longer than 1e-09 s (prepare.limits.timeout_s)"
-    )  # fmt: skip
+        "DataError",
+        "the data set acme/tickets took longer than 1e-09 s (prepare.limits.timeout_s)",
+    )
     assert not list(folder.glob("hf-*"))
 
 

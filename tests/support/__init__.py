@@ -1,4 +1,6 @@
-"""What tests share: a tiny model and its project, servers on the loopback, and where the examples are."""
+"""What tests share: a tiny model and its project, servers on the
+loopback, and where the examples are.
+"""
 
 from pathlib import Path
 

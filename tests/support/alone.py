@@ -1,10 +1,12 @@
-"""Commands in a namespace with nothing but the loopback, and a DNS server that writes down what it is asked for.
+"""Commands in a namespace with nothing but the loopback, and a DNS server that writes down what it
+is asked for.
 
     unshare --net --mount python alone.py ORDER.json REPORT.json
 
-The order holds commands and their environment; each is run under strace, which sees every address that is connected
-or sent to, and every program that is started. `names` are names that stand for 192.0.2.1, which then lies on the
-loopback too, with a server that counts what it is sent and answers as a chat endpoint.
+The order holds commands and their environment; each is run under strace, which sees every address
+that is connected or sent to, and every program that is started. `names` are names that stand for
+192.0.2.1, which then lies on the loopback too, with a server that counts what it is sent and
+answers as a chat endpoint.
 """
 
 from __future__ import annotations
@@ -43,28 +45,43 @@ SECRETS = {
     "DATABASE_URL": "postgresql://me:canary-in-url@db.invalid/x",
     "SLMCTL_TEST_PRIVATE_KEY": "canary-private-key",
 }
-ANSWER = json.dumps({"choices": [{"message": {"content": "billing"}, "finish_reason": "stop"}]}).encode()
+ANSWER = json.dumps(
+    {"choices": [{"message": {"content": "billing"}, "finish_reason": "stop"}]}
+).encode()
 
 
 def can_be_alone() -> bool:
     """True where the system lets a test make a namespace, and strace is installed."""
     if shutil.which("strace") is None or shutil.which("unshare") is None:
         return False
-    return subprocess.run([*UNSHARE, "mount", "--make-rprivate", "/"], capture_output=True).returncode == 0
+    return (
+        subprocess.run([*UNSHARE, "mount", "--make-rprivate", "/"], capture_output=True).returncode
+        == 0
+    )
 
 
 def bare(**more: str) -> dict[str, str]:
     """An environment in which nothing helps: no CI, no switch of any library."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "XDG_CACHE_HOME") if name in os.environ}
+    kept = {
+        name: os.environ[name]
+        for name in ("PATH", "HOME", "LANG", "XDG_CACHE_HOME")
+        if name in os.environ
+    }
     return kept | {"OMP_NUM_THREADS": "1"} | more
 
 
-def run_alone(place: Path, steps: Sequence[dict[str, Any]], names: Sequence[str] = ()) -> dict[str, Any]:
+def run_alone(
+    place: Path, steps: Sequence[dict[str, Any]], names: Sequence[str] = ()
+) -> dict[str, Any]:
     """Run commands in a namespace of their own; the report."""
     place.mkdir()
     order, report = place / "order.json", place / "report.json"
     order.write_text(json.dumps({"steps": list(steps), "names": list(names)}))
-    done = subprocess.run([*UNSHARE, sys.executable, __file__, str(order), str(report)], capture_output=True, text=True)
+    done = subprocess.run(
+        [*UNSHARE, sys.executable, __file__, str(order), str(report)],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(report.read_text())
     assert isinstance(found, dict)
@@ -133,7 +150,10 @@ class Endpoint(socketserver.StreamRequestHandler):
             self.rfile.read(length)
             with Endpoint.counting:
                 Endpoint.received += count + 2 + length
-            head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(ANSWER)}\r\n\r\n"
+            head = (
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
+                f"{len(ANSWER)}\r\n\r\n"
+            )
             self.wfile.write(head.encode() + ANSWER)
 
 
@@ -142,24 +162,47 @@ def reached(trace: str) -> list[str]:
     address = r'sa_family=AF_INET6?,.*?(?:inet_addr\("([^"]+)"\)|inet_pton\(AF_INET6, "([^"]+)")'
     found = re.findall(address, trace)
     addresses = {v4 or v6 for v4, v6 in found}
-    return sorted(one for one in addresses if not one.startswith("127.") and one not in ("::1", "0.0.0.0", "::"))
+    return sorted(
+        one
+        for one in addresses
+        if not one.startswith("127.") and one not in ("::1", "0.0.0.0", "::")
+    )
 
 
 def traced(command: list[str], log: Path) -> list[str]:
     calls = "trace=connect,sendto,sendmsg,sendmmsg,execve"
-    return ["strace", "-f", "--seccomp-bpf", "-v", "-s", "100000", "-e", calls, "-o", str(log), *command]
+    return [
+        "strace",
+        "-f",
+        "--seccomp-bpf",
+        "-v",
+        "-s",
+        "100000",
+        "-e",
+        calls,
+        "-o",
+        str(log),
+        *command,
+    ]
 
 
 def run(step: dict[str, Any], log: Path) -> dict[str, Any]:
     """Run a command; one that serves is asked a question, and ended."""
-    options: dict[str, Any] = {"env": step["env"], "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    options: dict[str, Any] = {
+        "env": step["env"],
+        "text": True,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    }
     child = subprocess.Popen(traced(step["command"], log), **options)
     said = ""
     if step.get("serves"):
         assert child.stdout is not None
         url = child.stdout.readline().strip()
         body = json.dumps({"messages": [{"role": "user", "content": "hello"}]}).encode()
-        request = urllib.request.Request(f"{url}/v1/chat/completions", body, {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            f"{url}/v1/chat/completions", body, {"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=300) as reply:
             said = reply.read().decode()
         for path in Path("/proc").glob(f"{child.pid}/task/*/children"):
@@ -169,8 +212,12 @@ def run(step: dict[str, Any], log: Path) -> dict[str, Any]:
     trace = log.read_text(errors="replace")
     started = [line for line in trace.splitlines() if "execve(" in line]
     return {
-        "code": child.returncode, "stdout": out + said, "stderr": err, "reached": reached(trace), "started": started
-    }  # fmt: skip
+        "code": child.returncode,
+        "stdout": out + said,
+        "stderr": err,
+        "reached": reached(trace),
+        "started": started,
+    }
 
 
 def main(order: Path, report: Path) -> None:

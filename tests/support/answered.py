@@ -20,7 +20,9 @@ TOGETHER = 1e-3  # of a confidence: what is computed together decides its last d
 
 def answer_file(answerer: PromptAnswerer, task: Task, job: Job) -> tuple[int, int]:
     """Answer a file with a model; returns the number of rows, and of those with an error."""
-    return file_prediction.answer_file(row_answers.answerer_of_rows(answerer, task, job.reading), task, job)
+    return file_prediction.answer_file(
+        row_answers.answerer_of_rows(answerer, task, job.reading), task, job
+    )
 
 
 def require_same(paths: Sequence[Path], whole: Path) -> None:

@@ -1,4 +1,6 @@
-"""The order of test files over pytest's processes: the longest first, so that none is left alone at the end."""
+"""The order of test files over pytest's processes: the longest first,
+so that none is left alone at the end.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ import pytest
 
 from support import TESTS
 
-# Files of ten seconds and more, the longest first: of `make slow`, then of `make test`. Both list what files took.
-# The first two of either do not wait for the same fixture.
+# Files of ten seconds and more, the longest first: of `make slow`, then of `make test`. Both list
+# what files took. The first two of either do not wait for the same fixture.
 LONGEST = (
     "test_architectures.py",
     "hostile/test_sources.py",
@@ -68,5 +70,7 @@ def seconds_of_files(reports: list[pytest.TestReport]) -> list[tuple[str, float]
     """Files of tests with their seconds, fixtures included, the longest first; at most SHOWN."""
     seconds: Counter[str] = Counter()
     for report in reports:
-        seconds[str(Path(report.nodeid.partition("::")[0]).relative_to(TESTS.name))] += report.duration
+        seconds[str(Path(report.nodeid.partition("::")[0]).relative_to(TESTS.name))] += (
+            report.duration
+        )
     return seconds.most_common(SHOWN)

@@ -1,4 +1,6 @@
-"""Debian's chromium, headless, driven over a pipe by its DevTools protocol: what a reader sees of a page."""
+"""Debian's chromium, headless, driven over a pipe by its DevTools
+protocol: what a reader sees of a page.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,19 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-    "--hide-scrollbars", "--lang=en", "--remote-debugging-pipe",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--lang=en",
+    "--remote-debugging-pipe",
+)
 WAIT_S = 60
 
 
@@ -32,16 +43,28 @@ class Browser:
         # it reads its descriptor 3 and writes to its 4
         wiring = f'exec {CHROMIUM} "$@" 3<&{asks} 4>&{answers}'
         self._child = subprocess.Popen(
-            ["bash", "-c", wiring, "chromium", *FLAGS, f"--user-data-dir={folder / 'profile'}", "about:blank"],
-            pass_fds=(asks, answers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            [
+                "bash",
+                "-c",
+                wiring,
+                "chromium",
+                *FLAGS,
+                f"--user-data-dir={folder / 'profile'}",
+                "about:blank",
+            ],
+            pass_fds=(asks, answers),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(asks)
         os.close(answers)
         self._ids = itertools.count(1)
         self._session: str | None = None
         self._rest = b""
         self.events: list[dict[str, Any]] = []
-        target = next(t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")
+        target = next(
+            t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page"
+        )
         attached = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -57,13 +80,25 @@ class Browser:
         os.close(self._read)
 
     def open(
-        self, page: Path | str, *, dark: bool = False, width: int = 1280, height: int = 900, media: str = ""
+        self,
+        page: Path | str,
+        *,
+        dark: bool = False,
+        width: int = 1280,
+        height: int = 900,
+        media: str = "",
     ) -> None:
         """Show a file or an address, and wait until it is loaded."""
         self.events.clear()
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
         self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         self._until(lambda message: message.get("method") == "Page.loadEventFired")
 
@@ -77,7 +112,9 @@ class Browser:
         """The value of an expression as soon as it is true of the page."""
         end = time.monotonic() + WAIT_S
         while not (found := self.ask(f"(found => found instanceof Node || found)({script})")):
-            assert time.monotonic() < end, f"{script} did not come true: {self.ask('document.body.innerText')}"
+            assert time.monotonic() < end, (
+                f"{script} did not come true: {self.ask('document.body.innerText')}"
+            )
             time.sleep(0.02)
         return found
 
@@ -87,7 +124,13 @@ class Browser:
 
     def press(self, key: str, *, shift: bool = False) -> None:
         """Press and release a key such as Enter, Tab, Space or Escape, or that of a character."""
-        named = {"Enter": (13, "\r"), "Tab": (9, ""), "Space": (32, " "), "Escape": (27, ""), "ArrowDown": (40, "")}
+        named = {
+            "Enter": (13, "\r"),
+            "Tab": (9, ""),
+            "Space": (32, " "),
+            "Escape": (27, ""),
+            "ArrowDown": (40, ""),
+        }
         named |= {"ArrowLeft": (37, ""), "ArrowRight": (39, "")}
         code, text = named.get(key, (ord(key[0].upper()), key))
         known = {"key": " " if key == "Space" else key, "code": key, "windowsVirtualKeyCode": code}
@@ -106,7 +149,11 @@ class Browser:
     @property
     def requests(self) -> list[str]:
         """Everything that the page asked for since it was opened."""
-        return [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
+        return [
+            e["params"]["request"]["url"]
+            for e in self.events
+            if e["method"] == "Network.requestWillBeSent"
+        ]
 
     @property
     def complaints(self) -> list[str]:
@@ -131,7 +178,9 @@ class Browser:
         while True:
             message, found, rest = self._rest.partition(b"\0")
             if not found:
-                assert select.select([self._read], [], [], max(0.0, end - time.monotonic()))[0], "chromium is silent"
+                assert select.select([self._read], [], [], max(0.0, end - time.monotonic()))[0], (
+                    "chromium is silent"
+                )
                 data = os.read(self._read, 1 << 20)
                 assert data, "chromium has ended"
                 self._rest += data

@@ -15,7 +15,8 @@ from support.servers import QuietHandler, listening
 
 Turn = tuple[int, dict[str, str], bytes]  # status, headers, body
 USAGE = {"prompt_tokens": 11, "completion_tokens": 3}
-Manners = Callable[[dict[str, Any], int], Turn]  # what to say to a body, and how often it was asked before
+# what to say to a body, and how often it was asked before
+Manners = Callable[[dict[str, Any], int], Turn]
 
 
 @dataclass
@@ -42,25 +43,41 @@ def asked_of(body: dict[str, Any]) -> str:
 def says(text: str | None, **more: Any) -> Turn:
     """A good reply."""
     body = {
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+        "choices": [
+            {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        ],
         "usage": USAGE,
     } | more
     return 200, {}, json.dumps(body).encode()
 
 
 def decides(body: dict[str, Any], label: str, sure: float = 0.9, **more: Any) -> Turn:
-    """A good answer to the question for a label, in the form of the request; the others share what is left."""
+    """A good answer to the question for a label, in the form of the
+    request; the others share what is left.
+    """
     if "state" in body:
         labels = list(body["questions"]["label"]["criteria"])
     else:
         labels = [choice["value"] for choice in body["questions"][0]["choices"]]
     shares = {each: sure if each == label else (1 - sure) / (len(labels) - 1) for each in labels}
-    answer: dict[str, Any] = {"type": "choice", "choice": label, "confidence": 0.5, "probabilities": shares}
+    answer: dict[str, Any] = {
+        "type": "choice",
+        "choice": label,
+        "confidence": 0.5,
+        "probabilities": shares,
+    }
     if "state" not in body:
-        answer |= {"name": "label", "probabilities": [{"value": a, "probability": b} for a, b in shares.items()]}
+        answer |= {
+            "name": "label",
+            "probabilities": [{"value": a, "probability": b} for a, b in shares.items()],
+        }
     answer |= more
     usage = {"input_tokens": 40, "output_tokens": 0}
-    reply = {"model": "a", "answers": {"label": answer} if "state" in body else [answer], "usage": usage}
+    reply = {
+        "model": "a",
+        "answers": {"label": answer} if "state" in body else [answer],
+        "usage": usage,
+    }
     return 200, {}, json.dumps(reply).encode()
 
 
@@ -69,7 +86,11 @@ def streams(text: str, finish: str = "stop") -> Turn:
     first = {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]}
     last = {"choices": [{"index": 0, "delta": {}, "finish_reason": finish}], "usage": USAGE}
     lines = (json.dumps(first), json.dumps(last), "[DONE]")
-    return 200, {"content-type": "text/event-stream"}, "".join(f"data: {line}\n\n" for line in lines).encode()
+    return (
+        200,
+        {"content-type": "text/event-stream"},
+        "".join(f"data: {line}\n\n" for line in lines).encode(),
+    )
 
 
 def fails(status: int, message: str = "no", **headers: str) -> Turn:
@@ -85,7 +106,8 @@ def serving(manners: Manners) -> Iterator[Fake]:
     links: list[socket.socket] = []
 
     class Handler(QuietHandler):
-        protocol_version, disable_nagle_algorithm = "HTTP/1.1", True  # a new connection costs more than an answer
+        # a new connection costs more than an answer
+        protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
 
         def setup(self) -> None:
             super().setup()

@@ -16,20 +16,34 @@ from support.reported import small_report
 
 KEPT = TESTS / "fixtures" / "0.1.0" / "published" / "base-7K-kept-v1.0-F16.gguf"  # 7,000 weights
 CONTROL = ("</s>", "<s>", "<unk>", "<|im_end|>", "<|im_start|>")
-SCHEMA = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"], "additionalProperties": False}
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"enum": ["x", "y"]}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
 
 
 def task(kind: str, *labels: str) -> Task:
     """A task contract for that model."""
     schema = SCHEMA if kind == "extract" else None
     return Task(
-        kind, tiny.TEMPLATE, "<|im_end|>", labels=labels, schema=schema, bos_token="<s>", eos_token="<|im_end|>",
+        kind,
+        tiny.TEMPLATE,
+        "<|im_end|>",
+        labels=labels,
+        schema=schema,
+        bos_token="<s>",
+        eos_token="<|im_end|>",
         special_tokens=CONTROL,
-    )  # fmt: skip
+    )
 
 
 TOOLS: tuple[dict[str, Any], ...] = tuple(
-    {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+    {
+        "type": "function",
+        "function": {"name": name, "description": description, "parameters": parameters},
+    }
     for name, description, parameters in (
         (
             "track_order",
@@ -55,9 +69,16 @@ TASKS = {
 
 
 def published(
-    root: Path, project: str, version: str = "1.0", *, tag: str = "production", inputs: dict[str, Any] | None = None
+    root: Path,
+    project: str,
+    version: str = "1.0",
+    *,
+    tag: str = "production",
+    inputs: dict[str, Any] | None = None,
 ) -> Artifact:
-    """A release of `TASKS[project]` in a registry, with a tag on it; of another project, of a text."""
+    """A release of `TASKS[project]` in a registry, with a tag on
+    it; of another project, of a text.
+    """
     path, weights = root / project / version, KEPT.read_bytes()
     sha256 = artifact.sha256_file(KEPT).removeprefix("sha256:")
     report = small_report({"F16": {"sha256": sha256, "metrics": {"accuracy": 0.9}}})

@@ -1,10 +1,13 @@
-"""Processes that are forked from one which has imported everything: the program, held, traced and broken at will.
+"""Processes that are forked from one which has imported everything: the program, held, traced and
+broken at will.
 
-Starting a stage costs seconds of imports; a fork costs none, so hundreds of instants can be tried. A child may be
-held until strace is attached, which then ends it, or fails its calls, at the k-th system call that writes.
+Starting a stage costs seconds of imports; a fork costs none, so hundreds of instants can be tried.
+A child may be held until strace is attached, which then ends it, or fails its calls, at the k-th
+system call that writes.
 
-Children of the product that import torch or transformers, or that read sources, are forked too, where a test asks for
-it: the same code within the same limits. Tests of these processes, of kills and of traces start the real ones.
+Children of the product that import torch or transformers, or that read sources, are forked too,
+where a test asks for it: the same code within the same limits. Tests of these processes, of kills
+and of traces start the real ones.
 """
 
 from __future__ import annotations
@@ -65,7 +68,9 @@ class Done:
 
 @dataclass(frozen=True)
 class Call:
-    """A system call that strace saw: its process, its name, its arguments as text, and whether it was tampered with."""
+    """A system call that strace saw: its process, its name, its arguments as
+    text, and whether it was tampered with.
+    """
 
     process: int
     name: str
@@ -82,7 +87,9 @@ class Call:
 
 
 class Forked(subprocess.Popen[Any]):
-    """A child of a server of forks, in place of one of this process; `request` says what it runs."""
+    """A child of a server of forks, in place of one of this
+    process; `request` says what it runs.
+    """
 
     def __init__(self, address: str, request: dict[str, Any], **options: Any) -> None:
         self._address, self._request = address, request
@@ -90,7 +97,10 @@ class Forked(subprocess.Popen[Any]):
 
     def _execute_child(self, *details: Any) -> None:
         env, streams = details[6], details[10:16]
-        fds = [fd if fd != -1 else number for number, fd in enumerate((streams[0], streams[3], streams[5]))]
+        fds = [
+            fd if fd != -1 else number
+            for number, fd in enumerate((streams[0], streams[3], streams[5]))
+        ]
         self.pid = ask(self._address, {"do": "start", "env": env, **self._request}, fds)
         self._child_created = True
         self._close_pipe_fds(*streams)  # type: ignore[attr-defined]
@@ -128,10 +138,14 @@ def ask(address: str, request: dict[str, Any], fds: Sequence[int] = ()) -> Any:
 
 
 def fork_children(address: str, patch: Any = None, targets: Sequence[str | Path] = HEAVY) -> None:
-    """Have this process take some of its children from a server of forks; a MonkeyPatch takes that back."""
+    """Have this process take some of its children from a server of
+    forks; a MonkeyPatch takes that back.
+    """
     start = child.start
 
-    def forking(target: str | Path, *arguments: str, env: Mapping[str, str] | None = None, **options: Any) -> Any:
+    def forking(
+        target: str | Path, *arguments: str, env: Mapping[str, str] | None = None, **options: Any
+    ) -> Any:
         if target not in targets:
             return start(target, *arguments, env=env, **options)
         env = child_environment.bare() if env is None else env
@@ -154,18 +168,25 @@ def convert(heavy: Forks, model: Path, target: Path, dtype: str) -> Path:
 class Forks:
     """A server that has imported modules, and forks a child for each command."""
 
-    def __init__(self, *modules: str, env: dict[str, str] | None = None, heavy: Forks | None = None) -> None:
+    def __init__(
+        self, *modules: str, env: dict[str, str] | None = None, heavy: Forks | None = None
+    ) -> None:
         self.heavy = heavy
         self.place = Path(tempfile.mkdtemp(prefix="slmctl-forks-"))
         self.address = str(self.place / "socket")
         self._numbers = itertools.count()
         path = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self.env = (env or tiny.environment()) | {"PYTHONPATH": os.pathsep.join(path), "PYTHONHASHSEED": "0"}
+        self.env = (env or tiny.environment()) | {
+            "PYTHONPATH": os.pathsep.join(path),
+            "PYTHONHASHSEED": "0",
+        }
         self.env |= guard.SWITCHES | {"TQDM_DISABLE": "1"}
         self.server = subprocess.Popen(
             [sys.executable, __file__, self.address, *modules],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self.env,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=self.env,
+        )
         assert self.server.stdout is not None
         assert self.server.stdout.readline() == b"ready\n"
 
@@ -196,13 +217,19 @@ class Forks:
             heavy: Forks its heavy children.
         """
         request = {
-            "target": PROGRAM, "arguments": arguments, "cwd": str(cwd or "."), "held": str(held or ""),
+            "target": PROGRAM,
+            "arguments": arguments,
+            "cwd": str(cwd or "."),
+            "held": str(held or ""),
             "heavy": heavy.address if heavy else "",
-        }  # fmt: skip
+        }
         return Forked(self.address, request, env=self.env | {**(env or {})}, **options)
 
-    def start(self, folder: Path | None, *args: str, held: bool = False, input: str = "", **options: Any) -> Child:
-        """Start `slmctl -C folder args…`, or `slmctl args…`; a child that is held waits for `Child.go`.
+    def start(
+        self, folder: Path | None, *args: str, held: bool = False, input: str = "", **options: Any
+    ) -> Child:
+        """Start `slmctl -C folder args…`, or `slmctl args…`; a child that is held waits for
+        `Child.go`.
 
         `input` is its standard input; `options` are those of `popen`.
         """
@@ -215,23 +242,46 @@ class Forks:
         arguments = [*(["-C", str(folder)] if folder else []), *args]
         with contextlib.ExitStack() as stack:
             for name in ("stdin", "stdout", "stderr"):
-                options[name] = stack.enter_context((place / name).open("r" if name == "stdin" else "x"))
+                options[name] = stack.enter_context(
+                    (place / name).open("r" if name == "stdin" else "x")
+                )
             child = Child(self.popen(arguments, **options), place)
         tiny.STARTED.append(child.process)
         return child
 
     def run(self, folder: Path | None, *args: str, **options: Any) -> Done:
-        """Run a command to its end, with the options of `start`; its heavy children are forked too."""
+        """Run a command to its end, with the options of `start`;
+        its heavy children are forked too.
+        """
         return self.start(folder, *args, heavy=self.heavy, **options).wait()
 
     def traced(
-        self, folder: Path, *args: str, follow: bool = False, options: Sequence[str] = (), heavy: Forks | None = None
+        self,
+        folder: Path,
+        *args: str,
+        follow: bool = False,
+        options: Sequence[str] = (),
+        heavy: Forks | None = None,
     ) -> Done:
-        """Run a command under strace, with the calls that write, and what else `options` ask of strace."""
+        """Run a command under strace, with the calls that write, and
+        what else `options` ask of strace.
+        """
         child = self.start(folder, *args, held=True, heavy=heavy)
         log = child.place / "trace"
-        command = ["strace", *(["-f"] if follow else []), "-y", "-s", "0", "-e", f"trace={WRITES}", *options,
-                   "-o", str(log), "-p", str(child.pid)]  # fmt: skip
+        command = [
+            "strace",
+            *(["-f"] if follow else []),
+            "-y",
+            "-s",
+            "0",
+            "-e",
+            f"trace={WRITES}",
+            *options,
+            "-o",
+            str(log),
+            "-p",
+            str(child.pid),
+        ]
         strace = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert strace.stderr is not None
         said = strace.stderr.readline()
@@ -261,7 +311,9 @@ class Child:
 
     @property
     def has_ended(self) -> bool:
-        """True once it has ended; `wait` is still to be called then. Cheaper than to ask the server."""
+        """True once it has ended; `wait` is still to be called
+        then. Cheaper than to ask the server.
+        """
         return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
     def go(self) -> None:
@@ -274,12 +326,16 @@ class Child:
 
     def wait(self) -> Done:
         code = self.process.wait()
-        said = ((self.place / name).read_text(errors="surrogateescape") for name in ("stdout", "stderr"))
+        said = (
+            (self.place / name).read_text(errors="surrogateescape") for name in ("stdout", "stderr")
+        )
         return Done(code, *said, self.pid)
 
 
 def read_trace(log: Path, process: int) -> list[Call]:
-    """The calls in strace's file, in the order in which they ended; one that never did comes last."""
+    """The calls in strace's file, in the order in which they
+    ended; one that never did comes last.
+    """
     begun: dict[int, Call] = {}
     calls = []
     for line in log.read_text(errors="replace").splitlines():
@@ -287,7 +343,9 @@ def read_trace(log: Path, process: int) -> list[Call]:
         of, rest = int(number or process), rest.strip()
         if resumed := re.match(r"<\.\.\. (\w+) resumed>(.*)", rest):
             first = begun.pop(of, None)
-            calls.append(Call(of, resumed[1], (first.text if first else "") + resumed[2], "INJECTED" in rest))
+            calls.append(
+                Call(of, resumed[1], (first.text if first else "") + resumed[2], "INJECTED" in rest)
+            )
         elif found := re.match(r"(\w+)\((.*)", rest):
             call = Call(of, found[1], found[2], "INJECTED" in rest)
             if "<unfinished" in rest:
@@ -301,7 +359,9 @@ def read_trace(log: Path, process: int) -> list[Call]:
 
 
 def main(address: str, modules: Sequence[str]) -> None:
-    """Fork what is asked for, until stdin ends; one request a connection. The first one has all modules imported."""
+    """Fork what is asked for, until stdin ends; one request a connection.
+    The first one has all modules imported.
+    """
     guard.seal()  # as the program does, before any library is there
     with socket.socket(socket.AF_UNIX) as server, selectors.DefaultSelector() as ready:
         server.bind(address)
@@ -345,7 +405,8 @@ def be(request: dict[str, Any], fds: Sequence[int]) -> None:
         for number, fd in enumerate(fds):
             os.dup2(fd, number)
             os.close(fd)
-        sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)  # a fresh one, as a process starts with
+        # a fresh one, as a process starts with
+        sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
         os.environ.clear()
         os.environ.update(request["env"])
         os.chdir(request["cwd"])

@@ -14,7 +14,9 @@ from slmctl.pipeline.graph import Project, StageRequest
 from slmctl.pipeline.runner import Outcome
 
 
-def make(path: Path, content: Mapping[str, bytes] | Callable[[Path], object] | None = None, **fields: Any) -> Artifact:
+def make(
+    path: Path, content: Mapping[str, bytes] | Callable[[Path], object] | None = None, **fields: Any
+) -> Artifact:
     """A finished artifact, of the kind that the folder above it names.
 
     Args:
@@ -22,7 +24,13 @@ def make(path: Path, content: Mapping[str, bytes] | Callable[[Path], object] | N
         fields: Fields of its manifest, which does not know otherwise what made it.
     """
     kind = fields.get("kind", path.parent.name)
-    known = {"kind": kind, "stage": f"{kind}/1", "recipe_id": "", "config": {}, "inputs": {}} | fields
+    known = {
+        "kind": kind,
+        "stage": f"{kind}/1",
+        "recipe_id": "",
+        "config": {},
+        "inputs": {},
+    } | fields
     with artifact.draft(path) as place:
         if callable(content):
             content(place)
@@ -30,7 +38,9 @@ def make(path: Path, content: Mapping[str, bytes] | Callable[[Path], object] | N
             for name, raw in (content or {"content": f"{kind} {path.name}".encode()}).items():
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 (place / name).write_bytes(raw)
-        return artifact.seal(place, path, lambda files, digest: Manifest(files=files, digest=digest, **known))
+        return artifact.seal(
+            place, path, lambda files, digest: Manifest(files=files, digest=digest, **known)
+        )
 
 
 def opened(root: Path, *sets: str) -> Project:
@@ -48,8 +58,14 @@ def publish(project: Project) -> Outcome:
 def leave(request: StageRequest, **fields: Any) -> Artifact:
     """An artifact where a recipe puts it, as if its stage had run."""
     asked = {
-        "kind": request.stage.leaves, "stage": request.stage.id, "recipe_id": request.recipe_id,
-        "config": request.recipe, "inputs": request.digests,
-    }  # fmt: skip
-    facts = {"metrics": {"train": 100}} if request.stage.leaves == "prepared" else {}  # by which finetune is asked for
-    return make(request.path, {"content.txt": request.recipe_id.encode()}, **asked, **(facts | fields))
+        "kind": request.stage.leaves,
+        "stage": request.stage.id,
+        "recipe_id": request.recipe_id,
+        "config": request.recipe,
+        "inputs": request.digests,
+    }
+    # by which finetune is asked for
+    facts = {"metrics": {"train": 100}} if request.stage.leaves == "prepared" else {}
+    return make(
+        request.path, {"content.txt": request.recipe_id.encode()}, **asked, **(facts | fields)
+    )

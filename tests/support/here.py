@@ -1,4 +1,6 @@
-"""A server in this process, asked over HTTP: all of `slmctl serve` but its command, its process and its signals."""
+"""A server in this process, asked over HTTP: all of `slmctl serve` but its
+command, its process and its signals.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ class Here:
         """Read every tag again, as at SIGHUP."""
         asyncio.run_coroutine_threadsafe(self.gateway.fleet.follow(), self.loop).result(60)
 
-    def ask(self, text: str = "hello", *, headers: dict[str, str] | None = None, **more: Any) -> httpx.Response:
+    def ask(
+        self, text: str = "hello", *, headers: dict[str, str] | None = None, **more: Any
+    ) -> httpx.Response:
         return post(self.url, {"messages": chat(text), **more}, **(headers or {}))
 
     def get(self, path: str, **headers: str) -> httpx.Response:
@@ -59,7 +63,9 @@ class Here:
 
 
 class _Server(uvicorn.Server):  # type: ignore[misc]
-    """One that ends at once: uvicorn looks ten times a second whether it should, and then waits a tenth more."""
+    """One that ends at once: uvicorn looks ten times a second whether it
+    should, and then waits a tenth more.
+    """
 
     async def main_loop(self) -> None:
         await self.on_tick(0)
@@ -76,7 +82,9 @@ class _Server(uvicorn.Server):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def listening(
-    app: Starlette, started: Callable[[], None] = lambda: None, ended: Callable[[], Awaitable[None]] | None = None
+    app: Starlette,
+    started: Callable[[], None] = lambda: None,
+    ended: Callable[[], Awaitable[None]] | None = None,
 ) -> Iterator[str]:
     """An application on a port of the loopback, in a thread; yields its address.
 
@@ -139,12 +147,16 @@ def running(fleet: Fleet, fake: endpoint.Fake | None = None) -> Iterator[Here]:
 
 
 @contextlib.contextmanager
-def opened(folder: Path, *sets: str, model: str | None = None, keys: bool = False) -> Iterator[Here]:
+def opened(
+    folder: Path, *sets: str, model: str | None = None, keys: bool = False
+) -> Iterator[Here]:
     """The server that `slmctl serve` would be in a folder."""
     options = Options()
     options.directory, options.sets = folder, list(sets)
     with (
-        served_fleet.opened(make_workspace(options), read_settings(options).serve, model, None, keys=keys) as fleet,
+        served_fleet.opened(
+            make_workspace(options), read_settings(options).serve, model, None, keys=keys
+        ) as fleet,
         running(fleet) as server,
     ):
         yield server
@@ -160,10 +172,15 @@ def in_front(
     keys: Path | None = None,
     **settings: Any,
 ) -> Iterator[Here]:
-    """A server of `large`, in front of an endpoint: one whose manners are given, or the `model` at a `url`."""
+    """A server of `large`, in front of an endpoint: one whose manners
+    are given, or the `model` at a `url`.
+    """
     with contextlib.ExitStack() as stack:
         fake = endpoint.Fake(url) if url else stack.enter_context(endpoint.serving(manners))
-        models, chosen = {"large": ServedModel("large", task, aliases=("default",))}, ServeConfig(**settings)
+        models, chosen = (
+            {"large": ServedModel("large", task, aliases=("default",))},
+            ServeConfig(**settings),
+        )
 
         def load() -> RunningModel:
             return RunningModel(EndpointEngine(fake.url, model, None, chosen.sequences), models)
@@ -173,8 +190,12 @@ def in_front(
 
 
 def deciding(path: Path, task: Task, url: str = "") -> contextlib.AbstractContextManager[Here]:
-    """A server of a GGUF file whose policy would escalate everything, to the general model at an address."""
-    weights = dict.fromkeys(("odds", "allowed") if task.labels else ("mean", "least", "choices"), 0.0)
+    """A server of a GGUF file whose policy would escalate everything,
+    to the general model at an address.
+    """
+    weights = dict.fromkeys(
+        ("odds", "allowed") if task.labels else ("mean", "least", "choices"), 0.0
+    )
     policy = Policy("f" * 64, task.digest, task.kind, "right", "", weights, 0.0, ((0.0, 0.5),), 1e9)
     escalation = Escalation(Generalist(GeneralistConfig(url=url, model="large")) if url else None)
     one = release("desk", path, task, policy=policy, escalation=escalation, pin=True)
@@ -195,7 +216,9 @@ def release(
     models = {name: ServedModel(name, task)}
 
     def load() -> RunningModel:
-        engine = Engine(path, sequences=2, context=context, threads=1, mostly_reads=task.mostly_reads)
+        engine = Engine(
+            path, sequences=2, context=context, threads=1, mostly_reads=task.mostly_reads
+        )
         if policy is None or escalation is None:
             return RunningModel(LocalEngine(engine, name), models, close=engine.close)
         router = Router(policy, task, name, escalation)

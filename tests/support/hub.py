@@ -1,6 +1,8 @@
-"""A Hugging Face Hub on the loopback: enough of its HTTP API to read models and data sets, and to publish.
+"""A Hugging Face Hub on the loopback: enough of its HTTP API to read models and data sets, and to
+publish.
 
-Its client reads the address when it is imported: a child process asks with `environment`, this one with `ask_here`.
+Its client reads the address when it is imported: a child process asks with `environment`, this one
+with `ask_here`.
 """
 
 from __future__ import annotations
@@ -41,19 +43,23 @@ class Repo:
 
 
 class Hub(Server):
-    """The server. `received` counts the bytes of files that were uploaded, `asked` lists the paths."""
+    """The server. `received` counts the bytes of files that were
+    uploaded, `asked` lists the paths.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repos: dict[str, Repo] = {}  # "models/acme/tiny"
-        self.stored: dict[str, bytes] = {}  # large files by sha256, whether or not a commit names them
+        # large files by sha256, whether or not a commit names them
+        self.stored: dict[str, bytes] = {}
         self.damaged: set[str] = set()
         self.asked: list[str] = []
         self.did: list[str] = []  # what changed something, in order
         self.received = 0
         self.token = ""  # when set, whoever has not this one sees nothing
         self.always_public = False
-        self.meanwhile: dict[str, bytes] = {}  # what somebody else commits right before the next commit
+        # what somebody else commits right before the next commit
+        self.meanwhile: dict[str, bytes] = {}
         self.stop_after: int | None = None  # large files; the next one ends the connection
 
     @property
@@ -67,7 +73,9 @@ class Hub(Server):
 
 def environment(url: str, folder: Path, **more: str) -> dict[str, str]:
     """The environment of a program that asks this hub."""
-    return tiny.environment(HF_ENDPOINT=url, HF_HOME=str(folder / "hf-home"), HF_HUB_DISABLE_XET="1", **more)
+    return tiny.environment(
+        HF_ENDPOINT=url, HF_HOME=str(folder / "hf-home"), HF_HUB_DISABLE_XET="1", **more
+    )
 
 
 def ask_here(url: str, patch: pytest.MonkeyPatch, token: str = "") -> None:
@@ -77,7 +85,9 @@ def ask_here(url: str, patch: pytest.MonkeyPatch, token: str = "") -> None:
     patch.setenv("HF_ENDPOINT", url)
     patch.setenv("HF_TOKEN", token)
     patch.setattr(constants, "ENDPOINT", url)
-    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    patch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
 
 
 @contextlib.contextmanager
@@ -101,7 +111,9 @@ class _Handler(QuietHandler):
         self.server.asked.append(path)
         if not self._knows():
             return self._refuse("RepoNotFound", 401)
-        api = re.fullmatch(r"/api/(models|datasets)/([\w.-]+/[\w.-]+?)(?:/(revision|tree|refs)(?:/(.+))?)?", path)
+        api = re.fullmatch(
+            r"/api/(models|datasets)/([\w.-]+/[\w.-]+?)(?:/(revision|tree|refs)(?:/(.+))?)?", path
+        )
         file = re.fullmatch(r"/(datasets/)?([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)", path)
         if api:
             return self._about(*api.groups())
@@ -152,7 +164,10 @@ class _Handler(QuietHandler):
     def do_DELETE(self) -> None:
         path = unquote(urlsplit(self.path).path)
         found = re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/tag/(.+)", path)
-        if found is None or self.server.repos[f"models/{found[1]}"].tags.pop(found[2], None) is None:
+        if (
+            found is None
+            or self.server.repos[f"models/{found[1]}"].tags.pop(found[2], None) is None
+        ):
             return self._refuse("RevisionNotFound")
         return self._answer({})
 
@@ -167,7 +182,10 @@ class _Handler(QuietHandler):
         if repo is None:
             return self._refuse("RepoNotFound")
         if what == "refs":
-            tags = [{"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": sha} for tag, sha in repo.tags.items()]
+            tags = [
+                {"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": sha}
+                for tag, sha in repo.tags.items()
+            ]
             return self._answer({"branches": [], "tags": tags, "converts": []})
         found = repo.at(revision or "main")
         if found is None:
@@ -175,8 +193,13 @@ class _Handler(QuietHandler):
         sha, files = found
         if what == "tree":
             return self._answer([_entry(path, files[path]) for path in sorted(files)])
-        listed = [{"rfilename": one, "size": len(raw), "blobId": git_hash(raw)} for one, raw in files.items()]
-        return self._answer({"id": name, "sha": sha, "private": repo.private, "siblings": listed, "tags": []})
+        listed = [
+            {"rfilename": one, "size": len(raw), "blobId": git_hash(raw)}
+            for one, raw in files.items()
+        ]
+        return self._answer(
+            {"id": name, "sha": sha, "private": repo.private, "siblings": listed, "tags": []}
+        )
 
     def _file(self, name: str, revision: str, path: str) -> None:
         repo = self.server.repos.get(name)
@@ -184,7 +207,9 @@ class _Handler(QuietHandler):
         if found is None or path not in found[1]:
             return self._refuse("EntryNotFound" if found else "RevisionNotFound")
         content = found[1][path]
-        self._send(content[::-1] if path in self.server.damaged else content, git_hash(content), found[0])
+        self._send(
+            content[::-1] if path in self.server.damaged else content, git_hash(content), found[0]
+        )
         return None
 
     # What changes something
@@ -194,9 +219,12 @@ class _Handler(QuietHandler):
         url = f"{self.server.url}/{name.removeprefix('models/')}"
         if name in self.server.repos:
             return self._answer({"error": "exists", "url": url}, 409)
-        wanted = asked.get("private") or asked.get("visibility") == "private"  # the client's form up to 1.x, and from 2
+        # the client's form up to 1.x, and from 2
+        wanted = asked.get("private") or asked.get("visibility") == "private"
         private = bool(wanted) and not self.server.always_public
-        self.server.repos[name] = Repo(private, {COMMIT: {".gitattributes": b"*.gguf filter=lfs\n"}})
+        self.server.repos[name] = Repo(
+            private, {COMMIT: {".gitattributes": b"*.gguf filter=lfs\n"}}
+        )
         self.server.did.append("create private" if private else "create public")
         return self._answer({"url": url, "id": name})
 
@@ -204,7 +232,9 @@ class _Handler(QuietHandler):
         """As the Hub does with a model card before it takes a commit."""
         head = yaml.safe_load(card.split("---\n")[1])
         wrong = [key for key in ("license", "base_model", "model-index") if key not in head]
-        self._answer({"errors": [{"message": f"{key} is missing"} for key in wrong], "warnings": []})
+        self._answer(
+            {"errors": [{"message": f"{key} is missing"} for key in wrong], "warnings": []}
+        )
 
     def _preupload(self, repo: Repo, asked: dict[str, Any]) -> None:
         files = repo.commits[repo.head]
@@ -223,7 +253,9 @@ class _Handler(QuietHandler):
         objects = []
         for one in asked["objects"]:
             upload = {"upload": {"href": f"{self.server.url}/lfs/{one['oid']}"}}
-            objects.append({**one} if one["oid"] in self.server.stored else {**one, "actions": upload})
+            objects.append(
+                {**one} if one["oid"] in self.server.stored else {**one, "actions": upload}
+            )
         self._answer({"transfer": "basic", "objects": objects})
 
     def _commit(self, name: str, repo: Repo, body: bytes) -> None:
@@ -246,7 +278,13 @@ class _Handler(QuietHandler):
         sha = hashlib.sha1(body + repo.head.encode()).hexdigest()
         repo.commits[sha], repo.head = files, sha
         self.server.did.append("commit")
-        return self._answer({"success": True, "commitOid": sha, "commitUrl": f"{self.server.url}/{name}/commit/{sha}"})
+        return self._answer(
+            {
+                "success": True,
+                "commitOid": sha,
+                "commitUrl": f"{self.server.url}/{name}/commit/{sha}",
+            }
+        )
 
     def _tag(self, repo: Repo, revision: str, tag: str) -> None:
         found = repo.at(revision)
@@ -290,7 +328,16 @@ class _Handler(QuietHandler):
 
 
 def _entry(path: str, content: bytes) -> dict[str, Any]:
-    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": git_hash(content)}
+    entry: dict[str, Any] = {
+        "type": "file",
+        "path": path,
+        "size": len(content),
+        "oid": git_hash(content),
+    }
     if path.endswith(LARGE):
-        entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+        entry["lfs"] = {
+            "oid": hashlib.sha256(content).hexdigest(),
+            "size": len(content),
+            "pointerSize": 130,
+        }
     return entry

@@ -1,4 +1,6 @@
-"""A project whose report measures two models of drafts, Q8_0 and base, for tests of judged pairs."""
+"""A project whose report measures two models of drafts, Q8_0 and
+base, for tests of judged pairs.
+"""
 
 from __future__ import annotations
 
@@ -37,21 +39,28 @@ def project(
         Task("generate", "Be kind.", "").write(place)
         lines = [
             {
-                "id": id, "sensitive": False, "source": {"file": "a.csv", "row": 1},
+                "id": id,
+                "sensitive": False,
+                "source": {"file": "a.csv", "row": 1},
                 "messages": [
-                    {"role": "system", "content": "Be kind."}, *turns,
-                    {"role": "user", "content": text}, {"role": "assistant", "content": "On Monday."},
+                    {"role": "system", "content": "Be kind."},
+                    *turns,
+                    {"role": "user", "content": text},
+                    {"role": "assistant", "content": "On Monday."},
                 ],
             }
             for id, text in zip(ids, asked, strict=True)
-        ]  # fmt: skip
+        ]
         for split in SPLITS:
             write_jsonl(place / f"{split}.jsonl", lines if split == "test" else lines[:1])
 
     prepared = handmade.make(folder / "runs" / "prepared" / "0", data)
 
     def answered(name: str, texts: Sequence[str]) -> Artifact:
-        lines = [{"id": id, "answer": text, "expected": "On Monday."} for id, text in zip(ids, texts, strict=True)]
+        lines = [
+            {"id": id, "answer": text, "expected": "On Monday."}
+            for id, text in zip(ids, texts, strict=True)
+        ]
         return handmade.make(
             folder / "runs" / "predictions" / name,
             lambda place: write_jsonl(place / "predictions.jsonl", lines),
@@ -64,9 +73,11 @@ def project(
     for each in made:
         report["models"][each.metrics["model"]]["predictions"] = each.digest
     handmade.make(
-        folder / "runs" / "report" / "0", metrics=report, started="2026-11-30T09:00:00Z",
+        folder / "runs" / "report" / "0",
+        metrics=report,
+        started="2026-11-30T09:00:00Z",
         inputs={"prepared": prepared.digest, "predictions": [each.digest for each in made]},
-    )  # fmt: skip
+    )
     return folder
 
 

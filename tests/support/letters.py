@@ -32,7 +32,9 @@ class Letters:
 
     def longest(self, among: Container[int], raw: bytes) -> int:
         """Of some tokens, the longest that a text begins with."""
-        return next(k for k in self._by_byte[raw[:1]] if k in among and raw.startswith(self.tokens[k]))
+        return next(
+            k for k in self._by_byte[raw[:1]] if k in among and raw.startswith(self.tokens[k])
+        )
 
     def text(self, ids: list[int]) -> bytes:
         """Tokens as they are decoded, without control tokens."""
@@ -43,7 +45,8 @@ class Letters:
 
 
 def answer(letters: Letters, rules: Rules, seed: int, limit: int = 4000) -> tuple[str, int] | None:
-    """An answer that a grammar allows, at random but for a wish to end, and how many of its tokens were not forced.
+    """An answer that a grammar allows, at random but for a wish to end, and how many of its tokens
+    were not forced.
 
     None when it is too long.
     """

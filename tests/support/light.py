@@ -1,4 +1,6 @@
-"""Which tests need neither torch nor llama-cpp-python: derived from imports and fixtures, for `make check`."""
+"""Which tests need neither torch nor llama-cpp-python: derived from
+imports and fixtures, for `make check`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,17 @@ import pytest
 from support import TESTS
 
 PACKAGES = ("torch", "llama_cpp")  # blocked while light tests run, so that none is light by mistake
-HEAVY = {*PACKAGES, "transformers", "peft", "trl", "datasets", "sentencepiece", "gguf", "unsloth", "accelerate"}
+HEAVY = {
+    *PACKAGES,
+    "transformers",
+    "peft",
+    "trl",
+    "datasets",
+    "sentencepiece",
+    "gguf",
+    "unsloth",
+    "accelerate",
+}
 PROGRAMS = {"support.browser", "support.postgres", "support.forks"}  # what starts other programs
 
 
@@ -37,11 +49,14 @@ def select(config: pytest.Config, items: list[pytest.Item]) -> None:
 def is_light(item: pytest.Item) -> bool:
     """False for a test with a mark, or with a fixture that is made of a model."""
     assert isinstance(item, pytest.Function)
-    return "tiny_base" not in item.fixturenames and not any(map(item.get_closest_marker, ("slow", "gpu", "unsloth")))
+    return "tiny_base" not in item.fixturenames and not any(
+        map(item.get_closest_marker, ("slow", "gpu", "unsloth"))
+    )
 
 
 def is_heavy_file(path: Path) -> bool:
-    """True for a file that imports one of PROGRAMS, or a heavy package, directly or by what it imports.
+    """True for a file that imports one of PROGRAMS, or a heavy package, directly or by what it
+    imports.
 
     In tests an import counts at any depth, in the product at the top of a module alone.
     """
@@ -78,4 +93,6 @@ def places(name: str) -> Iterator[Path]:
     root = TESTS if name.startswith("support") else TESTS.parent
     if name.startswith(("support.", "slmctl.")):
         base = root.joinpath(*name.split("."))
-        yield from (place for place in (base.with_suffix(".py"), base / "__init__.py") if place.is_file())
+        yield from (
+            place for place in (base.with_suffix(".py"), base / "__init__.py") if place.is_file()
+        )

@@ -1,4 +1,6 @@
-"""Files as people have them: twelve kinds of mess, made from one seeded generator of support tickets."""
+"""Files as people have them: twelve kinds of mess, made from one
+seeded generator of support tickets.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,23 @@ from support.workbooks import write_xlsx
 Ticket = tuple[str, str]  # text, category
 SENTENCES = {
     "en": {
-        "invoice": "you charged me twice for {thing}, {n} euros|I need the invoice for {thing} again",
+        "invoice": "you charged me twice for {thing}, {n} euros|I need the invoice for {thing} "
+        "again",
         "delivery": "nobody has brought {thing}, order {n}|where is the parcel with {thing}",
         "login": "I cannot sign in to pay {thing}|my password fails since I bought {thing}",
     },
     "de": {
-        "Rechnung": "mir wurden für {thing} {n} € doppelt abgebucht|ich brauche die Rechnung für {thing} noch einmal",
+        "Rechnung": "mir wurden für {thing} {n} € doppelt abgebucht|ich brauche die Rechnung für "
+        "{thing} noch einmal",
         "Lieferung": "mir fehlt noch {thing} aus Auftrag {n}|wo bleibt das Paket für {thing}",
-        "Zugang": "ich kann mich nicht anmelden und {thing} bezahlen|das Passwort geht nicht, seit {thing} da ist",
+        "Zugang": "ich kann mich nicht anmelden und {thing} bezahlen|das Passwort geht nicht, seit "
+        "{thing} da ist",
     },
     "fr": {
         "facture": "vous avez facturé {thing} deux fois, {n} €|je veux la facture pour {thing}",
         "livraison": "il me manque {thing} de la commande {n}|où est le colis avec {thing}",
-        "accès": "je ne peux pas payer {thing}, mon compte est bloqué|mon mot de passe a changé avec {thing}",
+        "accès": "je ne peux pas payer {thing}, mon compte est bloqué|mon mot de passe a changé "
+        "avec {thing}",
     },
 }
 QUALITIES = {
@@ -48,14 +54,31 @@ OPENINGS = {
     "fr": ["Bonjour, ", "Salut, ", "Bonsoir, ", ""],
 }
 CLOSINGS = {
-    "en": ["What can I do?", "Nobody answers me.", "Thanks for the help.", "Not for the first time."],
-    "de": ["Was kann ich tun?", "Niemand antwortet mir.", "Vielen Dank dafür.", "Nicht zum ersten Mal."],
-    "fr": ["Que puis-je faire ?", "Personne ne me répond.", "Merci de votre aide.", "Ce n'est pas nouveau."],
+    "en": [
+        "What can I do?",
+        "Nobody answers me.",
+        "Thanks for the help.",
+        "Not for the first time.",
+    ],
+    "de": [
+        "Was kann ich tun?",
+        "Niemand antwortet mir.",
+        "Vielen Dank dafür.",
+        "Nicht zum ersten Mal.",
+    ],
+    "fr": [
+        "Que puis-je faire ?",
+        "Personne ne me répond.",
+        "Merci de votre aide.",
+        "Ce n'est pas nouveau.",
+    ],
 }
 
 
 def tickets(count: int, language: str = "en", seed: int = 0) -> list[Ticket]:
-    """So many different tickets with their categories; few of them have eight words in a row in common."""
+    """So many different tickets with their categories; few of them
+    have eight words in a row in common.
+    """
     choose = random.Random(f"{language}{seed}")
 
     def thing() -> str:
@@ -65,8 +88,13 @@ def tickets(count: int, language: str = "en", seed: int = 0) -> list[Ticket]:
     made: dict[str, str] = {}
     while len(made) < count:
         label = choose.choice(list(SENTENCES[language]))
-        body = choose.choice(SENTENCES[language][label].split("|")).format(n=choose.randint(1000, 9999), thing=thing())
-        text = f"{choose.choice(OPENINGS[language])}{body} ({thing()}). {choose.choice(CLOSINGS[language])}"
+        body = choose.choice(SENTENCES[language][label].split("|")).format(
+            n=choose.randint(1000, 9999), thing=thing()
+        )
+        text = (
+            f"{choose.choice(OPENINGS[language])}{body} ({thing()}). "
+            f"{choose.choice(CLOSINGS[language])}"
+        )
         made[text] = label
     return list(made.items())
 
@@ -94,13 +122,30 @@ ADJECTIVES = """leicht robust gefüttert wasserdicht gepolstert klassisch schmal
 
 
 def articles(folder: Path, count: int = 200) -> Path:
-    """An article list of a merchandise system: semicolons, CP1252, a name in dots, and columns that the text holds."""
+    """An article list of a merchandise system: semicolons, CP1252, a name in
+    dots, and columns that the text holds.
+    """
     choose = random.Random("articles")
-    kinds = ["Wanderschuh", "Laufschuh", "Stiefel", "Sandale", "Hausschuh", "Halbschuh", "Gartenclog", "Ballerina"]
+    kinds = [
+        "Wanderschuh",
+        "Laufschuh",
+        "Stiefel",
+        "Sandale",
+        "Hausschuh",
+        "Halbschuh",
+        "Gartenclog",
+        "Ballerina",
+    ]
     rows = []
     for k in range(count):
-        brand, kind = choose.choice(["Ahlers & Söhne", "Brücker", "Lindow", "Nordhaus"]), choose.choice(kinds)
-        size, colour = choose.randint(36, 47), choose.choice(["schwarz", "weiß", "grün", "anthrazit"]) if k % 8 else ""
+        brand, kind = (
+            choose.choice(["Ahlers & Söhne", "Brücker", "Lindow", "Nordhaus"]),
+            choose.choice(kinds),
+        )
+        size, colour = (
+            choose.randint(36, 47),
+            choose.choice(["schwarz", "weiß", "grün", "anthrazit"]) if k % 8 else "",
+        )
         parts = [f"{brand} {kind}", f"Größe {size}", *([colour] if colour else [])]
         if k % 3 == 0:
             parts = [f"{kind} von {brand}", *parts[:0:-1]]
@@ -113,24 +158,45 @@ def articles(folder: Path, count: int = 200) -> Path:
 
 
 REPORTS = {
-    "Aufzug": "der Aufzug steht seit {n} im {place} still|die Tür vom Lift klemmt im {place}, seit {n}",
-    "Heizung": "die Heizkörper im {place} bleiben seit {n} kalt|es ist im {place} seit {n} nicht warm zu bekommen",
-    "Lärm": "seit {n} wird im {place} nachts gebohrt|die Nachbarn über dem {place} sind seit {n} zu laut",
-    "Müll": "die Tonnen vor dem {place} sind seit {n} nicht geleert|im {place} stehen seit {n} alte Möbel",
-    "Wasserschaden": "im {place} tropft es seit {n} durch die Decke|seit {n} steht der Boden im {place} unter Wasser",
+    "Aufzug": "der Aufzug steht seit {n} im {place} still|die Tür vom Lift klemmt im {place}, seit "
+    "{n}",
+    "Heizung": "die Heizkörper im {place} bleiben seit {n} kalt|es ist im {place} seit {n} nicht "
+    "warm zu bekommen",
+    "Lärm": "seit {n} wird im {place} nachts gebohrt|die Nachbarn über dem {place} sind seit {n} "
+    "zu laut",
+    "Müll": "die Tonnen vor dem {place} sind seit {n} nicht geleert|im {place} stehen seit {n} "
+    "alte Möbel",
+    "Wasserschaden": "im {place} tropft es seit {n} durch die Decke|seit {n} steht der Boden im "
+    "{place} unter Wasser",
 }
 
 
 def reports(folder: Path) -> Path:
-    """An Excel export of a property manager: a title, umlauts, a name in brackets, slips, and a row with the sum."""
+    """An Excel export of a property manager: a title, umlauts, a name in
+    brackets, slips, and a row with the sum.
+    """
     choose = random.Random("reports")
-    days = ["Montag", "gestern", "drei Tagen", "zwei Wochen", "dem Sturm", "heute früh", "Ostern", "Monaten"]
-    places = [f"{side} {part}" for side in ("vorderen", "hinteren", "linken", "rechten", "nördlichen", "südlichen")
-              for part in ("Treppenhaus", "Keller", "Flur", "Hof", "Dachboden", "Waschraum", "Anbau")]  # fmt: skip
+    days = [
+        "Montag",
+        "gestern",
+        "drei Tagen",
+        "zwei Wochen",
+        "dem Sturm",
+        "heute früh",
+        "Ostern",
+        "Monaten",
+    ]
+    places = [
+        f"{side} {part}"
+        for side in ("vorderen", "hinteren", "linken", "rechten", "nördlichen", "südlichen")
+        for part in ("Treppenhaus", "Keller", "Flur", "Hof", "Dachboden", "Waschraum", "Anbau")
+    ]
     made: dict[str, str] = {}
     while len(made) < 480:
         label = choose.choice(list(REPORTS))
-        body = choose.choice(REPORTS[label].split("|")).format(n=choose.choice(days), place=choose.choice(places))
+        body = choose.choice(REPORTS[label].split("|")).format(
+            n=choose.choice(days), place=choose.choice(places)
+        )
         opening, closing = choose.choice(OPENINGS["de"]), choose.choice(CLOSINGS["de"])
         made[f"{opening}{body} (Wohnung {choose.randint(1, 60)}). {closing}"] = label
     rows = list(made.items())
@@ -142,8 +208,12 @@ def reports(folder: Path) -> Path:
     sheet = [sheet_row(1, "Meldungen der Mieter, Stand 30.11.2025"), sheet_row(3, *REPORTS_HEADER)]
     sheet += [sheet_row(k, *row) for k, row in enumerate(cells, 4)]
     sheet.append(sheet_row(len(cells) + 4, "Summe", "", "", str(len(cells))))
-    legend = [sheet_row(k, *row) for k, row in enumerate((("Kürzel", "Bedeutung"), ("M", "Meldung")), 1)]
-    return write_xlsx(folder / "Meldungen.xlsx", {"Export": "".join(sheet), "Legende": "".join(legend)})
+    legend = [
+        sheet_row(k, *row) for k, row in enumerate((("Kürzel", "Bedeutung"), ("M", "Meldung")), 1)
+    ]
+    return write_xlsx(
+        folder / "Meldungen.xlsx", {"Export": "".join(sheet), "Legende": "".join(legend)}
+    )
 
 
 REPORTS_HEADER = ("Nr.", "Eingang", "Meldung (Text)", "Kategorie")
@@ -151,7 +221,10 @@ REPORTS_HEADER = ("Nr.", "Eingang", "Meldung (Text)", "Kategorie")
 
 def quoted_newlines(folder: Path) -> Path:
     """E-mails whose line breaks stand inside quotes."""
-    rows = [(k, f'{text}\n\nKind regards,\n"Customer" {k}', label) for k, (text, label) in enumerate(tickets(240), 1)]
+    rows = [
+        (k, f'{text}\n\nKind regards,\n"Customer" {k}', label)
+        for k, (text, label) in enumerate(tickets(240), 1)
+    ]
     path = folder / "mails.csv"
     path.write_text(as_csv(("id", "body", "queue"), rows), encoding="utf-8", newline="")
     return path
@@ -159,13 +232,22 @@ def quoted_newlines(folder: Path) -> Path:
 
 def workbook(folder: Path) -> Path:
     """A workbook whose first sheet is notes, and whose second has a title above its header."""
-    notes = [sheet_row(1, "Read me"), sheet_row(2, "Export of the service desk"), sheet_row(3, "Questions: ext. 12")]
-    table = [sheet_row(1, "Tickets of the service desk, 2025"), sheet_row(3, "No", "Subject", "Message", "Category")]
+    notes = [
+        sheet_row(1, "Read me"),
+        sheet_row(2, "Export of the service desk"),
+        sheet_row(3, "Questions: ext. 12"),
+    ]
+    table = [
+        sheet_row(1, "Tickets of the service desk, 2025"),
+        sheet_row(3, "No", "Subject", "Message", "Category"),
+    ]
     table += [
         sheet_row(k + 4, f"T{k:04}", f"{label.capitalize()} question {k}", text, label)
         for k, (text, label) in enumerate(tickets(200))
     ]
-    return write_xlsx(folder / "service desk.xlsx", {"Notes": "".join(notes), "Tickets": "".join(table)})
+    return write_xlsx(
+        folder / "service desk.xlsx", {"Notes": "".join(notes), "Tickets": "".join(table)}
+    )
 
 
 def database(folder: Path) -> Path:
@@ -173,8 +255,12 @@ def database(folder: Path) -> Path:
     path = folder / "crm.sqlite"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE customers (customer INTEGER, city TEXT)")
-        connection.executemany("INSERT INTO customers VALUES (?, ?)", [(k, "Nowhere") for k in range(40)])
-        connection.execute("CREATE TABLE tickets (ticket INTEGER, customer INTEGER, description TEXT, topic TEXT)")
+        connection.executemany(
+            "INSERT INTO customers VALUES (?, ?)", [(k, "Nowhere") for k in range(40)]
+        )
+        connection.execute(
+            "CREATE TABLE tickets (ticket INTEGER, customer INTEGER, description TEXT, topic TEXT)"
+        )
         rows = [(k, k * 7 % 80, text, label) for k, (text, label) in enumerate(tickets(240), 1)]
         connection.executemany("INSERT INTO tickets VALUES (?, ?, ?, ?)", rows)
     connection.close()
@@ -194,7 +280,11 @@ def parquet_folder(folder: Path) -> Path:
     for month in range(3):
         part = rows[month * 80 : (month + 1) * 80]
         times = [datetime.datetime(2025, month + 1, 1 + k % 28, 9, k % 60) for k in range(80)]
-        columns = {"created": times, "text": [text for text, _ in part], "label": [label for _, label in part]}
+        columns = {
+            "created": times,
+            "text": [text for text, _ in part],
+            "label": [label for _, label in part],
+        }
         pyarrow.parquet.write_table(pyarrow.table(columns), path / f"2025-{month + 1:02}.parquet")
     return path
 
@@ -206,7 +296,11 @@ def tools_jsonl(folder: Path) -> Path:
         "function": {
             "name": "find_order",
             "description": "Look an order up.",
-            "parameters": {"type": "object", "properties": {"number": {"type": "integer"}}, "required": ["number"]},
+            "parameters": {
+                "type": "object",
+                "properties": {"number": {"type": "integer"}},
+                "required": ["number"],
+            },
         },
     }
     lines = []
@@ -229,16 +323,29 @@ def tools_jsonl(folder: Path) -> Path:
 
 
 def chats(folder: Path, tools: float = 0.4) -> Path:
-    """Conversations of a chat export of which a part holds calls of a tool, without a list of the tools."""
+    """Conversations of a chat export of which a part holds calls of a
+    tool, without a list of the tools.
+    """
     lines = []
     for k, (text, label) in enumerate(tickets(240)):
         call = {"name": "find_order", "arguments": json.dumps({"number": k})}
         looked_up = [
-            {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": call}]},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "1", "type": "function", "function": call}],
+            },
             {"role": "tool", "tool_call_id": "1", "content": f"the order {k} is on its way"},
         ]
-        answer = {"role": "assistant", "content": f"Your {label}, number {k}, is taken care of by a colleague."}
-        messages = [{"role": "user", "content": text}, *(looked_up if k < 240 * tools else []), answer]
+        answer = {
+            "role": "assistant",
+            "content": f"Your {label}, number {k}, is taken care of by a colleague.",
+        }
+        messages = [
+            {"role": "user", "content": text},
+            *(looked_up if k < 240 * tools else []),
+            answer,
+        ]
         lines.append(json.dumps({"messages": messages}) + "\n")
     path = folder / "chats.jsonl"
     path.write_text("".join(lines), encoding="utf-8")
@@ -261,9 +368,19 @@ def swapped(folder: Path) -> Path:
 
 
 SLIPS = (
-    "Rechung", "rechnung", "Rechnng", "Rechnung.", "Lieferug", "lieferung", "Liefrung", "Lieferun", "Zugagn", "zugang",
-    "Zuganng", "Zugang!",
-)  # fmt: skip
+    "Rechung",
+    "rechnung",
+    "Rechnng",
+    "Rechnung.",
+    "Lieferug",
+    "lieferung",
+    "Liefrung",
+    "Lieferun",
+    "Zugagn",
+    "zugang",
+    "Zuganng",
+    "Zugang!",
+)
 
 
 def label_slips(folder: Path) -> Path:
@@ -297,5 +414,7 @@ def conflicts(folder: Path) -> Path:
     labels = list(SENTENCES["en"])
     again = [(text, labels[(labels.index(label) + 1) % 3]) for text, label in rows[::10]]
     path = folder / "repeated.csv"
-    path.write_text(as_csv(("text", "category"), [*rows, *rows[:60], *again]), encoding="utf-8", newline="")
+    path.write_text(
+        as_csv(("text", "category"), [*rows, *rows[:60], *again]), encoding="utf-8", newline=""
+    )
     return path

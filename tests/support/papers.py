@@ -1,4 +1,6 @@
-"""Documents by other programs than the readers: PDF by fpdf2, DOCX by python-docx, mails by the standard library."""
+"""Documents by other programs than the readers: PDF by fpdf2, DOCX by
+python-docx, mails by the standard library.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,12 @@ from PIL import Image
 PAGE = None  # a page break among the blocks of a DOCX
 
 
-def pdf(pages: Sequence[str | None], *, header: str = "", footer: str = "", password: str = "") -> bytes:
-    """A PDF: a text a page, None for a page that is a picture; `{}` in header and footer is the number of the page."""
+def pdf(
+    pages: Sequence[str | None], *, header: str = "", footer: str = "", password: str = ""
+) -> bytes:
+    """A PDF: a text a page, None for a page that is a picture; `{}` in
+    header and footer is the number of the page.
+    """
     paper = fpdf.FPDF()
     paper.set_auto_page_break(False)
     for number, text in enumerate(pages, 1):
@@ -60,7 +66,11 @@ def word(*blocks: str | Sequence[Sequence[str]] | None, header: str = "") -> byt
 
 
 def mail(
-    text: str = "", *, html: str = "", attached: Sequence[tuple[str, bytes, str]] = (), **headers: str
+    text: str = "",
+    *,
+    html: str = "",
+    attached: Sequence[tuple[str, bytes, str]] = (),
+    **headers: str,
 ) -> EmailMessage:
     """A mail; `attached` are names, contents and types such as application/pdf."""
     message = EmailMessage()

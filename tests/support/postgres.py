@@ -1,4 +1,6 @@
-"""A PostgreSQL server of a test's own: a new cluster on a free port of the loopback, gone with the test."""
+"""A PostgreSQL server of a test's own: a new cluster on a free port
+of the loopback, gone with the test.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,17 @@ from typing import Any
 
 from support.servers import free_port, settles
 
-# Built here, so that no scanner takes them for somebody's; every character that an address gives a meaning to is there.
+# Built here, so that no scanner takes them for somebody's; every character that an address gives a
+# meaning to is there.
 OWNER_PASSWORD = "owner" + "-of-a-test"
 READER_PASSWORD = "p@s/w:" + "r%d?#&" + "x"
 
 
 def binary(name: str) -> str | None:
     """A program of the newest PostgreSQL on this machine; Debian keeps it off the PATH."""
-    installed = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[4]))
+    installed = sorted(
+        Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[4])
+    )
     return str(installed[-1]) if installed else shutil.which(name)
 
 
@@ -46,7 +51,12 @@ class Server:
         import psycopg
 
         return psycopg.connect(
-            host="127.0.0.1", port=self.port, user="owner", password=OWNER_PASSWORD, dbname="postgres", autocommit=True
+            host="127.0.0.1",
+            port=self.port,
+            user="owner",
+            password=OWNER_PASSWORD,
+            dbname="postgres",
+            autocommit=True,
         )
 
 
@@ -57,22 +67,50 @@ def running() -> Iterator[Server]:
 
     user = _unprivileged() if os.geteuid() == 0 else None
     rights: dict[str, Any] = {"user": user, "extra_groups": []} if user else {}
-    folder = Path(tempfile.mkdtemp(prefix="slmctl-pg-"))  # pytest's own folders are closed to other users
+    # pytest's own folders are closed to other users
+    folder = Path(tempfile.mkdtemp(prefix="slmctl-pg-"))
     try:
         (folder / "password").write_text(OWNER_PASSWORD)
         if user:
             shutil.chown(folder, user)
             shutil.chown(folder / "password", user)
-        initdb = [binary("initdb"), "-D", folder / "data", "-U", "owner", "-A", "scram-sha-256", "-E", "UTF8"]
+        initdb = [
+            binary("initdb"),
+            "-D",
+            folder / "data",
+            "-U",
+            "owner",
+            "-A",
+            "scram-sha-256",
+            "-E",
+            "UTF8",
+        ]
         subprocess.run(
             [*initdb, "--locale=C", "--no-sync", f"--pwfile={folder / 'password'}"],
-            cwd=folder, check=True, capture_output=True, **rights,
-        )  # fmt: skip
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            **rights,
+        )
         port = free_port()
         with (folder / "log").open("wb") as log:
-            command = [binary("postgres"), "-D", folder / "data", "-k", folder, "-p", str(port), "-c", "fsync=off"]
+            command = [
+                binary("postgres"),
+                "-D",
+                folder / "data",
+                "-k",
+                folder,
+                "-p",
+                str(port),
+                "-c",
+                "fsync=off",
+            ]
             child = subprocess.Popen(
-                [*command, "-c", "listen_addresses=127.0.0.1"], cwd=folder, stdout=log, stderr=log, **rights
+                [*command, "-c", "listen_addresses=127.0.0.1"],
+                cwd=folder,
+                stdout=log,
+                stderr=log,
+                **rights,
             )
         try:
             server = Server(port, folder)

@@ -1,4 +1,6 @@
-"""A run of prepare on sources as a config has them, over the kept base: no model is trained for it."""
+"""A run of prepare on sources as a config has them, over the kept
+base: no model is trained for it.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class Prepared:
     def __init__(self, out: Path, metrics: dict[str, Any]) -> None:
         self.out, self.metrics = out, metrics
         self.sides = {split: read_records(out / f"{split}.jsonl") for split in SPLITS}
-        self.rejected = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+        self.rejected = [
+            json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()
+        ]
 
     @property
     def side_of(self) -> dict[str, str]:
@@ -36,18 +40,28 @@ class Prepared:
 
 
 def prepared(
-    folder: Path, *sources: dict[str, Any], task: Any, labelled: Artifact | None = None, **settings: Any
+    folder: Path,
+    *sources: dict[str, Any],
+    task: Any,
+    labelled: Artifact | None = None,
+    **settings: Any,
 ) -> Prepared:
     """Run it in a folder that the sources are gathered in."""
     out = folder / f"out{len(list(folder.iterdir()))}"
     out.mkdir()
-    local = snapshot.gathered([Source.model_validate(source) for source in sources], folder / "runs" / ".sources")
+    local = snapshot.gathered(
+        [Source.model_validate(source) for source in sources], folder / "runs" / ".sources"
+    )
     config = PrepareConfig.model_validate({"task": task, "sources": local, **settings})
     return Prepared(out, prepare.run(config, base=artifact.load(BASE), out=out, labelled=labelled))
 
 
 def read(
-    source: Source, rows: list[dict[str, Any]], task: Task, tokenizer: Path | None = None, **policy: Any
+    source: Source,
+    rows: list[dict[str, Any]],
+    task: Task,
+    tokenizer: Path | None = None,
+    **policy: Any,
 ) -> RecordBatch:
     """The records of the rows of one source, by a contract that is made by hand."""
     columns = tuple(dict.fromkeys(name for row in rows for name in row))

@@ -1,4 +1,6 @@
-"""Lines that production leaves: collected answers and decisions on them, for tests of what reads them."""
+"""Lines that production leaves: collected answers and decisions on
+them, for tests of what reads them.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,23 @@ TIME = "2026-11-25T09:30:00Z"
 def collected(id: str, text: str = "", answer: str = "billing", **fields: Any) -> CollectedRow:
     """One collected answer; without more said, a confident one that was picked by nothing."""
     messages = [{"role": "user", "content": text or f"where is parcel {id}"}]
-    return CollectedRow(**{"id": id, "time": TIME, "messages": messages, "answer": answer, **fields})
+    return CollectedRow(
+        **{"id": id, "time": TIME, "messages": messages, "answer": answer, **fields}
+    )
 
 
 def reviewed(id: str, after: str = "billing", reviewer: str = "ann", **fields: Any) -> Review:
     """One decision that corrects or accepts `billing`."""
     messages = fields.pop("messages", [{"role": "user", "content": f"where is parcel {id}"}])
     decision = "accepted" if after == "billing" else "corrected"
-    own = {"id": id, "time": TIME, "reviewer": reviewer, "decision": decision, "messages": messages, "after": after}
+    own = {
+        "id": id,
+        "time": TIME,
+        "reviewer": reviewer,
+        "decision": decision,
+        "messages": messages,
+        "after": after,
+    }
     return Review(**{**own, "before": "billing", "seen": TIME, **fields})
 
 

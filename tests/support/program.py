@@ -1,4 +1,6 @@
-"""The program in this process: its exit code and what it writes, without the second that a process takes to start."""
+"""The program in this process: its exit code and what it writes, without
+the second that a process takes to start.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from slmctl.cli import main
 
 
 def printed(code: str, **env: str) -> str:
-    """What an example prints, with more in the environment, in this process, which has imported what it needs."""
+    """What an example prints, with more in the environment, in this
+    process, which has imported what it needs.
+    """
     out = io.StringIO()
     with mock.patch.dict(os.environ, env), contextlib.redirect_stdout(out):
         exec(compile(code, "example.py", "exec", dont_inherit=True), {"__name__": "__main__"})

@@ -1,6 +1,8 @@
-"""A Ray cluster of two nodes on the loopback: `python -m support.ray_nodes`; a line on stdin kills the second node.
+"""A Ray cluster of two nodes on the loopback: `python -m support.ray_nodes`; a line on stdin kills
+the second node.
 
-Prints the address when both nodes live, and `killed` when the second one is gone. It ends with its stdin.
+Prints the address when both nodes live, and `killed` when the second one is gone. It ends with its
+stdin.
 """
 
 from __future__ import annotations
@@ -22,7 +24,11 @@ from ray.cluster_utils import Cluster  # noqa: E402
 def main() -> None:
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 << 20},
+        head_node_args={
+            "num_cpus": 1,
+            "include_dashboard": False,
+            "object_store_memory": 100 << 20,
+        },
     )
     second = cluster.add_node(num_cpus=1, include_dashboard=False, object_store_memory=100 << 20)
     sys.stdout.write(f"{cluster.address}\n")

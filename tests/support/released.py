@@ -18,7 +18,12 @@ CARD = "---\nlicense: mit\nbase_model: tiny\nmodel-index: []\n---\n# Desk\n"
 
 
 def release(
-    folder: Path, version: str = "1.0", *, weights: bytes = b"GGUF weights", accuracy: float = 0.9, **more: bytes
+    folder: Path,
+    version: str = "1.0",
+    *,
+    weights: bytes = b"GGUF weights",
+    accuracy: float = 0.9,
+    **more: bytes,
 ) -> Artifact:
     """A finished release below `folder`; `more` are further files by name."""
     path = folder / "published" / hashlib.sha256(weights + version.encode()).hexdigest()[:12]
@@ -48,22 +53,47 @@ def send(target: Target, made: Artifact, **shipped: Any) -> Plan:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder by its path, the manifest too."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
-def make_key(folder: Path, name: str = "key", curve: str = "prime256v1", password: str = "") -> tuple[Path, Path]:
-    """A private key and its public one, PEM, made by openssl; `password` encrypts the private one."""
+def make_key(
+    folder: Path, name: str = "key", curve: str = "prime256v1", password: str = ""
+) -> tuple[Path, Path]:
+    """A private key and its public one, PEM, made by openssl;
+    `password` encrypts the private one.
+    """
     private, public = folder / f"{name}.pem", folder / f"{name}.pub"
     subprocess.run(
-        ["openssl", "ecparam", "-name", curve, "-genkey", "-noout", "-out", private], check=True, capture_output=True
+        ["openssl", "ecparam", "-name", curve, "-genkey", "-noout", "-out", private],
+        check=True,
+        capture_output=True,
     )
-    subprocess.run(["openssl", "ec", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
+    subprocess.run(
+        ["openssl", "ec", "-in", private, "-pubout", "-out", public],
+        check=True,
+        capture_output=True,
+    )
     if password:
         locked = folder / f"{name}-locked.pem"
         subprocess.run(
-            ["openssl", "ec", "-in", private, "-aes256", "-passout", f"pass:{password}", "-out", locked],
-            check=True, capture_output=True,
-        )  # fmt: skip
+            [
+                "openssl",
+                "ec",
+                "-in",
+                private,
+                "-aes256",
+                "-passout",
+                f"pass:{password}",
+                "-out",
+                locked,
+            ],
+            check=True,
+            capture_output=True,
+        )
         private.unlink()
         private = locked
     return private, public

@@ -27,7 +27,9 @@ def visit(browser: Browser, url: str, **how: Any) -> None:
 
 
 def settle(browser: Browser) -> None:
-    browser.wait("!document.body.hasAttribute('aria-busy') && !document.getElementById('desk').hidden")
+    browser.wait(
+        "!document.body.hasAttribute('aria-busy') && !document.getElementById('desk').hidden"
+    )
 
 
 def press(browser: Browser, *keys: str) -> None:

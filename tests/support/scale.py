@@ -12,8 +12,12 @@ FULL = bool(os.environ.get("SLMCTL_TORTURE"))
 
 
 def sampled(cases: Iterable[Any], quick: Container[Any]) -> list[Any]:
-    """Cases of `pytest.mark.parametrize`: those in `quick` for every run, the others as slow tests."""
+    """Cases of `pytest.mark.parametrize`: those in `quick` for
+    every run, the others as slow tests.
+    """
     return [
-        case if case in quick else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
+        case
+        if case in quick
+        else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
         for case in cases
     ]

@@ -1,4 +1,6 @@
-"""Servers of tests on the loopback: HTTP in a thread of this process, and programs, ended by their process ids."""
+"""Servers of tests on the loopback: HTTP in a thread of this process, and
+programs, ended by their process ids.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,11 @@ def s3_service(folder: Path) -> Iterator[str]:
     with serving(command, port, folder / "log"):
         url = f"http://127.0.0.1:{port}"
         client = boto3.client(
-            "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="id", aws_secret_access_key="key"
+            "s3",
+            endpoint_url=url,
+            region_name="us-east-1",
+            aws_access_key_id="id",
+            aws_secret_access_key="key",
         )
         client.create_bucket(Bucket="models")
         yield url

@@ -1,4 +1,6 @@
-"""A server under test, as its user starts it: a process of its own on a free port of the loopback."""
+"""A server under test, as its user starts it: a process of its
+own on a free port of the loopback.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,16 @@ from slmctl.task.contract import Task
 from support import endpoint, tiny
 from support.endpoint import streams
 
-ENDLESS = {"max_tokens": 3500, "temperature": 1.8, "seed": 3}  # of a model that was never taught to stop
-LOCAL: Any = {"timeout": 60, "verify": False}  # of httpx: certificates take longer to load than most answers to come
+# of a model that was never taught to stop
+ENDLESS = {"max_tokens": 3500, "temperature": 1.8, "seed": 3}
+# of httpx: certificates take longer to load than most answers to come
+LOCAL: Any = {"timeout": 60, "verify": False}
 ROOM = ("--set=serve.context_length=4096", "--set=serve.max_tokens=4000")  # for such an answer
 
 
-def begin(folder: Path, *args: str, log: IO[str] | None = None) -> tuple[subprocess.Popen[str], str]:
+def begin(
+    folder: Path, *args: str, log: IO[str] | None = None
+) -> tuple[subprocess.Popen[str], str]:
     """The process and its address, when it is ready; its log goes to a file, or else to a pipe."""
     child = tiny.start(folder, "serve", "--port", "0", *args, **({"stderr": log} if log else {}))
     assert child.stdout is not None
@@ -33,7 +39,9 @@ def begin(folder: Path, *args: str, log: IO[str] | None = None) -> tuple[subproc
     return child, url
 
 
-GENERATE = Task("generate", tiny.TEMPLATE, "<|im_end|>", special_tokens=("<|im_start|>", "<|im_end|>"))
+GENERATE = Task(
+    "generate", tiny.TEMPLATE, "<|im_end|>", special_tokens=("<|im_start|>", "<|im_end|>")
+)
 
 
 @dataclass(frozen=True)
@@ -57,19 +65,25 @@ class Gateway:
 
 @contextmanager
 def gateway(
-    folder: Path, *args: str, task: Task = GENERATE, manners: endpoint.Manners = lambda body, before: streams("hello")
+    folder: Path,
+    *args: str,
+    task: Task = GENERATE,
+    manners: endpoint.Manners = lambda body, before: streams("hello"),
 ) -> Iterator[Gateway]:
     """A gateway in front of an endpoint; at the end its log must hold no traceback."""
     task.write(folder)
     with endpoint.serving(manners) as fake:
-        child, url = begin(folder, str(folder), "--engine-url", fake.url, "--engine-model", "large", *args)
+        child, url = begin(
+            folder, str(folder), "--engine-url", fake.url, "--engine-model", "large", *args
+        )
         try:
             yield Gateway(child, url, fake)
         except BaseException:
             child.kill()
             child.communicate()
             raise
-        if child.stderr is not None and not child.stderr.closed:  # a test may have ended it, and read its log
+        # a test may have ended it, and read its log
+        if child.stderr is not None and not child.stderr.closed:
             end(child)
 
 
@@ -104,7 +118,9 @@ def lines_of(response: httpx.Response) -> list[str]:
     return [line.removeprefix("data: ") for line in response.text.splitlines() if line]
 
 
-def engine_of(server: subprocess.Popen[str], module: bytes = b"slmctl.inference.llama_child") -> int:
+def engine_of(
+    server: subprocess.Popen[str], module: bytes = b"slmctl.inference.llama_child"
+) -> int:
     """The process id of a server's engine, or of its child of another module."""
     (found,) = [int(pid) for pid in _children(server.pid) if module in _command(pid)]
     return found

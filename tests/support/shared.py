@@ -12,7 +12,8 @@ import pytest
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """This process's own copy of a folder; the first process that asks makes it, the others wait for it.
+    """This process's own copy of a folder; the first process that asks makes it, the others wait
+    for it.
 
     Args:
         name: Of the folder, the same in every process.

@@ -64,7 +64,11 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
             child = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | env)
             stack.callback(_end, child)
         look: Any = {"env": os.environ | env, "capture_output": True, "text": True}
-        ready = settles(lambda: subprocess.run(["sinfo", "--noheader", "--format=%T"], **look).stdout == "idle\n")
+        ready = settles(
+            lambda: (
+                subprocess.run(["sinfo", "--noheader", "--format=%T"], **look).stdout == "idle\n"
+            )
+        )
         assert ready, "".join(path.read_text(errors="replace") for path in folder.glob("*.log"))
         yield env
 

@@ -14,6 +14,8 @@ def spilled(folder: Path, texts: list[str], batch: int = 1000) -> Spill:
     for start in range(0, len(texts), batch):
         part = texts[start : start + batch]
         signatures = minhash.sketch(part)
-        assert rows.append(part, minhash.band_keys(signatures), minhash.compact(signatures)) == start
+        assert (
+            rows.append(part, minhash.band_keys(signatures), minhash.compact(signatures)) == start
+        )
     assert len(rows) == len(texts)
     return rows

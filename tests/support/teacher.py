@@ -1,4 +1,6 @@
-"""A teacher on the loopback that labels the tiny tickets: how often it is right, and its faults, a test decides."""
+"""A teacher on the loopback that labels the tiny tickets: how often it is
+right, and its faults, a test decides.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ PRICES = "prices: {input: 2.0, output: 8.0, currency: EUR}"
 
 def label_of(text: str) -> str:
     """The right label of a tiny ticket."""
-    counts = {label: sum(word in words for word in text.split()) for label, words in tiny.WORDS.items()}
+    counts = {
+        label: sum(word in words for word in text.split()) for label, words in tiny.WORDS.items()
+    }
     return max(counts, key=lambda label: counts[label])
 
 
@@ -45,7 +49,9 @@ def tokens(body: dict[str, Any]) -> int:
 
 def reply(body: dict[str, Any], text: str) -> Turn:
     """A good reply with its usage."""
-    return says(text, usage={"prompt_tokens": tokens(body), "completion_tokens": max(1, len(text) // 4)})
+    return says(
+        text, usage={"prompt_tokens": tokens(body), "completion_tokens": max(1, len(text) // 4)}
+    )
 
 
 def manners(*, wrong: float = 0.1) -> Callable[[dict[str, Any], int], Turn]:
@@ -60,15 +66,30 @@ def decided(text: str, *, wrong: float = 0.1) -> tuple[str, float]:
 
 
 def decisions(body: dict[str, Any], before: int) -> Turn:
-    """A teacher that says how sure it is: with a decisions API, or by the probabilities of a chat's tokens."""
+    """A teacher that says how sure it is: with a decisions API, or by
+    the probabilities of a chat's tokens.
+    """
     label, sure = decided(asked_of(body))
     if "messages" not in body:
         return decides(body, label, sure)
-    logprobs = {"content": [{"token": label, "logprob": math.log(sure)}]} if body.get("logprobs") else None
-    return says(label, choices=[{"message": {"content": label}, "finish_reason": "stop", "logprobs": logprobs}])
+    logprobs = (
+        {"content": [{"token": label, "logprob": math.log(sure)}]} if body.get("logprobs") else None
+    )
+    return says(
+        label,
+        choices=[{"message": {"content": label}, "finish_reason": "stop", "logprobs": logprobs}],
+    )
 
 
-def project(folder: Path, url: str, *, rows: int = 120, gold: int = 260, more: str = "", teacher: str = PRICES) -> Path:
+def project(
+    folder: Path,
+    url: str,
+    *,
+    rows: int = 120,
+    gold: int = 260,
+    more: str = "",
+    teacher: str = PRICES,
+) -> Path:
     """A project without a base that has gold rows and rows to label."""
     folder.mkdir(parents=True, exist_ok=True)
     pairs = tiny.rows(rows + gold, seed=3)
@@ -78,7 +99,8 @@ def project(folder: Path, url: str, *, rows: int = 120, gold: int = 260, more: s
     (folder / "slmctl.yaml").write_text(
         'project: tiny-desk\nversion: "1.0"\nbase: ./base\npull: {rehearse: false}\n'
         "task: {kind: classify, labels: from-data, system: Name the category.}\n"
-        "prepare:\n  sources: [{path: gold.csv, input: text, output: category}]\n  splits: {test: 0.05}\n"
+        "prepare:\n  sources: [{path: gold.csv, input: text, output: category}]\n  splits: {test: "
+        "0.05}\n"
         "label:\n  sources: [{path: new.csv, input: text}]\n"
         f"  teachers: [{{url: {url}, model: large{', ' + teacher if teacher else ''}}}]\n{more}",
         encoding="utf-8",

@@ -1,4 +1,6 @@
-"""A tiny random Llama with its tokenizer, a data set it can learn, and the program as its user runs it."""
+"""A tiny random Llama with its tokenizer, a data set it can learn,
+and the program as its user runs it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Whether what some tests need of the system is said to be there: they fail without it, and are not skipped.
+# Whether what some tests need of the system is said to be there: they fail without it, and are not
+# skipped.
 REQUIRED = os.environ.get("SLMCTL_REQUIRE", "") not in ("", "0")
 STARTED: list[subprocess.Popen[Any]] = []  # that lead a process group of their own, in order
 LABELS = {
@@ -27,13 +30,17 @@ LABELS = {
 }
 WORDS = {label: text.split() for label, text in LABELS.items()}
 FILLER = (
-    "please hello today yesterday again still why how when my your the a this that since monday friday "
-    "week month twice never always nobody someone phone office house garden letter answer green blue big small "
-    "quick slow first last open close help thanks sorry really maybe order shop kettle lamp chair bicycle"
+    "please hello today yesterday again still why how when my your the a this that since monday "
+    "friday "
+    "week month twice never always nobody someone phone office house garden letter answer green "
+    "blue big small "
+    "quick slow first last open close help thanks sorry really maybe order shop kettle lamp chair "
+    "bicycle"
 )
 SYSTEM = "Name the category."
 TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + "
+    "'\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 CONFIG = """\
@@ -52,7 +59,8 @@ evaluate: {models: [base, adapter, gguf]}
 
 CALIBRATED = (
     CONFIG.replace(
-        "output: category}]\n", "output: category}]\n  splits: {calibration: 0.45, validation: 0.05, test: 0.05}\n"
+        "output: category}]\n",
+        "output: category}]\n  splits: {calibration: 0.45, validation: 0.05, test: 0.05}\n",
     )
     .replace("[Q8_0, F16]", "[Q8_0]")
     .replace("epochs: 14", "epochs: 7")
@@ -87,8 +95,11 @@ def edit_config(folder: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
-def build_base(out: Path, *, template: str | None = TEMPLATE, vocabulary: int = 640, **shape: Any) -> Path:
-    """An HF folder: a seeded random Llama of 0.1 M weights, and a sentencepiece tokenizer trained here.
+def build_base(
+    out: Path, *, template: str | None = TEMPLATE, vocabulary: int = 640, **shape: Any
+) -> Path:
+    """An HF folder: a seeded random Llama of 0.1 M weights, and a sentencepiece tokenizer trained
+    here.
 
     llama.cpp's converter knows BPE tokenizers by a list of hashes; sentencepiece it takes as it is.
     `shape` replaces numbers of the LlamaConfig.
@@ -98,38 +109,75 @@ def build_base(out: Path, *, template: str | None = TEMPLATE, vocabulary: int = 
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
     out.mkdir(parents=True)
-    known = [*FILLER.split(), *(word for group in WORDS.values() for word in group), *WORDS, *SYSTEM.split()]
+    known = [
+        *FILLER.split(),
+        *(word for group in WORDS.values() for word in group),
+        *WORDS,
+        *SYSTEM.split(),
+    ]
     known += ["user", "assistant", "system", "Answer", "Message"]
     lines = [" ".join(known[k:] + known[:k]) + " . 0 1 2 3 4 5 6 7 8 9" for k in range(len(known))]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*lines, "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ .,:;?!'-"]),
-        model_writer=model, vocab_size=vocabulary, model_type="bpe", byte_fallback=True, character_coverage=1.0,
-        control_symbols=["<|im_start|>", "<|im_end|>"], pad_id=-1, add_dummy_prefix=False,
-        remove_extra_whitespaces=False, normalization_rule_name="identity", minloglevel=2, num_threads=1,
-    )  # fmt: skip
+        sentence_iterator=iter(
+            [*lines, "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ .,:;?!'-"]
+        ),
+        model_writer=model,
+        vocab_size=vocabulary,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=1.0,
+        control_symbols=["<|im_start|>", "<|im_end|>"],
+        pad_id=-1,
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        minloglevel=2,
+        num_threads=1,
+    )
     (out / "tokenizer.model").write_bytes(model.getvalue())
     tokenizer = LlamaTokenizer.from_pretrained(
-        out, legacy=False, add_prefix_space=False, bos_token="<s>", eos_token="<|im_end|>", unk_token="<unk>",
+        out,
+        legacy=False,
+        add_prefix_space=False,
+        bos_token="<s>",
+        eos_token="<|im_end|>",
+        unk_token="<unk>",
         additional_special_tokens=["<|im_start|>", "<|im_end|>"],
-    )  # fmt: skip
+    )
     tokenizer.chat_template = template
     tokenizer.save_pretrained(out)
     torch.manual_seed(0)
     layers = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    shape = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 4096, **layers, **shape}
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "max_position_embeddings": 4096,
+        **layers,
+        **shape,
+    }
     config = LlamaConfig(
-        vocab_size=len(tokenizer), initializer_range=0.1, bos_token_id=1, eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=True, **shape,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        initializer_range=0.1,
+        bos_token_id=1,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=True,
+        **shape,
+    )
     LlamaForCausalLM(config).save_pretrained(out)
-    (out / "README.md").write_text("---\nlicense: apache-2.0\nlanguage:\n- en\n- de\n---\n# Tiny\n", encoding="utf-8")
+    (out / "README.md").write_text(
+        "---\nlicense: apache-2.0\nlanguage:\n- en\n- de\n---\n# Tiny\n", encoding="utf-8"
+    )
     return out
 
 
 def environment(**more: str) -> dict[str, str]:
     """The environment of a program under test: no variable of the outside decides what it does."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "SLMCTL", "PYTEST"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("HF_", "SLMCTL", "PYTEST"))
+    }
     return kept | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"} | more
 
 
@@ -140,11 +188,15 @@ def command(folder: Path, *args: str) -> list[str]:
 def slmctl(folder: Path, *args: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the program in a folder and wait for it."""
     options.setdefault("env", environment())
-    return subprocess.run(command(folder, *args), capture_output=True, text=True, **{"timeout": 300, **options})
+    return subprocess.run(
+        command(folder, *args), capture_output=True, text=True, **{"timeout": 300, **options}
+    )
 
 
 def start(folder: Path, *args: str, **options: Any) -> subprocess.Popen[str]:
-    """Start the program in a folder, in a process group of its own, which does not outlive the test that started it."""
+    """Start the program in a folder, in a process group of its own, which
+    does not outlive the test that started it.
+    """
     options.setdefault("env", environment())
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     child = subprocess.Popen(command(folder, *args), text=True, start_new_session=True, **options)
@@ -153,7 +205,9 @@ def start(folder: Path, *args: str, **options: Any) -> subprocess.Popen[str]:
 
 
 def end_from(number: int) -> None:
-    """Kill the groups that were started from the `number`th on and still run, as after an assertion that failed."""
+    """Kill the groups that were started from the `number`th on and still
+    run, as after an assertion that failed.
+    """
     for child in STARTED[number:]:
         with contextlib.suppress(OSError):  # those of forks whose server has ended
             if child.returncode is None:
@@ -178,7 +232,9 @@ def ok(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def calibrated(folder: Path, base: Path, run: Callable[..., Any] = slmctl) -> Path:
-    """A project after `slmctl calibrate`, which wants 200 rows that nothing learned from; `run` runs a command."""
+    """A project after `slmctl calibrate`, which wants 200 rows that
+    nothing learned from; `run` runs a command.
+    """
     shutil.copytree(base, folder / "base")
     (folder / "slmctl.yaml").write_text(CALIBRATED, encoding="utf-8")
     write_csv(folder / "tickets.csv", rows(800))
@@ -193,20 +249,32 @@ SCHEMA = {
     "additionalProperties": False,
     "properties": {
         "topic": {"type": "string"},
-        "items": {"type": "array", "items": {"type": "object", "properties": {"name": {"type": "string"}}}},
+        "items": {
+            "type": "array",
+            "items": {"type": "object", "properties": {"name": {"type": "string"}}},
+        },
     },
 }
 
 
-ITEM = {"type": "object", "properties": {"item": {"type": "string", "maxLength": 12}}, "required": ["item"]}
+ITEM = {
+    "type": "object",
+    "properties": {"item": {"type": "string", "maxLength": 12}},
+    "required": ["item"],
+}
 TOOLS = [
-    {"type": "function", "function": {"name": name, "description": f"About {name}.", "parameters": ITEM}}
+    {
+        "type": "function",
+        "function": {"name": name, "description": f"About {name}.", "parameters": ITEM},
+    }
     for name in ("billing", "delivery")
 ]
 
 
 def project(folder: Path, base: Path, kind: str, *, extra: str = "") -> Path:
-    """A project of any task kind, trained for some seconds: enough to end its answers, not to be right."""
+    """A project of any task kind, trained for some seconds: enough
+    to end its answers, not to be right.
+    """
     shutil.copytree(base, folder / "base")
     task = {
         "classify": "{kind: classify, labels: from-data, system: Name the category.}",
@@ -220,19 +288,26 @@ def project(folder: Path, base: Path, kind: str, *, extra: str = "") -> Path:
         words = text.split()
         answer: Any = {
             "classify": label,
-            "tag": [label] * (k % 5 > 0) + [other for other in WORDS if other != label and other[0] == words[0][0]],
+            "tag": [label] * (k % 5 > 0)
+            + [other for other in WORDS if other != label and other[0] == words[0][0]],
             "extract": {"topic": label, "items": [{"name": word} for word in words[:1]]},
             "generate": f"{label} {words[0]}",
-            "call": None if label == "account" else {"name": label, "arguments": {"item": words[0]}},
+            "call": None
+            if label == "account"
+            else {"name": label, "arguments": {"item": words[0]}},
         }[kind]
         lines.append({"text": text, "answer": answer, "customer": f"c{k % 9}"})
     (folder / "schema.json").write_text(json.dumps(SCHEMA), encoding="utf-8")
     (folder / "tools.json").write_text(json.dumps(TOOLS), encoding="utf-8")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+    )
     (folder / "slmctl.yaml").write_text(
-        f'project: tiny-{kind}\nversion: "1.0"\nbase: ./base\npull: {{rehearse: false}}\ntask: {task}\n'
+        f'project: tiny-{kind}\nversion: "1.0"\nbase: ./base\npull: {{rehearse: false}}\ntask: '
+        f"{task}\n"
         "prepare: {sources: [{path: rows.jsonl, input: text, output: answer}]}\n"
-        "finetune: {max_steps: 80, learning_rate: 1e-2, batch_size: 8}\nquantize: {types: [Q8_0, F16]}\n"
+        "finetune: {max_steps: 80, learning_rate: 1e-2, batch_size: 8}\nquantize: {types: [Q8_0, "
+        "F16]}\n"
         f"predict: {{max_tokens: 24}}\n{extra}",
         encoding="utf-8",
     )
@@ -251,7 +326,9 @@ def build_encoder(out: Path, *, size: int = 64) -> Path:
     tokens = {token: k for k, token in enumerate([*special, *words])}
     tokenizer = Tokenizer(models.WordLevel(tokens, "[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)]
+    )
     tokenizer.add_special_tokens(special)
     tokenizer.enable_truncation(64)
     (out / "1_Pooling").mkdir(parents=True)
@@ -263,18 +340,29 @@ def build_encoder(out: Path, *, size: int = 64) -> Path:
         helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
         helper.make_node("LayerNormalization", ["rows", "ones"], ["last_hidden_state"]),
     ]
-    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["texts", "tokens"])
-              for name in ("input_ids", "attention_mask", "token_type_ids")]  # fmt: skip
-    outputs = [helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, ["texts", "tokens", size])]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["texts", "tokens"])
+        for name in ("input_ids", "attention_mask", "token_type_ids")
+    ]
+    outputs = [
+        helper.make_tensor_value_info(
+            "last_hidden_state", TensorProto.FLOAT, ["texts", "tokens", size]
+        )
+    ]
     arrays = {"table": table, "ones": np.ones(size, np.float32)}
     stored = [numpy_helper.from_array(values, name) for name, values in arrays.items()]
     graph = helper.make_graph(nodes, "words", inputs, outputs, stored)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), out / "model.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        out / "model.onnx",
+    )
     return out
 
 
 def build_encoder_folder(out: Path) -> Path:
-    """A sentence encoder as an HF folder: a seeded random XLM-R of one layer, and a tokenizer of the tiny words."""
+    """A sentence encoder as an HF folder: a seeded random XLM-R of one
+    layer, and a tokenizer of the tiny words.
+    """
     import sentencepiece
     import torch
     from sentencepiece import sentencepiece_model_pb2 as stored
@@ -282,26 +370,48 @@ def build_encoder_folder(out: Path) -> Path:
 
     words, written = sorted({*FILLER.split(), *" ".join(LABELS.values()).split()}), io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([" ".join(words[k:] + words[:k]) for k in range(len(words))]), model_writer=written,
-        vocab_size=150, hard_vocab_limit=False, model_type="unigram", minloglevel=2, num_threads=1,
-    )  # fmt: skip
+        sentence_iterator=iter([" ".join(words[k:] + words[:k]) for k in range(len(words))]),
+        model_writer=written,
+        vocab_size=150,
+        hard_vocab_limit=False,
+        model_type="unigram",
+        minloglevel=2,
+        num_threads=1,
+    )
     trained = stored.ModelProto.FromString(written.getvalue())
     special = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
-    pieces = [*special, *((each.piece, each.score) for each in trained.pieces if each.type == 1), ("<mask>", 0.0)]
+    pieces = [
+        *special,
+        *((each.piece, each.score) for each in trained.pieces if each.type == 1),
+        ("<mask>", 0.0),
+    ]
     XLMRobertaTokenizer(vocab=pieces).save_pretrained(out)
     tokenizer = json.loads((out / "tokenizer.json").read_bytes())
     charsmap = base64.b64encode(trained.normalizer_spec.precompiled_charsmap).decode()
     tokenizer["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": charsmap}
     (out / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     torch.manual_seed(0)
-    XLMRobertaModel(XLMRobertaConfig(
-        vocab_size=len(pieces), hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=66, type_vocab_size=1, initializer_range=0.1,
-    )).save_pretrained(out)  # fmt: skip
+    XLMRobertaModel(
+        XLMRobertaConfig(
+            vocab_size=len(pieces),
+            hidden_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=66,
+            type_vocab_size=1,
+            initializer_range=0.1,
+        )
+    ).save_pretrained(out)
     (out / "1_Pooling").mkdir()
-    (out / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}', encoding="utf-8")
+    (out / "1_Pooling" / "config.json").write_text(
+        '{"pooling_mode_mean_tokens": true}', encoding="utf-8"
+    )
     parts = {"Transformer": "", "Pooling": "1_Pooling"}
-    listed = [{"path": path, "type": f"sentence_transformers.models.{name}"} for name, path in parts.items()]
+    listed = [
+        {"path": path, "type": f"sentence_transformers.models.{name}"}
+        for name, path in parts.items()
+    ]
     (out / "modules.json").write_text(json.dumps(listed), encoding="utf-8")
     (out / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n", encoding="utf-8")
     return out

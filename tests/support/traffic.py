@@ -1,4 +1,6 @@
-"""Logs of decisions, collected rows and reviews, as a server and people leave them, of traffic that is made up."""
+"""Logs of decisions, collected rows and reviews, as a server and people
+leave them, of traffic that is made up.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ LABELS = ("invoice", "delivery", "return", "account")
 
 @dataclass
 class MadeUp:
-    """Traffic of `per_day` requests a day, of which a policy keeps those with a p_correct of 0.7 and more.
+    """Traffic of `per_day` requests a day, of which a policy keeps those with a p_correct of 0.7
+    and more.
 
     Attributes:
         kept_share: Probability with which any answer is collected; unsure ones all are.
@@ -38,36 +41,67 @@ class MadeUp:
         for n in range(number * self.per_day):
             p_correct = round(float(random.beta(12, 2)), 4)
             id, label = f"{n:08x}", str(random.choice(LABELS))
-            time, kept = f"{BEGIN + n * datetime.timedelta(days=1 / self.per_day):%Y-%m-%dT%H:%M:%SZ}", p_correct >= 0.7
+            time, kept = (
+                f"{BEGIN + n * datetime.timedelta(days=1 / self.per_day):%Y-%m-%dT%H:%M:%SZ}",
+                p_correct >= 0.7,
+            )
             route, reason = ("local", "kept") if kept else ("generalist", "unsure")
-            self.decisions.append({
-                "time": time, "request": id, "route": route, "reason": reason, "model": "desk",
-                "p_correct": p_correct, "prompt_tokens": 20, "completion_tokens": 3,
-            })  # fmt: skip
+            self.decisions.append(
+                {
+                    "time": time,
+                    "request": id,
+                    "route": route,
+                    "reason": reason,
+                    "model": "desk",
+                    "p_correct": p_correct,
+                    "prompt_tokens": 20,
+                    "completion_tokens": 3,
+                }
+            )
             uniform = bool(random.random() < self.kept_share)
             if uniform or not kept:
                 self.right[id] = bool(random.random() < p_correct)
-                self.collected.append(CollectedRow(
-                    id, time, [{"role": "user", "content": f"question {n}"}],
-                    answer=label, route=route, reason=reason, p_correct=p_correct, confidence=p_correct,
-                    labels={label: p_correct}, chosen="uniform" if kept else "unsure",
-                    probability=self.kept_share if kept else 1.0, uniform=uniform, uniform_probability=self.kept_share,
-                ))  # fmt: skip
+                self.collected.append(
+                    CollectedRow(
+                        id,
+                        time,
+                        [{"role": "user", "content": f"question {n}"}],
+                        answer=label,
+                        route=route,
+                        reason=reason,
+                        p_correct=p_correct,
+                        confidence=p_correct,
+                        labels={label: p_correct},
+                        chosen="uniform" if kept else "unsure",
+                        probability=self.kept_share if kept else 1.0,
+                        uniform=uniform,
+                        uniform_probability=self.kept_share,
+                    )
+                )
         return self
 
     def reviews(self) -> list[Review]:
         """The decisions of a person on every collected row."""
         return [
             Review(
-                row.id, row.time, "ada", "accepted" if self.right[row.id] else "corrected", row.messages, row.answer,
+                row.id,
+                row.time,
+                "ada",
+                "accepted" if self.right[row.id] else "corrected",
+                row.messages,
+                row.answer,
                 row.answer if self.right[row.id] else "other",
-                "uniform" if row.uniform else "unsure", self.kept_share if row.uniform else 1.0, seen=row.time,
+                "uniform" if row.uniform else "unsure",
+                self.kept_share if row.uniform else 1.0,
+                seen=row.time,
             )
             for row in self.collected
-        ]  # fmt: skip
+        ]
 
     def write(self, folder: Path) -> Path:
-        """Write decisions.jsonl, collected/DAY.jsonl and reviewed.jsonl into a folder; returns it."""
+        """Write decisions.jsonl, collected/DAY.jsonl and
+        reviewed.jsonl into a folder; returns it.
+        """
         (folder / "collected").mkdir()
         _write(folder / "decisions.jsonl", self.decisions)
         for day in sorted({row.time[:10] for row in self.collected}):

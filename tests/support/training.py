@@ -1,4 +1,5 @@
-"""Small random models under random adapters, records for them, and the loss and gradients that each record gives alone.
+"""Small random models under random adapters, records for them, and the loss and gradients that each
+record gives alone.
 
 `trained` is a training of the tiny project in this process.
 """
@@ -18,24 +19,41 @@ from slmctl.stages.finetune import finetune, lora_targets, packing
 from slmctl.stages.finetune.packing import IGNORED
 
 SIZES = {
-    "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2, "tie_word_embeddings": True,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+    "tie_word_embeddings": True,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 
-def trained(artifacts: dict[str, Artifact], out: Path, keep: Path | None = None, **given: Any) -> dict[str, Any]:
+def trained(
+    artifacts: dict[str, Artifact], out: Path, keep: Path | None = None, **given: Any
+) -> dict[str, Any]:
     """Train the tiny base into a new folder; the metrics."""
     out.mkdir(parents=True)
     settings = {"epochs": 1, "learning_rate": 1e-2, "batch_size": 16, "lora": {"rank": 4}, **given}
     return finetune.run(
-        FinetuneConfig.model_validate(settings), base=artifacts["base"], prepared=artifacts["prepared"], out=out,
+        FinetuneConfig.model_validate(settings),
+        base=artifacts["base"],
+        prepared=artifacts["prepared"],
+        out=out,
         keep=keep or out.with_name(f"keep-{out.name}"),
-    )  # fmt: skip
+    )
 
 
-def adapted(kind: str, settings: dict[str, Any], lora: dict[str, Any] | None = None, *, wild: float = 1.0) -> Any:
-    """A random model under a random adapter; the same arguments give the same weights, the less `wild` the tamer.
+def adapted(
+    kind: str, settings: dict[str, Any], lora: dict[str, Any] | None = None, *, wild: float = 1.0
+) -> Any:
+    """A random model under a random adapter; the same arguments give the same weights, the less
+    `wild` the tamer.
 
     Without any wildness the base is as its class makes it.
     """
@@ -51,7 +69,9 @@ def adapted(kind: str, settings: dict[str, Any], lora: dict[str, Any] | None = N
         if name.endswith("bias") and wild:
             parameter.data.normal_(std=0.3 * wild)
     shape = {"rank": 4, "alpha": 8} | (lora or {})
-    model = get_peft_model(model, lora_targets.lora_config(FinetuneConfig.model_validate({"lora": shape}), model))
+    model = get_peft_model(
+        model, lora_targets.lora_config(FinetuneConfig.model_validate({"lora": shape}), model)
+    )
     for parameter in model.parameters():
         if parameter.requires_grad and not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
@@ -74,7 +94,9 @@ def some_rows() -> list[Any]:
     for length in (20, 24, 31):
         ids = head + torch.randint(3, 300, (length - 5,), generator=choose).tolist()
         weights = [0.0] * (length - 4) + [1.0, 1.0, 0.5, 1.0]
-        rows.append({"input_ids": ids, "labels": [IGNORED] * (length - 4) + ids[-4:], "weights": weights})
+        rows.append(
+            {"input_ids": ids, "labels": [IGNORED] * (length - 4) + ids[-4:], "weights": weights}
+        )
     return rows
 
 
@@ -82,7 +104,11 @@ def plain_loss(model: Any, rows: list[Any], smoothing: float = 0.0) -> Any:
     """Each record alone, all its logits, by transformers and PEFT."""
     total = torch.zeros(())
     for row in rows:
-        logits = model(input_ids=torch.tensor([row["input_ids"]]), use_cache=False).logits[0, :-1].float()
+        logits = (
+            model(input_ids=torch.tensor([row["input_ids"]]), use_cache=False)
+            .logits[0, :-1]
+            .float()
+        )
         wanted, weights = torch.tensor(row["labels"])[1:], torch.tensor(row["weights"])[1:]
         losses = torch.nn.functional.cross_entropy(
             logits, wanted, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
@@ -102,8 +128,16 @@ def gradients(model: Any, loss: Any) -> dict[str, Any]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def compare(plain: Any, fast: Any, loss: Any = packed_loss, near: float = 5e-4, rows: list[Any] | None = None) -> None:
-    """Both models' losses and gradients are equal; `loss` gives that of the fast one. 3.2e-4 were seen."""
+def compare(
+    plain: Any,
+    fast: Any,
+    loss: Any = packed_loss,
+    near: float = 5e-4,
+    rows: list[Any] | None = None,
+) -> None:
+    """Both models' losses and gradients are equal; `loss` gives that
+    of the fast one. 3.2e-4 were seen.
+    """
     wanted, got = plain_loss(plain, rows or some_rows()), loss(fast)
     torch.testing.assert_close(got, wanted, rtol=near, atol=0)
     assert_same_gradients(gradients(plain, wanted), gradients(fast, got), near)

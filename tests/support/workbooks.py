@@ -27,7 +27,9 @@ def row(number: int, *values: str | float) -> str:
 
 def write_xlsx(path: Path, sheets: dict[str, str]) -> Path:
     """Write an `.xlsx` file whose sheets hold rows written by `row`."""
-    listed = "".join(f'<sheet name="{name}" sheetId="{k}" r:id="r{k}"/>' for k, name in enumerate(sheets, 1))
+    listed = "".join(
+        f'<sheet name="{name}" sheetId="{k}" r:id="r{k}"/>' for k, name in enumerate(sheets, 1)
+    )
     links = "".join(
         f'<Relationship Id="r{k}" Type="{RELATIONS}/worksheet" Target="worksheets/s{k}.xml"/>'
         for k in range(1, len(sheets) + 1)
@@ -37,18 +39,21 @@ def write_xlsx(path: Path, sheets: dict[str, str]) -> Path:
         archive.writestr(
             "_rels/.rels",
             f'<Relationships xmlns="{PACKAGE}/relationships">'
-            f'<Relationship Id="r1" Type="{RELATIONS}/officeDocument" Target="xl/workbook.xml"/></Relationships>',
+            f'<Relationship Id="r1" Type="{RELATIONS}/officeDocument" '
+            'Target="xl/workbook.xml"/></Relationships>',
         )
         archive.writestr(
             "xl/workbook.xml",
             f'<workbook xmlns="{MAIN}" xmlns:r="{RELATIONS}"><sheets>{listed}</sheets></workbook>',
         )
         archive.writestr(
-            "xl/_rels/workbook.xml.rels", f'<Relationships xmlns="{PACKAGE}/relationships">{links}</Relationships>'
+            "xl/_rels/workbook.xml.rels",
+            f'<Relationships xmlns="{PACKAGE}/relationships">{links}</Relationships>',
         )
         for k, rows in enumerate(sheets.values(), 1):
             archive.writestr(
-                f"xl/worksheets/s{k}.xml", f'<worksheet xmlns="{MAIN}"><sheetData>{rows}</sheetData></worksheet>'
+                f"xl/worksheets/s{k}.xml",
+                f'<worksheet xmlns="{MAIN}"><sheetData>{rows}</sheetData></worksheet>',
             )
     return path
 
@@ -60,7 +65,8 @@ def write_ods(path: Path, rows: list[list[str]]) -> Path:
     cells = "".join(
         "<table:table-row>"
         + "".join(
-            f'<table:table-cell office:value-type="string"><text:p>{escape(one)}</text:p></table:table-cell>'
+            "<table:table-cell "
+            f'office:value-type="string"><text:p>{escape(one)}</text:p></table:table-cell>'
             for one in line
         )
         + "</table:table-row>"
@@ -71,12 +77,15 @@ def write_ods(path: Path, rows: list[list[str]]) -> Path:
         archive.writestr(
             "META-INF/manifest.xml",
             f'<manifest:manifest xmlns:manifest="{names}:manifest:1.0">'
-            f'<manifest:file-entry manifest:full-path="/" manifest:media-type="{kind}"/></manifest:manifest>',
+            '<manifest:file-entry manifest:full-path="/" '
+            f'manifest:media-type="{kind}"/></manifest:manifest>',
         )
         archive.writestr(
             "content.xml",
-            f'<office:document-content xmlns:office="{names}:office:1.0" xmlns:table="{names}:table:1.0"'
-            f' xmlns:text="{names}:text:1.0"><office:body><office:spreadsheet><table:table table:name="One">{cells}'
+            f'<office:document-content xmlns:office="{names}:office:1.0" '
+            f'xmlns:table="{names}:table:1.0"'
+            f' xmlns:text="{names}:text:1.0"><office:body><office:spreadsheet><table:table '
+            f'table:name="One">{cells}'
             "</table:table></office:spreadsheet></office:body></office:document-content>",
         )
     return path

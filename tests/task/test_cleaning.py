@@ -1,4 +1,6 @@
-"""Cleaning: HTML, quoted mail and signatures go, sentences stay, and no text takes more than linear time."""
+"""Cleaning: HTML, quoted mail and signatures go, sentences stay, and
+no text takes more than linear time.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,18 @@ def cleaned(text: str, *steps: str, replace: tuple[Replacement, ...] = ()) -> st
     ("source", "text"),
     [
         ("<p>Hello&nbsp;<b>Ann</b>,<br>\n a &lt; b</p>", "Hello Ann,\na < b"),
-        ("<html><head><title>x</title><style>p{}</style></head><body>\nshown</body></html>", "shown"),
+        (
+            "<html><head><title>x</title><style>p{}</style></head><body>\nshown</body></html>",
+            "shown",
+        ),
         ("<div>one <!-- <b>two</b> --></div><div>three</div>", "one\nthree"),
         ("<script>if (a < b) { x() }</script>shown<script>never closed", "shownnever closed"),
         ("said<blockquote>was <i>quoted</i></blockquote>", "said\n\n> was quoted"),
         ("<ul><li>one<li>two</ul>", "- one\n- two"),
         ("<table><tr><td>a</td><td>b</td></tr></table>", "a b"),
         ("<pre>a  b\n c</pre>", "a  b\n c"),
-        ("Hello <b>you</b>\nsecond line", "Hello you\nsecond line"),  # no tag makes a line: those of the text count
+        # no tag makes a line: those of the text count
+        ("Hello <b>you</b>\nsecond line", "Hello you\nsecond line"),
         ("a < b and <ann@example.com> or x<y AT&amp;T", "a < b and <ann@example.com> or x<y AT&T"),
         ("?a=1&copy=2 &unknown; R&D", "?a=1&copy=2 &unknown; R&D"),
         ('<a href="x>y" title=it\'s>link</a>', "link"),
@@ -64,7 +70,8 @@ QUOTED = {
     "pl": "W dniu pon., 3 maj 2021 o 10:15 Anna <anna@example.com> napisał(a):",
     "original": "-----Original Message-----",
     "original, de": "-----Ursprüngliche Nachricht-----",
-    "Outlook": "From: Ann Example <ann@example.com>\nSent: Monday, 3 May 2021 10:15\nTo: Tom\nSubject: order",
+    "Outlook": "From: Ann Example <ann@example.com>\nSent: Monday, 3 May 2021 10:15\nTo: "
+    "Tom\nSubject: order",
     "Outlook, de": "_____\nVon: Anna <anna@example.com>\nGesendet: Montag\nAn: Tom\nBetreff: x",
     "Outlook, fr": "*De :* Anne\n*Envoyé :* lundi 3 mai\n*À :* Tom\n*Objet :* commande",
 }
@@ -85,7 +92,8 @@ def test_answers_between_quoted_lines_stay() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "Am 3. Mai schrieb mir Ihr Kollege:\nDie Ware kommt.",  # neither a time nor an address: a sentence
+        # neither a time nor an address: a sentence
+        "Am 3. Mai schrieb mir Ihr Kollege:\nDie Ware kommt.",
         "On Monday at 10:15 she wrote: nothing.",
         "From: Berlin\nI want to travel to Rome.",
         "FYI\n\n---------- Forwarded message ---------\nFrom: Ann\nthe order is late",
@@ -98,13 +106,33 @@ def test_sentences_are_no_quoted_mail(text: str) -> None:
 
 
 CLOSINGS = [
-    "Mit freundlichen Grüßen", "Mit freundlichem Gruß", "Viele Grüße", "Vielen Dank und beste Grüße",
-    "Beste Gruesse Anna", "MfG", "Cheers",
-    "LG, Anna", "Best regards,", "Kind regards", "Many thanks and best wishes,", "Yours sincerely", "Best,",
-    "Regards, Tom", "Cordialement", "Bien à vous,", "Un saludo,", "Atentamente", "Cordiali saluti",
-    "Met vriendelijke groet,", "Atenciosamente,", "Med vänliga hälsningar", "Med venlig hilsen", "Pozdrawiam",
-    "-- ", "--",
-]  # fmt: skip
+    "Mit freundlichen Grüßen",
+    "Mit freundlichem Gruß",
+    "Viele Grüße",
+    "Vielen Dank und beste Grüße",
+    "Beste Gruesse Anna",
+    "MfG",
+    "Cheers",
+    "LG, Anna",
+    "Best regards,",
+    "Kind regards",
+    "Many thanks and best wishes,",
+    "Yours sincerely",
+    "Best,",
+    "Regards, Tom",
+    "Cordialement",
+    "Bien à vous,",
+    "Un saludo,",
+    "Atentamente",
+    "Cordiali saluti",
+    "Met vriendelijke groet,",
+    "Atenciosamente,",
+    "Med vänliga hälsningar",
+    "Med venlig hilsen",
+    "Pozdrawiam",
+    "-- ",
+    "--",
+]
 
 
 @pytest.mark.parametrize("closing", CLOSINGS)
@@ -129,20 +157,28 @@ def test_sentences_are_no_signature(text: str) -> None:
     assert mail_text.without_signature(text) == text
 
 
-@pytest.mark.parametrize("line", ["Sent from my iPhone", "Von meinem iPhone gesendet", "Get Outlook for Android"])
+@pytest.mark.parametrize(
+    "line", ["Sent from my iPhone", "Von meinem iPhone gesendet", "Get Outlook for Android"]
+)
 def test_a_line_that_names_a_device_is_cut_out(line: str) -> None:
     assert mail_text.without_signature(f"one\n{line}\nPS: two") == "one\nPS: two"
 
 
 def test_steps_have_an_order_and_name_what_they_changed() -> None:
-    mail = "<p>Cancel  order\u00a04711.</p><p>Best regards</p><p>Tom</p><blockquote>earlier</blockquote>"
+    mail = (
+        "<p>Cancel  order\u00a04711.</p><p>Best "
+        "regards</p><p>Tom</p><blockquote>earlier</blockquote>"
+    )
     replace = (Replacement(r"order (\d+)", r"order no. \1"), Replacement("never", ""))
     text, steps = cleaning.clean(mail, ("whitespace", "signatures", "html", "quoted_mail"), replace)
     assert text == "Cancel order no. 4711."
     assert steps == ("html", "quoted_mail", "signatures", r"replace order (\d+)")
     assert cleaning.step_names(("whitespace", "html"), replace) == [
-        "html", r"replace order (\d+)", "replace never", "whitespace",
-    ]  # fmt: skip
+        "html",
+        r"replace order (\d+)",
+        "replace never",
+        "whitespace",
+    ]
 
 
 def test_white_space_is_tidied() -> None:
@@ -168,8 +204,28 @@ def test_any_text_is_cleaned_to_a_text(text: str) -> None:
     assert cleaned(found, "whitespace") == found
 
 
-SEEDS = ["<", "<!--", "<a ", "<a x='", "<a<", '<a "\'', "<script>", "</script", "<p>", "<pre>\n", "&amp", "\n>",
-         "-- \n", "Best regards\n", "On 1:10\n", "From: x\n", "On x 1:10 wrote:\n", "-----\n", " ", "On "]  # fmt: skip
+SEEDS = [
+    "<",
+    "<!--",
+    "<a ",
+    "<a x='",
+    "<a<",
+    "<a \"'",
+    "<script>",
+    "</script",
+    "<p>",
+    "<pre>\n",
+    "&amp",
+    "\n>",
+    "-- \n",
+    "Best regards\n",
+    "On 1:10\n",
+    "From: x\n",
+    "On x 1:10 wrote:\n",
+    "-----\n",
+    " ",
+    "On ",
+]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -185,7 +241,10 @@ def test_cleaning_takes_linear_time(seed: str) -> None:
 
 def test_a_conversation_is_cleaned_where_the_user_speaks() -> None:
     task = Task("generate", "t", "end", clean=("html",), replace=(Replacement("cancel", "stop"),))
-    messages = [{"role": "system", "content": "<b>x</b>"}, {"role": "user", "content": "<b>cancel</b>"}]
+    messages = [
+        {"role": "system", "content": "<b>x</b>"},
+        {"role": "user", "content": "<b>cancel</b>"},
+    ]
     assert [message["content"] for message in task.cleaned(messages)] == ["<b>x</b>", "stop"]
 
 
@@ -195,10 +254,14 @@ def test_every_way_in_asks_what_was_trained() -> None:
     assert [prompt.text for prompt in prompts.of_texts(task, [raw])] == [expected]
 
     model = ServedModel("desk", task)
-    for form, body in ((CHAT, {"messages": [{"role": "user", "content": raw}]}), (TEXT, {"prompt": raw})):
+    for form, body in (
+        (CHAT, {"messages": [{"role": "user", "content": raw}]}),
+        (TEXT, {"prompt": raw}),
+    ):
         checked = form.read(body, model, ServeConfig())
         assert [request.prompt for request in checked.requests] == [expected]
-        assert checked.sent[0]["content"] == raw  # a general model beside it gets what the client sent
+        # a general model beside it gets what the client sent
+        assert checked.sent[0]["content"] == raw
 
     class Listening:
         """An engine that keeps what it is asked."""

@@ -19,27 +19,34 @@ from slmctl.task.records import RowRejectedError
 from slmctl.task.tool_calls import CallForm
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] "
+    "+ '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 GEMMA = (
     "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% if message['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% "
+    "endif %}"
     "{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
-    "{{ '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}"
+    "{{ '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}{% "
+    "endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
 )
 LLAMA2 = (
     "{% for message in messages %}{% if message['role'] == 'user' %}"
     "{{ bos_token + '[INST] ' + message['content'] + ' [/INST]' }}"
     "{% else %}{{ ' ' + message['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
-)  # fmt: skip
+)
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 
 
 def plain_template() -> str:
-    """The template that `pull` gives a base without one, read from its source since it imports torch."""
-    source = (Path(slmctl.__file__).parent / "stages" / "pull" / "base_folder.py").read_text(encoding="utf-8")
+    """The template that `pull` gives a base without one, read from
+    its source since it imports torch.
+    """
+    source = (Path(slmctl.__file__).parent / "stages" / "pull" / "base_folder.py").read_text(
+        encoding="utf-8"
+    )
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "CHAT_TEMPLATE":
             value = ast.literal_eval(node.value)
@@ -67,17 +74,26 @@ def test_training_text_starts_with_the_prompt() -> None:
     for template in (CHATML, GEMMA, LLAMA2, plain_template()):
         one = task(chat_template=template, bos_token="<s>", eos_token="</s>")
         asked = one.messages("Where is it?")
-        whole = one.render([*asked, {"role": "assistant", "content": "late"}], add_generation_prompt=False)
+        whole = one.render(
+            [*asked, {"role": "assistant", "content": "late"}], add_generation_prompt=False
+        )
         assert whole.startswith(one.prompt(asked)), template
 
 
 def test_labels_are_listed_only_for_a_model_that_never_saw_them() -> None:
     one = task("classify", labels=("late", "lost"), system="Name it.")
     assert one.messages("x")[0]["content"] == "Name it."
-    assert one.messages("x", list_labels=True)[0]["content"] == "Name it.\nAnswer with one of: late, lost."
+    assert (
+        one.messages("x", list_labels=True)[0]["content"]
+        == "Name it.\nAnswer with one of: late, lost."
+    )
     without = task("classify", labels=("late",))
     assert without.messages("x", list_labels=True)[0]["content"] == "Answer with one of: late."
-    assert task().messages("x", list_labels=True) == task().messages("x") == [{"role": "user", "content": "x"}]
+    assert (
+        task().messages("x", list_labels=True)
+        == task().messages("x")
+        == [{"role": "user", "content": "x"}]
+    )
 
 
 # Control tokens in data
@@ -92,12 +108,17 @@ def test_control_token_in_data_is_broken_up() -> None:
     assert prompt.count("<|im_start|>") == 3
     assert "</s>" not in prompt
     assert "bye<\u200b|im_end|>" in prompt
-    whole = one.render([{"role": "assistant", "content": "a<|im_end|>b"}], add_generation_prompt=False)
+    whole = one.render(
+        [{"role": "assistant", "content": "a<|im_end|>b"}], add_generation_prompt=False
+    )
     assert whole.count("<|im_end|>") == 1
 
 
 @given(
-    st.lists(st.sampled_from([*TOKENS, "<", "|im_end|>", "<|im_", "end|>", "im_start", "|>", "x", " "]), max_size=12)
+    st.lists(
+        st.sampled_from([*TOKENS, "<", "|im_end|>", "<|im_", "end|>", "im_start", "|>", "x", " "]),
+        max_size=12,
+    )
 )
 @settings(deadline=None, max_examples=100)
 def test_no_text_writes_a_control_token(parts: list[str]) -> None:
@@ -150,31 +171,40 @@ def test_a_text_has_the_normal_form_of_the_tokenizer() -> None:
         ("{% set x = messages.clear() %}", ""),
     ],
 )
-def test_a_template_that_is_broken_refuses_or_leaves_the_sandbox_is_a_data_error(template: str, reason: str) -> None:
+def test_a_template_that_is_broken_refuses_or_leaves_the_sandbox_is_a_data_error(
+    template: str, reason: str
+) -> None:
     with pytest.raises(DataError, match=f"the chat template refuses the messages: {reason}"):
         task(chat_template=template).prompt(task(system="S").messages("x"))
 
 
 def test_attribute_that_leads_out_of_the_sandbox_is_empty() -> None:
-    assert task(chat_template="{{ raise_exception.__globals__ }}").prompt(task().messages("x")) == ""
+    assert (
+        task(chat_template="{{ raise_exception.__globals__ }}").prompt(task().messages("x")) == ""
+    )
 
 
 # What transformers gives to templates
 
 SAME_AS_TRANSFORMERS = {
-    "generation": "{% for m in messages %}{%- generation %}\n {{ m.content }} {% endgeneration -%} . {% endfor %}",
-    "generation is a scope": "{% set a = 1 %}{% generation %}{% set a = 2 %}{{ a }}{% endgeneration %}{{ a }}",
-    "loop controls": "{% for k in [0, 1, 2, 3] %}{% if k == 1 %}{% continue %}{% elif k == 3 %}{% break %}{% endif %}"
+    "generation": "{% for m in messages %}{%- generation %}\n {{ m.content }} {% endgeneration -%} "
+    ". {% endfor %}",
+    "generation is a scope": "{% set a = 1 %}{% generation %}{% set a = 2 %}{{ a }}{% "
+    "endgeneration %}{{ a }}",
+    "loop controls": "{% for k in [0, 1, 2, 3] %}{% if k == 1 %}{% continue %}{% elif k == 3 %}{% "
+    "break %}{% endif %}"
     "{{ k }}{% endfor %}",
-    "break, and JSON of a text that is no template": "{% for m in messages * 2 %}{% if loop.index > 1 %}{% break %}"
+    "break, and JSON of a text that is no template": "{% for m in messages * 2 %}{% if loop.index "
+    "> 1 %}{% break %}"
     "{% endif %}{{ m | tojson }}{{ m.content }}{% endfor %}",
     "tojson": "{{ {'b': '<ü>', 'a': [1, 2]} | tojson }}",
-    "tojson by name": "{{ {'b': 'ü', 'a': [1]} | tojson(indent=2, sort_keys=true, ensure_ascii=true) }}",
+    "tojson by name": "{{ {'b': 'ü', 'a': [1]} | tojson(indent=2, sort_keys=true, "
+    "ensure_ascii=true) }}",
     "tojson by place": "{{ {'b': 'ü', 'a': [1]} | tojson(true, 1, (',', ':'), true) }}",
     "dict": "{{ dict(a=1) }}",
     "namespace": "{% set n = namespace(self=1, b=2) %}{% set n.b = 3 %}{{ n.self + n.b }}",
     "documents": "{{ documents is defined }}{{ documents is none }}{{ tools is none }}",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SAME_AS_TRANSFORMERS)
@@ -190,7 +220,12 @@ def test_a_template_renders_as_in_transformers(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("template", "end"),
-    [(CHATML, "<|im_end|>"), (GEMMA, "<end_of_turn>"), (LLAMA2, "</s>"), (plain_template(), "</s>")],
+    [
+        (CHATML, "<|im_end|>"),
+        (GEMMA, "<end_of_turn>"),
+        (LLAMA2, "</s>"),
+        (plain_template(), "</s>"),
+    ],
     ids=["chatml", "gemma", "llama-2", "slmctl"],
 )
 def test_end_of_turn(template: str, end: str) -> None:
@@ -200,8 +235,15 @@ def test_end_of_turn(template: str, end: str) -> None:
 def test_plain_template_reads_like_a_form() -> None:
     one = task(chat_template=plain_template(), bos_token="<s>", eos_token="</s>", system="Name it.")
     assert one.prompt(one.messages("Where?")) == "<s>Name it.\n\nMessage:\nWhere?\nAnswer:\n"
-    talk = [*one.messages("Where?"), {"role": "assistant", "content": "late"}, {"role": "user", "content": "Oh."}]
-    assert one.prompt(talk) == "<s>Name it.\n\nMessage:\nWhere?\nAnswer:\nlate</s>\nMessage:\nOh.\nAnswer:\n"
+    talk = [
+        *one.messages("Where?"),
+        {"role": "assistant", "content": "late"},
+        {"role": "user", "content": "Oh."},
+    ]
+    assert (
+        one.prompt(talk)
+        == "<s>Name it.\n\nMessage:\nWhere?\nAnswer:\nlate</s>\nMessage:\nOh.\nAnswer:\n"
+    )
 
 
 def test_template_without_an_end_is_refused() -> None:
@@ -214,7 +256,10 @@ def test_template_without_an_end_is_refused() -> None:
 # Answers
 
 
-LABELLED, OBJECT = ("classify", {"labels": ("late", "lost parcel")}), ("extract", {"schema": SCHEMA})
+LABELLED, OBJECT = (
+    ("classify", {"labels": ("late", "lost parcel")}),
+    ("extract", {"schema": SCHEMA}),
+)
 
 
 @pytest.mark.parametrize(
@@ -225,17 +270,26 @@ LABELLED, OBJECT = ("classify", {"labels": ("late", "lost parcel")}), ("extract"
         (("generate", {}), "  Dear Ms Ü,\n\nthanks.\n", "Dear Ms Ü,\n\nthanks."),
     ],
 )
-def test_an_answer_is_read_as_its_kind(of: tuple[str, dict[str, Any]], text: str, value: Any) -> None:
+def test_an_answer_is_read_as_its_kind(
+    of: tuple[str, dict[str, Any]], text: str, value: Any
+) -> None:
     assert task(of[0], **of[1]).read_answer(text) == value
 
 
 @pytest.mark.parametrize(
     ("of", "text", "fault"),
     [
-        *((LABELLED, text, f"'{text}' is not one of the 2 labels") for text in ("Late", "late lost", "", "lost")),
+        *(
+            (LABELLED, text, f"'{text}' is not one of the 2 labels")
+            for text in ("Late", "late lost", "", "lost")
+        ),
         (LABELLED, "x" * 5000, f"^'{'x' * 60}' is not"),
-        *((OBJECT, text, "the answer is not JSON") for text in ('{"n": 1', "none", "", "{'n': 1}", "[" * 100_000)),
-        *((OBJECT, text, "the answer is not JSON") for text in ('{"n": NaN}', '{"n": 1, "n": 2}')),  # as for `evaluate`
+        *(
+            (OBJECT, text, "the answer is not JSON")
+            for text in ('{"n": 1', "none", "", "{'n': 1}", "[" * 100_000)
+        ),
+        # as for `evaluate`
+        *((OBJECT, text, "the answer is not JSON") for text in ('{"n": NaN}', '{"n": 1, "n": 2}')),
     ],
 )
 def test_what_is_no_answer(of: tuple[str, dict[str, Any]], text: str, fault: str) -> None:
@@ -246,8 +300,12 @@ def test_what_is_no_answer(of: tuple[str, dict[str, Any]], text: str, fault: str
 def test_schema_decides_what_fits() -> None:
     one = task("extract", schema=SCHEMA)
     assert [one.rules.allows(value) for value in ({"n": 1}, {"n": "1"}, {})] == [True, False, False]
-    nested = task("extract", schema={"properties": {"n": {"$ref": "#"}}})  # endless: 400 levels were a RecursionError
-    assert [nested.accepts('{"n":' * depth + "{}" + "}" * depth) for depth in (99, 400)] == [True, False]
+    # endless: 400 levels were a RecursionError
+    nested = task("extract", schema={"properties": {"n": {"$ref": "#"}}})
+    assert [nested.accepts('{"n":' * depth + "{}" + "}" * depth) for depth in (99, 400)] == [
+        True,
+        False,
+    ]
 
 
 @given(st.text(max_size=40), st.sampled_from(["classify", "extract", "generate"]))
@@ -273,9 +331,16 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=10)
     special=st.lists(texts.filter(bool)).map(tuple),
     template=texts,
 )
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_round_trip(
-    tmp_path: Path, labels: tuple[str, ...], schema: Any, system: str, special: tuple[str, ...], template: str
+    tmp_path: Path,
+    labels: tuple[str, ...],
+    schema: Any,
+    system: str,
+    special: tuple[str, ...],
+    template: str,
 ) -> None:
     one = Task("classify", template, "<|im_end|>", labels, schema, system, "<s>", "</s>", special)
     one.write(tmp_path)
@@ -295,15 +360,23 @@ def test_folder_without_a_task_says_so(tmp_path: Path) -> None:
     ("template", "rule", "reason"),
     [
         (CHATML, "tool calls", "does not write tool calls"),
-        ("{% for m in messages %}{% if m.tool_calls %}{{ raise_exception('no tools here') }}{% endif %}{% endfor %}",
-         "chat template", "no tools here"),
+        (
+            "{% for m in messages %}{% if m.tool_calls %}{{ raise_exception('no tools here') }}{% "
+            "endif %}{% endfor %}",
+            "chat template",
+            "no tools here",
+        ),
     ],
-)  # fmt: skip
-def test_a_tool_call_that_the_template_refuses_is_rejected_under_a_rule(template: str, rule: str, reason: str) -> None:
+)
+def test_a_tool_call_that_the_template_refuses_is_rejected_under_a_rule(
+    template: str, rule: str, reason: str
+) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "track", "arguments": "{}"}}
     message = {"role": "assistant", "content": "", "tool_calls": [call]}
     with pytest.raises(RowRejectedError, match=reason) as caught:
-        task(chat_template=template).with_calls_as_text([{"role": "user", "content": "hello"}], message, None)
+        task(chat_template=template).with_calls_as_text(
+            [{"role": "user", "content": "hello"}], message, None
+        )
     assert caught.value.rule == rule
 
 
@@ -316,10 +389,16 @@ CALL_FORM = {"before": "<", "between": ":", "after": ">", "own": False, "control
         {"descriptions": {"a": "Says a."}},
         {"ordered": True},
         {"clean": ("html",), "replace": (Replacement("cancel", "stop"),)},
-        {"kind": "call", "tools": ({"name": "fly"},), "call_form": CallForm("<", ":", ">", control=("<",))},
+        {
+            "kind": "call",
+            "tools": ({"name": "fly"},),
+            "call_form": CallForm("<", ":", ">", control=("<",)),
+        },
     ],
 )
-def test_a_later_part_is_kept_and_a_contract_without_it_is_as_it_was(tmp_path: Path, more: dict[str, Any]) -> None:
+def test_a_later_part_is_kept_and_a_contract_without_it_is_as_it_was(
+    tmp_path: Path, more: dict[str, Any]
+) -> None:
     plain, full = task(), task(**more)
     plain.write(tmp_path)
     assert (more.keys() - {"kind"}).isdisjoint(json.loads((tmp_path / FILENAME).read_bytes()))
@@ -360,7 +439,8 @@ def test_a_contract_with_wrong_values_is_refused_with_all_of_them(
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"null", b"[]", b"\xff", b"[" * 100_000, b'{"a":' * 100_000, b'{"kind": "extract"}']
+    "raw",
+    [b"", b"null", b"[]", b"\xff", b"[" * 100_000, b'{"a":' * 100_000, b'{"kind": "extract"}'],
 )
 def test_a_contract_that_is_none_is_refused(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / FILENAME).write_bytes(raw)

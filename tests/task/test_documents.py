@@ -12,17 +12,29 @@ from hypothesis import strategies as st
 
 from slmctl.errors import DataError
 from slmctl.task.contract import Task
-from slmctl.task.documents import WindowForm, allows_null, resolved, standing, training, window_schema, windows
+from slmctl.task.documents import (
+    WindowForm,
+    allows_null,
+    resolved,
+    standing,
+    training,
+    window_schema,
+    windows,
+)
 from slmctl.task.evidence import Evidence
 from slmctl.task.records import Record
 
 FORM = WindowForm(size=200, overlap=40)
-SENTENCES = st.lists(st.text(alphabet="abcäß .\n\f-17", min_size=1, max_size=80), min_size=1, max_size=40)
+SENTENCES = st.lists(
+    st.text(alphabet="abcäß .\n\f-17", min_size=1, max_size=80), min_size=1, max_size=40
+)
 
 
 @given(SENTENCES)
 @settings(max_examples=200, deadline=None)
-def test_windows_hold_every_word_of_a_text_and_none_is_longer_than_its_form(parts: list[str]) -> None:
+def test_windows_hold_every_word_of_a_text_and_none_is_longer_than_its_form(
+    parts: list[str],
+) -> None:
     text = "word ".join(parts)
     made = windows(text, FORM)
     assert all(window.end - window.start <= FORM.size for window in made)
@@ -68,7 +80,11 @@ def test_a_window_says_its_page_and_a_text_of_one_window_nothing() -> None:
         ("12 500 Euro", 12500, "12 500"),
         ("1'200.- Franken", 1200, "1'200"),
         ("Nr. 14800", 4800, None),
-        ("the law of  the\nNetherlands applies", "The Law of the Netherlands", "the law of  the\nNetherlands"),
+        (
+            "the law of  the\nNetherlands applies",
+            "The Law of the Netherlands",
+            "the law of  the\nNetherlands",
+        ),
         ("die Nordwind-Werke AG, Kiel", "nordwind-werke ag", "Nordwind-Werke AG"),
         ("Nordwinde", "Nordwind", None),
         ("el 3 de mayo de 2024", "2024-05-03", "3 de mayo de 2024"),
@@ -99,7 +115,9 @@ def test_a_window_says_its_page_and_a_text_of_one_window_nothing() -> None:
         ("anything", "…", None),
     ],
 )
-def test_a_value_is_found_however_it_is_written(text: str, value: object, found: str | None) -> None:
+def test_a_value_is_found_however_it_is_written(
+    text: str, value: object, found: str | None
+) -> None:
     assert next((text[start:end] for start, end in Evidence(text).spans(value)), None) == found
 
 
@@ -122,7 +140,10 @@ FILLER = "Nothing of interest stands in this paragraph at all.\n\n"
 
 
 def record(text: str, answer: object) -> Record:
-    messages = ({"role": "user", "content": text}, {"role": "assistant", "content": json.dumps(answer, sort_keys=True)})
+    messages = (
+        {"role": "user", "content": text},
+        {"role": "assistant", "content": json.dumps(answer, sort_keys=True)},
+    )
     return Record("0" * 16, messages, {"file": "contracts", "row": 1})
 
 
@@ -135,15 +156,25 @@ def test_a_window_of_training_holds_what_stands_in_it() -> None:
     assert [target["fee"] for target in targets if target["fee"] is not None] == [4800]
     assert {target["law"] for target in targets} == {None, "Dutch law"}
     assert sum(bool(target["parts"]) for target in targets) in (1, 2)  # windows overlap
-    assert all(target["renewed"] is True for target in targets)  # stands nowhere: learned of each window, as a label is
-    empty = [target for target in targets if target == {"fee": None, "law": None, "parts": [], "renewed": True}]
+    # stands nowhere: learned of each window, as a label is
+    assert all(target["renewed"] is True for target in targets)
+    empty = [
+        target
+        for target in targets
+        if target == {"fee": None, "law": None, "parts": [], "renewed": True}
+    ]
     assert 1 <= len(empty) <= len(made) / 2 < len(windows(text, FORM)) / 2
     for target in targets:
         jsonschema.validate(target, window_schema(SCHEMA))
     assert standing([record(text, answer)], SCHEMA) == {
-        "fee": [1, 1], "law": [1, 1], "parts[].name": [1, 1], "renewed": [1, 1],
-    }  # fmt: skip
-    unsaid = record(f"The yearly fee is 4,800 euros.\n\n{FILLER * 12}", {"fee": 9, "law": "German law"})
+        "fee": [1, 1],
+        "law": [1, 1],
+        "parts[].name": [1, 1],
+        "renewed": [1, 1],
+    }
+    unsaid = record(
+        f"The yearly fee is 4,800 euros.\n\n{FILLER * 12}", {"fee": 9, "law": "German law"}
+    )
     assert {json.loads(each.answer)["law"] for each in training([unsaid], TASK)} == {"German law"}
     assert standing([unsaid], SCHEMA) == {"fee": [1, 0], "law": [1, 1]}
 
@@ -152,7 +183,9 @@ def test_windows_of_a_label_share_one_weight_and_short_rows_stay_as_they_are() -
     task = replace(TASK, kind="classify", labels=("a", "b"), schema=None)
     long, short = record("words " * 100, "x"), record("short", "x")
     made = training([long, short], task)
-    assert sum(each.messages[-1].get("weight", 1) for each in made[:-1]) == pytest.approx(1, abs=1e-5)
+    assert sum(each.messages[-1].get("weight", 1) for each in made[:-1]) == pytest.approx(
+        1, abs=1e-5
+    )
     assert made[-1] == short
     assert training([long], replace(task, document=None)) == [long]
 
@@ -183,20 +216,35 @@ def test_two_windows_share_what_the_form_says(part: str) -> None:
 
 def test_nested_models_and_nullable_objects_are_learned_as_the_schema_says() -> None:
     schema = {
-        "$defs": {"Party": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}},
-        "type": "object", "required": ["by", "to"],
-        "properties": {"by": {"$ref": "#/$defs/Party"}, "to": {"anyOf": [{"$ref": "#/$defs/Party"}, {"type": "null"}]}},
+        "$defs": {
+            "Party": {
+                "type": "object",
+                "properties": {"name": {"type": "string"}},
+                "required": ["name"],
+            }
+        },
+        "type": "object",
+        "required": ["by", "to"],
+        "properties": {
+            "by": {"$ref": "#/$defs/Party"},
+            "to": {"anyOf": [{"$ref": "#/$defs/Party"}, {"type": "null"}]},
+        },
         "additionalProperties": {"type": "string"},
-    }  # fmt: skip
+    }
     text = f"By Nordwind.\n\n{FILLER * 12}To Sunrise.\n\n{FILLER * 12}More: extra."
     answer = {"by": {"name": "Nordwind"}, "to": {"name": "Sunrise"}, "more": "extra"}
-    targets = [json.loads(each.answer) for each in training([record(text, answer)], replace(TASK, schema=schema))]
+    targets = [
+        json.loads(each.answer)
+        for each in training([record(text, answer)], replace(TASK, schema=schema))
+    ]
     wide = window_schema(resolved(schema))
     for target in targets:
         jsonschema.validate(target, wide)
     assert {"by": {"name": "Nordwind"}, "to": None} in targets
     assert {"by": {"name": None}, "to": None, "more": "extra"} in targets
     with pytest.raises(DataError, match="refers to itself"):
-        resolved({"$defs": {"A": {"properties": {"a": {"$ref": "#/$defs/A"}}}}, "$ref": "#/$defs/A"})
+        resolved(
+            {"$defs": {"A": {"properties": {"a": {"$ref": "#/$defs/A"}}}}, "$ref": "#/$defs/A"}
+        )
     with pytest.raises(DataError, match="not local"):
         resolved({"$ref": "https://example.org/schema"})

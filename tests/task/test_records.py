@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from slmctl.errors import DataError
 from slmctl.task.records import Record, RowRejectedError, read_records, require_records, write_jsonl
 
-KEEP = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+KEEP = settings(
+    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 RECORD = Record(
@@ -28,7 +30,11 @@ RECORD = Record(
 
 
 def test_record_knows_its_parts() -> None:
-    assert (RECORD.input, RECORD.answer, len(RECORD.prompt_messages)) == ("Where is it?\u2028", "late", 2)
+    assert (RECORD.input, RECORD.answer, len(RECORD.prompt_messages)) == (
+        "Where is it?\u2028",
+        "late",
+        2,
+    )
 
 
 def test_record_leaves_out_what_it_lacks() -> None:

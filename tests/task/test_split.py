@@ -23,7 +23,9 @@ def shares(found: np.ndarray) -> dict[str, float]:
 
 def test_sides_have_the_shares_asked_for() -> None:
     found = shares(split.assign(Splits(), PLACES, NEVER, NONE, []))
-    assert found == pytest.approx({"train": 0.6, "validation": 0.1, "calibration": 0.15, "test": 0.15}, abs=0.01)
+    assert found == pytest.approx(
+        {"train": 0.6, "validation": 0.1, "calibration": 0.15, "test": 0.15}, abs=0.01
+    )
 
 
 def test_a_label_can_have_shares_of_its_own() -> None:
@@ -53,12 +55,23 @@ def test_a_place_is_between_0_and_1_and_its_own(one: str, other: str) -> None:
 
 def test_by_time_each_side_begins_at_its_moment() -> None:
     splits = Splits.model_validate(
-        {"time": {"validation": "2026-03-01", "calibration": "2026-02-01", "test": "2026-04-01T12:00:00+02:00"}}
+        {
+            "time": {
+                "validation": "2026-03-01",
+                "calibration": "2026-02-01",
+                "test": "2026-04-01T12:00:00+02:00",
+            }
+        }
     )
     days = {
-        "2026-01-31": "train", "2026-02-01": "calibration", "2026-02-28": "calibration", "2026-03-01": "validation",
-        "2026-04-01T09:59:59": "validation", "2026-04-01T10:00": "test", "2030-01-01": "test",
-    }  # fmt: skip
+        "2026-01-31": "train",
+        "2026-02-01": "calibration",
+        "2026-02-28": "calibration",
+        "2026-03-01": "validation",
+        "2026-04-01T09:59:59": "validation",
+        "2026-04-01T10:00": "test",
+        "2030-01-01": "test",
+    }
     moments = np.array([np.datetime64(day).astype("datetime64[s]").astype(float) for day in days])
     found = split.assign(splits, np.zeros(len(days)), moments, np.full(len(days), -1), [])
     assert [SPLITS[k] for k in found] == list(days.values())
@@ -67,8 +80,20 @@ def test_by_time_each_side_begins_at_its_moment() -> None:
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
-        ({"time": {"validation": "May", "calibration": "2026-02-01", "test": "2026-04-01"}}, "not a date or time"),
-        ({"time": {"validation": "2026-02-01", "calibration": "2026-02-01", "test": "2026-04-01"}}, "same moment"),
+        (
+            {"time": {"validation": "May", "calibration": "2026-02-01", "test": "2026-04-01"}},
+            "not a date or time",
+        ),
+        (
+            {
+                "time": {
+                    "validation": "2026-02-01",
+                    "calibration": "2026-02-01",
+                    "test": "2026-04-01",
+                }
+            },
+            "same moment",
+        ),
         ({"test": 0.4, "validation": 0.3, "calibration": 0.2}, "leave less than 0.2"),
         ({"labels": {"fraud": {"test": 0.6}}}, "less than 0.5"),
     ],

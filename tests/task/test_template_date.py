@@ -1,4 +1,6 @@
-"""template_date: a template that asks for today's date renders one day, in every engine and on every later day."""
+"""template_date: a template that asks for today's date renders one day,
+in every engine and on every later day.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +28,25 @@ LLAMA = """\
 """
 CASES = {
     "guarded": (LLAMA, "Today Date: 03 Feb 2026\n\nhello<|eot_id|>"),
-    "unguarded": ("{%- set today = strftime_now( '%d %B %Y' ) -%}\nToday: {{ today }}.", "Today: 03 February 2026."),
+    "unguarded": (
+        "{%- set today = strftime_now( '%d %B %Y' ) -%}\nToday: {{ today }}.",
+        "Today: 03 February 2026.",
+    ),
     "twice": ("{{ strftime_now('%Y') ~ '/' ~ strftime_now(\"%d\")|int }}", "2026/3"),
     "not ASCII": ("{{ strftime_now('%Y年%-m月') }}", "2026年2月"),
     "quotes": ("{{ strftime_now('%d\"\\'%m') }}", "03\"'02"),
-    "in a text": ("{{ \"strftime_now('%Y')\" }}{# strftime_now('%Y') #} strftime_now('%Y')",
-                  "strftime_now('%Y') strftime_now('%Y')"),
+    "in a text": (
+        "{{ \"strftime_now('%Y')\" }}{# strftime_now('%Y') #} strftime_now('%Y')",
+        "strftime_now('%Y') strftime_now('%Y')",
+    ),
     "of another": ("{{ messages[0].strftime_now is defined }}", "False"),
-    "stripped blanks": ("  a  {{- ' a ' }}  \n  {%- if strftime_now is defined -%}  b {%- endif %} c", "  a a b c"),
+    "stripped blanks": (
+        "  a  {{- ' a ' }}  \n  {%- if strftime_now is defined -%}  b {%- endif %} c",
+        "  a a b c",
+    ),
     "line ends": ("a\r\n{{ strftime_now('%Y') }}\r\nb", "a\n2026\nb"),
     "expanded": ("{% if strftime_now %}x{% endif %}", "x"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -56,7 +66,10 @@ def test_a_template_without_a_date_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("source", "fault"),
     [
-        *((f"{{{{ strftime_now({text}) }}}}", "computes the format") for text in ("x", "'%d' ~ x", "")),
+        *(
+            (f"{{{{ strftime_now({text}) }}}}", "computes the format")
+            for text in ("x", "'%d' ~ x", "")
+        ),
         ("{{ strftime_now('%d", "is not valid"),
     ],
 )

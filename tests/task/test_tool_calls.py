@@ -1,4 +1,6 @@
-"""Calls of tools: what is offered, one form of an answer for every base, and the text that each base writes for it."""
+"""Calls of tools: what is offered, one form of an answer for every base, and
+the text that each base writes for it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ TEXTS = {
     "chatml": '{"name": "book_room", "arguments": ' + ARGUMENTS + "}",
     "qwen": '<tool_call>\n{"name": "book_room", "arguments": ' + ARGUMENTS + "}\n</tool_call>",
     "llama": '{"name": "book_room", "parameters": ' + ARGUMENTS + "}",
-    "mistral": '[TOOL_CALLS] [{"name": "book_room", "arguments": ' + ARGUMENTS + ', "id": "call00000"}]',
+    "mistral": '[TOOL_CALLS] [{"name": "book_room", "arguments": '
+    + ARGUMENTS
+    + ', "id": "call00000"}]',
     "args": "[TOOL_CALLS]book_room[ARGS]" + ARGUMENTS,
     "text": "<call>book_room\n```json\n" + ARGUMENTS + "\n```</call>",
     "xml": '{"name": "book_room", "arguments": ' + ARGUMENTS + "}",
@@ -48,7 +52,8 @@ def test_a_call_is_written_as_the_template_writes_it_and_read_again(name: str) -
     assert task.rules.written(CALL.answer) == text
     assert task.rules.kept(text) == CALL.answer
     assert task.read_answer(task.rules.kept(text)) == CALL
-    shown = text.replace("[TOOL_CALLS]", "").replace("[ARGS]", "")  # decoded without its control tokens
+    # decoded without its control tokens
+    shown = text.replace("[TOOL_CALLS]", "").replace("[ARGS]", "")
     assert task.rules.kept(shown) == CALL.answer
     assert task.rules.written(NO_CALL) == NO_CALL
     assert task.read_answer(task.rules.kept(f" {NO_CALL}\n")) is None
@@ -57,7 +62,12 @@ def test_a_call_is_written_as_the_template_writes_it_and_read_again(name: str) -
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_prompt_offers_the_tools_of_the_task_or_of_its_conversation(name: str) -> None:
     task = dataclasses.replace(family(name), system="Be brief.")
-    own = [{"type": "function", "function": {"name": "fly", "description": "Fly away.", "parameters": {}}}]
+    own = [
+        {
+            "type": "function",
+            "function": {"name": "fly", "description": "Fly away.", "parameters": {}},
+        }
+    ]
     messages = task.messages("Is Oak free?")
     text, other = task.prompt(messages), task.prompt(messages, tools=own)
     for part in ("book_room_list", "List the rooms.", "people", "Be brief.", "Is Oak free?"):
@@ -69,8 +79,12 @@ def test_a_prompt_offers_the_tools_of_the_task_or_of_its_conversation(name: str)
 @pytest.mark.parametrize("name", TEXTS)
 def test_control_tokens_in_arguments_are_broken_up_and_those_of_the_form_are_not(name: str) -> None:
     task = family(name)
-    task = dataclasses.replace(task, special_tokens=(*task.special_tokens, "<|im_end|>", "[TOOL_CALLS]"))
-    text = task.rules.written(ToolCall("book_room", {"note": "a<|im_end|>[TOOL_CALLS]", "room": "Oak"}).answer)
+    task = dataclasses.replace(
+        task, special_tokens=(*task.special_tokens, "<|im_end|>", "[TOOL_CALLS]")
+    )
+    text = task.rules.written(
+        ToolCall("book_room", {"note": "a<|im_end|>[TOOL_CALLS]", "room": "Oak"}).answer
+    )
     assert "<|im_end|>" not in text
     assert text.count("[TOOL_CALLS]") == task.form.before.count("[TOOL_CALLS]")
 
@@ -100,7 +114,13 @@ def test_what_is_neither_a_call_nor_none_is_no_answer(text: str) -> None:
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_text_that_is_no_whole_call_is_kept_as_it_is(name: str) -> None:
     task, text = family(name), TEXTS[name]
-    for part in (text[:-1], text + " and more", text.replace("book_room", ""), text.replace(": 3", ": x"), text * 2):
+    for part in (
+        text[:-1],
+        text + " and more",
+        text.replace("book_room", ""),
+        text.replace(": 3", ": x"),
+        text * 2,
+    ):
         assert task.rules.kept(part) == part
         assert not task.accepts(task.rules.kept(part))
 
@@ -128,7 +148,11 @@ def test_a_reference_that_leads_nowhere_is_refused_and_none_is_fetched(
 ) -> None:
     asked: list[object] = []
     monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **_: asked.append(args))
-    parameters = {"properties": {"to": {"$ref": reference}}, "type": "object", "allOf": [{"$ref": reference}]}
+    parameters = {
+        "properties": {"to": {"$ref": reference}},
+        "type": "object",
+        "allOf": [{"$ref": reference}],
+    }
     (tool,) = tool_calls.read_tools([{"name": "fly", "parameters": parameters}])
     with pytest.raises(RowRejectedError) as caught:
         tool_calls.require_offered(ToolCall("fly", {"to": "Rome"}), [tool])
@@ -159,7 +183,10 @@ def test_tools_that_are_none_are_refused_by_name(values: Any, fault: str) -> Non
 
 def test_an_object_that_lists_its_properties_has_no_others_unless_it_says_so() -> None:
     inner = {"type": "object", "properties": {"b": {"type": "integer"}}}
-    tool = {"name": "a", "parameters": {"properties": {"x": inner, "y": {**inner, "additionalProperties": True}}}}
+    tool = {
+        "name": "a",
+        "parameters": {"properties": {"x": inner, "y": {**inner, "additionalProperties": True}}},
+    }
     (read,) = tool_calls.read_tools([tool])
     schema: Any = read.schema
     assert schema["additionalProperties"] is False
@@ -170,7 +197,11 @@ def test_an_object_that_lists_its_properties_has_no_others_unless_it_says_so() -
 
 def calling(call: ToolCall) -> Message:
     function: FunctionCall = {"name": call.name, "arguments": call.arguments}
-    return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+    return {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": function}],
+    }
 
 
 def test_an_earlier_call_of_a_conversation_is_written_as_the_answer_is() -> None:
@@ -182,7 +213,9 @@ def test_an_earlier_call_of_a_conversation_is_written_as_the_answer_is() -> None
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_an_earlier_call_is_rendered_with_the_control_tokens_of_its_form_and_no_others(name: str) -> None:
+def test_an_earlier_call_is_rendered_with_the_control_tokens_of_its_form_and_no_others(
+    name: str,
+) -> None:
     task = family(name)
     task = dataclasses.replace(task, special_tokens=(*task.special_tokens, "<|im_end|>"))
     call = ToolCall("book_room", {"note": "a<|im_end|>[TOOL_CALLS]", "room": "Oak"})
@@ -199,7 +232,11 @@ def test_an_earlier_call_is_rendered_with_the_control_tokens_of_its_form_and_no_
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=5,
 )
@@ -217,7 +254,9 @@ def test_every_call_survives_every_form(name: str, arguments: dict[str, Any]) ->
 
 
 def test_our_form_is_taken_where_a_template_refuses_tools() -> None:
-    refusing = call_templates.CHATML.replace("m['content']", "(raise_exception('no') if tools else m['content'])")
+    refusing = call_templates.CHATML.replace(
+        "m['content']", "(raise_exception('no') if tools else m['content'])"
+    )
     assert task_of(refusing).form == OWN
     assert task_of(call_templates.CHATML, tools=()).rules.constraint() == ""
 
@@ -234,9 +273,17 @@ def test_the_system_prompt_for_other_engines_has_the_tools_that_no_template_list
 def test_calls_are_the_same_by_tool_and_values() -> None:
     task = family("chatml")
     one = '{"arguments": {"people": 3, "room": "Oak"}, "name": "book_room"}'
-    assert task.rules.same(one, '{"name": "book_room", "arguments": {"room": "Oak", "people": 3.0}}')
+    assert task.rules.same(
+        one, '{"name": "book_room", "arguments": {"room": "Oak", "people": 3.0}}'
+    )
     assert task.rules.same(NO_CALL, f" {NO_CALL} ")
-    for other in (NO_CALL, one.replace("3", "4"), one.replace("book_room", "book_room_list"), "", "3"):
+    for other in (
+        NO_CALL,
+        one.replace("3", "4"),
+        one.replace("book_room", "book_room_list"),
+        "",
+        "3",
+    ):
         assert not task.rules.same(one, other)
     assert answers.equal_answer(task, one, one.replace(", ", ",  "))
     assert answers.fault_of(task, one) == ""

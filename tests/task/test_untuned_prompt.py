@@ -1,4 +1,6 @@
-"""The prompt of a model that was not trained for the task, its examples, and the reading of its answers."""
+"""The prompt of a model that was not trained for the task, its
+examples, and the reading of its answers.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,14 @@ DESCRIBED = {"refund": "The customer wants money back.", "delivery": "A parcel i
 
 
 def test_labels_are_described_a_line_each_in_their_order() -> None:
-    task = Task("classify", "", "", labels=("delivery", "other", "refund"), system="Sort.", descriptions=DESCRIBED)
+    task = Task(
+        "classify",
+        "",
+        "",
+        labels=("delivery", "other", "refund"),
+        system="Sort.",
+        descriptions=DESCRIBED,
+    )
     assert untuned_prompt.brief(task).split("\n") == [
         "Sort.",
         "Answer with exactly one of these labels and nothing else: delivery, other, refund",
@@ -29,13 +38,19 @@ def test_labels_are_described_a_line_each_in_their_order() -> None:
 
 
 def test_descriptions_of_no_label_are_refused_with_the_near_one() -> None:
-    text = "{project: p, base: b, task: {kind: classify, labels: [refund, delivery], descriptions: {refunds: x}}}"
-    with pytest.raises(UsageError, match="describes 'refunds', which is no label; did you mean 'refund'"):
+    text = (
+        "{project: p, base: b, task: {kind: classify, labels: [refund, delivery], "
+        "descriptions: {refunds: x}}}"
+    )
+    with pytest.raises(
+        UsageError, match="describes 'refunds', which is no label; did you mean 'refund'"
+    ):
         config.parse(text)
     with pytest.raises(UsageError, match="'descriptions' belongs to classify"):
         config.parse("{project: p, base: b, task: {kind: generate, descriptions: {a: x}}}")
     plain = config.parse("{project: p, base: b, task: {kind: classify}}")
-    assert "descriptions" not in config.recipe(plain.prepare)["task"]  # recipes from before the key stay current
+    # recipes from before the key stay current
+    assert "descriptions" not in config.recipe(plain.prepare)["task"]
 
 
 def test_a_call_is_asked_for_and_read_leniently() -> None:
@@ -136,7 +151,9 @@ def test_a_sensitive_record_is_no_example() -> None:
 def test_the_prompt_says_what_is_wanted() -> None:
     head = opening(CLASSIFY, [record("a", "where is it", "card_arrival")])
     assert [turn["role"] for turn in head] == ["system", "user", "assistant"]
-    assert head[0]["content"].startswith("Name the category.\nAnswer with exactly one of these labels")
+    assert head[0]["content"].startswith(
+        "Name the category.\nAnswer with exactly one of these labels"
+    )
     assert all(label in head[0]["content"] for label in LABELS)
     assert [turn["content"] for turn in head[1:]] == ["where is it", "card_arrival"]
     assert json.dumps(tiny.SCHEMA) in opening(EXTRACT, [])[0]["content"]

@@ -16,15 +16,22 @@ ALIKE = 0.9  # similarity from which two free texts say the same
 
 
 def same_answer(task: Task, first: str, second: str) -> bool:
-    """True for equal answers (as text or JSON), and for free texts with a similarity of at least ALIKE."""
+    """True for equal answers (as text or JSON), and for free texts
+    with a similarity of at least ALIKE.
+    """
     if equal_answer(task, first, second):
         return True
-    return task.rules.is_free and minhash.ratio(minhash.normalise(first), minhash.normalise(second)) >= ALIKE
+    return (
+        task.rules.is_free
+        and minhash.ratio(minhash.normalise(first), minhash.normalise(second)) >= ALIKE
+    )
 
 
 def equal_answer(task: Task, first: str, second: str) -> bool:
     """True for answers that are equal as text, or as JSON."""
-    return first.strip() == second.strip() or (task.rules.structured and task.rules.same(first, second))
+    return first.strip() == second.strip() or (
+        task.rules.structured and task.rules.same(first, second)
+    )
 
 
 def fault_of(task: Task, answer: str, *, tools: Sequence[JsonObject] = ()) -> str:
@@ -40,7 +47,9 @@ def fault_of(task: Task, answer: str, *, tools: Sequence[JsonObject] = ()) -> st
             return ""
     except DataError as error:
         return error.message
-    fault = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(task.schema or {}).iter_errors(value))
+    fault = jsonschema.exceptions.best_match(
+        jsonschema.Draft202012Validator(task.schema or {}).iter_errors(value)
+    )
     where = ".".join(map(str, fault.absolute_path)) if fault is not None else ""
     reason = fault.message[:200] if fault is not None else "it is no such value"
     return f"the answer does not fit the schema: {f'{where}: ' if where else ''}{reason}"

@@ -31,7 +31,9 @@ class Neighbour:
 
 
 class TrainingRows:
-    """An index of training rows, (input, answer) each, for the cosine of TF-IDF vectors over words, in plain numpy."""
+    """An index of training rows, (input, answer) each, for the cosine of
+    TF-IDF vectors over words, in plain numpy.
+    """
 
     def __init__(self, rows: Sequence[tuple[str, str]]) -> None:
         self._rows = rows
@@ -56,11 +58,15 @@ class TrainingRows:
     def of(cls, prepared: Path) -> TrainingRows:
         """The index of the first MAX_ROWS training rows of a prepared data set."""
         with (prepared / "train.jsonl").open(encoding="utf-8") as stream:
-            records = (Record.from_json(json.loads(line)) for line in itertools.islice(stream, MAX_ROWS))
+            records = (
+                Record.from_json(json.loads(line)) for line in itertools.islice(stream, MAX_ROWS)
+            )
             return cls([(record.input, record.answer) for record in records])
 
     def nearest(self, text: str, count: int = 5) -> list[Neighbour]:
-        """Up to `count` rows with the highest similarity, the nearest first; only rows with a common word."""
+        """Up to `count` rows with the highest similarity, the nearest
+        first; only rows with a common word.
+        """
         scores = self._scores(text)
         top = np.argsort(-scores, kind="stable")[:count]
         rows = [(*self._rows[int(k)], float(scores[k])) for k in top if scores[k] > 0]
@@ -75,12 +81,15 @@ class TrainingRows:
         squares = 0.0
         for word, times in Counter(_words(text)).items():
             place = self._vocabulary.get(word)
-            rarity = math.log(1 + len(self._rows)) + 1 if place is None else float(self._rarity[place])
+            rarity = (
+                math.log(1 + len(self._rows)) + 1 if place is None else float(self._rarity[place])
+            )
             weight = (1 + math.log(times)) * rarity
             squares += weight**2
             if place is not None:
                 some = slice(self._starts[place], self._starts[place + 1])
-                scores[self._owners[some]] += weight * self._weights[some]  # += is safe: a word has a row once
+                # += is safe: a word has a row once
+                scores[self._owners[some]] += weight * self._weights[some]
         return scores / math.sqrt(squares) if squares else scores
 
 

@@ -1,4 +1,6 @@
-"""Pairs of answers that people judge without knowing which model gave which: the queue, the decisions, their file."""
+"""Pairs of answers that people judge without knowing which model gave
+which: the queue, the decisions, their file.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,10 @@ class PairDecision(Line):
         id: Id of the record.
         time: Time of the decision, in UTC.
         reviewer: Name of the person.
-        decision: The better answer, `same`, `neither` (both bad); `skipped`, or `undone` for an earlier decision.
-        models: Digests of both models' predictions, the first and the second; a decision counts for these alone.
+        decision: The better answer, `same`, `neither` (both bad); `skipped`, or `undone` for an
+            earlier decision.
+        models: Digests of both models' predictions, the first and the second; a decision counts for
+            these alone.
         names: Names of both models, for readers of the file.
     """
 
@@ -49,7 +53,8 @@ class PairDecision(Line):
 
 @dataclass(frozen=True)
 class AnswerPair:
-    """A held-out row with the answers of the first and the second model; which one stands left is drawn by its id.
+    """A held-out row with the answers of the first and the second model; which one stands left is
+    drawn by its id.
 
     Attributes:
         messages: The conversation up to the answer.
@@ -71,7 +76,9 @@ class AnswerPair:
         return (second, first) if self.is_swapped else (first, second)
 
     def preferred(self, side: str) -> Preferred:
-        """The decision that a side stands for; raises a DecisionRefusedError for any other word than SIDES."""
+        """The decision that a side stands for; raises a
+        DecisionRefusedError for any other word than SIDES.
+        """
         side = side.strip().lower()
         if side not in SIDES:
             raise DecisionRefusedError(f"'{side[:40]}' is none of {', '.join(SIDES)}")
@@ -88,7 +95,8 @@ def bounded(text: str, shown: int = SHOWN) -> str:
 
 @dataclass(frozen=True)
 class JudgedModels:
-    """Two models and the rows on which their answers differ, in an order by a hash of the rows' ids.
+    """Two models and the rows on which their answers differ, in an order by a hash of the rows'
+    ids.
 
     So those that are judged first stand for all of them.
 
@@ -120,9 +128,14 @@ class JudgedModels:
         records = read_records(prepared.file(f"{facts_of(first)['split']}.jsonl"))
         ids = [record.id for record in records]
         if any([line["id"] for line in lines] != ids for lines in read):
-            raise UsageError("the two models answered different rows", hint="slmctl evaluate measures both on the same")
+            raise UsageError(
+                "the two models answered different rows",
+                hint="slmctl evaluate measures both on the same",
+            )
         if first.digest == second.digest:
-            raise UsageError("both models gave the same answers", hint="two models whose answers differ")
+            raise UsageError(
+                "both models gave the same answers", hint="two models whose answers differ"
+            )
         models, queue, equal = (first.digest, second.digest), [], 0
         for record, *answered in zip(records, *read, strict=True):
             if any(line.get("not_sent") for line in answered):
@@ -132,7 +145,9 @@ class JudgedModels:
             if answers[0] != answers[1]:
                 is_swapped = hashed_position(f"pair/{'/'.join(models)}/{record.id}") < 0.5
                 more = record.group, record.sensitive
-                queue.append(AnswerPair(record.id, record.messages[:-1], answers, is_swapped, *more))
+                queue.append(
+                    AnswerPair(record.id, record.messages[:-1], answers, is_swapped, *more)
+                )
         queue.sort(key=lambda pair: hashed_position(f"pair/order/{pair.id}"))
         return cls(models, (facts_of(first)["model"], facts_of(second)["model"]), queue, equal)
 
@@ -147,11 +162,15 @@ class PairSession(DecisionSession[AnswerPair, PairDecision]):
         super().__init__(judged.queue, output=output, reviewer=reviewer)
 
     def _lines(self) -> Iterable[PairDecision]:
-        return (line for line in PairDecision.read(self.output) if line.models == self.judged.models)
+        return (
+            line for line in PairDecision.read(self.output) if line.models == self.judged.models
+        )
 
     def _line(self, row: AnswerPair, answer: str | None) -> PairDecision:
         decision = "skipped" if answer is None else row.preferred(answer)
-        return PairDecision(row.id, timestamp(), self.reviewer, decision, self.judged.models, self.judged.names)
+        return PairDecision(
+            row.id, timestamp(), self.reviewer, decision, self.judged.models, self.judged.names
+        )
 
     def _undone(self, line: PairDecision) -> PairDecision:
         return replace(line, time=timestamp(), reviewer=self.reviewer, decision="undone")
@@ -160,6 +179,7 @@ class PairSession(DecisionSession[AnswerPair, PairDecision]):
         counts = self._counts
         better = counts["first"] + counts["second"]
         return (
-            f"{better:,} with a better answer, {counts['same']:,} the same, {counts['neither']:,} both bad, "
+            f"{better:,} with a better answer, {counts['same']:,} the same, {counts['neither']:,} "
+            "both bad, "
             f"{counts['skipped']:,} skipped"
         )

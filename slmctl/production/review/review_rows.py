@@ -1,4 +1,6 @@
-"""The rows that people review: collected answers of a server, and training rows with a probably wrong label."""
+"""The rows that people review: collected answers of a server, and
+training rows with a probably wrong label.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,11 @@ class ReviewRow:
     @property
     def probability(self) -> float:
         """The probability with which a row of this kind is drawn from all traffic, 0 to 1."""
-        return min(self.row.uniform_probability, RESERVED) if self.chosen == UNIFORM else self.row.probability
+        return (
+            min(self.row.uniform_probability, RESERVED)
+            if self.chosen == UNIFORM
+            else self.row.probability
+        )
 
     @property
     def proposals(self) -> list[str]:
@@ -66,9 +72,10 @@ class ReviewRow:
 def is_reserved(row: CollectedRow) -> bool:
     """True for a row that only the uniform queue may take.
 
-    If difficult rows were taken out of the uniform ones, the rest would be too easy. So the uniform queue has its own
-    rows, chosen by a hash of their ids, the same in every session. If a server collects more than RESERVED of its
-    traffic, the other uniform rows may be picked for other reasons.
+    If difficult rows were taken out of the uniform ones, the rest would be too easy. So the uniform
+    queue has its own rows, chosen by a hash of their ids, the same in every session. If a server
+    collects more than RESERVED of its traffic, the other uniform rows may be picked for other
+    reasons.
     """
     if not row.uniform or row.uniform_probability <= 0:
         return False
@@ -81,7 +88,8 @@ def position(id: str, purpose: str) -> float:
 
 
 def collected_rows(paths: Sequence[Path]) -> tuple[list[CollectedRow], dict[str, Feedback]]:
-    """Returns (rows in files and folders of `serve.collect`, one for each id; the last feedback by id).
+    """Returns (rows in files and folders of `serve.collect`, one for each id; the last feedback by
+    id).
 
     Raises:
         OSError: A file cannot be read.
@@ -90,7 +98,8 @@ def collected_rows(paths: Sequence[Path]) -> tuple[list[CollectedRow], dict[str,
     for path in paths:
         if not path.exists():
             raise UsageError(
-                f"there is nothing to review: {path} does not exist", hint="serve.collect: {to: collected, kept: 2%}"
+                f"there is nothing to review: {path} does not exist",
+                hint="serve.collect: {to: collected, kept: 2%}",
             )
     rows: dict[str, CollectedRow] = {}
     for file in collected_files(paths):
@@ -99,9 +108,11 @@ def collected_rows(paths: Sequence[Path]) -> tuple[list[CollectedRow], dict[str,
 
 
 def suspects_in(folder: Path) -> list[ReviewRow]:
-    """The training records of a prepared data set with a probably wrong label, the likeliest error first.
+    """The training records of a prepared data set with a probably wrong label, the likeliest error
+    first.
 
-    Held-out records are skipped: correcting picked test rows would make the test split no longer random.
+    Held-out records are skipped: correcting picked test rows would make the test split no longer
+    random.
     """
     path = folder / SUSPECTS
     if not path.is_file():
@@ -110,7 +121,9 @@ def suspects_in(folder: Path) -> list[ReviewRow]:
 
 
 def are_credible(prepared: Artifact) -> bool:
-    """True if the linear model of `prepare` agrees with enough labels (SURE) for its suspects to be credible."""
+    """True if the linear model of `prepare` agrees with enough labels
+    (SURE) for its suspects to be credible.
+    """
     facts = prepared.metrics.get("suspects") or {}
     return float(facts.get("agreement") or 0.0) >= SURE
 
@@ -118,7 +131,9 @@ def are_credible(prepared: Artifact) -> bool:
 def _suspect(fields: Mapping[str, object]) -> ReviewRow:
     """A line of `suspects.jsonl` as a row to review; the answer to judge is its label."""
     messages = fields.get("messages")
-    turns = [turn for turn in messages if isinstance(turn, dict)] if isinstance(messages, list) else []
+    turns = (
+        [turn for turn in messages if isinstance(turn, dict)] if isinstance(messages, list) else []
+    )
     if turns and turns[-1].get("role") == "assistant":
         turns = turns[:-1]
     row = CollectedRow(str(fields.get("id")), "", turns, str(fields.get("label")), chosen="suspect")
@@ -127,4 +142,6 @@ def _suspect(fields: Mapping[str, object]) -> ReviewRow:
 
 def held_out_texts(folder: Path) -> frozenset[str]:
     files = (folder / f"{split}.jsonl" for split in SPLITS if split != "train")
-    return frozenset(minhash.normalise(record.input) for file in files for record in read_records(file))
+    return frozenset(
+        minhash.normalise(record.input) for file in files for record in read_records(file)
+    )

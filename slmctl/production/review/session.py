@@ -1,4 +1,6 @@
-"""A review session: gives the next row, and writes every decision to disk before the next row is shown."""
+"""A review session: gives the next row, and writes every decision to
+disk before the next row is shown.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ MODE = 0o600  # permissions of the reviewed file, which holds texts of customers
 
 
 class DecisionRefusedError(DataError):
-    """A decision that is refused: the task does not allow the answer, or the row is not in the queue."""
+    """A decision that is refused: the task does not allow the
+    answer, or the row is not in the queue.
+    """
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class ReviewProgress:
     """The state of a session.
 
     Attributes:
-        decided: Number of rows of the round, or of the queue, with a decision or a skip, of `total`.
+        decided: Number of rows of the round, or of the queue, with a decision or a skip, of
+            `total`.
         own: Number of decisions of this session.
         per_hour: Decisions of this session an hour; None before the first one.
     """
@@ -90,11 +95,18 @@ class DecisionSession(Generic[RowT, LineT]):
     noun: ClassVar[str] = "row"  # what is decided
 
     def __init__(
-        self, queue: Sequence[RowT], *, output: Path, reviewer: str, clock: Callable[[], float] = time.monotonic
+        self,
+        queue: Sequence[RowT],
+        *,
+        output: Path,
+        reviewer: str,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.queue, self.output, self.reviewer = queue, output, reviewer.strip()
         if not self.reviewer or len(self.reviewer) > MAX_NAME or not self.reviewer.isprintable():
-            raise UsageError(f"a reviewer has a name of 1 to {MAX_NAME} characters", hint="--reviewer NAME")
+            raise UsageError(
+                f"a reviewer has a name of 1 to {MAX_NAME} characters", hint="--reviewer NAME"
+            )
         self._clock = clock
         self._by_id = {candidate.id: candidate for candidate in queue}
         self._guard = threading.RLock()
@@ -107,7 +119,9 @@ class DecisionSession(Generic[RowT, LineT]):
             lock = output.with_name(f".{output.name}.lock")
             self._held.enter_context(locks.lock(lock, wait=False, on_wait=lambda _: None))
         except LockedError:
-            raise LockedError(f"another slmctl review fills {output.name}", hint="open its page") from None
+            raise LockedError(
+                f"another slmctl review fills {output.name}", hint="open its page"
+            ) from None
         self._open()
 
     # A kind of decision
@@ -135,15 +149,25 @@ class DecisionSession(Generic[RowT, LineT]):
         self._stands = standing(self._history)
 
     def begin_round(self, count: int) -> None:
-        """Bound the queue to a round of `count` rows: the one that was begun, or once all of it is decided another."""
-        rest, done = self.open_rows(), [candidate for candidate in self.queue if candidate.id in self._stands]
+        """Bound the queue to a round of `count` rows: the one that was
+        begun, or once all of it is decided another.
+        """
+        rest, done = (
+            self.open_rows(),
+            [candidate for candidate in self.queue if candidate.id in self._stands],
+        )
         begun = len(done) % count or (0 if rest else min(count, len(done)))
         self.queue = [*done[len(done) - begun :], *rest[: count - begun]]
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._file.close()
         self._held.close()
 
@@ -157,14 +181,15 @@ class DecisionSession(Generic[RowT, LineT]):
             return [candidate for candidate in self.queue if candidate.id not in self._stands]
 
     def decide(self, id: str, answer: str | None) -> str:
-        """Write a decision on a row: `answer`, as the task or the kind of decision allows it; None skips the row.
+        """Write a decision on a row: `answer`, as the task or the kind of decision allows it; None
+        skips the row.
 
         Returns:
             The kind of the decision; `unchanged` if the file already holds the same.
 
         Raises:
-            DecisionRefusedError: The task does not allow the answer, the row is not in the queue, or it has another
-                decision.
+            DecisionRefusedError: The task does not allow the answer, the row is not in the queue,
+                or it has another decision.
             OSError: The decision could not be written, and does not count.
         """
         with self._guard:
@@ -177,7 +202,8 @@ class DecisionSession(Generic[RowT, LineT]):
                 return "unchanged"
             if before is not None:
                 raise DecisionRefusedError(
-                    f"row '{id[:40]}' is decided otherwise, by {before.reviewer}", hint="undo that decision first"
+                    f"row '{id[:40]}' is decided otherwise, by {before.reviewer}",
+                    hint="undo that decision first",
                 )
             self._write(line)
             self._last = self._clock()
@@ -185,13 +211,16 @@ class DecisionSession(Generic[RowT, LineT]):
             return line.decision
 
     def undo(self) -> RowT | None:
-        """Undo the last decision on a row of the queue; returns the row, or None without a decision.
+        """Undo the last decision on a row of the queue; returns the row, or None without a
+        decision.
 
         Raises:
             OSError: The change could not be written, and does not count.
         """
         with self._guard:
-            standing_ones = (each for each in reversed(self._history) if self._stands.get(each.id) is each)
+            standing_ones = (
+                each for each in reversed(self._history) if self._stands.get(each.id) is each
+            )
             last = next((review for review in standing_ones if review.id in self._by_id), None)
             if last is None:
                 return None
@@ -223,7 +252,9 @@ class DecisionSession(Generic[RowT, LineT]):
     def summary(self) -> str:
         with self._guard:
             done = self.progress()
-            pace = f", {done.per_hour:,.0f} {self.noun}s an hour" if done.per_hour is not None else ""
+            pace = (
+                f", {done.per_hour:,.0f} {self.noun}s an hour" if done.per_hour is not None else ""
+            )
             head = f"{console.count(done.own, self.noun)} reviewed: {self.counted()}"
             return f"{head}{pace}; {done.decided:,} of {done.total:,} done"
 
@@ -235,9 +266,14 @@ class ReviewSession(DecisionSession[ReviewRow, Review]):
     """
 
     def __init__(
-        self, queue: Sequence[ReviewRow], *, task: Task, output: Path, reviewer: str,
+        self,
+        queue: Sequence[ReviewRow],
+        *,
+        task: Task,
+        output: Path,
+        reviewer: str,
         clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.task = task
         super().__init__(queue, output=output, reviewer=reviewer, clock=clock)
 
@@ -246,9 +282,15 @@ class ReviewSession(DecisionSession[ReviewRow, Review]):
 
     def _line(self, row: ReviewRow, answer: str | None) -> Review:
         review = Review(
-            id=row.id, time=timestamp(), reviewer=self.reviewer, decision="skipped", chosen=row.chosen,
-            probability=row.probability, digest=row.row.digest, seen=row.row.time,
-        )  # fmt: skip
+            id=row.id,
+            time=timestamp(),
+            reviewer=self.reviewer,
+            decision="skipped",
+            chosen=row.chosen,
+            probability=row.probability,
+            digest=row.row.digest,
+            seen=row.row.time,
+        )
         if answer is None:
             return review
         if fault := fault_of(self.task, answer, tools=row.row.tools):
@@ -264,8 +306,17 @@ class ReviewSession(DecisionSession[ReviewRow, Review]):
         )
 
     def _undone(self, line: Review) -> Review:
-        return Review(line.id, timestamp(), self.reviewer, "undone", chosen=line.chosen, probability=line.probability)
+        return Review(
+            line.id,
+            timestamp(),
+            self.reviewer,
+            "undone",
+            chosen=line.chosen,
+            probability=line.probability,
+        )
 
     def counted(self) -> str:
-        accepted, corrected, skipped = (self._counts[name] for name in ("accepted", "corrected", "skipped"))
+        accepted, corrected, skipped = (
+            self._counts[name] for name in ("accepted", "corrected", "skipped")
+        )
         return f"{accepted:,} right, {corrected:,} corrected, {skipped:,} skipped"

@@ -41,7 +41,9 @@ class ReadBack:
 
 
 def write(path: Path, queue: Sequence[ReviewRow]) -> int:
-    """Write a queue as CSV with the byte order mark that spreadsheets expect of UTF-8; returns the number of rows."""
+    """Write a queue as CSV with the byte order mark that spreadsheets
+    expect of UTF-8; returns the number of rows.
+    """
     return _write(path, [_cells(candidate) for candidate in queue], COLUMNS)
 
 
@@ -71,28 +73,42 @@ def _write(path: Path, cells: Sequence[Mapping[str, str]], columns: Sequence[str
 def _pair_cells(pair: AnswerPair, stamp: str) -> dict[str, str]:
     left, right = map(bounded, pair.sides)
     return {
-        "id": pair.id, "answers": stamp, "text": bounded(question_of(pair.messages)), "left": left, "right": right,
-    }  # fmt: skip
+        "id": pair.id,
+        "answers": stamp,
+        "text": bounded(question_of(pair.messages)),
+        "left": left,
+        "right": right,
+    }
 
 
 def _cells(candidate: ReviewRow) -> dict[str, str]:
     row = candidate.row
     ranked = sorted(row.labels.items(), key=lambda item: -item[1])[:5]
-    likeliest = [f"{label} {percent(share)}" for label, share in ranked] or [f for f in [candidate.proposed] if f]
+    likeliest = [f"{label} {percent(share)}" for label, share in ranked] or [
+        f for f in [candidate.proposed] if f
+    ]
     return {
-        "id": candidate.id, "chosen": candidate.chosen, "text": row.text, "answer": candidate.before,
-        "confidence": "" if row.confidence is None else f"{row.confidence:.3f}", "likeliest": "; ".join(likeliest),
-        "general_answer": row.general_answer, ANSWER: "",
-    }  # fmt: skip
+        "id": candidate.id,
+        "chosen": candidate.chosen,
+        "text": row.text,
+        "answer": candidate.before,
+        "confidence": "" if row.confidence is None else f"{row.confidence:.3f}",
+        "likeliest": "; ".join(likeliest),
+        "general_answer": row.general_answer,
+        ANSWER: "",
+    }
 
 
-def read(path: Path, session: DecisionSession[Any, Any], *, column: str = ANSWER, stamp: str = "") -> ReadBack:
+def read(
+    path: Path, session: DecisionSession[Any, Any], *, column: str = ANSWER, stamp: str = ""
+) -> ReadBack:
     """Apply the decisions of a spreadsheet row by row; refused rows do not stop the others.
 
     Args:
         path: The spreadsheet.
         session: The queue that it was written of.
-        column: The column with the decisions, such as the right answer, which may be the model's own; `-` skips a row.
+        column: The column with the decisions, such as the right answer, which may be the model's
+            own; `-` skips a row.
         stamp: The value that the column `answers` must have: of other answers no decision counts.
 
     Raises:
@@ -113,10 +129,14 @@ def read(path: Path, session: DecisionSession[Any, Any], *, column: str = ANSWER
         elif not answer:
             empty += 1
         elif stamps and unescaped(stamps[0]) != stamp:
-            refused.append(f"row {row.number}: it shows other answers than the two models gave here")
+            refused.append(
+                f"row {row.number}: it shows other answers than the two models gave here"
+            )
         else:
             try:
-                counts[session.decide(unescaped(id), None if answer == SKIP else unescaped(answer))] += 1
+                counts[
+                    session.decide(unescaped(id), None if answer == SKIP else unescaped(answer))
+                ] += 1
             except DecisionRefusedError as error:
                 refused.append(f"row {row.number}: {error.message}")
     return ReadBack(counts, empty, tuple(refused))

@@ -1,4 +1,6 @@
-"""A judge's verdicts on pairs of answers: their file, and what people's decisions on the same pairs make of them."""
+"""A judge's verdicts on pairs of answers: their file, and what people's
+decisions on the same pairs make of them.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ class JudgeVerdict(Line):
         id: Id of the record.
         judge: Name of the judge.
         models: Digests of both models' predictions; the verdict counts for these alone.
-        answers: The better model, where the first one's answer was shown first, and where the second one's was; both
-            "" for a row that may not be sent.
+        answers: The better model, where the first one's answer was shown first, and where the
+            second one's was; both "" for a row that may not be sent.
         model: Digest of a judge on this machine, or of address and model of an endpoint.
         prompt: Hash of what all its prompts share, the rubric among it.
     """
@@ -50,7 +52,9 @@ class JudgeVerdict(Line):
 
     @property
     def decision(self) -> Verdict:
-        """The verdict; the same where it turns with the order, and "" where one of the two orders has none."""
+        """The verdict; the same where it turns with the order, and ""
+        where one of the two orders has none.
+        """
         if "" in self.answers:
             return ""
         return "same" if self.has_turned else self.answers[0]
@@ -77,26 +81,40 @@ def verdicts_of(lines: Iterable[JudgeVerdict]) -> dict[tuple[str, str], Verdicts
         rows = askers.pop(line.asker, {})
         rows[line.id] = line
         askers[line.asker] = rows  # the last one asked stands last
-    return {models: Verdicts([*askers.values()][-1], len(askers)) for models, askers in by_models.items()}
+    return {
+        models: Verdicts([*askers.values()][-1], len(askers))
+        for models, askers in by_models.items()
+    }
 
 
 def entry_of(
-    judged: JudgedModels, people: Mapping[str, PairDecision], verdicts: Verdicts, *, confidence: float
+    judged: JudgedModels,
+    people: Mapping[str, PairDecision],
+    verdicts: Verdicts,
+    *,
+    confidence: float,
 ) -> JudgeEntry:
-    """The figures of a judge on two models, as those of the first one; with a win rate if it is admitted.
+    """The figures of a judge on two models, as those of the first one; with a win rate if it is
+    admitted.
 
-    Who tries several judges or rubrics on the same pairs may take the luckiest, so the error of admission and interval
-    is divided by their number (Bonferroni). A pair without a line was never asked: it is no verdict, and while one is
-    missing there is no admission, or no win rate. A pair that people skipped is neither theirs nor the judge's.
+    Who tries several judges or rubrics on the same pairs may take the luckiest, so the error of
+    admission and interval is divided by their number (Bonferroni). A pair without a line was never
+    asked: it is no verdict, and while one is missing there is no admission, or no win rate. A pair
+    that people skipped is neither theirs nor the judge's.
 
     Args:
-        people: Standing decisions by row id; at least one is on a pair of `judged`, and is not `skipped`.
+        people: Standing decisions by row id; at least one is on a pair of `judged`, and is not
+            `skipped`.
     """
-    both = [pair for pair in judged.queue if pair.id in people and people[pair.id].decision != "skipped"]
+    both = [
+        pair for pair in judged.queue if pair.id in people and people[pair.id].decision != "skipped"
+    ]
     rest = [pair for pair in judged.queue if pair.id not in people]
     rows, confidence = verdicts.by_row, 1 - (1 - confidence) / verdicts.tried
     numbers: dict[str, int] = {}
-    groups = np.array([numbers.setdefault(pair.group or f"\0{pair.id}", len(numbers)) for pair in [*both, *rest]])
+    groups = np.array(
+        [numbers.setdefault(pair.group or f"\0{pair.id}", len(numbers)) for pair in [*both, *rest]]
+    )
     human = np.array([SCORES.get(people[pair.id].decision, 0.5) for pair in both])
     own, others = (_scores(rows, pairs) for pairs in (both, rest))
     longer = np.array([_longer(pair) for pair in both])
@@ -108,22 +126,35 @@ def entry_of(
     if is_admitted:
         missing = sum(pair.id not in rows for pair in rest)
     entry: JudgeEntry = {
-        "judge": judge, "model": model, "prompt": prompt, "tried": verdicts.tried, "missing": missing,
-        "pairs": agreement.pairs, "right": agreement.right, "same": agreement.same, "longer": agreement.longer,
-        "lead": agreement.lead, "admitted": is_admitted, "rows": len(both) + len(rest),
+        "judge": judge,
+        "model": model,
+        "prompt": prompt,
+        "tried": verdicts.tried,
+        "missing": missing,
+        "pairs": agreement.pairs,
+        "right": agreement.right,
+        "same": agreement.same,
+        "longer": agreement.longer,
+        "lead": agreement.lead,
+        "admitted": is_admitted,
+        "rows": len(both) + len(rest),
         "skipped": len(judged.queue) - len(both) - len(rest),
         "no_verdict": sum(not line.decision for line in here),
         "turned": sum(line.has_turned for line in here),
         "turned_to_first": sum(line.answers == ("first", "second") for line in here),
         "prefers_longer": list(preferred_longer(own, longer)),
         "people_prefer_longer": list(preferred_longer(human, longer)),
-    }  # fmt: skip
+    }
     if is_admitted and rest and not missing:
         rate = CorrectedRate.of(human, own, others, groups)
         entry |= {
-            "win_rate": rate.rate, "interval": list(rate.interval(confidence)), "worth": rate.worth,
-            "centre": rate.centre, "deviation": rate.deviation, "freedom": rate.freedom,
-        }  # fmt: skip
+            "win_rate": rate.rate,
+            "interval": list(rate.interval(confidence)),
+            "worth": rate.worth,
+            "centre": rate.centre,
+            "deviation": rate.deviation,
+            "freedom": rate.freedom,
+        }
     return entry
 
 

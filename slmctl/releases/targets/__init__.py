@@ -2,8 +2,8 @@
 
     dir:FOLDER   hf:ORG/NAME   s3://BUCKET/PREFIX
 
-A delivery asks the target which files it holds and sends the others, so repeating it sends nothing. The part that makes
-a release visible (its manifest, a commit, a tag) is sent last.
+A delivery asks the target which files it holds and sends the others, so repeating it sends nothing.
+The part that makes a release visible (its manifest, a commit, a tag) is sent last.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ class Settings:
 
 
 class Target(Protocol):
-    """A place for releases. A `version` is the name under which a release is found there: a version or a tag."""
+    """A place for releases. A `version` is the name under which a
+    release is found there: a version or a tag.
+    """
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -131,7 +133,9 @@ class Plan:
         return sum(item.size for item in self.missing)
 
 
-def shipment(release: Artifact, *, signature: Path | None = None, gates: Sequence[Gate] = ()) -> Shipment:
+def shipment(
+    release: Artifact, *, signature: Path | None = None, gates: Sequence[Gate] = ()
+) -> Shipment:
     """The shipment of a verified release: the files of its manifest, the signature, the manifest.
 
     Raises:
@@ -139,7 +143,8 @@ def shipment(release: Artifact, *, signature: Path | None = None, gates: Sequenc
     """
     artifact.require_whole(release)
     items = [
-        ShipmentFile(entry.path, release.file(entry.path), entry.size, entry.sha256) for entry in release.manifest.files
+        ShipmentFile(entry.path, release.file(entry.path), entry.size, entry.sha256)
+        for entry in release.manifest.files
     ]
     extra = [(SIGNATURE, signature)] if signature is not None else []
     for name, path in [*extra, (MANIFEST, release.path / MANIFEST)]:
@@ -150,7 +155,8 @@ def shipment(release: Artifact, *, signature: Path | None = None, gates: Sequenc
 
 @contextlib.contextmanager
 def opened(to: str, settings: Settings, *, purpose: str) -> Iterator[Target]:
-    """Yield the target of an address, with network access to its hosts only; these are printed first.
+    """Yield the target of an address, with network access to its hosts only; these are printed
+    first.
 
     Raises:
         UsageError: The kind of target is unknown, or the address is malformed.
@@ -158,7 +164,9 @@ def opened(to: str, settings: Settings, *, purpose: str) -> Iterator[Target]:
     """
     target = _open(to, settings)
     hub = to.startswith("hf:")
-    with guard.network(purpose, target.hosts, hub=hub) if target.hosts else contextlib.nullcontext():
+    with (
+        guard.network(purpose, target.hosts, hub=hub) if target.hosts else contextlib.nullcontext()
+    ):
         if target.hosts:
             console.say(f"  will contact {', '.join(target.hosts)} and no other host")
         yield target
@@ -177,7 +185,9 @@ def require_reachable(to: str, settings: Settings) -> None:
 
 
 def _open(to: str, settings: Settings) -> Target:
-    target: Target = importlib.import_module(f"slmctl.releases.targets.{KINDS[prefix(to)]}").open(to, settings)
+    target: Target = importlib.import_module(f"slmctl.releases.targets.{KINDS[prefix(to)]}").open(
+        to, settings
+    )
     return target
 
 
@@ -207,11 +217,14 @@ def plan(target: Target, to: str, sent: Shipment) -> Plan:
     """Ask a target which files of a release it lacks.
 
     Raises:
-        IntegrityError: It holds another release under the same version, or the same release with a manifest that this
-            signature does not fit.
+        IntegrityError: It holds another release under the same version, or the same release with a
+            manifest that this signature does not fit.
     """
     there = published(target, sent.project, sent.version)
-    if there is not None and Manifest.from_bytes(there, where=f"the manifest in {to}").digest != sent.release.digest:
+    if (
+        there is not None
+        and Manifest.from_bytes(there, where=f"the manifest in {to}").digest != sent.release.digest
+    ):
         raise IntegrityError(
             f"{to} already holds another {sent.project} {sent.version}",
             hint="a published version never changes: increase 'version' in slmctl.yaml",
@@ -221,7 +234,8 @@ def plan(target: Target, to: str, sent: Shipment) -> Plan:
         # the same files made by another run of the same recipe: only the manifests differ
         if SIGNATURE in {item.name for item in sent.items}:
             raise IntegrityError(
-                f"{to} already holds {sent.project} {sent.version} with the manifest of another run, which this "
+                f"{to} already holds {sent.project} {sent.version} with the manifest of another "
+                "run, which this "
                 "signature is not of",
                 hint="increase 'version' in slmctl.yaml, or publish without publish.signing_key",
             )
@@ -243,23 +257,32 @@ def deliver(target: Target, made: Plan) -> None:
     again = plan(target, made.to, made.shipment)
     if not again.there or again.missing:
         lacking = ", ".join(item.name for item in again.missing) or "the release"
-        raise StageError(f"{made.to} does not hold {lacking} after it was sent", hint="publish again")
+        raise StageError(
+            f"{made.to} does not hold {lacking} after it was sent", hint="publish again"
+        )
 
 
 def fetch(
-    target: Target, name: str, folder: Path | None, *, into: Path, check: Callable[[Path], None] = lambda place: None
+    target: Target,
+    name: str,
+    folder: Path | None,
+    *,
+    into: Path,
+    check: Callable[[Path], None] = lambda place: None,
 ) -> Artifact:
-    """Download a release and verify it; files of an interrupted download are kept and not sent again.
+    """Download a release and verify it; files of an interrupted download are kept and not sent
+    again.
 
     Args:
         name: `[PROJECT@]VERSION` or a tag; '' for the only release.
         folder: Name of the new folder; by default PROJECT-VERSION.
         into: Parent of the new folder.
-        check: Raises if the release must not be accepted; called before the folder gets its name. The downloaded files
-            then stay for another try.
+        check: Raises if the release must not be accepted; called before the folder gets its name.
+            The downloaded files then stay for another try.
 
     Raises:
-        IntegrityError: The release does not exist, has another name, or its files differ from the manifest.
+        IntegrityError: The release does not exist, has another name, or its files differ from the
+            manifest.
         UsageError: The folder exists with other content.
     """
     registry.require_name(name)
@@ -272,7 +295,8 @@ def fetch(
     own = (str(manifest.metrics["project"]), str(manifest.metrics["version"]))
     if own != (project or own[0], version):
         raise IntegrityError(
-            f"under '{name or version}' lies {own[0]} {own[1]}, another release", hint=f"fetch it as #{own[1]}"
+            f"under '{name or version}' lies {own[0]} {own[1]}, another release",
+            hint=f"fetch it as #{own[1]}",
         )
     final = (into / (folder or "-".join(own))).resolve()
     if final.exists():
@@ -288,23 +312,33 @@ def fetch(
                 _require_room(place, manifest)
                 for entry in manifest.files:
                     _bring(target, (project, version), entry, place / entry.path)
-                _read(target, (project, version), FileEntry(SIGNATURE, LARGEST_MANIFEST, ""), place / SIGNATURE)
+                _read(
+                    target,
+                    (project, version),
+                    FileEntry(SIGNATURE, LARGEST_MANIFEST, ""),
+                    place / SIGNATURE,
+                )
                 (place / MANIFEST).write_bytes(raw)
                 check(place)
                 artifact.load(place)
             fetched = Artifact(final, manifest)
-        lock.unlink(missing_ok=True)  # while it is held: a waiting process notices, and creates another
+        # while it is held: a waiting process notices, and creates another
+        lock.unlink(missing_ok=True)
     return fetched
 
 
 def _already(final: Path, manifest: Manifest, check: Callable[[Path], None]) -> Artifact:
-    """The release at `final`, where an earlier fetch put it; raises UsageError for any other folder."""
+    """The release at `final`, where an earlier fetch put it;
+    raises UsageError for any other folder.
+    """
     if (final / MANIFEST).exists():
         fetched = artifact.load(final)
         if fetched.digest == manifest.digest and not artifact.verify(fetched):
             check(final)
             return fetched
-    raise UsageError(f"{final} exists and is not this release, whole", hint="name another folder, or remove it")
+    raise UsageError(
+        f"{final} exists and is not this release, whole", hint="name another folder, or remove it"
+    )
 
 
 def _require_room(place: Path, manifest: Manifest) -> None:
@@ -318,7 +352,8 @@ def _require_room(place: Path, manifest: Manifest) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise StageError(
-            f"the release needs {console.size(needed)}, and {place.parent} has {console.size(free)} free",
+            f"the release needs {console.size(needed)}, and {place.parent} has "
+            f"{console.size(free)} free",
             hint="df -h .",
         )
 
@@ -338,11 +373,15 @@ def _bring(target: Target, of: tuple[str, str], entry: FileEntry, path: Path) ->
         raise
     if not came:
         path.unlink()
-        raise IntegrityError(f"{entry.path} came otherwise than its manifest says", hint="fetch again")
+        raise IntegrityError(
+            f"{entry.path} came otherwise than its manifest says", hint="fetch again"
+        )
 
 
 def _read(target: Target, of: tuple[str, str], entry: FileEntry, path: Path) -> bool:
-    """Download a file of at most `entry.size` bytes to `path`; False if the target has no such file."""
+    """Download a file of at most `entry.size` bytes to `path`;
+    False if the target has no such file.
+    """
     left = entry.size
     with target.read(*of, entry.path, entry.sha256) as pieces:
         if pieces is None:
@@ -352,7 +391,8 @@ def _read(target: Target, of: tuple[str, str], entry: FileEntry, path: Path) -> 
                 left -= len(piece)
                 if left < 0:
                     raise IntegrityError(
-                        f"more came for {path.name} than the {console.size(entry.size)} that its manifest says",
+                        f"more came for {path.name} than the {console.size(entry.size)} that its "
+                        "manifest says",
                         hint="publish it again, or fetch from where it is whole",
                     )
                 out.write(piece)
@@ -369,12 +409,16 @@ def gather(pieces: Iterable[bytes], what: str) -> bytes:
     for piece in pieces:
         raw += piece
         if len(raw) > LARGEST_MANIFEST:
-            raise IntegrityError(f"{what} has more than {console.size(LARGEST_MANIFEST)}, too much for a manifest")
+            raise IntegrityError(
+                f"{what} has more than {console.size(LARGEST_MANIFEST)}, too much for a manifest"
+            )
     return bytes(raw)
 
 
 def _drop_strays(place: Path, names: set[str]) -> None:
-    """Remove every link and every file with a path that is not in `names`: leftovers of an interrupted fetch."""
+    """Remove every link and every file with a path that is not in
+    `names`: leftovers of an interrupted fetch.
+    """
     for path in sorted(place.rglob("*"), reverse=True):
         if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):
@@ -384,7 +428,8 @@ def _drop_strays(place: Path, names: set[str]) -> None:
 
 
 def _require_release(manifest: Manifest) -> None:
-    """Check an untrusted manifest: it belongs to a release, and all its files are inside the folder.
+    """Check an untrusted manifest: it belongs to a release, and all its files are inside the
+    folder.
 
     Raises:
         IntegrityError: It does not.
@@ -397,10 +442,23 @@ def _require_release(manifest: Manifest) -> None:
     names = [entry.path for entry in manifest.files]
     for name in names:
         path = PurePosixPath(name)
-        climbs = path.is_absolute() or ".." in path.parts or "\\" in name or not name.isprintable() or str(path) != name
-        if any(len(os.fsencode(part)) > atomic.LONGEST_NAME for part in path.parts) or len(os.fsencode(name)) > 1024:
+        climbs = (
+            path.is_absolute()
+            or ".." in path.parts
+            or "\\" in name
+            or not name.isprintable()
+            or str(path) != name
+        )
+        if (
+            any(len(os.fsencode(part)) > atomic.LONGEST_NAME for part in path.parts)
+            or len(os.fsencode(name)) > 1024
+        ):
             raise IntegrityError("the manifest names a file whose name is too long")
-        if climbs or name in (MANIFEST, SIGNATURE, ".") or any(part.startswith(".") for part in path.parts):
+        if (
+            climbs
+            or name in (MANIFEST, SIGNATURE, ".")
+            or any(part.startswith(".") for part in path.parts)
+        ):
             raise IntegrityError("the manifest names a file outside its folder")
     if len(set(names)) != len(names):
         raise IntegrityError("the manifest names a file twice")

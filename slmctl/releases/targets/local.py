@@ -30,10 +30,16 @@ class FolderTarget:
         return str(self.root / shipment.project / shipment.version / item.name)
 
     def holds(self, shipment: Shipment) -> set[str]:
-        """The files that the visible release has with this content; before it is visible, the files among the blobs."""
+        """The files that the visible release has with this content; before it
+        is visible, the files among the blobs.
+        """
         final = self.root / shipment.project / shipment.version
         if (final / MANIFEST).exists():
-            held = {item.name for item in shipment.items if artifact.has_content(final / item.name, item.sha256)}
+            held = {
+                item.name
+                for item in shipment.items
+                if artifact.has_content(final / item.name, item.sha256)
+            }
             return held if registry.has_gates(self.root, shipment.release) else held - {MANIFEST}
         return {
             item.name
@@ -58,7 +64,9 @@ class FolderTarget:
         return registry.locate(self.root, name)
 
     @contextlib.contextmanager
-    def read(self, project: str, version: str, name: str, sha256: str) -> Iterator[Iterator[bytes] | None]:
+    def read(
+        self, project: str, version: str, name: str, sha256: str
+    ) -> Iterator[Iterator[bytes] | None]:
         source = self.root / project / version / name
         if source.is_symlink() or not source.is_file():
             yield None

@@ -4,8 +4,8 @@
     PREFIX/<project>/<version>/manifest.json     written last: with it the release is visible
     PREFIX/<project>/<version>/model.sig         if it was signed
 
-A file named by its hash can be written by several processes at once. A version is visible only when all its files are
-there.
+A file named by its hash can be written by several processes at once. A version is visible only when
+all its files are there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from slmctl.network.credentials import secret
 from slmctl.releases.targets import Settings, Shipment, ShipmentFile, gather
 
 LARGEST_LISTING = 1000  # pages of 1,000 objects
-_BY_NAME = (MANIFEST, SIGNATURE)  # stored under the version; all other files are stored under their hash
+# stored under the version; all other files are stored under their hash
+_BY_NAME = (MANIFEST, SIGNATURE)
 
 
 def open(to: str, settings: Settings) -> Bucket:
@@ -41,8 +42,10 @@ def open(to: str, settings: Settings) -> Bucket:
     """
     bucket, _, prefix = to.removeprefix("s3://").partition("/")
     if "@" in bucket:
-        raise UsageError("an s3:// address takes no user and password: s3://BUCKET/PREFIX",
-                         hint="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY hold them")  # fmt: skip
+        raise UsageError(
+            "an s3:// address takes no user and password: s3://BUCKET/PREFIX",
+            hint="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY hold them",
+        )
     return Bucket(bucket, prefix.strip("/"), settings)
 
 
@@ -70,31 +73,39 @@ class Bucket:
                 aws_secret_access_key=hidden,
                 aws_session_token=secret("AWS_SESSION_TOKEN") if key else None,
                 config=Config(
-                    signature_version=None if key and hidden else UNSIGNED,  # no credentials of a file or of the host
+                    # no credentials of a file or of the host
+                    signature_version=None if key and hidden else UNSIGNED,
                     s3={"addressing_style": "path" if endpoint else "virtual"},
-                    request_checksum_calculation="when_required",  # services other than AWS support only MD5
+                    # services other than AWS support only MD5
+                    request_checksum_calculation="when_required",
                     response_checksum_validation="when_required",
                 ),
             )
         except ValueError:  # botocore says the same with one
             raise UsageError(
-                "AWS_ENDPOINT_URL is no address such as https://storage.example", hint="without a password"
+                "AWS_ENDPOINT_URL is no address such as https://storage.example",
+                hint="without a password",
             ) from None
         except BotoCoreError as error:
-            raise UsageError(f"boto3 takes no variable of AWS_* as it is: {type(error).__name__}") from None
+            raise UsageError(
+                f"boto3 takes no variable of AWS_* as it is: {type(error).__name__}"
+            ) from None
         _bound(self._client)
         url = urlsplit(self._client.meta.endpoint_url)
         arguments = f"{url.scheme}://{'' if endpoint else f'{bucket}.'}{url.netloc}"
         self.hosts = (*sorted(guard.on_the_way(arguments)), *settings.hosts)
 
     def where(self, shipment: Shipment, item: ShipmentFile) -> str:
-        return f"s3://{self.bucket}/{self._key(shipment.project, shipment.version, item.name, item.sha256)}"
+        key = self._key(shipment.project, shipment.version, item.name, item.sha256)
+        return f"s3://{self.bucket}/{key}"
 
     def holds(self, shipment: Shipment) -> set[str]:
         held = set()
         with _spoken(self.bucket):
             for item in shipment.items:
-                if self._has(self._key(shipment.project, shipment.version, item.name, item.sha256), item):
+                if self._has(
+                    self._key(shipment.project, shipment.version, item.name, item.sha256), item
+                ):
                     held.add(item.name)
         return held
 
@@ -112,12 +123,18 @@ class Bucket:
         body = item.path.read_bytes()
         key = self._key(shipment.project, shipment.version, MANIFEST, "")
         about = {"sha256": item.sha256}
-        arguments: dict[str, Any] = {"Bucket": self.bucket, "Key": key, "Body": body, "Metadata": about}
+        arguments: dict[str, Any] = {
+            "Bucket": self.bucket,
+            "Key": key,
+            "Body": body,
+            "Metadata": about,
+        }
         with _spoken(self.bucket):
             try:
                 self._client.put_object(**arguments, IfNoneMatch="*")
             except ClientError as error:
-                if error.response["Error"]["Code"] in ("NotImplemented", "501"):  # a service without conditions
+                # a service without conditions
+                if error.response["Error"]["Code"] in ("NotImplemented", "501"):
                     self._client.put_object(**arguments)
                 elif error.response["ResponseMetadata"]["HTTPStatusCode"] != 412:
                     raise
@@ -125,16 +142,23 @@ class Bucket:
     def find(self, name: str) -> tuple[str, str]:
         project, _, version = name.rpartition("@")
         releases = self._releases()
-        answer = sorted(entry for entry in releases if version in ("", entry[1]) and project in ("", entry[0]))
+        answer = sorted(
+            entry for entry in releases if version in ("", entry[1]) and project in ("", entry[0])
+        )
         if len(answer) == 1:
             return answer[0]
         listed = ", ".join("@".join(entry) for entry in sorted(releases)) or "none"
         if not answer:
-            raise IntegrityError(f"s3://{self.bucket}/{self.prefix} holds no release '{name}'", hint=f"there: {listed}")
+            raise IntegrityError(
+                f"s3://{self.bucket}/{self.prefix} holds no release '{name}'",
+                hint=f"there: {listed}",
+            )
         raise UsageError(f"'{name}' may mean several releases", hint=f"#PROJECT@VERSION: {listed}")
 
     @contextlib.contextmanager
-    def read(self, project: str, version: str, name: str, sha256: str) -> Iterator[Iterator[bytes] | None]:
+    def read(
+        self, project: str, version: str, name: str, sha256: str
+    ) -> Iterator[Iterator[bytes] | None]:
         key = self._key(project, version, name, sha256)
         with _spoken(self.bucket):
             answer = _unless_missing(lambda: self._client.get_object(Bucket=self.bucket, Key=key))
@@ -152,10 +176,14 @@ class Bucket:
         start = f"{self.prefix}/" if self.prefix else ""
         answer = set()
         with _spoken(self.bucket):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start)
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=start
+            )
             for number, page in enumerate(pages):
                 if number == LARGEST_LISTING:
-                    raise IntegrityError(f"s3://{self.bucket}/{self.prefix} lists too many objects for a registry")
+                    raise IntegrityError(
+                        f"s3://{self.bucket}/{self.prefix} lists too many objects for a registry"
+                    )
                 for entry in page.get("Contents", []):
                     parts = entry["Key"].removeprefix(start).split("/")
                     if len(parts) == 3 and parts[2] == MANIFEST:
@@ -164,11 +192,16 @@ class Bucket:
 
     def _has(self, key: str, item: ShipmentFile) -> bool:
         head = _unless_missing(lambda: self._client.head_object(Bucket=self.bucket, Key=key))
-        return head is not None and (head["ContentLength"], head["Metadata"].get("sha256")) == (item.size, item.sha256)
+        return head is not None and (head["ContentLength"], head["Metadata"].get("sha256")) == (
+            item.size,
+            item.sha256,
+        )
 
 
 def _bound(client: Any) -> None:
-    """Limit the size of every response except a file's content: botocore reads responses without a bound."""
+    """Limit the size of every response except a file's content:
+    botocore reads responses without a bound.
+    """
     session = client._endpoint.http_session
     send = session.send
 
@@ -200,7 +233,9 @@ def _unless_missing(ask: Any) -> Any:
 
 @contextlib.contextmanager
 def _spoken(bucket: str) -> Iterator[None]:
-    """Convert errors of boto3 to NetworkError, without its message, which can hold the id of the key."""
+    """Convert errors of boto3 to NetworkError, without its message,
+    which can hold the id of the key.
+    """
     try:
         yield
     except (ClientError, S3UploadFailedError) as error:
@@ -210,4 +245,6 @@ def _spoken(bucket: str) -> Iterator[None]:
             hint="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that the bucket exists",
         ) from None
     except BotoCoreError as error:
-        raise NetworkError(f"s3://{bucket} cannot be reached: {str(error).splitlines()[0]}") from None
+        raise NetworkError(
+            f"s3://{bucket} cannot be reached: {str(error).splitlines()[0]}"
+        ) from None

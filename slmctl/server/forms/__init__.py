@@ -9,4 +9,5 @@ from slmctl.server.forms.responses import RESPONSES
 from slmctl.server.forms.text import TEXT
 
 FORMS: tuple[Form, ...] = (CHAT, TEXT, RESPONSES, DECISIONS, SYSTEM_ONE)
-QUESTIONS = {form.path: form.question for form in FORMS}  # paths of questions, each with the option that holds it
+# paths of questions, each with the option that holds it
+QUESTIONS = {form.path: form.question for form in FORMS}

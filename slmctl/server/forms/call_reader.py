@@ -1,4 +1,6 @@
-"""An answer that may call a function, taken apart as it comes: a text, or a name and then pieces of its arguments."""
+"""An answer that may call a function, taken apart as it comes: a text, or a
+name and then pieces of its arguments.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from slmctl.task.tool_calls import NAME, NO_CALL, CallForm
 
 @dataclass(frozen=True)
 class Part:
-    """A part of an answer: a piece of its text, the name of the function it calls, or a piece of the arguments."""
+    """A part of an answer: a piece of its text, the name of the function
+    it calls, or a piece of the arguments.
+    """
 
     kind: Literal["text", "name", "arguments"]
     text: str
@@ -23,7 +27,8 @@ class CallReader:
     """Reads one answer, in pieces that may end anywhere.
 
     Args:
-        form: The form in which the model writes a call. Its control tokens are not in a decoded answer.
+        form: The form in which the model writes a call. Its control tokens are not in a decoded
+            answer.
     """
 
     def __init__(self, form: CallForm) -> None:
@@ -37,7 +42,10 @@ class CallReader:
         if self._step == "opening":
             yield from self._named()
         if self._step == "arguments":
-            kept, self._held = self._of_arguments(self._held if self._arguments else self._held.lstrip()), ""
+            kept, self._held = (
+                self._of_arguments(self._held if self._arguments else self._held.lstrip()),
+                "",
+            )
             if kept:
                 yield Part("arguments", kept)
         elif self._step == "text" and self._held:
@@ -45,7 +53,9 @@ class CallReader:
             yield Part("text", text)
 
     def close(self) -> Iterator[Part]:
-        """The rest of an answer that ends here: one that was cut before its function has a name is a text."""
+        """The rest of an answer that ends here: one that was cut
+        before its function has a name is a text.
+        """
         if self._step == "opening" and (text := self._held.strip()):
             yield Part("text", text)
 
@@ -60,7 +70,9 @@ class CallReader:
         return piece
 
     def _named(self) -> Iterator[Part]:
-        """Find the name, once it is whole; an answer that does not begin as a call does is a text."""
+        """Find the name, once it is whole; an answer that does
+        not begin as a call does is a text.
+        """
         text = self._held.lstrip()
         if NO_CALL.startswith(text) or self._before.startswith(text):
             return  # either may still come

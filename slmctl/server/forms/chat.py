@@ -11,7 +11,14 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError
 from slmctl.inference.events import TokenInfo
 from slmctl.server.forms import tool_requests
-from slmctl.server.forms.completions import READ, CompletionForm, Fits, PromptedTurns, RenderedPrompt, Stream
+from slmctl.server.forms.completions import (
+    READ,
+    CompletionForm,
+    Fits,
+    PromptedTurns,
+    RenderedPrompt,
+    Stream,
+)
 from slmctl.server.forms.options import flag, number
 from slmctl.server.forms.request import AnswerStream, CheckedRequest, ReplyChoice, ServedModel
 from slmctl.server.forms.tool_requests import Offer
@@ -29,11 +36,18 @@ class ChatForm(CompletionForm):
 
     path, question = "/v1/chat/completions", "messages"
     reads = READ | {
-        "messages", "max_completion_tokens", "top_logprobs", "response_format", "structured_outputs", "tools",
-    }  # fmt: skip
+        "messages",
+        "max_completion_tokens",
+        "top_logprobs",
+        "response_format",
+        "structured_outputs",
+        "tools",
+    }
     kinds, prefix = ("chat.completion", "chat.completion.chunk"), "chatcmpl"
 
-    def prompted(self, body: JsonObject, model: ServedModel, offer: Offer | None, fits: Fits) -> PromptedTurns:
+    def prompted(
+        self, body: JsonObject, model: ServedModel, offer: Offer | None, fits: Fits
+    ) -> PromptedTurns:
         turns = _messages(body, calls=model.calls)
         sent = [_as_text(model, turn) for turn in turns]
         return PromptedTurns(turns, sent, [chat_prompt(model, sent, offer, fits)])
@@ -46,7 +60,9 @@ class ChatForm(CompletionForm):
         return int(number(body, "top_logprobs", 0, 0, ALTERNATIVES, whole=True))
 
     def fields(self, checked: CheckedRequest, index: int, choice: ReplyChoice) -> JsonObject:
-        return {"message": {"role": "assistant", **_message(checked, index, choice), "refusal": None}}
+        return {
+            "message": {"role": "assistant", **_message(checked, index, choice), "refusal": None}
+        }
 
     def logprobs(self, tokens: Sequence[TokenInfo], offset: int) -> JsonObject:
         return {"content": with_alternatives(tokens), "refusal": None}
@@ -62,14 +78,20 @@ class ChatStream(Stream):
         if self.checked.may_call:  # or not: that is not decided yet
             parts: list[dict[str, Any]] = [{"content": None} for _ in self.functions]
         else:
-            parts = [_message(self.checked, k, ReplyChoice(function=name)) for k, name in enumerate(self.functions)]
+            parts = [
+                _message(self.checked, k, ReplyChoice(function=name))
+                for k, name in enumerate(self.functions)
+            ]
         return b"".join(
-            self.chunk(k, {"delta": {"role": "assistant", **_indexed(part)}}) for k, part in enumerate(parts)
+            self.chunk(k, {"delta": {"role": "assistant", **_indexed(part)}})
+            for k, part in enumerate(parts)
         )
 
     def call(self, index: int, name: str) -> bytes:
         super().call(index, name)
-        return self.chunk(index, {"delta": _indexed(_message(self.checked, index, ReplyChoice(function=name)))})
+        return self.chunk(
+            index, {"delta": _indexed(_message(self.checked, index, ReplyChoice(function=name)))}
+        )
 
     def part(self, index: int, text: str) -> dict[str, Any]:
         arguments = [{"index": 0, "function": {"arguments": text}}]
@@ -86,13 +108,19 @@ def call_id(checked: CheckedRequest, index: int) -> str:
 
 def with_alternatives(tokens: Sequence[TokenInfo]) -> list[JsonObject]:
     """Tokens with their log probabilities, in the form of a chat."""
-    return [{k: v for k, v in token.items() if k != "top"} | {"top_logprobs": token["top"]} for token in tokens]
+    return [
+        {k: v for k, v in token.items() if k != "top"} | {"top_logprobs": token["top"]}
+        for token in tokens
+    ]
 
 
 def text_of(content: Any, types: Sequence[str]) -> str | None:
     """A content that is a text, or parts of these types that hold one; None for any other."""
     if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) and part.get("type") in types else None for part in content]
+        parts = [
+            part.get("text") if isinstance(part, dict) and part.get("type") in types else None
+            for part in content
+        ]
         content = "".join(map(str, parts)) if all(isinstance(part, str) for part in parts) else None
     return content if isinstance(content, str) else None
 
@@ -109,7 +137,8 @@ def _messages(body: JsonObject, *, calls: bool) -> list[Message]:
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(role, str) or role not in roles:
             raise RequestError(
-                f"messages[{k}] needs a role: system, user{', assistant or tool' if calls else ' or assistant'}",
+                f"messages[{k}] needs a role: system, "
+                f"user{', assistant or tool' if calls else ' or assistant'}",
                 "messages",
             )
         turn: Message = {"role": roles[role], "content": ""}
@@ -125,7 +154,9 @@ def _messages(body: JsonObject, *, calls: bool) -> list[Message]:
             turn["content"] = content
         result.append(turn)
     if result[-1]["role"] not in ("user", "tool"):
-        raise RequestError(f"the last message must be the user's{' or a result' if calls else ''}", "messages")
+        raise RequestError(
+            f"the last message must be the user's{' or a result' if calls else ''}", "messages"
+        )
     return result
 
 
@@ -152,14 +183,17 @@ def _indexed(part: dict[str, Any]) -> dict[str, Any]:
     return part | ({"tool_calls": calls} if calls else {})
 
 
-def chat_prompt(model: ServedModel, sent: Sequence[Message], offer: Offer | None, fits: Fits) -> RenderedPrompt:
+def chat_prompt(
+    model: ServedModel, sent: Sequence[Message], offer: Offer | None, fits: Fits
+) -> RenderedPrompt:
     """The prompt of a conversation.
 
     Raises:
         RequestError: The chat template does not take it, or its texts alone are too long.
     """
     task, turns = model.task, tuple(model.task.cleaned(sent))
-    has_own = not model.bare and bool(task.system or model.held)  # trained with it, so no other one is of use
+    # trained with it, so no other one is of use
+    has_own = not model.bare and bool(task.system or model.held)
     if has_own:
         own: list[Message] = [{"role": "system", "content": task.system}] if task.system else []
         turns = (*own, *(message for message in turns if message["role"] != "system"))
@@ -178,7 +212,9 @@ def chat_prompt(model: ServedModel, sent: Sequence[Message], offer: Offer | None
 
 @functools.lru_cache(maxsize=64)
 def _prefix(model: ServedModel, system: str | None, tools: str) -> str:
-    """The opening that all prompts with this system prompt, and these tools of the client's, share."""
+    """The opening that all prompts with this system prompt, and
+    these tools of the client's, share.
+    """
     turns: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     turns.append({"role": "user", "content": "\x00"})
     offered = json.loads(tools) if tools else None

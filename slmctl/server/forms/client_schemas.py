@@ -1,4 +1,5 @@
-"""The form that a client asks answers in: a JSON Schema, choices, a function's arguments, or a place for a label.
+"""The form that a client asks answers in: a JSON Schema, choices, a function's arguments, or a
+place for a label.
 
 Values are checked against a client's schema in bounded time.
 """
@@ -23,11 +24,14 @@ from slmctl.server.request_errors import RequestError
 from slmctl.task.contract import Task
 
 SCHEMA_BYTES = 1 << 16  # of a client's own schema or choices, as JSON
-MAX_STEPS = 100_000  # keywords of a client's own schema that are applied to one answer: about a second
+# keywords of a client's own schema that are applied to one answer: about a second
+MAX_STEPS = 100_000
 NAMED_LABELS = 3  # that do not fit, in the reason of a refusal
 MAX_PROPERTIES = 100  # of a schema that a label is put into
 # Keywords that hold no condition on a value.
-NOTES = frozenset({"title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated"})
+NOTES = frozenset(
+    {"title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated"}
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class AnswerForm:
 
 
 def answer_form(body: JsonObject, task: Task, *, is_held: bool, option: str) -> AnswerForm:
-    """The form that a client asks answers in, by its options `response_format` and `structured_outputs`.
+    """The form that a client asks answers in, by its options `response_format` and
+    `structured_outputs`.
 
     Args:
         body: The options of a chat.
@@ -70,12 +75,16 @@ def answer_form(body: JsonObject, task: Task, *, is_held: bool, option: str) -> 
     if kind == "text":
         return AnswerForm()
     if kind not in ("json_object", "json_schema"):
-        raise RequestError("'response_format' must have type text, json_object or json_schema", "response_format")
+        raise RequestError(
+            "'response_format' must have type text, json_object or json_schema", "response_format"
+        )
     return AnswerForm(schema={"type": "object"} if kind == "json_object" else _schema_of(form))
 
 
 def _held_form(form: JsonObject, kind: str | None, task: Task, option: str) -> AnswerForm:
-    """The form of an answer that the task constrains itself: a property for its label, or its own schema."""
+    """The form of an answer that the task constrains itself: a
+    property for its label, or its own schema.
+    """
     if task.labels and kind == "json_schema":
         place, reason = label_property(json.dumps(_schema_of(form)), task.labels)
         if not place:
@@ -91,41 +100,60 @@ def _held_form(form: JsonObject, kind: str | None, task: Task, option: str) -> A
 def called_form(body: JsonObject, function: Function) -> JsonObject:
     """The form of an answer that is the arguments of a function."""
     if body.get("response_format", {"type": "text"}) != {"type": "text"}:
-        raise RequestError("'response_format' cannot be kept to where a function is called", "response_format")
+        raise RequestError(
+            "'response_format' cannot be kept to where a function is called", "response_format"
+        )
     if _size(function.parameters) > SCHEMA_BYTES:
         raise RequestError(f"'tools' has parameters of more than {SCHEMA_BYTES} bytes", "tools")
-    return {"type": "json_schema", "json_schema": {"name": function.name, "schema": function.parameters}}
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": function.name, "schema": function.parameters},
+    }
 
 
 def _choices_of(choices: Any) -> tuple[str, ...]:
-    listed = choices.get("choice") if isinstance(choices, dict) and set(choices) == {"choice"} else None
+    listed = (
+        choices.get("choice") if isinstance(choices, dict) and set(choices) == {"choice"} else None
+    )
     texts = listed if isinstance(listed, list) and 1 <= len(listed) <= 1000 else [None]
     if not all(isinstance(text, str) and text for text in texts) or len(set(texts)) < len(texts):
-        raise RequestError("'structured_outputs' must be {\"choice\": [texts that differ]}", "structured_outputs")
+        raise RequestError(
+            "'structured_outputs' must be {\"choice\": [texts that differ]}", "structured_outputs"
+        )
     if _size(texts) > SCHEMA_BYTES:
         raise RequestError(
-            f"'structured_outputs' has choices of more than {SCHEMA_BYTES} bytes together", "structured_outputs"
+            f"'structured_outputs' has choices of more than {SCHEMA_BYTES} bytes together",
+            "structured_outputs",
         )
     return tuple(map(str, texts))
 
 
 def _schema_of(form: JsonObject) -> JsonObject:
     """The client's own schema in a `response_format` of type json_schema."""
-    schema = form["json_schema"].get("schema") if isinstance(form.get("json_schema"), dict) else None
+    schema = (
+        form["json_schema"].get("schema") if isinstance(form.get("json_schema"), dict) else None
+    )
     if not isinstance(schema, dict) or _size(schema) > SCHEMA_BYTES:
         raise RequestError(
-            f"'response_format' of type json_schema needs a schema: an object of at most {SCHEMA_BYTES} bytes",
+            "'response_format' of type json_schema needs a schema: an object of at most "
+            f"{SCHEMA_BYTES} bytes",
             "response_format",
         )
     return schema
 
 
-def _unheld(name: str, task: Task, reason: str = "its release says what form answers have") -> RequestError:
-    return RequestError(f"option '{name}' is not supported by a model of kind '{task.kind}': {reason}", name)
+def _unheld(
+    name: str, task: Task, reason: str = "its release says what form answers have"
+) -> RequestError:
+    return RequestError(
+        f"option '{name}' is not supported by a model of kind '{task.kind}': {reason}", name
+    )
 
 
 def _size(value: Any) -> int:
-    """Bytes of a value as JSON; of one that is nested too deeply to be written, more than any bound."""
+    """Bytes of a value as JSON; of one that is nested too deeply
+    to be written, more than any bound.
+    """
     try:
         return len(json.dumps(value))
     except RecursionError:
@@ -142,7 +170,8 @@ class EndlessError(Exception):
 def satisfies(schema: str, text: str) -> bool:
     """True where an answer satisfies a client's own schema, as far as that takes a bounded time.
 
-    Regular expressions are left to the engine: matching one can take for ever. References lead nowhere else.
+    Regular expressions are left to the engine: matching one can take for ever. References lead
+    nowhere else.
     """
     check = _Check(json.loads(schema), schema)
     try:
@@ -156,12 +185,16 @@ class _Check:
 
     def __init__(self, form: JsonObject, written: str) -> None:
         self.form, self.left = form, MAX_STEPS
-        named = ("patternProperties", "additionalProperties", "unevaluatedProperties")  # properties by expressions
+        # properties by expressions
+        named = ("patternProperties", "additionalProperties", "unevaluatedProperties")
         skipped = {"pattern", *(named if '"patternProperties"' in written else ())}
         keywords = Draft202012Validator.VALIDATORS
         self._check = validators.extend(  # type: ignore[no-untyped-call]
             Draft202012Validator,
-            {name: self._bounded((lambda *_: ()) if name in skipped else apply) for name, apply in keywords.items()},
+            {
+                name: self._bounded((lambda *_: ()) if name in skipped else apply)
+                for name, apply in keywords.items()
+            },
         )
 
     def takes(self, value: Any) -> bool:
@@ -171,8 +204,17 @@ class _Check:
             EndlessError: All steps are used up.
         """
         try:
-            return not any(self._check(self.form, registry=referencing.Registry()).iter_errors(value))
-        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError):
+            return not any(
+                self._check(self.form, registry=referencing.Registry()).iter_errors(value)
+            )
+        except (
+            ValueError,
+            TypeError,
+            AttributeError,
+            LookupError,
+            ArithmeticError,
+            RecursionError,
+        ):
             return False  # a schema that means nothing
         except (UnknownType, Unresolvable):
             return False
@@ -191,12 +233,17 @@ class _Check:
 def label_property(schema: str, labels: tuple[str, ...]) -> tuple[str, str]:
     """Returns the property of a client's schema that takes the label, or the reason why none does.
 
-    An object with that property alone satisfies the whole schema for every label, and no other property holds a text.
+    An object with that property alone satisfies the whole schema for every label, and no other
+    property holds a text.
     """
     form = json.loads(schema)
     properties = form.get("properties")
     if not isinstance(properties, dict) or len(properties) > MAX_PROPERTIES:
-        return "", f"its schema must be an object with a property for the label, and at most {MAX_PROPERTIES} of them"
+        return (
+            "",
+            "its schema must be an object with a property for the label, and at most "
+            f"{MAX_PROPERTIES} of them",
+        )
     if '"pattern"' in schema or '"patternProperties"' in schema:
         return "", "a label is not compared with a pattern"
     texts = [name for name, part in properties.items() if _holds_text(part, form)]
@@ -209,12 +256,18 @@ def label_property(schema: str, labels: tuple[str, ...]) -> tuple[str, str]:
     except EndlessError:
         return "", "its schema takes too long to apply"
     if others:
-        return "", f"{_some(others)} of the task's labels {'does' if len(others) == 1 else 'do'} not fit '{name[:40]}'"
+        return (
+            "",
+            f"{_some(others)} of the task's labels {'does' if len(others) == 1 else 'do'} not fit "
+            f"'{name[:40]}'",
+        )
     return name, ""
 
 
 def is_task_schema(schema: JsonObject, own: JsonObject) -> bool:
-    """True where a client's schema holds the same conditions as the task's own, whatever its titles are."""
+    """True where a client's schema holds the same conditions as the
+    task's own, whatever its titles are.
+    """
     try:
         return bool(_conditions(schema) == _conditions(own))
     except RecursionError:

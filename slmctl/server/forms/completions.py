@@ -18,17 +18,33 @@ from slmctl.sensitive.conversation_veto import unread_fields
 from slmctl.server.forms import client_schemas, options, tool_requests
 from slmctl.server.forms.client_schemas import AnswerForm
 from slmctl.server.forms.options import SortedOptions, flag, number
-from slmctl.server.forms.request import AnswerStream, CheckedRequest, Form, ReplyChoice, ServedModel, WholeReply
+from slmctl.server.forms.request import (
+    AnswerStream,
+    CheckedRequest,
+    Form,
+    ReplyChoice,
+    ServedModel,
+    WholeReply,
+)
 from slmctl.server.forms.tool_requests import Offer
 from slmctl.server.request_errors import RequestError
 from slmctl.task.records import Message, question_of
 
 CHOICES = 8  # ceiling of `n`, and of the prompts of one completion
 STOPS = 4
-BYTES_A_TOKEN = 64  # a prompt with more of them, on the average, is refused before it is read token by token
+# a prompt with more of them, on the average, is refused before it is read token by token
+BYTES_A_TOKEN = 64
 READ = options.EVERYWHERE | {"max_tokens", "seed", "stop", "n", "logprobs"}
-ROUTED = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", "response_format",
-          "structured_outputs")  # fmt: skip
+ROUTED = (
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "stop",
+    "response_format",
+    "structured_outputs",
+)
 CHOICE = ("tools", "tool_choice")  # options of a model that calls functions
 Fits = Callable[[int], None]  # raises for a number of characters that does not fit
 CALL_FIELDS = ("tool_calls", "tool_call_id")  # of messages to a model that calls functions
@@ -36,7 +52,9 @@ CALL_FIELDS = ("tool_calls", "tool_call_id")  # of messages to a model that call
 
 @dataclass(frozen=True)
 class RenderedPrompt:
-    """A rendered prompt, the text at its start that other requests share, and the conversation that it is made of."""
+    """A rendered prompt, the text at its start that other requests share,
+    and the conversation that it is made of.
+    """
 
     text: str
     prefix: str
@@ -65,8 +83,12 @@ class CompletionForm(Form):
     prefix: ClassVar[str]
 
     @abstractmethod
-    def prompted(self, body: JsonObject, model: ServedModel, offer: Offer | None, fits: Fits) -> PromptedTurns:
-        """The conversation in a body, and its prompts, which are rendered of a length that `fits` lets pass."""
+    def prompted(
+        self, body: JsonObject, model: ServedModel, offer: Offer | None, fits: Fits
+    ) -> PromptedTurns:
+        """The conversation in a body, and its prompts, which are
+        rendered of a length that `fits` lets pass.
+        """
 
     @abstractmethod
     def alternatives(self, body: JsonObject) -> int:
@@ -78,7 +100,9 @@ class CompletionForm(Form):
 
     @abstractmethod
     def logprobs(self, tokens: Sequence[TokenInfo], offset: int) -> JsonObject:
-        """Tokens with their log probabilities; the first one stands `offset` characters behind the answer's start."""
+        """Tokens with their log probabilities; the first one stands
+        `offset` characters behind the answer's start.
+        """
 
     # Requests
 
@@ -106,7 +130,8 @@ class CompletionForm(Form):
             fits(len(prompt.text))
         requests = self._requests(body, common, prompted.prompts, model)
         sent, drops_system = prompted.sent, prompted.prompts[0].drops_system
-        if drops_system:  # neither the model nor the generalist gets them, so they are neither searched nor collected
+        # neither the model nor the generalist gets them, so they are neither searched nor collected
+        if drops_system:
             sent = [message for message in sent if message["role"] != "system"]
         unread = {name for message in body.get("messages", ()) for name in unread_fields(message)}
         routed = (*ROUTED, *(CHOICE if offer is not None else ()))
@@ -114,11 +139,18 @@ class CompletionForm(Form):
             form=self,
             model=model,
             requests=requests,
-            turns=tuple(p.turns for p in prompted.prompts for _ in range(len(requests) // len(prompted.prompts))),
+            turns=tuple(
+                p.turns
+                for p in prompted.prompts
+                for _ in range(len(requests) // len(prompted.prompts))
+            ),
             sent=tuple(sent),
             unread=tuple(sorted(unread.difference(CALL_FIELDS if model.calls else ()))),
             options={name: body[name] for name in routed if name in body},
-            ignored=(*(["system"] if drops_system else []), *sorted({*listed.ignored, *form.ignored})),
+            ignored=(
+                *(["system"] if drops_system else []),
+                *sorted({*listed.ignored, *form.ignored}),
+            ),
             stream=flag(body, "stream"),
             with_usage=_stream_options(body),
             schema=form.schema,
@@ -129,7 +161,12 @@ class CompletionForm(Form):
         )
 
     def _common(
-        self, body: JsonObject, model: ServedModel, settings: ServeConfig, form: AnswerForm, offer: Offer | None
+        self,
+        body: JsonObject,
+        model: ServedModel,
+        settings: ServeConfig,
+        form: AnswerForm,
+        offer: Offer | None,
     ) -> Request:
         """The engine's request without its prompt."""
         task, labels = model.task, model.task.labels or form.choices
@@ -139,7 +176,9 @@ class CompletionForm(Form):
         if offer is not None:
             constraint = task.form.rules(offer.callable, must_call=offer.must_call)
         else:
-            constraint = task.rules.constraint() or (json.dumps(form.schema) if form.schema is not None else "")
+            constraint = task.rules.constraint() or (
+                json.dumps(form.schema) if form.schema is not None else ""
+            )
         return Request(
             prompt="",
             labels=labels,
@@ -147,7 +186,16 @@ class CompletionForm(Form):
             max_tokens=int(length),
             temperature=0.0 if labels else temperature,
             top_p=number(body, "top_p", 1.0, 0, 1),
-            seed=int(number(body, "seed", secrets.randbits(31) if temperature else 0, 0, 2**63 - 1, whole=True)),
+            seed=int(
+                number(
+                    body,
+                    "seed",
+                    secrets.randbits(31) if temperature else 0,
+                    0,
+                    2**63 - 1,
+                    whole=True,
+                )
+            ),
             stop=(*_stops(body), *([task.end] if task.end else [])),
             schema=constraint,
             adapter=model.adapter,
@@ -182,11 +230,14 @@ class CompletionForm(Form):
         )
 
     def _require_fit(self, model: ServedModel, settings: ServeConfig, length: int) -> None:
-        """Refuse a prompt of so many characters that is surely too long for the model, unless it reads windows."""
+        """Refuse a prompt of so many characters that is surely too long
+        for the model, unless it reads windows.
+        """
         longest = settings.context_length - 1
         if model.task.document is None and length > BYTES_A_TOKEN * longest:
             raise RequestError(
-                f"the prompt does not fit: it has more than {BYTES_A_TOKEN} times as many characters as the "
+                f"the prompt does not fit: it has more than {BYTES_A_TOKEN} times as many "
+                "characters as the "
                 f"{longest} tokens allowed",
                 self.question,
             )
@@ -215,15 +266,20 @@ class CompletionForm(Form):
     def head(self, checked: CheckedRequest, build: str, kind: str, name: str) -> JsonObject:
         """The first fields of an answer or a chunk."""
         return {
-            "id": f"{self.prefix}-{checked.id}", "object": kind, "created": checked.created, "model": name,
+            "id": f"{self.prefix}-{checked.id}",
+            "object": kind,
+            "created": checked.created,
+            "model": name,
             "system_fingerprint": build,
-        }  # fmt: skip
+        }
 
 
 class Stream:
     """The chunks of a streamed chat or completion, as server-sent events."""
 
-    def __init__(self, form: CompletionForm, checked: CheckedRequest, build: str, name: str) -> None:
+    def __init__(
+        self, form: CompletionForm, checked: CheckedRequest, build: str, name: str
+    ) -> None:
         self.form, self.checked = form, checked
         self._head = json.dumps(form.head(checked, build, form.kinds[1], name))[:-1]
         self._length = [0] * len(checked.requests)  # characters of each choice so far
@@ -258,13 +314,19 @@ class Stream:
         return rest + self.chunk(index, self.last_part(), finish, slmctl=extra)
 
     def ending(self, lasts: Sequence[Event]) -> bytes:
-        counts = self._line(choices=[], usage=self.checked.usage(lasts)) if self.checked.with_usage else b""
+        counts = (
+            self._line(choices=[], usage=self.checked.usage(lasts))
+            if self.checked.with_usage
+            else b""
+        )
         return counts + b"data: [DONE]\n\n"
 
     def failed(self, error: JsonObject) -> bytes:
         return f"data: {json.dumps(error)}\n\n".encode()
 
-    def chunk(self, index: int, part: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
+    def chunk(
+        self, index: int, part: dict[str, Any], finish: str | None = None, **more: Any
+    ) -> bytes:
         """A chunk with fields of one choice."""
         return self._line(choices=[{"index": index, **part, "finish_reason": finish}], **more)
 
@@ -273,14 +335,24 @@ class Stream:
 
 
 def finish_of(checked: CheckedRequest, function: str, last: Event) -> str:
-    """OpenAI's word for the end of an answer; a call that the client made a model make ends as a text does."""
-    return "tool_calls" if function and checked.may_call and last["finish"] == "stop" else last["finish"]
+    """OpenAI's word for the end of an answer; a call that the client
+    made a model make ends as a text does.
+    """
+    return (
+        "tool_calls"
+        if function and checked.may_call and last["finish"] == "stop"
+        else last["finish"]
+    )
 
 
 def _stops(body: JsonObject) -> list[str]:
     stop = body.get("stop", [])
     stops = [stop] if isinstance(stop, str) else stop
-    if not (isinstance(stops, list) and len(stops) <= STOPS and all(isinstance(s, str) and s for s in stops)):
+    if not (
+        isinstance(stops, list)
+        and len(stops) <= STOPS
+        and all(isinstance(s, str) and s for s in stops)
+    ):
         raise RequestError(f"'stop' must be a text or up to {STOPS} texts", "stop")
     return stops
 

@@ -1,4 +1,5 @@
-"""`/v1/decisions` (OpenAI's) and `/v1/systemone` (TypeSafe's): typed questions about a text, answered by a classifier.
+"""`/v1/decisions` (OpenAI's) and `/v1/systemone` (TypeSafe's): typed questions about a text,
+answered by a classifier.
 
 A request is checked as the chat with its text. Every option of a question gets its probability.
 """
@@ -16,20 +17,30 @@ from slmctl.artifacts.bounded_json import JsonObject, is_deeper
 from slmctl.config import ServeConfig
 from slmctl.server.forms import options, responses
 from slmctl.server.forms.chat import CHAT, text_of
-from slmctl.server.forms.request import CheckedRequest, Form, Option, Question, ReplyChoice, ServedModel, WholeReply
+from slmctl.server.forms.request import (
+    CheckedRequest,
+    Form,
+    Option,
+    Question,
+    ReplyChoice,
+    ServedModel,
+    WholeReply,
+)
 from slmctl.server.request_errors import RequestError
 from slmctl.task.contract import Task
 
 MOST_QUESTIONS, MOST_OPTIONS = 400, 255
 LONGEST = 1 << 15  # characters of the instructions of one question
 DEPTH = 32  # levels of lists and objects in an input
-LITTLE = 0.02  # branches that are likelier are looked at, so that less is left to be shared out among their labels
+# branches that are likelier are looked at, so that less is left to be shared out among their labels
+LITTLE = 0.02
 ANSWERS = (("true", "false"), ("yes", "no"), ("y", "n"))
 PAIRS = (("1", "0"), ("positive", "negative"))
 _NOT = ("not", "no", "non")  # before a label, they make its opposite
 _BUT = ("but", "except", "without", "nicht", "kein", "keine")
 _WORD = re.compile(r"[^\W_]+")
-LISTS = {"choice": ("choices", "value"), "score": ("levels", "label")}  # of options in OpenAI's form, and of each
+# of options in OpenAI's form, and of each
+LISTS = {"choice": ("choices", "value"), "score": ("levels", "label")}
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,9 @@ class ModelPart:
 
 
 class DecisionForm(Form):
-    """OpenAI's form of questions and answers; `SystemOneForm` overrides the parts that TypeSafe writes differently."""
+    """OpenAI's form of questions and answers; `SystemOneForm` overrides the
+    parts that TypeSafe writes differently.
+    """
 
     path, question = "/v1/decisions", "input"
     reads = frozenset({"model", "input", "questions"})
@@ -56,15 +69,20 @@ class DecisionForm(Form):
         listed = options.sort(body, self.reads, model.task, calls=self.calls)
         items = read_questions(listed.read, self, model.name, model.task)
         try:
-            checked = CHAT.checked({"messages": self.messages(listed.read)}, listed, model, settings)
+            checked = CHAT.checked(
+                {"messages": self.messages(listed.read)}, listed, model, settings
+            )
         except RequestError as error:
             raise responses.in_own_names(error, {"messages": self.question}) from None
         rest = _rest(items, model.task)
         ignored = {*checked.ignored, *_ignored(listed.read, self)}
         return replace(
-            checked, form=self, questions=items, ignored=tuple(sorted(ignored)),
+            checked,
+            form=self,
+            questions=items,
+            ignored=tuple(sorted(ignored)),
             requests=tuple(replace(request, rest=rest) for request in checked.requests),
-        )  # fmt: skip
+        )
 
     def messages(self, body: JsonObject) -> list[JsonObject]:
         """The conversation that is asked about.
@@ -87,10 +105,11 @@ class DecisionForm(Form):
         if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
             return None
         fits = all(
-            entry.keys() <= {field, "description"} and isinstance(entry.get(field), kinds)
+            entry.keys() <= {field, "description"}
+            and isinstance(entry.get(field), kinds)
             and isinstance(entry.get("description"), str | None)
             for entry in value
-        )  # fmt: skip
+        )
         return tuple(entry[field] for entry in value) if fits else None
 
     def instructions_in(self, value: Any, where: str) -> str | None:
@@ -103,16 +122,26 @@ class DecisionForm(Form):
     def whole(self, answer: WholeReply) -> JsonObject:
         checked, choice, extra = answer.checked, answer.choices[0], answer.extras[0]
         shares = choice.last["distribution"]
-        if extra["route"] != "local":  # the generalist tells its label, and no probability of others
+        # the generalist tells its label, and no probability of others
+        if extra["route"] != "local":
             shares = {choice.text: 1.0}
-        answers = [self._answer(question, shares, choice, checked) for question in checked.questions]
+        answers = [
+            self._answer(question, shares, choice, checked) for question in checked.questions
+        ]
         usage = self.used(checked.usage([choice.last]))
         return {
-            "model": answer.name, "answers": self.listed(checked.questions, answers), "usage": usage, "slmctl": extra
-        }  # fmt: skip
+            "model": answer.name,
+            "answers": self.listed(checked.questions, answers),
+            "usage": usage,
+            "slmctl": extra,
+        }
 
     def _answer(
-        self, question: Question, shares: dict[str, float], choice: ReplyChoice, checked: CheckedRequest
+        self,
+        question: Question,
+        shares: dict[str, float],
+        choice: ReplyChoice,
+        checked: CheckedRequest,
     ) -> JsonObject:
         """The answer to one question.
 
@@ -134,11 +163,15 @@ class DecisionForm(Form):
         return {**self.written(question, each, best), **({"slmctl": own} if own else {})}
 
     def written(self, question: Question, each: Sequence[float], best: int) -> JsonObject:
-        """An answer with its `type`: the probability of each option, and the place of the likeliest one."""
+        """An answer with its `type`: the probability of each option,
+        and the place of the likeliest one.
+        """
         if question.kind == "predicate":
             answer: JsonObject = {"type": "predicate", "probability": each[0]}
         elif question.kind == "choice":
-            listed = [{"value": option, "probability": share} for option, share in _zipped(question, each)]
+            listed = [
+                {"value": option, "probability": share} for option, share in _zipped(question, each)
+            ]
             answer = {**_chosen(question, each, best), "probabilities": listed}
         else:
             levels = [
@@ -168,7 +201,9 @@ class SystemOneForm(DecisionForm):
         state = body.get("state")
         if not isinstance(state, str | dict | list):
             raise RequestError("'state' must be a text, or a JSON object or list", "state")
-        return [{"role": "user", "content": state if isinstance(state, str) else _json(state, "state")}]
+        return [
+            {"role": "user", "content": state if isinstance(state, str) else _json(state, "state")}
+        ]
 
     def options_field(self, typed: str) -> str:
         return "criteria"
@@ -207,15 +242,19 @@ DECISIONS, SYSTEM_ONE = DecisionForm(), SystemOneForm()
 # Questions
 
 
-def read_questions(body: JsonObject, api: DecisionForm, model: str, task: Task) -> tuple[Question, ...]:
+def read_questions(
+    body: JsonObject, api: DecisionForm, model: str, task: Task
+) -> tuple[Question, ...]:
     """The questions of a request to a model of this name and task.
 
     Raises:
-        RequestError: There are none or too many, one has no valid form, or the model was not trained to answer it.
+        RequestError: There are none or too many, one has no valid form, or the model was not
+            trained to answer it.
     """
     if not task.rules.chooses:
         raise RequestError(
-            f"model '{model}' has a task of kind '{task.kind}': decisions are made by models of task.kind classify",
+            f"model '{model}' has a task of kind '{task.kind}': decisions are made by models of "
+            "task.kind classify",
             "model",
         )
     forms = [_form(name, value, where, api) for name, value, where in _listed(body, api)]
@@ -228,20 +267,28 @@ def read_questions(body: JsonObject, api: DecisionForm, model: str, task: Task) 
 def _ignored(body: JsonObject, api: DecisionForm) -> set[str]:
     """The parts of checked questions that change no answer: the model has its own instruction."""
     questions = [question for _, question, _ in _listed(body, api)]
-    names = {"instructions"} if any(question.get("instructions") for question in questions) else set()
+    names = (
+        {"instructions"} if any(question.get("instructions") for question in questions) else set()
+    )
     return names | ({"descriptions"} if any(map(_described, questions)) else set())
 
 
 def _rest(questions: Sequence[Question], task: Task) -> float:
-    """Returns the largest probability of a branch of labels that need not be evaluated; see `engine.Request.rest`."""
-    whole = all(question.kind == "choice" and len(question.labels) == len(task.labels) for question in questions)
+    """Returns the largest probability of a branch of labels that need not
+    be evaluated; see `engine.Request.rest`.
+    """
+    whole = all(
+        question.kind == "choice" and len(question.labels) == len(task.labels)
+        for question in questions
+    )
     return LITTLE if whole else 0.0
 
 
 def by_model(
     body: JsonObject, api: DecisionForm, models: Collection[str], find: Callable[[object], str]
 ) -> list[ModelPart]:
-    """Split a request by model: a question goes to the model of its name, if one is served, else to `model`.
+    """Split a request by model: a question goes to the model of its name, if one is served, else to
+    `model`.
 
     Args:
         models: The names of those that the client may name.
@@ -268,7 +315,9 @@ def _listed(body: JsonObject, api: DecisionForm) -> Iterator[tuple[Any, JsonObje
     kept: type[dict[Any, Any] | list[Any]] = dict if api.by_name else list
     if not isinstance(questions, kept) or not 1 <= len(questions) <= MOST_QUESTIONS:
         form = "an object" if api.by_name else "a list"
-        raise RequestError(f"'questions' must be {form} of 1 to {MOST_QUESTIONS} questions", "questions")
+        raise RequestError(
+            f"'questions' must be {form} of 1 to {MOST_QUESTIONS} questions", "questions"
+        )
     entries: Any = questions.items() if isinstance(questions, dict) else enumerate(questions)
     for key, question in entries:
         where = f"questions['{key[:100]}']" if api.by_name else f"questions[{key}]"
@@ -302,10 +351,18 @@ def _form(name: Any, question: JsonObject, where: str, api: DecisionForm) -> _Fo
     instructions = _instructions(question.get("instructions"), where, api)
     if typed == types[0]:
         criteria = question.get(held) if held else None
-        if not isinstance(criteria, dict | None) or not {"true", "false"}.issuperset(criteria or ()):
+        if not isinstance(criteria, dict | None) or not {"true", "false"}.issuperset(
+            criteria or ()
+        ):
             raise _wrong(where, "has criteria that are no object of true and false")
         truth = (criteria or {}).get("true")
-        return _Form(where, "predicate", name, (), (*([truth] if isinstance(truth, str) else []), instructions))
+        return _Form(
+            where,
+            "predicate",
+            name,
+            (),
+            (*([truth] if isinstance(truth, str) else []), instructions),
+        )
     options = api.options_in(question.get(held), typed)
     if options is None:
         raise _wrong(where, f"needs {held} in the form of a {typed}")
@@ -330,7 +387,9 @@ def _described(question: JsonObject) -> bool:
     held = question.get("criteria", question.get("choices", question.get("levels")))
     entries = held.values() if isinstance(held, dict) else held if isinstance(held, list) else ()
     return any(
-        entry.get("description") is not None if isinstance(entry, dict) else isinstance(held, dict) and bool(entry)
+        entry.get("description") is not None
+        if isinstance(entry, dict)
+        else isinstance(held, dict) and bool(entry)
         for entry in entries
     )
 
@@ -345,30 +404,45 @@ def _bound(form: _Form, model: str, task: Task) -> Question:
     if form.kind == "predicate":
         return Question("predicate", form.name, (True, False), _sides(form, model, labels))
     if form.kind == "score" and not task.ordered:
-        raise _wrong(form.where, f"asks for a score, and the labels of '{model}' have no order: ask for a choice")
+        raise _wrong(
+            form.where,
+            f"asks for a score, and the labels of '{model}' have no order: ask for a choice",
+        )
     sides: tuple[str, ...] = ()
     if any(isinstance(option, bool) for option in form.options):
         sides = _sides(form, model, labels)
-    mine = tuple(option if isinstance(option, str) else sides[not option] for option in form.options)
+    mine = tuple(
+        option if isinstance(option, str) else sides[not option] for option in form.options
+    )
     places = {label: place for place, label in enumerate(labels)}
     for label in mine:
         if label not in places:
             some = ", ".join(f"'{each}'" for each in labels[:5]) + (" …" if len(labels) > 5 else "")
-            raise _wrong(form.where, f"has the option '{label[:100]}', which is no label of '{model}': {some}")
+            raise _wrong(
+                form.where,
+                f"has the option '{label[:100]}', which is no label of '{model}': {some}",
+            )
     if len(set(mine)) < len(mine):
         raise _wrong(form.where, "has two options of one label")
     if form.kind == "score" and sorted(mine, key=places.__getitem__) != list(mine):
-        raise _wrong(form.where, f"has levels in another order than the labels of '{model}', which is low to high")
+        raise _wrong(
+            form.where,
+            f"has levels in another order than the labels of '{model}', which is low to high",
+        )
     return Question(form.kind, form.name, form.options, mine)
 
 
 def _sides(form: _Form, model: str, labels: Sequence[str]) -> tuple[str, str]:
-    """Returns the labels that mean true and false: by the question, if it names one of them, else by their names.
+    """Returns the labels that mean true and false: by the question, if it names one of them, else
+    by their names.
 
     Where the question names the label that is false by the names, neither is taken for true.
     """
     if len(labels) != 2:
-        raise _wrong(form.where, f"asks for true or false, and '{model}' has {len(labels)} labels: ask for a choice")
+        raise _wrong(
+            form.where,
+            f"asks for true or false, and '{model}' has {len(labels)} labels: ask for a choice",
+        )
     first, second = labels
     by_name: tuple[str, str] | None = None
     for label, other in ((first, second), (second, first)):
@@ -379,16 +453,22 @@ def _sides(form: _Form, model: str, labels: Sequence[str]) -> tuple[str, str]:
             by_name = label, other
     for place, text in enumerate(form.truth):
         named = [label for label in labels if _words(label) in _words(text)]
-        if len(named) == 1 and not any(f" {no}{_words(named[0])}" in _words(text) for no in (*_NOT, *_BUT)):
+        if len(named) == 1 and not any(
+            f" {no}{_words(named[0])}" in _words(text) for no in (*_NOT, *_BUT)
+        ):
             sides = named[0], second if named[0] == first else first
-            if by_name in (None, sides) or place < len(form.truth) - 1:  # criteria.true decides whatever the names
+            # criteria.true decides whatever the names
+            if by_name in (None, sides) or place < len(form.truth) - 1:
                 return sides
         if named and by_name is not None and named != [by_name[0]]:
             break  # "Is it legitimate, and not spam?"
     else:
         if by_name is not None:
             return by_name
-    raise _wrong(form.where, f"does not say which label means true: name one of '{first}' and '{second}' in it")
+    raise _wrong(
+        form.where,
+        f"does not say which label means true: name one of '{first}' and '{second}' in it",
+    )
 
 
 def _words(text: str) -> str:
@@ -416,13 +496,20 @@ def _wrong(where: str, fault: str) -> RequestError:
 
 
 def merged(parts: Sequence[ModelPart], bodies: Sequence[JsonObject]) -> JsonObject:
-    """Merge the answers of several models into one, in the questions' order; each answer names its model."""
+    """Merge the answers of several models into one, in the questions'
+    order; each answer names its model.
+    """
     by_place: dict[int, tuple[str, JsonObject]] = {}
     for part, body in zip(parts, bodies, strict=True):
         answers = body["answers"]
-        items = answers.items() if isinstance(answers, dict) else (("", answer) for answer in answers)
+        items = (
+            answers.items() if isinstance(answers, dict) else (("", answer) for answer in answers)
+        )
         for place, (name, answer) in zip(part.places, items, strict=True):
-            by_place[place] = name, {**answer, "slmctl": {**body["slmctl"], **answer.get("slmctl", {})}}
+            by_place[place] = (
+                name,
+                {**answer, "slmctl": {**body["slmctl"], **answer.get("slmctl", {})}},
+            )
     ordered = [by_place[place] for place in sorted(by_place)]
     by_name = isinstance(bodies[0]["answers"], dict)
     usage = bodies[0]["usage"]

@@ -1,7 +1,8 @@
 """The options that clients send, by what they do to an answer: read, without effect, refused.
 
-An option of OpenAI's that changes no answer here is left out and listed in `ignored`; one that would change it is
-refused by its name, and so is one that is not known. Each form names the options that it reads.
+An option of OpenAI's that changes no answer here is left out and listed in `ignored`; one that
+would change it is refused by its name, and so is one that is not known. Each form names the options
+that it reads.
 """
 
 from __future__ import annotations
@@ -13,25 +14,65 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.server.request_errors import RequestError
 from slmctl.task.contract import Task
 
-EVERYWHERE = frozenset({"model", "stream", "stream_options", "temperature", "top_p"})  # read where a text is written
+# read where a text is written
+EVERYWHERE = frozenset({"model", "stream", "stream_options", "temperature", "top_p"})
 # Values that ask for nothing: clients send them by default.
 NEUTRAL: JsonObject = {
-    "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "echo": False, "best_of": 1, "suffix": "",
-    "store": False, "metadata": {}, "service_tier": "auto", "parallel_tool_calls": True, "tools": [],
-    "functions": [], "include": [], "truncation": "disabled", "verbosity": "medium", "background": False,
-    "modalities": ["text"], "context_management": [],
-}  # fmt: skip
-# About storage, price, caches and who asks; about tools and thinking, of which no model here has any.
-WITHOUT_EFFECT = frozenset({
-    "metadata", "store", "user", "safety_identifier", "service_tier", "prompt_cache_key", "prompt_cache_options",
-    "prompt_cache_retention", "parallel_tool_calls", "max_tool_calls", "reasoning", "reasoning_effort", "prediction",
-})  # fmt: skip
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+    "logit_bias": {},
+    "echo": False,
+    "best_of": 1,
+    "suffix": "",
+    "store": False,
+    "metadata": {},
+    "service_tier": "auto",
+    "parallel_tool_calls": True,
+    "tools": [],
+    "functions": [],
+    "include": [],
+    "truncation": "disabled",
+    "verbosity": "medium",
+    "background": False,
+    "modalities": ["text"],
+    "context_management": [],
+}
+# About storage, price, caches and who asks; about tools and thinking, of which no model here has
+# any.
+WITHOUT_EFFECT = frozenset(
+    {
+        "metadata",
+        "store",
+        "user",
+        "safety_identifier",
+        "service_tier",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "parallel_tool_calls",
+        "max_tool_calls",
+        "reasoning",
+        "reasoning_effort",
+        "prediction",
+    }
+)
 CHOICE = {"tool_choice", "parallel_tool_calls"}  # read with the tools of such a task
-SAMPLING = frozenset({"temperature", "top_p", "seed", "max_tokens", "max_completion_tokens", "max_output_tokens"})
-# They change a text that is drawn token by token, and no label; not one of them is supported for texts.
-PENALTIES = frozenset({
-    "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "top_k", "min_p", "verbosity",
-})  # fmt: skip
+SAMPLING = frozenset(
+    {"temperature", "top_p", "seed", "max_tokens", "max_completion_tokens", "max_output_tokens"}
+)
+# They change a text that is drawn token by token, and no label; not one of them is supported for
+# texts.
+PENALTIES = frozenset(
+    {
+        "frequency_penalty",
+        "presence_penalty",
+        "repetition_penalty",
+        "logit_bias",
+        "top_k",
+        "min_p",
+        "verbosity",
+    }
+)
 _NO_STORE = "no response is kept here: send the whole conversation as 'input'"
 REASONS = {  # of a refusal
     "previous_response_id": _NO_STORE,
@@ -87,13 +128,17 @@ def sort(body: JsonObject, readable: frozenset[str], task: Task, *, calls: bool)
     options = {name: value for name, value in body.items() if not _asks_nothing(name, value)}
     calls = calls and task.rules.calls
     function = None if calls else forced_function(options)
-    unused = set[str]() if calls else {"tool_choice"} if function is not None else _unused_tools(options)
+    unused = (
+        set[str]() if calls else {"tool_choice"} if function is not None else _unused_tools(options)
+    )
     readable = (readable | (CHOICE if calls else set())) - unused
     dropped = WITHOUT_EFFECT | unused | (PENALTIES if task.labels else set())
     read = {name: value for name, value in options.items() if name in readable}
     for name in options:
         if name not in read and name not in dropped:
-            raise _unsupported(name, (REASONS_OF_CALLS if calls else {}).get(name, REASONS.get(name, "")))
+            raise _unsupported(
+                name, (REASONS_OF_CALLS if calls else {}).get(name, REASONS.get(name, ""))
+            )
     ignored = options.keys() - read.keys()
     if task.labels:
         ignored |= read.keys() & (SAMPLING | {"stop"})
@@ -101,7 +146,9 @@ def sort(body: JsonObject, readable: frozenset[str], task: Task, *, calls: bool)
         ignored |= read.keys() & {"stop"}
     if calls and body.get("parallel_tool_calls") is True:  # one call is made at a time
         ignored.add("parallel_tool_calls")
-    return SortedOptions(read, frozenset(ignored - ({"tool_choice"} if function is not None else set())), function)
+    return SortedOptions(
+        read, frozenset(ignored - ({"tool_choice"} if function is not None else set())), function
+    )
 
 
 def _unsupported(name: str, reason: str) -> RequestError:
@@ -110,7 +157,8 @@ def _unsupported(name: str, reason: str) -> RequestError:
 
 
 def forced_function(options: JsonObject) -> Function | None:
-    """The one function that `tool_choice` makes every answer call; None where there is more than one, or none.
+    """The one function that `tool_choice` makes every answer call; None where there is more than
+    one, or none.
 
     A chat names it in `function`, the Responses API in the tool itself.
     """
@@ -122,7 +170,11 @@ def forced_function(options: JsonObject) -> Function | None:
     name = inner.get("name") if isinstance(inner, dict) and tool.get("type") == "function" else None
     if isinstance(choice, dict):
         named = choice.get("function", choice)
-        forced = choice.get("type") == "function" and isinstance(named, dict) and named.get("name") == name
+        forced = (
+            choice.get("type") == "function"
+            and isinstance(named, dict)
+            and named.get("name") == name
+        )
     else:
         forced = choice == "required"
     parameters = inner.get("parameters") if isinstance(name, str) and forced else None
@@ -130,7 +182,9 @@ def forced_function(options: JsonObject) -> Function | None:
 
 
 def _asks_nothing(name: str, value: Any) -> bool:
-    return name in NEUTRAL and type(value) in (type(NEUTRAL[name]), float) and value == NEUTRAL[name]
+    return (
+        name in NEUTRAL and type(value) in (type(NEUTRAL[name]), float) and value == NEUTRAL[name]
+    )
 
 
 def _unused_tools(options: JsonObject) -> set[str]:
@@ -148,15 +202,25 @@ def _unused_tools(options: JsonObject) -> set[str]:
 
 
 def _refused_tool(tools: Any) -> str:
-    """Why a list of tools is refused: the first one that another server would have to run, by its name."""
-    kinds = [tool.get("type") for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
-    hosted = next((kind for kind in kinds if isinstance(kind, str) and kind not in ("function", "custom")), "")
+    """Why a list of tools is refused: the first one that another
+    server would have to run, by its name.
+    """
+    kinds = (
+        [tool.get("type") for tool in tools if isinstance(tool, dict)]
+        if isinstance(tools, list)
+        else []
+    )
+    hosted = next(
+        (kind for kind in kinds if isinstance(kind, str) and kind not in ("function", "custom")), ""
+    )
     if hosted:
         return f"a tool of type '{hosted[:100]}' is run by OpenAI's own servers, and not here"
     return "this model calls none unless 'tool_choice' names the only one; 'none' leaves them out"
 
 
-def number(body: JsonObject, name: str, default: float, low: float, high: float, *, whole: bool = False) -> float:
+def number(
+    body: JsonObject, name: str, default: float, low: float, high: float, *, whole: bool = False
+) -> float:
     """The number of an option; refuses one out of bounds."""
     value = body.get(name, default)
     if whole and isinstance(value, float):

@@ -1,4 +1,6 @@
-"""Answers as a client is shown them, whole or as a stream: calls and labels are read before they are written."""
+"""Answers as a client is shown them, whole or as a stream: calls and
+labels are read before they are written.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,15 @@ from slmctl.server.forms.request import AnswerStream, CheckedRequest, ReplyChoic
 
 
 def whole(
-    checked: CheckedRequest, choices: Sequence[ReplyChoice], extras: Sequence[JsonObject], build: str, name: str
+    checked: CheckedRequest,
+    choices: Sequence[ReplyChoice],
+    extras: Sequence[JsonObject],
+    build: str,
+    name: str,
 ) -> JsonObject:
-    """Returns the JSON body of a whole answer of the model `name`; `extras` are slmctl's fields of each choice."""
+    """Returns the JSON body of a whole answer of the model `name`;
+    `extras` are slmctl's fields of each choice.
+    """
     shown = [_shown(checked, choice) for choice in choices]
     return checked.form.whole(WholeReply(checked, shown, extras, build, name))
 
@@ -60,9 +68,17 @@ class _InParts:
 
     def __init__(self, form: AnswerStream, checked: CheckedRequest) -> None:
         self._form = form
-        self._readers = [reader for _ in checked.requests if (reader := _reader(checked)) is not None]
-        self._tokens: list[list[TokenInfo]] = [[] for _ in checked.requests]  # of parts that are not shown yet
-        self.opening, self.call, self.ending, self.failed = form.opening, form.call, form.ending, form.failed
+        self._readers = [
+            reader for _ in checked.requests if (reader := _reader(checked)) is not None
+        ]
+        # of parts that are not shown yet
+        self._tokens: list[list[TokenInfo]] = [[] for _ in checked.requests]
+        self.opening, self.call, self.ending, self.failed = (
+            form.opening,
+            form.call,
+            form.ending,
+            form.failed,
+        )
 
     def piece(self, index: int, event: Event) -> bytes:
         self._tokens[index] += event.get("tokens", [])
@@ -89,10 +105,14 @@ class _InParts:
 
 
 def _shown(checked: CheckedRequest, choice: ReplyChoice) -> ReplyChoice:
-    """An answer in the form that the client asked for: a message, or the call of a function with its arguments."""
+    """An answer in the form that the client asked for: a message, or the
+    call of a function with its arguments.
+    """
     reader = _reader(checked)
     if reader is None:
         return replace(choice, function=checked.function)
     parts = [*reader.feed(choice.text), *reader.close()]
     name = next((part.text for part in parts if part.kind == "name"), checked.function)
-    return replace(choice, function=name, text="".join(part.text for part in parts if part.kind != "name"))
+    return replace(
+        choice, function=name, text="".join(part.text for part in parts if part.kind != "name")
+    )

@@ -1,4 +1,6 @@
-"""A request that has been checked, the model that it asks, and the form of an API, which reads and answers it."""
+"""A request that has been checked, the model that it asks, and the form
+of an API, which reads and answers it.
+"""
 
 from __future__ import annotations
 
@@ -69,13 +71,18 @@ class ServedModel:
 
     @property
     def release(self) -> dict[str, str]:
-        """Version and file, as far as they are known: the name stays the same while releases change."""
-        return {key: value for key, value in (("version", self.version), ("file", self.file)) if value}
+        """Version and file, as far as they are known: the name
+        stays the same while releases change.
+        """
+        return {
+            key: value for key, value in (("version", self.version), ("file", self.file)) if value
+        }
 
 
 @dataclass
 class ReplyChoice:
-    """One answer as it grows: its text, its tokens where they were asked for, and the event that ended it.
+    """One answer as it grows: its text, its tokens where they were asked for, and the event that
+    ended it.
 
     Attributes:
         function: The function that it calls with its text as arguments; empty for a message.
@@ -175,13 +182,15 @@ class CheckedRequest:
         form: The API's that it came by.
         requests: The engine's requests, one a choice.
         turns: The conversation of each; empty where raw text is continued.
-        sent: The conversation as the client sent it, without system messages that the model does not get.
+        sent: The conversation as the client sent it, without system messages that the model does
+            not get.
         unread: Fields of its messages that are not part of `sent`, such as `tool_calls`.
         options: The sampling options that it set and the form of its answer, for the router.
         ignored: Its options that have no effect on a model of this task.
         schema: The client's own, to be checked before it is asked under.
         repeated: Its options that the answer of the Responses API repeats.
-        label_property: The property of a JSON object in which the client wants a label; empty for the bare label.
+        label_property: The property of a JSON object in which the client wants a label; empty for
+            the bare label.
         function: The function that is called with the answer as arguments; empty for a message.
         offer: The functions that the answer may call; None for a model that calls none.
         also: Texts of calls and tools, which are searched for sensitive data like the messages.
@@ -214,7 +223,9 @@ class CheckedRequest:
 
     @property
     def may_call(self) -> bool:
-        """True where the answer may call a function, or not, so that its text has to be read for it."""
+        """True where the answer may call a function, or not, so
+        that its text has to be read for it.
+        """
         return self.offer is not None and self.form.calls
 
     @property
@@ -224,7 +235,9 @@ class CheckedRequest:
 
     @property
     def client_form(self) -> str:
-        """The client's own schema as JSON, or the grammar of its tools, to be checked; empty for none."""
+        """The client's own schema as JSON, or the grammar of its
+        tools, to be checked; empty for none.
+        """
         if self.schema is not None:
             return json.dumps(self.schema)
         return self.offer.checked_rules if self.offer is not None else ""
@@ -238,10 +251,16 @@ class CheckedRequest:
 
     def conversation(self, index: int) -> tuple[Message, ...]:
         """The conversation of one choice, as the client sent it."""
-        return (self.sent[index * len(self.sent) // len(self.requests)],) if self.form.several else self.sent
+        return (
+            (self.sent[index * len(self.sent) // len(self.requests)],)
+            if self.form.several
+            else self.sent
+        )
 
     def failed_checks(self, index: int, text: str, finish: str, names: Sequence[str]) -> list[str]:
-        """The checks among `names` that a draft of one choice fails; none for tasks without checks."""
+        """The checks among `names` that a draft of one choice
+        fails; none for tasks without checks.
+        """
         if not (names and self.model.task.rules.checks):
             return []
         turns = self.turns[index] or (Message(role="user", content=self.requests[index].prompt),)
@@ -249,13 +268,24 @@ class CheckedRequest:
         return [name for name in names if name in faults]
 
     def usage(self, lasts: Sequence[Event]) -> dict[str, int]:
-        """Tokens of the prompts, each counted once, and of all answers, by the event that ended each."""
-        prompts = {request.prompt: last["prompt_tokens"] for request, last in zip(self.requests, lasts, strict=True)}
+        """Tokens of the prompts, each counted once, and of all
+        answers, by the event that ended each.
+        """
+        prompts = {
+            request.prompt: last["prompt_tokens"]
+            for request, last in zip(self.requests, lasts, strict=True)
+        }
         prompt, answer = sum(prompts.values()), sum(last["completion_tokens"] for last in lasts)
-        return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": answer,
+            "total_tokens": prompt + answer,
+        }
 
     def facts(self, event: Event) -> JsonObject:
-        """slmctl's own fields of an answer: kind of task, confidence, labels, places of values, ignored options."""
+        """slmctl's own fields of an answer: kind of task, confidence,
+        labels, places of values, ignored options.
+        """
         labels = dict(list(event.get("labels", {}).items())[:LABELS])
         return {
             "task": self.model.task.kind,
@@ -286,7 +316,8 @@ def read_body(raw: bytes) -> JsonObject:
     """Returns the JSON object in a body, without its values of null.
 
     Raises:
-        RequestError: The body is not a JSON object, has more than MAX_VALUES values, or text that is not Unicode.
+        RequestError: The body is not a JSON object, has more than MAX_VALUES values, or text that
+            is not Unicode.
     """
     if _marks_in(raw) > MAX_VALUES and _marks_in(_STRING.sub(b"", raw)) > MAX_VALUES:
         raise RequestError(f"the body holds more than {MAX_VALUES} values", status=413)
@@ -294,7 +325,8 @@ def read_body(raw: bytes) -> JsonObject:
         # as text: bytes would be read as UTF-16 too, and with halves of surrogate pairs let through
         body = json.loads(raw.decode(), parse_constant=_no_number)
         if b"\\u" in raw:
-            json.dumps(body, ensure_ascii=False).encode()  # half of a surrogate pair can be spelled, but never written
+            # half of a surrogate pair can be spelled, but never written
+            json.dumps(body, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         raise RequestError("the body is not valid JSON in UTF-8") from None
     if not isinstance(body, dict):

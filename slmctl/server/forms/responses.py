@@ -17,20 +17,41 @@ from slmctl.inference.events import Event
 from slmctl.sensitive.conversation_veto import unread_fields
 from slmctl.server.forms import options
 from slmctl.server.forms.chat import CHAT, call_id, text_of, with_alternatives
-from slmctl.server.forms.request import AnswerStream, CheckedRequest, Form, ReplyChoice, ServedModel, WholeReply
+from slmctl.server.forms.request import (
+    AnswerStream,
+    CheckedRequest,
+    Form,
+    ReplyChoice,
+    ServedModel,
+    WholeReply,
+)
 from slmctl.server.request_errors import RequestError
 
 ROLES = ("user", "assistant", "system", "developer")
-TOKENS = "message.output_text.logprobs"  # the value of `include` that asks for the tokens of the answer
+# the value of `include` that asks for the tokens of the answer
+TOKENS = "message.output_text.logprobs"
 TEXTS = ("input_text", "output_text", "text")  # types of parts that hold a text
 NAMES = {  # of chat options: their names here, for errors
-    "messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format",
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
     "logprobs": "include",
-}  # fmt: skip
+}
 SAME = ("model", "stream", "temperature", "top_p", "top_logprobs")
 # Options that an answer repeats, and those that it repeats where a function may be called.
-REPEATED = ("instructions", "max_output_tokens", "metadata", "temperature", "top_p", "top_logprobs", "text",
-            "safety_identifier", "prompt_cache_key", "user", "max_tool_calls")  # fmt: skip
+REPEATED = (
+    "instructions",
+    "max_output_tokens",
+    "metadata",
+    "temperature",
+    "top_p",
+    "top_logprobs",
+    "text",
+    "safety_identifier",
+    "prompt_cache_key",
+    "user",
+    "max_tool_calls",
+)
 REPEATED_OF_CALLS = (*REPEATED, "tools", "tool_choice")
 
 
@@ -39,8 +60,14 @@ class ResponseForm(Form):
 
     path, question, schema_option = "/v1/responses", "input", "text.format"
     reads = options.EVERYWHERE | {
-        "input", "instructions", "max_output_tokens", "include", "text", "top_logprobs", "tools",
-    }  # fmt: skip
+        "input",
+        "instructions",
+        "max_output_tokens",
+        "include",
+        "text",
+        "top_logprobs",
+        "tools",
+    }
 
     def read(self, body: JsonObject, model: ServedModel, settings: ServeConfig) -> CheckedRequest:
         listed = options.sort(body, self.reads, model.task, calls=self.calls)
@@ -53,9 +80,11 @@ class ResponseForm(Form):
         names = REPEATED_OF_CALLS if may_call else REPEATED
         ignored = ("text" if name == "response_format" else name for name in checked.ignored)
         return replace(
-            checked, form=self, ignored=tuple(sorted(ignored)),
+            checked,
+            form=self,
+            ignored=tuple(sorted(ignored)),
             repeated={name: body[name] for name in names if name in body},
-        )  # fmt: skip
+        )
 
     def whole(self, answer: WholeReply) -> JsonObject:
         return _whole(answer.checked, answer.choices[0], answer.extras[0], answer.name)
@@ -93,19 +122,28 @@ def as_chat(body: JsonObject, *, calls: bool = False) -> JsonObject:
     system = [{"role": "system", "content": instructions}] if instructions else []
     if calls:
         chat |= {name: body[name] for name in ("parallel_tool_calls",) if name in body}
-        chat |= {name: make(body[name]) for name, make in (("tools", _tools), ("tool_choice", _choice)) if name in body}
+        chat |= {
+            name: make(body[name])
+            for name, make in (("tools", _tools), ("tool_choice", _choice))
+            if name in body
+        }
     return chat | {"messages": [*system, *messages_of(body.get("input"), calls=calls)]}
 
 
 def _tools(tools: Any) -> Any:
-    """A list of functions in the form of a chat; other tools stay as they are, and are refused later."""
+    """A list of functions in the form of a chat; other tools stay
+    as they are, and are refused later.
+    """
     return [_nested(tool) for tool in tools] if isinstance(tools, list) else tools
 
 
 def _nested(tool: Any) -> Any:
     if not isinstance(tool, dict) or tool.get("type") != "function":
         return tool
-    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
+    return {
+        "type": "function",
+        "function": {name: value for name, value in tool.items() if name != "type"},
+    }
 
 
 def _choice(choice: Any) -> Any:
@@ -129,11 +167,15 @@ def _form(text: Any) -> JsonObject:
 
 
 def messages_of(conversation: Any, *, calls: bool = False) -> list[JsonObject]:
-    """The conversation in `input`: a text of the user's, or a list of messages, with calls and results between them."""
+    """The conversation in `input`: a text of the user's, or a list of
+    messages, with calls and results between them.
+    """
     if isinstance(conversation, str):
         return [{"role": "user", "content": conversation}]
     if not isinstance(conversation, list) or not conversation:
-        raise RequestError("'input' must be a text, or a list of messages that is not empty", "input")
+        raise RequestError(
+            "'input' must be a text, or a list of messages that is not empty", "input"
+        )
     messages: list[JsonObject] = []
     for k, item in enumerate(conversation):
         kind = item.get("type") if calls and isinstance(item, dict) else None
@@ -142,11 +184,15 @@ def messages_of(conversation: Any, *, calls: bool = False) -> list[JsonObject]:
                 messages.append({"role": "assistant", "content": ""})
             before = messages[-1].get("tool_calls", [])
             if not isinstance(before, list):
-                raise RequestError(f"the message before input[{k}] has tool_calls that are no list", "input")
+                raise RequestError(
+                    f"the message before input[{k}] has tool_calls that are no list", "input"
+                )
             messages[-1]["tool_calls"] = [*before, _call(item)]
         elif kind == "function_call_output":
             content = _content(item.get("output"), f"input[{k}]", "output")
-            messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
+            messages.append(
+                {"role": "tool", "tool_call_id": item.get("call_id"), "content": content}
+            )
         else:
             messages.append(_message(item, f"input[{k}]"))
     return messages
@@ -160,7 +206,9 @@ def _call(item: JsonObject) -> JsonObject:
 def _message(item: Any, where: str) -> JsonObject:
     kind = item.get("type", "message") if isinstance(item, dict) else None
     if kind == "item_reference":
-        raise RequestError(f"{where} refers to an item, but none is kept here: send the item itself", "input")
+        raise RequestError(
+            f"{where} refers to an item, but none is kept here: send the item itself", "input"
+        )
     if kind != "message":
         named = f", not '{kind[:100]}'" if isinstance(kind, str) else ""
         raise RequestError(f"{where} must be a message{named}", "input")
@@ -168,14 +216,17 @@ def _message(item: Any, where: str) -> JsonObject:
     if not isinstance(role, str) or role not in ROLES:
         raise RequestError(f"{where} needs a role: user, assistant, system or developer", "input")
     content = _content(item.get("content"), where, "content")
-    unread = {name: item[name] for name in unread_fields(item)}  # the search for sensitive data must know of them
+    # the search for sensitive data must know of them
+    unread = {name: item[name] for name in unread_fields(item)}
     return {**unread, "role": role, "content": content}
 
 
 def _content(content: Any, where: str, name: str) -> str:
     text = text_of(content, TEXTS)
     if text is None:
-        raise RequestError(f"{where} needs {name}: a text, or parts of type input_text or output_text", "input")
+        raise RequestError(
+            f"{where} needs {name}: a text, or parts of type input_text or output_text", "input"
+        )
     return text
 
 
@@ -186,15 +237,21 @@ def _is_within(value: Any, names: set[str]) -> bool:
 def in_own_names(error: RequestError, names: Mapping[str, str] = NAMES) -> RequestError:
     """An error about a chat option by the option's name here."""
     name = names.get(error.param, error.param)
-    message = error.message.replace(f"'{error.param}'", f"'{name}'") if error.param else error.message
+    message = (
+        error.message.replace(f"'{error.param}'", f"'{name}'") if error.param else error.message
+    )
     return RequestError(message, name, status=error.status, code=error.code)
 
 
 # Answers
 
 
-def _whole(checked: CheckedRequest, choice: ReplyChoice, extra: JsonObject, name: str) -> JsonObject:
-    """Returns the JSON body of a whole answer of the model `name`; `extra` are slmctl's fields of it."""
+def _whole(
+    checked: CheckedRequest, choice: ReplyChoice, extra: JsonObject, name: str
+) -> JsonObject:
+    """Returns the JSON body of a whole answer of the model `name`;
+    `extra` are slmctl's fields of it.
+    """
     last = choice.last
     cut = last["finish"] == "length"
     return {
@@ -227,7 +284,9 @@ class ResponseStream:
 
     def opening(self) -> bytes:
         head = {**_head(self.checked, self.name, "in_progress"), "output": []}
-        begun = self._event("response.created", response=head) + self._event("response.in_progress", response=head)
+        begun = self._event("response.created", response=head) + self._event(
+            "response.in_progress", response=head
+        )
         return begun if self.checked.may_call else begun + self._begin()
 
     def call(self, index: int, name: str) -> bytes:
@@ -239,22 +298,34 @@ class ResponseStream:
         self._choice.add(event)
         delta = event.get("piece", "")
         if self._choice.function:
-            return begun + self._event("response.function_call_arguments.delta", **self._item_place, delta=delta)
+            return begun + self._event(
+                "response.function_call_arguments.delta", **self._item_place, delta=delta
+            )
         tokens = with_alternatives(event.get("tokens", []))
-        return begun + self._event("response.output_text.delta", **self._place, delta=delta, logprobs=tokens)
+        return begun + self._event(
+            "response.output_text.delta", **self._place, delta=delta, logprobs=tokens
+        )
 
     def end(self, index: int, event: Event, extra: JsonObject) -> bytes:
         rest = event.get("tokens") and not self._choice.function
-        part = self.piece(index, {"piece": "", "tokens": event["tokens"]}) if rest else self._begin()
+        part = (
+            self.piece(index, {"piece": "", "tokens": event["tokens"]}) if rest else self._begin()
+        )
         self._choice.last, self._extra = event, extra
         text, tokens = self._choice.text, with_alternatives(self._choice.tokens)
-        item = _item(self.checked, self._choice, "incomplete" if event["finish"] == "length" else "completed")
+        item = _item(
+            self.checked, self._choice, "incomplete" if event["finish"] == "length" else "completed"
+        )
         if self._choice.function:
             done = {"name": self._choice.function, "arguments": text}
             part += self._event("response.function_call_arguments.done", **self._item_place, **done)
         else:
-            part += self._event("response.output_text.done", **self._place, text=text, logprobs=tokens)
-            part += self._event("response.content_part.done", **self._place, part=item["content"][0])
+            part += self._event(
+                "response.output_text.done", **self._place, text=text, logprobs=tokens
+            )
+            part += self._event(
+                "response.content_part.done", **self._place, part=item["content"][0]
+            )
         return part + self._event("response.output_item.done", output_index=0, item=item)
 
     def ending(self, lasts: Sequence[Event]) -> bytes:
@@ -265,19 +336,25 @@ class ResponseStream:
     def failed(self, error: JsonObject) -> bytes:
         """The events that say that there will be no whole answer.
 
-        The second one makes OpenAI's client raise, so that a program which looks at pieces alone takes no part of an
-        answer for the whole.
+        The second one makes OpenAI's client raise, so that a program which looks at pieces alone
+        takes no part of an answer for the whole.
         """
         body = {
             **_head(self.checked, self.name, "failed"),
             "error": {"code": "server_error", "message": error["error"]["message"]},
-            "output": [_item(self.checked, self._choice, "incomplete")] if self._choice.text else [],
+            "output": [_item(self.checked, self._choice, "incomplete")]
+            if self._choice.text
+            else [],
         }
         fields = {name: error["error"][name] for name in ("code", "message", "param")}
-        return self._event("response.failed", response=body) + self._event("error", **fields, **error)
+        return self._event("response.failed", response=body) + self._event(
+            "error", **fields, **error
+        )
 
     def _begin(self) -> bytes:
-        """The events that announce the message, with the part of it that holds the text, or the call; once."""
+        """The events that announce the message, with the part of it
+        that holds the text, or the call; once.
+        """
         if self._is_begun:
             return b""
         self._is_begun = True
@@ -287,7 +364,9 @@ class ResponseStream:
         event = self._event("response.output_item.added", **added)
         if is_call:
             return event
-        return event + self._event("response.content_part.added", **self._place, part=item["content"][0])
+        return event + self._event(
+            "response.content_part.added", **self._place, part=item["content"][0]
+        )
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         body = {"type": kind, "sequence_number": self._number, **fields}
@@ -296,32 +375,62 @@ class ResponseStream:
 
 
 def _head(checked: CheckedRequest, name: str, status: str) -> JsonObject:
-    """The fields of a response that stand before its answer, the client's own options repeated among them."""
+    """The fields of a response that stand before its answer, the
+    client's own options repeated among them.
+    """
     repeated = checked.repeated
     return {
-        "id": f"resp_{checked.id}", "object": "response", "created_at": checked.created, "status": status,
-        "background": False, "error": None, "incomplete_details": None, "instructions": None,
-        "max_output_tokens": None, "max_tool_calls": None, "model": name, "output": [], "parallel_tool_calls": True,
-        "previous_response_id": None, "prompt_cache_key": None, "reasoning": {"effort": None, "summary": None},
-        "safety_identifier": None, "service_tier": "default", "store": False, "temperature": None,
-        "tool_choice": "none", "tools": [], "top_logprobs": 0, "top_p": None, "truncation": "disabled", "usage": None,
-        "user": None, "metadata": {},
+        "id": f"resp_{checked.id}",
+        "object": "response",
+        "created_at": checked.created,
+        "status": status,
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": None,
+        "max_output_tokens": None,
+        "max_tool_calls": None,
+        "model": name,
+        "output": [],
+        "parallel_tool_calls": True,
+        "previous_response_id": None,
+        "prompt_cache_key": None,
+        "reasoning": {"effort": None, "summary": None},
+        "safety_identifier": None,
+        "service_tier": "default",
+        "store": False,
+        "temperature": None,
+        "tool_choice": "none",
+        "tools": [],
+        "top_logprobs": 0,
+        "top_p": None,
+        "truncation": "disabled",
+        "usage": None,
+        "user": None,
+        "metadata": {},
         **({"tool_choice": "auto", "parallel_tool_calls": False} if checked.may_call else {}),
         **repeated,
         "text": {"format": {"type": "text"}, **repeated.get("text", {})},
-    }  # fmt: skip
+    }
 
 
 def _item(checked: CheckedRequest, choice: ReplyChoice, status: str) -> JsonObject:
     if choice.function:
         return {
-            "id": _item_id(checked, choice), "type": "function_call", "status": status, "name": choice.function,
-            "call_id": call_id(checked, 0), "arguments": choice.text,
-        }  # fmt: skip
+            "id": _item_id(checked, choice),
+            "type": "function_call",
+            "status": status,
+            "name": choice.function,
+            "call_id": call_id(checked, 0),
+            "arguments": choice.text,
+        }
     return {
-        "id": _item_id(checked, choice), "type": "message", "status": status, "role": "assistant",
+        "id": _item_id(checked, choice),
+        "type": "message",
+        "status": status,
+        "role": "assistant",
         "content": [_part(checked, choice)],
-    }  # fmt: skip
+    }
 
 
 def _item_id(checked: CheckedRequest, choice: ReplyChoice) -> str:
@@ -336,10 +445,12 @@ def _part(checked: CheckedRequest, choice: ReplyChoice) -> JsonObject:
 def usage_of(used: dict[str, int]) -> JsonObject:
     """Tokens by the names of the Responses API."""
     return {
-        "input_tokens": used["prompt_tokens"], "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
-        "output_tokens": used["completion_tokens"], "output_tokens_details": {"reasoning_tokens": 0},
+        "input_tokens": used["prompt_tokens"],
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "output_tokens": used["completion_tokens"],
+        "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": used["total_tokens"],
-    }  # fmt: skip
+    }
 
 
 RESPONSES = ResponseForm()

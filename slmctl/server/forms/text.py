@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.inference.events import TokenInfo
 from slmctl.server.forms.chat import chat_prompt
-from slmctl.server.forms.completions import CHOICES, READ, CompletionForm, Fits, PromptedTurns, RenderedPrompt
+from slmctl.server.forms.completions import (
+    CHOICES,
+    READ,
+    CompletionForm,
+    Fits,
+    PromptedTurns,
+    RenderedPrompt,
+)
 from slmctl.server.forms.options import number
 from slmctl.server.forms.request import CheckedRequest, ReplyChoice, ServedModel
 from slmctl.server.forms.tool_requests import Offer
@@ -25,12 +32,18 @@ class TextCompletionForm(CompletionForm):
     calls, several = False, True
     kinds, prefix = ("text_completion", "text_completion"), "cmpl"
 
-    def prompted(self, body: JsonObject, model: ServedModel, offer: Offer | None, fits: Fits) -> PromptedTurns:
+    def prompted(
+        self, body: JsonObject, model: ServedModel, offer: Offer | None, fits: Fits
+    ) -> PromptedTurns:
         sent: list[Message] = [{"role": "user", "content": text} for text in _texts(body)]
         return PromptedTurns((), sent, [_prompt(model, message, offer, fits) for message in sent])
 
     def alternatives(self, body: JsonObject) -> int:
-        return int(number(body, "logprobs", -1, 0, ALTERNATIVES, whole=True)) if "logprobs" in body else -1
+        return (
+            int(number(body, "logprobs", -1, 0, ALTERNATIVES, whole=True))
+            if "logprobs" in body
+            else -1
+        )
 
     def fields(self, checked: CheckedRequest, index: int, choice: ReplyChoice) -> JsonObject:
         return {"text": choice.text}
@@ -44,7 +57,8 @@ class TextCompletionForm(CompletionForm):
             "tokens": [token["token"] for token in tokens],
             "token_logprobs": [token["logprob"] for token in tokens],
             "top_logprobs": [
-                {alternative["token"]: alternative["logprob"] for alternative in token["top"]} for token in tokens
+                {alternative["token"]: alternative["logprob"] for alternative in token["top"]}
+                for token in tokens
             ],
             "text_offset": offsets,
         }
@@ -53,13 +67,21 @@ class TextCompletionForm(CompletionForm):
 def _texts(body: JsonObject) -> list[str]:
     prompt = body.get("prompt")
     texts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(texts, list) or not 1 <= len(texts) <= CHOICES or not all(isinstance(t, str) for t in texts):
+    if (
+        not isinstance(texts, list)
+        or not 1 <= len(texts) <= CHOICES
+        or not all(isinstance(t, str) for t in texts)
+    ):
         raise RequestError(f"'prompt' must be a text or up to {CHOICES} texts", "prompt")
     return texts
 
 
-def _prompt(model: ServedModel, message: Message, offer: Offer | None, fits: Fits) -> RenderedPrompt:
-    """The prompt of a completion: raw text for a bare model; for any other a user's message, as in chat."""
+def _prompt(
+    model: ServedModel, message: Message, offer: Offer | None, fits: Fits
+) -> RenderedPrompt:
+    """The prompt of a completion: raw text for a bare model; for any
+    other a user's message, as in chat.
+    """
     if model.bare:
         return RenderedPrompt(model.opening + message["content"], "", ())
     return chat_prompt(model, [message], offer, fits)

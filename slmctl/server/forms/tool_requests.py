@@ -1,4 +1,5 @@
-"""Tools in requests to a model that calls them: those that are offered, the choice among them, calls in the history.
+"""Tools in requests to a model that calls them: those that are offered, the choice among them,
+calls in the history.
 
 Everything is in the form of chat completions; `responses` brings its own into it.
 """
@@ -52,7 +53,9 @@ class Offer:
 
     @property
     def checked_rules(self) -> str:
-        """A grammar over all of them, by which it is checked that answers can be held to a client's schemas."""
+        """A grammar over all of them, by which it is checked that
+        answers can be held to a client's schemas.
+        """
         return tool_calls.OWN.rules(self.listed) if self.is_clients else ""
 
 
@@ -78,7 +81,9 @@ def offer(body: Mapping[str, Any], task: Task) -> Offer:
 def _tools(value: Any) -> tuple[Tool, ...]:
     """The tools of a client, within bounds."""
     if not isinstance(value, list) or len(value) > tool_calls.MAX_TOOLS:
-        raise RequestError(f"'tools' must be a list of at most {tool_calls.MAX_TOOLS} functions", "tools")
+        raise RequestError(
+            f"'tools' must be a list of at most {tool_calls.MAX_TOOLS} functions", "tools"
+        )
     if is_deeper(value, MAX_DEPTH):
         raise RequestError(f"'tools' is nested more than {MAX_DEPTH} deep", "tools")
     if len(json.dumps(value)) > TOOLS_BYTES:
@@ -87,25 +92,35 @@ def _tools(value: Any) -> tuple[Tool, ...]:
         kind = tool.get("type") if isinstance(tool, dict) else None
         if isinstance(kind, str) and kind != "function":
             raise RequestError(
-                f"a tool of type '{kind[:100]}' is not supported: only functions are called here", "tools"
+                f"a tool of type '{kind[:100]}' is not supported: only functions are called here",
+                "tools",
             )
     try:
         return tool_calls.read_tools(value)
     except DataError as error:
-        raise RequestError(f"'tools': {error.message}" + (error.hint and f" ({error.hint})"), "tools") from None
+        raise RequestError(
+            f"'tools': {error.message}" + (error.hint and f" ({error.hint})"), "tools"
+        ) from None
 
 
 def _chosen(choice: Any, names: Sequence[str]) -> tuple[tuple[str, ...], bool]:
     """The names that may be called, and whether one has to be."""
     mode, chosen = _mode_of(choice, names)
     if not isinstance(mode, str) or mode not in MODES:
-        raise RequestError("'tool_choice' must be auto, none, required, or name a function", "tool_choice")
+        raise RequestError(
+            "'tool_choice' must be auto, none, required, or name a function", "tool_choice"
+        )
     for name in chosen:
         if name not in names:
-            raise RequestError(f"'tool_choice' names '{str(name)[:100]}', which is none of the tools", "tool_choice")
+            raise RequestError(
+                f"'tool_choice' names '{str(name)[:100]}', which is none of the tools",
+                "tool_choice",
+            )
     if mode == "required" and not chosen:
         raise RequestError("'tool_choice' is required, and there are no tools", "tool_choice")
-    return () if mode == "none" else tuple(name for name in names if name in chosen), mode == "required"
+    return () if mode == "none" else tuple(
+        name for name in names if name in chosen
+    ), mode == "required"
 
 
 def _mode_of(choice: Any, names: Sequence[str]) -> tuple[Any, list[Any]]:
@@ -134,12 +149,19 @@ def calls_in(message: JsonObject, where: str) -> list[MessageCall]:
     """
     listed = message.get("tool_calls") or []
     if not isinstance(listed, list) or len(listed) > tool_calls.MAX_TOOLS:
-        raise RequestError(f"{where} has more than {tool_calls.MAX_TOOLS} tool_calls, or no list of them", "messages")
+        raise RequestError(
+            f"{where} has more than {tool_calls.MAX_TOOLS} tool_calls, or no list of them",
+            "messages",
+        )
     return [_call(call, f"{where}.tool_calls[{k}]") for k, call in enumerate(listed)]
 
 
 def _call(call: Any, where: str) -> MessageCall:
-    function = call.get("function") if isinstance(call, dict) and call.get("type", "function") == "function" else None
+    function = (
+        call.get("function")
+        if isinstance(call, dict) and call.get("type", "function") == "function"
+        else None
+    )
     try:
         read = tool_calls.from_function(function)
     except DataError as error:
@@ -150,7 +172,9 @@ def _call(call: Any, where: str) -> MessageCall:
 def ids_in(message: JsonObject) -> dict[str, str]:
     """By the id of each call in a message that was read by `calls_in`, the name of its function."""
     calls = message.get("tool_calls") or []
-    return {call["id"]: call["function"]["name"] for call in calls if isinstance(call.get("id"), str)}
+    return {
+        call["id"]: call["function"]["name"] for call in calls if isinstance(call.get("id"), str)
+    }
 
 
 def name_of_result(message: JsonObject, names: Mapping[str, str], where: str) -> str:
@@ -171,7 +195,9 @@ def name_of_result(message: JsonObject, names: Mapping[str, str], where: str) ->
 
 
 def texts(turns: Sequence[Message], offered: Offer) -> Iterator[str]:
-    """Texts of a request outside of its messages: values in arguments of calls, and all texts in the client's tools."""
+    """Texts of a request outside of its messages: values in arguments of
+    calls, and all texts in the client's tools.
+    """
     for turn in turns:
         for call in turn.get("tool_calls", ()):
             yield from texts_in(call["function"]["arguments"])

@@ -1,7 +1,7 @@
 """The web page of `slmctl serve`: a chat, or the form of the task, for people without a client.
 
-It learns the task from `GET /v1/task` and asks `/v1/chat/completions` like every other client; where answers are
-collected, `/v1/feedback` gets a reader's verdict.
+It learns the task from `GET /v1/task` and asks `/v1/chat/completions` like every other client;
+where answers are collected, `/v1/feedback` gets a reader's verdict.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from slmctl.server.gateway import Gateway
 
 
 def routes() -> list[Route]:
-    """`/`, the page, which holds no secret, and `/v1/task`, which is asked like the rest of the API."""
+    """`/`, the page, which holds no secret, and `/v1/task`, which
+    is asked like the rest of the API.
+    """
     return [Route("/", _page), Route("/v1/task", _task)]
 
 
@@ -26,7 +28,9 @@ async def _page(_: Request) -> Response:
 
 async def _task(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
-    _, model = gateway.fleet.find(request.query_params.get("model") or None, gateway.key_of(request))
+    _, model = gateway.fleet.find(
+        request.query_params.get("model") or None, gateway.key_of(request)
+    )
     task = model.task
     return JSONResponse(
         {

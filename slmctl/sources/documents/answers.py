@@ -26,7 +26,8 @@ _COMPARED = 300  # names on either side: a table of another folder has many
 
 
 class Joined:
-    """Answers by the name of a document's file: its path in the folder or its name there, with or without suffix.
+    """Answers by the name of a document's file: its path in the folder or its name there, with or
+    without suffix.
 
     Args:
         title: The name of the table, for messages.
@@ -73,9 +74,14 @@ class Joined:
         return answer
 
     def notes(self) -> Iterator[str]:
-        """Sentences about answers that cannot be read, documents and answers without each other, and likely slips."""
+        """Sentences about answers that cannot be read, documents and
+        answers without each other, and likely slips.
+        """
         if self._faults:
-            yield f"{console.count(len(self._faults), 'row')} of {self.title} cannot be read; {self._faults[0]}"
+            yield (
+                f"{console.count(len(self._faults), 'row')} of {self.title} cannot be read; "
+                f"{self._faults[0]}"
+            )
         left = [shown for form, shown in self._shown.items() if form not in self._taken]
         for names, what, where in (
             (self.lacking, "document", f"without an answer in {self.title}"),
@@ -85,12 +91,16 @@ class Joined:
                 more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
                 plural = "s" if len(names) > 1 else ""
                 yield f"{len(names)} {what}{plural} {where}: {listed(names[:_NAMED])}{more}"
-        for document, answer in list(_probable(self.lacking[:_COMPARED], left[:_COMPARED]))[:_NAMED]:
+        for document, answer in list(_probable(self.lacking[:_COMPARED], left[:_COMPARED]))[
+            :_NAMED
+        ]:
             yield f"{document} and {answer} are probably the same: rename one"
 
 
 def _form(name: str) -> str:
-    """A name by which two spellings of one file are equal: case, slashes and composed letters aside."""
+    """A name by which two spellings of one file are equal: case,
+    slashes and composed letters aside.
+    """
     return in_normal_form(name.strip().replace("\\", "/"), "NFC").casefold().removeprefix("./")
 
 
@@ -98,7 +108,11 @@ def _forms(name: str) -> list[str]:
     """The names by which an answer may call a file, the most exact one first."""
     path = PurePosixPath(_form(name))
     names = [str(path), path.name]
-    return names if "#" in path.suffix else [str(path), str(path.with_suffix("")), path.name, path.stem]
+    return (
+        names
+        if "#" in path.suffix
+        else [str(path), str(path.with_suffix("")), path.name, path.stem]
+    )
 
 
 def _probable(documents: Sequence[str], named: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -106,7 +120,12 @@ def _probable(documents: Sequence[str], named: Sequence[str]) -> Iterator[tuple[
     by_numbers = defaultdict[tuple[str, ...], list[str]](list)
     for name in named:
         by_numbers[_numbers(name)].append(name)
-    alike = [(each, name) for each in documents for name in by_numbers[_numbers(each)] if _is_slip(each, name)]
+    alike = [
+        (each, name)
+        for each in documents
+        for name in by_numbers[_numbers(each)]
+        if _is_slip(each, name)
+    ]
     met = Counter(name for pair in alike for name in set(pair))
     yield from (pair for pair in alike if met[pair[0]] == met[pair[1]] == 1)
 
@@ -118,7 +137,9 @@ def _stem(name: str) -> str:
 
 
 def _numbers(name: str) -> tuple[str, ...]:
-    """The numbers in a name: `contract_2` and `contract_3` differ by a character, and are two files."""
+    """The numbers in a name: `contract_2` and `contract_3` differ
+    by a character, and are two files.
+    """
     return tuple(digits.lstrip("0") for digits in re.findall("[0-9]+", _stem(name)))
 
 
@@ -134,14 +155,19 @@ def of_table(answers: AnswerTable, files: Sequence[str]) -> Joined:
     """The rows of a table, without the column that names the file.
 
     Raises:
-        DataError: The table cannot be read, lacks the column, has one of a document, or names a file twice.
+        DataError: The table cannot be read, lacks the column, has one of a document, or names a
+            file twice.
     """
     title = answers.path.name
     columns = columns_of(answers.path, sheet=answers.sheet)
     if answers.file not in columns:
-        raise DataError(f"{title} has no column '{answers.file}'", hint=f"its columns: {listed(columns)}")
+        raise DataError(
+            f"{title} has no column '{answers.file}'", hint=f"its columns: {listed(columns)}"
+        )
     if own := [name for name in columns if name in COLUMNS and name != answers.file]:
-        raise DataError(f"{title} has a column '{own[0]}', as documents have", hint="give it another name there")
+        raise DataError(
+            f"{title} has a column '{own[0]}', as documents have", hint="give it another name there"
+        )
     rows: dict[str, dict[str, Cell]] = {}
     numbers: dict[str, int] = {}
     faults: list[str] = []
@@ -155,7 +181,9 @@ def of_table(answers: AnswerTable, files: Sequence[str]) -> Joined:
                 f"{title} names '{name}' twice, in rows {first} and {row.number}",
                 hint="a document has one answer: join the rows, or remove one",
             )
-        rows[name] = {column: row.columns.get(column, "") for column in columns if column != answers.file}
+        rows[name] = {
+            column: row.columns.get(column, "") for column in columns if column != answers.file
+        }
     return Joined(title, rows, files, faults)
 
 
@@ -165,8 +193,12 @@ def json_beside(paths: Mapping[str, Path]) -> dict[str, Path]:
 
 
 def of_json(paths: Mapping[str, Path], files: Sequence[str]) -> Joined:
-    """The JSON files as answers of the documents with the same name, or with the same name and `.json` after it."""
-    answers = {name[: -len(".json")]: _parsed(name, path) for name, path in json_beside(paths).items()}
+    """The JSON files as answers of the documents with the same name, or
+    with the same name and `.json` after it.
+    """
+    answers = {
+        name[: -len(".json")]: _parsed(name, path) for name, path in json_beside(paths).items()
+    }
     return Joined("the JSON files beside", answers, files)
 
 

@@ -1,10 +1,11 @@
-"""The child process that reads documents, within limits of memory, CPU time and size, without network or other files.
+"""The child process that reads documents, within limits of memory, CPU time and size, without
+network or other files.
 
     python -m slmctl.sources.documents.document_child
 
-The request is JSON on stdin: `files`, pairs of path and name, and the CPU `seconds` of each. Each line of stdout is a
-JSON value: a row, an object `{"file": …, "fault": …}` for a document that cannot be read, and `null` after the last one
-of each file.
+The request is JSON on stdin: `files`, pairs of path and name, and the CPU `seconds` of each. Each
+line of stdout is a JSON value: a row, an object `{"file": …, "fault": …}` for a document that
+cannot be read, and `null` after the last one of each file.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def main() -> None:
 
 
 def _rows(path: Path, name: str) -> Iterator[JsonObject]:
-    """The rows of a file: one, or one for each mail of a mailbox, named `archive.mbox#1` and so on."""
+    """The rows of a file: one, or one for each mail of a mailbox,
+    named `archive.mbox#1` and so on.
+    """
     try:
         kind = readers.kind_of(name)
         if kind == "mailbox":
@@ -66,9 +69,15 @@ def _row(name: str, read: Document | DataError) -> JsonObject:
         return {"file": name, "fault": read.message}
     folders = PurePosixPath(name).parts[:-1]
     return {
-        "file": name, "folder": folders[0] if folders else "", "text": read.text, "pages": read.pages,
-        "subject": read.subject, "from": read.sender, "date": read.date, "bare": read.bare,
-    }  # fmt: skip
+        "file": name,
+        "folder": folders[0] if folders else "",
+        "text": read.text,
+        "pages": read.pages,
+        "subject": read.subject,
+        "from": read.sender,
+        "date": read.date,
+        "bare": read.bare,
+    }
 
 
 if __name__ == "__main__":

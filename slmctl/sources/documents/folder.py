@@ -1,7 +1,8 @@
-"""A folder, a pattern or a file of documents -> JSON Lines, a row a document, with the answers joined by file name.
+"""A folder, a pattern or a file of documents -> JSON Lines, a row a document, with the answers
+joined by file name.
 
-Children (`document_child`) read the files one after another. A file that ends its child is a row with a fault, and the
-next child goes on with the file after it.
+Children (`document_child`) read the files one after another. A file that ends its child is a row
+with a fault, and the next child goes on with the file after it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ _NAMED = 5  # documents that cannot be read and are named
 
 
 def is_documents(source: Source) -> bool:
-    """True for a source of documents: its keys say so, or its files are documents and none is a table."""
+    """True for a source of documents: its keys say so, or its files
+    are documents and none is a table.
+    """
     if source.path is None or source.format is not None:
         return False
     if source.answers is not None or source.documents is not None:
@@ -60,14 +63,21 @@ def files(source: Source) -> dict[str, Path]:
     _, paths = _listed(source)
     named = {name: path for name, path in paths.items() if readers.kind_of(name)}
     if not named:
-        raise DataError(f"{source.local} has no document", hint=f"known: {', '.join(readers.KINDS)}")
+        raise DataError(
+            f"{source.local} has no document", hint=f"known: {', '.join(readers.KINDS)}"
+        )
     if len(named) > MAX_FILES:
-        raise DataError(f"{source.local} has more than {MAX_FILES:,} documents", hint="name fewer: path: FOLDER/2026")
+        raise DataError(
+            f"{source.local} has more than {MAX_FILES:,} documents",
+            hint="name fewer: path: FOLDER/2026",
+        )
     return named
 
 
 def _listed(source: Source) -> tuple[Path, dict[str, Path]]:
-    """Returns (the folder, all its files by name); a name that is not UTF-8 is written with escapes."""
+    """Returns (the folder, all its files by name); a name that is
+    not UTF-8 is written with escapes.
+    """
     if not is_several(source.local):
         require_file(source.local)
         root, paths = source.local.parent, {source.local.name: source.local}
@@ -87,7 +97,8 @@ def kinds(source: Source) -> set[str]:
 
 
 def key(source: Source) -> str:
-    """A hash of all that a copy depends on: names and contents of the files, the answers, and how they are read.
+    """A hash of all that a copy depends on: names and contents of the files, the answers, and how
+    they are read.
 
     Raises:
         DataError: There is no document, or a file cannot be read.
@@ -96,7 +107,9 @@ def key(source: Source) -> str:
     try:
         contents = [[name, _digest(path, state(path))] for name, path in _all_read(source).items()]
     except OSError as error:
-        raise DataError(f"{error.filename} cannot be read: {(error.strerror or str(error)).lower()}") from None
+        raise DataError(
+            f"{error.filename} cannot be read: {(error.strerror or str(error)).lower()}"
+        ) from None
     form = joined.model_dump(exclude={"path"}) if isinstance(joined, AnswerTable) else joined
     parts = [VERSION, contents, form, _keeps_scanned(source)]
     return hashlib.sha256(canonical(parts)).hexdigest()[:16]
@@ -113,8 +126,10 @@ def _all_read(source: Source) -> dict[str, Path]:
 
 def changed(source: Source) -> DataError:
     """The error for documents that changed after they were hashed, or while they were read."""
-    return DataError(f"the documents of {source.name or source.local.name} changed while they were read",
-                     hint="run it again when no program writes there")  # fmt: skip
+    return DataError(
+        f"the documents of {source.name or source.local.name} changed while they were read",
+        hint="run it again when no program writes there",
+    )
 
 
 @functools.lru_cache(maxsize=2 * MAX_FILES)
@@ -129,11 +144,12 @@ def _keeps_scanned(source: Source) -> bool:
 
 
 def write_rows(source: Source, out: IO[bytes], limits: SourceLimits) -> None:
-    """Write the documents of a source as JSONL, and say which of them, and which answers, cannot be used.
+    """Write the documents of a source as JSONL, and say which of them, and which answers, cannot be
+    used.
 
     Raises:
-        DataError: There is no document, one changes meanwhile, the answers cannot be read or joined, or a limit is
-            reached.
+        DataError: There is no document, one changes meanwhile, the answers cannot be read or
+            joined, or a limit is reached.
         ModuleNotFoundError: The package that reads PDF is not installed.
     """
     before = state(*_all_read(source).values())
@@ -159,7 +175,10 @@ def write_rows(source: Source, out: IO[bytes], limits: SourceLimits) -> None:
             meter.advance()
     if state(*_all_read(source).values()) != before:
         raise changed(source)
-    console.say(f"  {title}: {console.count(count, 'document')}" + (f", {unused:,} not used" if unused else ""))
+    console.say(
+        f"  {title}: {console.count(count, 'document')}"
+        + (f", {unused:,} not used" if unused else "")
+    )
     others = {name: path for name, path in _listed(source)[1].items() if name not in named}
     tables = [name for name, path in others.items() if known_format(path)]
     _say_left_out("of other kinds", [name for name in others if name not in tables])
@@ -167,7 +186,9 @@ def write_rows(source: Source, out: IO[bytes], limits: SourceLimits) -> None:
         _say_left_out("with rows, not texts,", tables)
         hidden = files_below(source.local, skipped=True)[1] if is_several(source.local) else ()
         _say_left_out("with a name that begins with '.', '_' or '~$'", sorted(hidden))
-    more = [f"and {len(unread) - _NAMED:,} more, see rejected.jsonl"] if len(unread) > _NAMED else []
+    more = (
+        [f"and {len(unread) - _NAMED:,} more, see rejected.jsonl"] if len(unread) > _NAMED else []
+    )
     for note in [*unread[:_NAMED], *more, *(joined.notes() if joined is not None else ())]:
         console.say(f"  {console.shown(note, 300)}")
 
@@ -175,7 +196,10 @@ def write_rows(source: Source, out: IO[bytes], limits: SourceLimits) -> None:
 def _say_left_out(what: str, names: Sequence[str]) -> None:
     if names:
         more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-        left_out = f"{console.count(len(names), 'file')} {what} left out: {', '.join(names[:_NAMED])}{more}"
+        left_out = (
+            f"{console.count(len(names), 'file')} {what} left out: "
+            f"{', '.join(names[:_NAMED])}{more}"
+        )
         console.say(f"  {console.shown(left_out, 300)}")
 
 
@@ -194,12 +218,17 @@ def _fault_of(reply: JsonObject, *, keep: bool) -> str:
     if "fault" in reply:
         return str(reply["fault"])
     if bare and not keep:
-        return f"{bare} of {reply['pages']} {'page has' if reply['pages'] == 1 else 'pages have'} no text: scanned?"
+        return (
+            f"{bare} of {reply['pages']} {'page has' if reply['pages'] == 1 else 'pages have'} "
+            "no text: scanned?"
+        )
     return "" if str(reply.get("text", reply["file"])).strip() else "holds no text"
 
 
 def _row(reply: JsonObject, fault: str, joined: Joined | None) -> JsonObject:
-    """A document with its answer, or with the reason why it cannot be used: its own fault goes before a lack."""
+    """A document with its answer, or with the reason why it cannot be
+    used: its own fault goes before a lack.
+    """
     name = reply["file"]
     answer: JsonObject = {}
     if joined is not None:
@@ -226,8 +255,12 @@ def _replies(source: Source, named: dict[str, Path]) -> Generator[JsonObject, No
     yield from read(waiting)
 
 
-def read(waiting: list[tuple[str, str]], *, seconds: int = SECONDS) -> Generator[JsonObject, None, None]:
-    """Read documents, (path, name) each: a row a document, or its fault; `seconds` of CPU time for each of them."""
+def read(
+    waiting: list[tuple[str, str]], *, seconds: int = SECONDS
+) -> Generator[JsonObject, None, None]:
+    """Read documents, (path, name) each: a row a document, or its fault;
+    `seconds` of CPU time for each of them.
+    """
     while waiting:
         done = 0
         try:

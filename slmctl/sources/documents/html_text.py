@@ -1,8 +1,9 @@
 """HTML -> its text, with a line for each block, in time that is linear in the HTML.
 
-Python's html.parser takes quadratic time on unclosed tags (8 s for 32,000 characters), and its versions differ on
-malformed HTML, so that a served model could read a text otherwise than in training. This tokenizer knows the tags of
-mails and forms; any other `<word>` is text, such as an address in angle brackets.
+Python's html.parser takes quadratic time on unclosed tags (8 s for 32,000 characters), and its
+versions differ on malformed HTML, so that a served model could read a text otherwise than in
+training. This tokenizer knows the tags of mails and forms; any other `<word>` is text, such as an
+address in angle brackets.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ DEPTH = 5  # of quotations that are marked
 
 _TAG = re.compile(
     r"<(?P<close>/?)(?P<name>[A-Za-z][A-Za-z0-9:]{0,20})"
-    r"(?=[\s/>])(?:[^<>\"']++|\"[^\"<]*+\"|'[^'<]*+'|[\"'])*+>"  # no part of a tag goes beyond the next `<`
+    # no part of a tag goes beyond the next `<`
+    r"(?=[\s/>])(?:[^<>\"']++|\"[^\"<]*+\"|'[^'<]*+'|[\"'])*+>"
 )
 _REFERENCE = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _SPACES = re.compile(r"[^\S\n]+")
@@ -22,16 +24,87 @@ _ALL_SPACES = re.compile(r"\s+")
 
 # Their content is never shown.
 _HIDDEN = frozenset(("head", "script", "style", "template", "title", "xml"))
-_LINE = frozenset((
-    "address", "article", "aside", "body", "br", "caption", "center", "dd", "div", "dl", "dt", "fieldset", "figcaption",
-    "figure", "footer", "form", "header", "hr", "html", "li", "main", "nav", "section", "tbody", "tfoot", "thead", "tr",
-))  # fmt: skip
-_PARAGRAPH = frozenset(("blockquote", "h1", "h2", "h3", "h4", "h5", "h6", "ol", "p", "pre", "table", "ul"))
-_INLINE = frozenset((
-    "a", "abbr", "b", "base", "basefont", "big", "bdo", "button", "cite", "code", "col", "colgroup", "del", "em",
-    "font", "i", "img", "input", "ins", "kbd", "label", "link", "mark", "meta", "o:p", "option", "q", "s", "samp",
-    "select", "small", "span", "strike", "strong", "sub", "sup", "td", "textarea", "th", "tt", "u", "var", "wbr",
-))  # fmt: skip
+_LINE = frozenset(
+    (
+        "address",
+        "article",
+        "aside",
+        "body",
+        "br",
+        "caption",
+        "center",
+        "dd",
+        "div",
+        "dl",
+        "dt",
+        "fieldset",
+        "figcaption",
+        "figure",
+        "footer",
+        "form",
+        "header",
+        "hr",
+        "html",
+        "li",
+        "main",
+        "nav",
+        "section",
+        "tbody",
+        "tfoot",
+        "thead",
+        "tr",
+    )
+)
+_PARAGRAPH = frozenset(
+    ("blockquote", "h1", "h2", "h3", "h4", "h5", "h6", "ol", "p", "pre", "table", "ul")
+)
+_INLINE = frozenset(
+    (
+        "a",
+        "abbr",
+        "b",
+        "base",
+        "basefont",
+        "big",
+        "bdo",
+        "button",
+        "cite",
+        "code",
+        "col",
+        "colgroup",
+        "del",
+        "em",
+        "font",
+        "i",
+        "img",
+        "input",
+        "ins",
+        "kbd",
+        "label",
+        "link",
+        "mark",
+        "meta",
+        "o:p",
+        "option",
+        "q",
+        "s",
+        "samp",
+        "select",
+        "small",
+        "span",
+        "strike",
+        "strong",
+        "sub",
+        "sup",
+        "td",
+        "textarea",
+        "th",
+        "tt",
+        "u",
+        "var",
+        "wbr",
+    )
+)
 _ENDS = {name: re.compile(rf"</{name}\s{{0,9}}>", re.IGNORECASE) for name in _HIDDEN}
 _KNOWN = _HIDDEN | _LINE | _PARAGRAPH | _INLINE
 

@@ -1,4 +1,6 @@
-"""Mails: their body, their headers and the documents attached to them; mailboxes as one mail after another."""
+"""Mails: their body, their headers and the documents attached to them;
+mailboxes as one mail after another.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +37,16 @@ class _Parts:
         self.left -= 1
         kind, name = part.get_content_type(), _name(part)
         if depth > MAX_DEPTH or self.left < 0:
-            raise DataError(_TOO_DEEP if depth > MAX_DEPTH else f"has more than {MAX_PARTS:,} parts")
+            raise DataError(
+                _TOO_DEEP if depth > MAX_DEPTH else f"has more than {MAX_PARTS:,} parts"
+            )
         if kind in _SECRET:
             raise DataError("is an encrypted mail")
-        inner = [each for each in part.get_payload() if isinstance(each, Message)] if part.is_multipart() else []
+        inner = (
+            [each for each in part.get_payload() if isinstance(each, Message)]
+            if part.is_multipart()
+            else []
+        )
         if kind == "message/rfc822" and inner:
             self.attached.append((name or "mail", _with_head(_of_message(inner[0], depth + 1))))
         elif kind == "multipart/alternative":
@@ -69,16 +77,20 @@ class _Parts:
         try:
             if not (data := _bytes(part)).strip():  # Exchange adds an empty ATT00001.txt
                 return
-            self.attached.append((shown, read(data, depth + 1) if kind == "mail" else readers.read(data, kind)))
+            self.attached.append(
+                (shown, read(data, depth + 1) if kind == "mail" else readers.read(data, kind))
+            )
         except DataError as error:
             raise DataError(f"has an attachment, {shown}, that {error.message}") from None
 
 
 def read(data: bytes, depth: int = 0) -> Document:
-    """A mail as one document: its body, then each attached document on pages of its own, below a line with its name.
+    """A mail as one document: its body, then each attached document on pages of its own, below a
+    line with its name.
 
     Raises:
-        DataError: It is no mail, is encrypted or nested too deep, or an attached document cannot be read.
+        DataError: It is no mail, is encrypted or nested too deep, or an attached document cannot be
+            read.
     """
     readers.require_kind(data, "mail")
     try:
@@ -93,7 +105,9 @@ def read(data: bytes, depth: int = 0) -> Document:
 
 
 def mailbox(path: Path) -> Iterator[Document | DataError]:
-    """The mails of a mailbox in the format mbox, in order, each as a document or as the reason why it is none."""
+    """The mails of a mailbox in the format mbox, in order, each as a
+    document or as the reason why it is none.
+    """
     mail = bytearray()
     size = begun = 0
     with path.open("rb") as stream:
@@ -134,13 +148,18 @@ def _of_message(message: Message, depth: int) -> Document:
     attached = [f"[attachment: {name}]\n{document.text}" for name, document in parts.attached]
     whole = readers.of_text(PAGE.join(["\n".join(parts.body), *attached]))
     bare = sum(document.bare for _, document in parts.attached)
-    return Document(whole.text, bare, _header(message, "subject"), _header(message, "from"), _date(message))
+    return Document(
+        whole.text, bare, _header(message, "subject"), _header(message, "from"), _date(message)
+    )
 
 
 def _with_head(mail: Document) -> Document:
     """A mail inside of another, its headers as lines above its text."""
-    head = [f"{name}: {value}" for name, value in
-            (("Subject", mail.subject), ("From", mail.sender), ("Date", mail.date)) if value]  # fmt: skip
+    head = [
+        f"{name}: {value}"
+        for name, value in (("Subject", mail.subject), ("From", mail.sender), ("Date", mail.date))
+        if value
+    ]
     return Document("\n".join([*head, "", mail.text]), mail.bare)
 
 
@@ -153,12 +172,17 @@ def _text(part: Message, kind: str) -> str:
     data, charset = _bytes(part), part.get_content_charset()
     if not data.strip():
         return ""
-    return readers.of_html(data, charset).text if kind == "text/html" else readers.decoded(data, charset)
+    return (
+        readers.of_html(data, charset).text
+        if kind == "text/html"
+        else readers.decoded(data, charset)
+    )
 
 
 def _header(message: Message, name: str) -> str:
     value = next((value for key, value in message.raw_items() if key.lower() == name), "")
-    if isinstance(value, str) and not value.isascii():  # bytes beyond ASCII, as old programs write them
+    # bytes beyond ASCII, as old programs write them
+    if isinstance(value, str) and not value.isascii():
         with contextlib.suppress(DataError):
             value = readers.decoded(value.encode("ascii", "surrogateescape"))
     return _words(value)

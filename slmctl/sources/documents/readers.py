@@ -1,7 +1,9 @@
-"""The content of one file -> its documents: text, pages and, of a mail, its headers; pages end in a form feed.
+"""The content of one file -> its documents: text, pages and, of a mail, its headers; pages end in a
+form feed.
 
-Text layers alone are read: no optical recognition, no link, no other file. A document that cannot be read to its end
-raises DataError, whose message goes on after the name of the file: `is encrypted`.
+Text layers alone are read: no optical recognition, no link, no other file. A document that cannot
+be read to its end raises DataError, whose message goes on after the name of the file: `is
+encrypted`.
 """
 
 from __future__ import annotations
@@ -28,9 +30,15 @@ if TYPE_CHECKING:
     import pypdfium2
 
 KINDS = {
-    ".pdf": "pdf", ".docx": "docx", ".eml": "mail", ".mbox": "mailbox", ".html": "html", ".htm": "html", ".txt": "text",
+    ".pdf": "pdf",
+    ".docx": "docx",
+    ".eml": "mail",
+    ".mbox": "mailbox",
+    ".html": "html",
+    ".htm": "html",
+    ".txt": "text",
     ".md": "text",
-}  # fmt: skip
+}
 MAX_BYTES = 256_000_000  # of one document
 MAX_PAGES = 2_000
 PAGE = "\f"  # between two pages
@@ -39,12 +47,22 @@ _NAMES = {"pdf": "PDF", "docx": "DOCX", "mail": "mail", "html": "HTML", "text": 
 _OLE, _ZIP = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", b"PK\x03\x04"
 # The first bytes of files that are taken for documents by their names.
 _STARTS = {
-    b"%PDF-": "a PDF", _ZIP: "a zip archive, as DOCX and XLSX are", _OLE: "an old or encrypted Office file",
-    b"\x89PNG": "a picture", b"\xff\xd8\xff": "a picture", b"GIF8": "a picture", b"II*\0": "a picture",
-    b"MM\0*": "a picture", b"{\\rtf": "an RTF", b"\x1f\x8b": "a gzip file", b"\x7fELF": "a program",
+    b"%PDF-": "a PDF",
+    _ZIP: "a zip archive, as DOCX and XLSX are",
+    _OLE: "an old or encrypted Office file",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"GIF8": "a picture",
+    b"II*\0": "a picture",
+    b"MM\0*": "a picture",
+    b"{\\rtf": "an RTF",
+    b"\x1f\x8b": "a gzip file",
+    b"\x7fELF": "a program",
     b"MZ\x90": "a program",
-}  # fmt: skip
-_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s{0,5}=\s{0,5}[\"']?([A-Za-z0-9_.:-]{2,40})", re.IGNORECASE)
+}
+_CHARSET = re.compile(
+    rb"<meta[^>]{0,200}?charset\s{0,5}=\s{0,5}[\"']?([A-Za-z0-9_.:-]{2,40})", re.IGNORECASE
+)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\u00ad\ufeff\ufffe\uffff]")
 _LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"}
 _TRANSLATED = str.maketrans(_LIGATURES | {chr(half): "\ufffd" for half in range(0xD800, 0xE000)})
@@ -78,7 +96,8 @@ def content(path: Path) -> bytes:
     Raises:
         DataError: It is too large.
     """
-    most = 4 * MAX_ROW if kind_of(path.name) in ("text", "html") else MAX_BYTES  # a character has at most 4 bytes
+    # a character has at most 4 bytes
+    most = 4 * MAX_ROW if kind_of(path.name) in ("text", "html") else MAX_BYTES
     if path.stat().st_size > most:
         raise DataError(f"has more than {most / 1e6:.0f} MB")
     return path.read_bytes()
@@ -97,8 +116,11 @@ def read(data: bytes, kind: str) -> Document:
     """
     require_kind(data, kind)
     readers: dict[str, Callable[[bytes], Document]] = {
-        "pdf": _of_pdf, "docx": _of_docx, "html": of_html, "text": lambda data: of_text(decoded(data)),
-    }  # fmt: skip
+        "pdf": _of_pdf,
+        "docx": _of_docx,
+        "html": of_html,
+        "text": lambda data: of_text(decoded(data)),
+    }
     return readers[kind](data)
 
 
@@ -113,10 +135,13 @@ def require_kind(data: bytes, kind: str) -> None:
     start = next((what for start, what in _STARTS.items() if data.startswith(start)), "")
     fits = {"pdf": b"%PDF-" in data[:1024], "docx": data.startswith(_ZIP)}.get(kind, not start)
     if not fits and kind == "docx" and data.startswith(_OLE):
-        raise DataError("is encrypted, or an old Word file (.doc): save it as DOCX without a password")
+        raise DataError(
+            "is encrypted, or an old Word file (.doc): save it as DOCX without a password"
+        )
     if not fits:
         raise DataError(
-            f"is no {_NAMES[kind]}: " + (f"by its first bytes it is {start}" if start else "was it renamed?")
+            f"is no {_NAMES[kind]}: "
+            + (f"by its first bytes it is {start}" if start else "was it renamed?")
         )
 
 
@@ -124,7 +149,8 @@ def require_kind(data: bytes, kind: str) -> None:
 
 
 def decoded(data: bytes, charset: str | None = None) -> str:
-    """Bytes as text: in a declared character set if they are in it, else in the encoding that they are recognised as.
+    """Bytes as text: in a declared character set if they are in it, else in the encoding that they
+    are recognised as.
 
     Raises:
         DataError: They are no text, or in an encoding that cannot be recognised.
@@ -137,7 +163,8 @@ def decoded(data: bytes, charset: str | None = None) -> str:
     if recognised is not None and recognised.mark:
         data, name = data.removeprefix(recognised.mark), None
     codec = name or (recognised.name if recognised else "")
-    if is_binary(head) and not any(form in codec for form in ("16", "32", "iso2022")):  # which need such bytes
+    # which need such bytes
+    if is_binary(head) and not any(form in codec for form in ("16", "32", "iso2022")):
         raise DataError("holds no text")
     if recognised is None and name is None:
         raise DataError("is neither UTF-8 nor CP1252")
@@ -150,12 +177,18 @@ def decoded(data: bytes, charset: str | None = None) -> str:
 
 
 def of_text(text: str, bare: int = 0) -> Document:
-    """A text as a document: composed letters, no ligatures, no control characters, line ends of one kind.
+    """A text as a document: composed letters, no ligatures, no control characters, line ends of one
+    kind.
 
     Raises:
         DataError: It is longer than a row may be, or has too many pages.
     """
-    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n").replace("\u2029", "\n")
+    text = (
+        text.replace("\r\n", "\n")
+        .replace("\r", "\n")
+        .replace("\u2028", "\n")
+        .replace("\u2029", "\n")
+    )
     text = unicodedata.normalize("NFC", _CONTROL.sub("", text).translate(_TRANSLATED))
     if len(text) > MAX_ROW:
         raise DataError(too_long(len(text)))
@@ -216,13 +249,27 @@ def _of_pages(pages: Iterator[pypdfium2.PdfPage]) -> Document:
 
 
 def _of_docx(data: bytes) -> Document:
-    """The text of the body; headers, footers, notes, comments, deleted and hidden text are left out."""
+    """The text of the body; headers, footers, notes, comments,
+    deleted and hidden text are left out.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > max(UNPACKED_ANYWAY, MAX_RATIO * len(data)):
-                raise DataError(f"unpacks to more than {MAX_RATIO} times its size, as a zip bomb does")
+            if sum(entry.file_size for entry in archive.infolist()) > max(
+                UNPACKED_ANYWAY, MAX_RATIO * len(data)
+            ):
+                raise DataError(
+                    f"unpacks to more than {MAX_RATIO} times its size, as a zip bomb does"
+                )
             document = _xml(archive, _body_of(archive))
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, KeyError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+    ) as error:
         raise DataError(f"is a damaged DOCX: {str(error)[:200]}") from None
     text = next((element for element in document.iter() if _tag(element) == "body"), None)
     if text is None:
@@ -232,11 +279,15 @@ def _of_docx(data: bytes) -> Document:
     except RecursionError:
         raise DataError("is nested too deep") from None
     # a break that Word has rendered follows the one that the author set: nothing is between them
-    return of_text(PAGE.join(filter(None, (page.strip() for page in "\n".join(blocks).split(PAGE)))))
+    return of_text(
+        PAGE.join(filter(None, (page.strip() for page in "\n".join(blocks).split(PAGE))))
+    )
 
 
 def _xml(archive: zipfile.ZipFile, name: str) -> ElementTree.Element:
-    """A part of the archive; expat reads no external entity, and a document type has no place in a DOCX."""
+    """A part of the archive; expat reads no external entity, and a
+    document type has no place in a DOCX.
+    """
     data = archive.read(name)
     _require_no_entities(data)
     try:
@@ -267,7 +318,9 @@ def _body_of(archive: zipfile.ZipFile) -> str:
 
 
 def _tag(element: ElementTree.Element) -> str:
-    """The name of an element without its namespace: strict and transitional DOCX have different ones."""
+    """The name of an element without its namespace: strict and
+    transitional DOCX have different ones.
+    """
     return element.tag.rpartition("}")[2]
 
 
@@ -275,7 +328,9 @@ def _get(element: ElementTree.Element, name: str) -> str:
     return next((value for key, value in element.items() if key.rpartition("}")[2] == name), "")
 
 
-_LEFT_OUT = frozenset(("del", "moveFrom", "Fallback", "pPr", "rPr", "sectPr", "tblPr", "trPr", "instrText", "delText"))
+_LEFT_OUT = frozenset(
+    ("del", "moveFrom", "Fallback", "pPr", "rPr", "sectPr", "tblPr", "trPr", "instrText", "delText")
+)
 _PIECES = {"tab": "\t", "cr": "\n", "noBreakHyphen": "-", "lastRenderedPageBreak": PAGE}
 
 
@@ -286,14 +341,18 @@ def _blocks(container: ElementTree.Element) -> Iterator[str]:
         if name == "p":
             yield PAGE * _is_set(element, "pPr", "pageBreakBefore") + "".join(_runs(element))
         elif name == "tbl":
-            yield from (_row(row) for row in _below(element, "tr") if not _is_set(row, "trPr", "del"))
+            yield from (
+                _row(row) for row in _below(element, "tr") if not _is_set(row, "trPr", "del")
+            )
         elif name not in _LEFT_OUT:
             yield from _blocks(element)
 
 
 def _is_set(element: ElementTree.Element, properties: str, name: str) -> bool:
     """True for an element with a property that is on, such as `vanish` in the `rPr` of a run."""
-    marks = (mark for part in element if _tag(part) == properties for mark in part if _tag(mark) == name)
+    marks = (
+        mark for part in element if _tag(part) == properties for mark in part if _tag(mark) == name
+    )
     return any(_get(mark, "val") not in ("0", "false", "off") for mark in marks)
 
 
@@ -307,7 +366,10 @@ def _below(container: ElementTree.Element, name: str) -> Iterator[ElementTree.El
 
 
 def _row(row: ElementTree.Element) -> str:
-    cells = (" ".join(filter(None, (text.strip() for text in _blocks(cell)))) for cell in _below(row, "tc"))
+    cells = (
+        " ".join(filter(None, (text.strip() for text in _blocks(cell))))
+        for cell in _below(row, "tc")
+    )
     return " | ".join(cell.replace("\n", " ").replace(PAGE, " ") for cell in cells)
 
 

@@ -1,4 +1,5 @@
-"""Raw rows of a file, in order: each with number and columns, or with the reason why it cannot be used.
+"""Raw rows of a file, in order: each with number and columns, or with the reason why it cannot be
+used.
 
 Any file, whatever its content, gives rows or raises DataError, in bounded memory.
 """
@@ -22,14 +23,32 @@ if TYPE_CHECKING:  # a child that asks a database imports this package, and need
     from slmctl.config import ReadingOptions
 
 __all__ = [
-    "FORMATS", "MAX_ROW", "TEXTS", "FileForm", "Row", "TextForm", "as_csv", "columns_of", "files_of",
-    "form_and_columns", "form_of", "format_of", "is_several", "listed", "opened", "read_rows", "require_file",
-    "text_form", "unescaped",
-]  # fmt: skip
+    "FORMATS",
+    "MAX_ROW",
+    "TEXTS",
+    "FileForm",
+    "Row",
+    "TextForm",
+    "as_csv",
+    "columns_of",
+    "files_of",
+    "form_and_columns",
+    "form_of",
+    "format_of",
+    "is_several",
+    "listed",
+    "opened",
+    "read_rows",
+    "require_file",
+    "text_form",
+    "unescaped",
+]
 
 _SHEETS = ("xlsx", "ods", "sqlite", "json")
 _HEADERS = ("csv", "tsv", "xlsx", "ods")  # formats with a header row
-_SEEN = 2000  # rows of JSON whose keys are the columns, since exporters leave a key without a value out; also keys
+# rows of JSON whose keys are the columns, since exporters leave a key without a value out; also
+# keys
+_SEEN = 2000
 
 
 class FileForm(NamedTuple):
@@ -38,7 +57,8 @@ class FileForm(NamedTuple):
     Attributes:
         format: One of the values of FORMATS.
         encoding: The encoding of a text file; None for other files.
-        header_row: The number of the row (for a text file of the line) with the column names; 0 for none.
+        header_row: The number of the row (for a text file of the line) with the column names; 0 for
+            none.
         delimiter: The character between fields of CSV or TSV; None for other formats.
         sheets: The sheets of a workbook, or the tables and views of a database, in order.
     """
@@ -51,7 +71,9 @@ class FileForm(NamedTuple):
 
     @property
     def words(self) -> str:
-        """The form in words: `CSV in CP1252 (a guess), separated by semicolons, header in line 3`."""
+        """The form in words: `CSV in CP1252 (a guess), separated
+        by semicolons, header in line 3`.
+        """
         names = {"jsonl": "JSONL", "parquet": "Parquet", "sqlite": "SQLite", "xlsx": "Excel"}
         words = names.get(self.format, self.format.upper())
         if self.encoding is not None:
@@ -73,31 +95,46 @@ class TextForm(NamedTuple):
 
 
 @contextlib.contextmanager
-def opened(path: Path, **options: Unpack[ReadingOptions]) -> Iterator[tuple[FileForm, Iterator[Row]]]:
-    """Yield (form of a file, its rows in order), to be read inside the block; an unusable row has a `fault`.
+def opened(
+    path: Path, **options: Unpack[ReadingOptions]
+) -> Iterator[tuple[FileForm, Iterator[Row]]]:
+    """Yield (form of a file, its rows in order), to be read inside the block; an unusable row has a
+    `fault`.
 
     Args:
-        path: A CSV, TSV, JSONL or JSON file, plain or packed with gzip, a Parquet file, a workbook or an SQLite
-            database.
-        sheet: The sheet of a workbook, by default the first; the table of a database, by default the only one; or
-            the array of a JSON object.
+        path: A CSV, TSV, JSONL or JSON file, plain or packed with gzip, a Parquet file, a workbook
+            or an SQLite database.
+        sheet: The sheet of a workbook, by default the first; the table of a database, by default
+            the only one; or the array of a JSON object.
         format: The format of the file, by default from its name.
         encoding: The encoding of a text file, by default recognised from its content.
-        header_row: The row of a workbook, or the line of a text, with the column names; by default it is found.
+        header_row: The row of a workbook, or the line of a text, with the column names; by default
+            it is found.
 
     Raises:
-        DataError: The file is missing, of an unknown kind, damaged as a whole, or in an unknown encoding.
+        DataError: The file is missing, of an unknown kind, damaged as a whole, or in an unknown
+            encoding.
         UsageError: The sheet or encoding does not exist, or the format has none.
     """
-    sheet, encoding, header_row = options.get("sheet"), options.get("encoding"), options.get("header_row")
+    sheet, encoding, header_row = (
+        options.get("sheet"),
+        options.get("encoding"),
+        options.get("header_row"),
+    )
     require_file(path)
     kind = options.get("format") or format_of(path)
     if sheet is not None and kind not in _SHEETS:
-        raise UsageError(f"{path.name} is no workbook, database or JSON object, and has no sheet '{sheet}'")
+        raise UsageError(
+            f"{path.name} is no workbook, database or JSON object, and has no sheet '{sheet}'"
+        )
     if encoding is not None and kind not in TEXTS:
-        raise UsageError(f"{path.name} is no text, and has no encoding", hint="leave 'encoding' out")
+        raise UsageError(
+            f"{path.name} is no text, and has no encoding", hint="leave 'encoding' out"
+        )
     if header_row is not None and kind not in _HEADERS:
-        raise UsageError(f"{path.name} has no row that names the columns", hint="leave 'header_row' out")
+        raise UsageError(
+            f"{path.name} has no row that names the columns", hint="leave 'header_row' out"
+        )
     try:
         if kind not in TEXTS:
             with tables.opened(path, kind, sheet, header_row) as table:
@@ -113,7 +150,9 @@ def opened(path: Path, **options: Unpack[ReadingOptions]) -> Iterator[tuple[File
             elif kind == "json":
                 table = RawTable(objects.array_rows(stream, path.name, key=sheet))
             else:
-                table = delimited.delimited_table(stream, path.name, tabs=kind == "tsv", header_row=header_row)
+                table = delimited.delimited_table(
+                    stream, path.name, tabs=kind == "tsv", header_row=header_row
+                )
             yield FileForm(kind, recognised, *table[1:]), table.rows
     except OSError as error:
         raise DataError(f"{path.name} cannot be read: {error.strerror or error}") from None
@@ -132,7 +171,9 @@ def columns_of(path: Path, **options: Unpack[ReadingOptions]) -> list[str]:
     """
     _, columns = form_and_columns(path, **options)
     if not columns:
-        raise DataError(f"{path.name} holds no rows", hint="a header and at least one row are needed")
+        raise DataError(
+            f"{path.name} holds no rows", hint="a header and at least one row are needed"
+        )
     return columns
 
 
@@ -142,7 +183,9 @@ def form_of(path: Path, **options: Unpack[ReadingOptions]) -> FileForm:
 
 
 def form_and_columns(path: Path, **options: Unpack[ReadingOptions]) -> tuple[FileForm, list[str]]:
-    """Returns (form of a file, column names of its first usable row, of JSON of many); an empty list without one."""
+    """Returns (form of a file, column names of its first usable row, of
+    JSON of many); an empty list without one.
+    """
     with opened(path, **options) as (form, rows):
         names: dict[str, None] = {}
         usable = (row for row in rows if not row.fault)

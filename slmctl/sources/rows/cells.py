@@ -23,11 +23,12 @@ MAX_DEPTH = 100  # levels of lists and objects; later readers of a cell recurse 
 Cell = None | bool | int | float | str | list[Any] | JsonObject
 
 
-class Row(NamedTuple):  # a frozen dataclass takes three times as long to make, and a file has a million
+# a frozen dataclass takes three times as long to make, and a file has a million
+class Row(NamedTuple):
     """One raw row: its number in the file, and its columns or a fault.
 
-    The number is, in a text file, the line on which the row begins; in a workbook, the row number that the program
-    shows; in a JSON array, Parquet and SQLite, the position from 1.
+    The number is, in a text file, the line on which the row begins; in a workbook, the row number
+    that the program shows; in a JSON array, Parquet and SQLite, the position from 1.
     """
 
     number: int
@@ -54,13 +55,16 @@ class RawTable(NamedTuple):
 def header_place(rows: Sequence[Sequence[Cell]]) -> int:
     """The index of the header among the first non-empty rows of a table.
 
-    Rows above it are titles: a title fills at most half as many cells as typical rows below it have, and does not reach
-    their last column.
+    Rows above it are titles: a title fills at most half as many cells as typical rows below it
+    have, and does not reach their last column.
     """
     for place, cells in enumerate(rows[:-2]):
         below = sorted(len(without_tail(row)) for row in rows[place + 1 : place + 1 + LOOK])
         typical = below[(len(below) - 1) // 2]
-        if 2 * sum(cell not in ("", None) for cell in cells) > typical or len(without_tail(cells)) >= typical:
+        if (
+            2 * sum(cell not in ("", None) for cell in cells) > typical
+            or len(without_tail(cells)) >= typical
+        ):
             return place
     return 0
 
@@ -74,12 +78,16 @@ def without_tail(cells: Sequence[Cell]) -> Sequence[Cell]:
 
 
 def column_names(header: Sequence[object], where: str) -> list[str]:
-    """The column names of a header; a column without a name is called `column N`. `where` begins the error.
+    """The column names of a header; a column without a name is called `column N`. `where` begins
+    the error.
 
     Raises:
         DataError: Two columns have the same name.
     """
-    names = [str(name) if name not in ("", None) else f"column {place}" for place, name in enumerate(header, 1)]
+    names = [
+        str(name) if name not in ("", None) else f"column {place}"
+        for place, name in enumerate(header, 1)
+    ]
     if len(set(names)) < len(names):
         raise DataError(f"{where} names a column twice: {listed(names)}")
     return names
@@ -94,8 +102,8 @@ def listed(names: Sequence[str]) -> str:
 def plain(value: Any) -> Any:
     """A value of Parquet, a workbook or a database as a JSON value.
 
-    Dates and times become ISO 8601, decimals and UUIDs text; a value without a JSON form (NaN, infinities, bytes that
-    are not UTF-8) becomes None, like a missing value.
+    Dates and times become ISO 8601, decimals and UUIDs text; a value without a JSON form (NaN,
+    infinities, bytes that are not UTF-8) becomes None, like a missing value.
     """
     if type(value) in _JSON:  # fast path: this is called for every cell of a million rows
         return value
@@ -126,11 +134,17 @@ def as_text(cell: Any) -> str:
     """A cell as a stripped text; a missing value or NaN as '', any other value as JSON."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ""
-    return cell.strip() if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False, sort_keys=True)
+    return (
+        cell.strip()
+        if isinstance(cell, str)
+        else json.dumps(cell, ensure_ascii=False, sort_keys=True)
+    )
 
 
 def fault_of(cells: Sequence[object]) -> str:
-    """The reason why a row of typed cells cannot be used (too long, nested too deep); '' for a usable row."""
+    """The reason why a row of typed cells cannot be used (too long,
+    nested too deep); '' for a usable row.
+    """
     size = 0
     for place, value in enumerate(cells, 1):
         if isinstance(value, str):
@@ -143,10 +157,18 @@ def fault_of(cells: Sequence[object]) -> str:
 
 
 def too_long(size: int | None = None) -> str:
-    """The fault text of a row with more than MAX_ROW characters; `size` is its number where known."""
-    return f"has {size:,} characters, more than {MAX_ROW:,}" if size else f"has more than {MAX_ROW:,} characters"
+    """The fault text of a row with more than MAX_ROW characters;
+    `size` is its number where known.
+    """
+    return (
+        f"has {size:,} characters, more than {MAX_ROW:,}"
+        if size
+        else f"has more than {MAX_ROW:,} characters"
+    )
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, at most 300 characters; the exception's name for an empty message."""
+    """The first line of an exception's message, at most 300 characters; the
+    exception's name for an empty message.
+    """
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,4 +1,6 @@
-"""CSV and TSV: files -> rows, where an unusable row does not stop the reading; and rows -> CSV for spreadsheets."""
+"""CSV and TSV: files -> rows, where an unusable row does not stop the
+reading; and rows -> CSV for spreadsheets.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ from types import SimpleNamespace
 from typing import Any, TextIO
 
 from slmctl.errors import DataError
-from slmctl.sources.rows.cells import LOOK, MAX_ROW, RawTable, Row, column_names, header_place, too_long
+from slmctl.sources.rows.cells import (
+    LOOK,
+    MAX_ROW,
+    RawTable,
+    Row,
+    column_names,
+    header_place,
+    too_long,
+)
 from slmctl.sources.rows.lines import lines
 
 _LINE_COST = 50  # characters that are added for each line, for the memory of a Python object
@@ -24,18 +34,20 @@ _FORMULA = re.compile(r"(?P<own>'*+)[=+@\t\r-]")
 _NUMBER = r"[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][+-]?\d+)?%?"
 
 
-def delimited_table(stream: TextIO, file: str, *, tabs: bool, header_row: int | None = None) -> RawTable:
+def delimited_table(
+    stream: TextIO, file: str, *, tabs: bool, header_row: int | None = None
+) -> RawTable:
     """The rows below a header, numbered by their first line. Blank lines are skipped.
 
-    After a row that is not valid CSV, reading continues on the line after its first one, so that a quote which is never
-    closed costs one row, not the rest of the file.
+    After a row that is not valid CSV, reading continues on the line after its first one, so that a
+    quote which is never closed costs one row, not the rest of the file.
 
-    With `tabs` the delimiter is a tab; else it is recognised from the first lines. Without `header_row` the header is
-    the first line that is not a title (see `header_place`).
+    With `tabs` the delimiter is a tab; else it is recognised from the first lines. Without
+    `header_row` the header is the first line that is not a title (see `header_place`).
 
     Raises:
-        DataError: The header is not valid, or names a column twice. While rows are read: there are so many unclosed
-            quotes that the file is not CSV.
+        DataError: The header is not valid, or names a column twice. While rows are read: there are
+            so many unclosed quotes that the file is not CSV.
     """
     csv.field_size_limit(MAX_ROW)  # csv's own 131,072 stops at a long e-mail
     source = _Lines(stream)
@@ -50,7 +62,9 @@ def delimited_table(stream: TextIO, file: str, *, tabs: bool, header_row: int | 
     return RawTable(_rows(reader, source, names, file), header_row, delimiter)
 
 
-def _rows(reader: Iterator[list[str]], source: _Lines, names: list[str], file: str) -> Iterator[Row]:
+def _rows(
+    reader: Iterator[list[str]], source: _Lines, names: list[str], file: str
+) -> Iterator[Row]:
     width = len(names)
     while True:
         source.taken.clear()
@@ -72,7 +86,11 @@ def _rows(reader: Iterator[list[str]], source: _Lines, names: list[str], file: s
 
 def _explain(error: csv.Error, source: _Lines) -> str:
     if isinstance(error, _TooLong):
-        return str(error) if len(source.taken) == 1 else "not valid CSV: a quote is opened and not closed"
+        return (
+            str(error)
+            if len(source.taken) == 1
+            else "not valid CSV: a quote is opened and not closed"
+        )
     if str(error).startswith(("unexpected end", "field larger")):
         return "not valid CSV: a quote is opened and not closed"
     return f"not valid CSV: {error}"
@@ -83,7 +101,9 @@ class _TooLong(csv.Error):
 
 
 class _Lines:
-    """An iterator of lines for csv's reader, which can go back to the second line of the present row."""
+    """An iterator of lines for csv's reader, which can go back to
+    the second line of the present row.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self.taken: list[str | None] = []
@@ -132,15 +152,18 @@ class _Lines:
         if len(self.taken) > 1:
             self._reread += self._size
             if self._reread > MAX_REREAD:
-                raise DataError(f"{file} is not CSV: it opens quotes again and again that nothing closes")
+                raise DataError(
+                    f"{file} is not CSV: it opens quotes again and again that nothing closes"
+                )
             self._again.extendleft(reversed(self.taken[1:]))
             self.number = self.first
 
     def layout(self, delimiter: str | None, header_row: int | None) -> tuple[str, int]:
         """Returns (delimiter, line number of the header); each argument that is None is recognised.
 
-        The delimiter is the one in a `sep=` line, else the comma, semicolon or tab with which most rows have as many
-        fields as the header; of two with as many rows the one that makes more fields.
+        The delimiter is the one in a `sep=` line, else the comma, semicolon or tab with which most
+        rows have as many fields as the header; of two with as many rows the one that makes more
+        fields.
         """
         size = rows = 0
         while rows < LOOK + 1 and size < _LOOK_SIZE and (line := next(self._lines, "")) != "":
@@ -153,13 +176,20 @@ class _Lines:
         named = re.fullmatch(r"sep=([^\w\s\"]|\t)[\r\n]*", ahead[first] or "") if ahead else None
         if named:  # written and read by spreadsheet programs
             delimiter, start = named[1], max(start, first + 1)
-        layouts = {mark: _cut(ahead, start, mark, search=header_row is None) for mark in (delimiter or ",;\t")}
+        layouts = {
+            mark: _cut(ahead, start, mark, search=header_row is None)
+            for mark in (delimiter or ",;\t")
+        }
         best = max(layouts, key=lambda mark: layouts[mark][:2])  # on a tie the first
         return best, header_row or layouts[best][2]
 
 
-def _cut(ahead: Sequence[str | None], start: int, delimiter: str, *, search: bool) -> tuple[int, int, int]:
-    """Returns (rows with as many fields as the header, these fields, line number of the header), for one delimiter."""
+def _cut(
+    ahead: Sequence[str | None], start: int, delimiter: str, *, search: bool
+) -> tuple[int, int, int]:
+    """Returns (rows with as many fields as the header, these fields, line
+    number of the header), for one delimiter.
+    """
     reader = csv.reader((line or "?" for line in ahead[start:]), delimiter=delimiter, strict=True)
     rows: list[list[str]] = []
     numbers: list[int] = []
@@ -184,17 +214,22 @@ def as_csv(
     separator: str = ",",
     line_end: str = "\n",
 ) -> str:
-    """Rows as CSV that is safe in a spreadsheet: an apostrophe before a cell that it would run as a formula.
+    """Rows as CSV that is safe in a spreadsheet: an apostrophe before a cell that it would run as a
+    formula.
 
-    The same before a formula inside a cell, after another separator or a line break: a spreadsheet that is set to that
-    separator would cut the cell there, since it reads a quote in the middle of a line as a character.
+    The same before a formula inside a cell, after another separator or a line break: a spreadsheet
+    that is set to that separator would cut the cell there, since it reads a quote in the middle of
+    a line as a character.
     """
     all_rows = list(rows)
     if columns is None:
         columns = list(dict.fromkeys(name for row in all_rows for name in row))
     written: list[str] = []
-    # csv quotes a cell that holds a character of its line end; readers take an unquoted CR for the end of a row
-    writer = csv.writer(SimpleNamespace(write=written.append), delimiter=separator, lineterminator="\r\n")
+    # csv quotes a cell that holds a character of its line end; readers take an unquoted CR for the
+    # end of a row
+    writer = csv.writer(
+        SimpleNamespace(write=written.append), delimiter=separator, lineterminator="\r\n"
+    )
     if header:
         writer.writerow([_escaped(name, separator) for name in columns])
     writer.writerows([_escaped(row.get(name), separator) for name in columns] for row in all_rows)
@@ -202,7 +237,9 @@ def as_csv(
 
 
 def unescaped(text: str, *, separator: str = ",") -> str:
-    """A cell that `as_csv` wrote, without the apostrophes that it added: every text comes back as it was."""
+    """A cell that `as_csv` wrote, without the apostrophes that it
+    added: every text comes back as it was.
+    """
     formula = _FORMULA.match(text)
     whole = text[1:] if formula and formula["own"] else text
     return _formula_inside("'", separator).sub(r"\1", whole)
@@ -219,10 +256,11 @@ def _escaped(cell: Any, separator: str) -> Any:
 
 @functools.cache
 def _formula_inside(mark: str, separator: str) -> re.Pattern[str]:
-    """A pattern for what stands before a formula inside a cell, after a line break or another separator, and `mark`.
+    """A pattern for what stands before a formula inside a cell, after a line break or another
+    separator, and `mark`.
 
-    A text that begins with `+`, `-` or `@` counts only if it computes or calls a function, so that lists, signatures
-    and phone numbers stay unchanged.
+    A text that begins with `+`, `-` or `@` counts only if it computes or calls a function, so that
+    lists, signatures and phone numbers stay unchanged.
     """
     ends = "".join(end for end in ",;\t\r\n" if end != separator)
     space = ' "' if separator != "\t" else ' \t"'

@@ -1,4 +1,6 @@
-"""The text of a file: gzip unpacked, decoded and cut into lines, holding one line of bounded length in memory."""
+"""The text of a file: gzip unpacked, decoded and cut into lines, holding
+one line of bounded length in memory.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ from slmctl.sources.rows.encodings import Encoding
 GZIP = b"\x1f\x8b"
 MAX_RATIO = 250  # gzip reaches 1032 on zeros and seldom 50 on texts
 UNPACKED_ANYWAY = 64 << 20  # bytes that a packed file may unpack to, regardless of its size
-_NAMES = "utf-8, utf-16, cp1252, cp1250, cp1251, cp850, mac-roman, shift-jis, gb18030, or another name that Python has"
+_NAMES = (
+    "utf-8, utf-16, cp1252, cp1250, cp1251, cp850, mac-roman, shift-jis, gb18030, or another "
+    "name that Python has"
+)
 _PIECE = 1 << 16  # bytes or characters of a read, where a line is skipped or looked for
 
 
@@ -58,7 +63,8 @@ def encoding_of(path: Path, name: str | None = None) -> Encoding:
 
 @contextlib.contextmanager
 def opened(path: Path, encoding: Encoding) -> Iterator[TextIO]:
-    """Yield a file, plain or packed with gzip, as a text stream without byte order mark; line ends are unchanged.
+    """Yield a file, plain or packed with gzip, as a text stream without byte order mark; line ends
+    are unchanged.
 
     Raises:
         DataError: The file is not in this encoding, or is damaged gzip, or unpacks to too much.
@@ -75,10 +81,14 @@ def opened(path: Path, encoding: Encoding) -> Iterator[TextIO]:
                 hint = "was it cut?"
             elif encoding.mark:
                 hint = (
-                    f"it begins with the mark of {encoding.title}: was it cut, or joined from files of two encodings?"
+                    f"it begins with the mark of {encoding.title}: was it cut, or joined from "
+                    "files of two encodings?"
                 )
             elif encoding.name == "utf-8":
-                hint = "encoding: cp1252 if all of it is; single lines of another encoding must be corrected"
+                hint = (
+                    "encoding: cp1252 if all of it is; single lines of another encoding must "
+                    "be corrected"
+                )
             else:
                 hint = f"say which it is: encoding: {_NAMES}"
             raise DataError(message, hint=hint) from None
@@ -99,7 +109,9 @@ def lines(stream: TextIO) -> Iterator[str | None]:
 
 
 class _Unpacked(io.RawIOBase):
-    """The unpacked content of a gzip file, up to MAX_RATIO times its size, which no real text reaches."""
+    """The unpacked content of a gzip file, up to MAX_RATIO times
+    its size, which no real text reaches.
+    """
 
     def __init__(self, raw: BinaryIO, path: Path) -> None:
         self._inner = gzip.GzipFile(fileobj=raw)
@@ -113,11 +125,14 @@ class _Unpacked(io.RawIOBase):
         try:
             piece = self._inner.read(len(buffer))
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{self._name} is a damaged gzip file: {error}", hint=f"gzip --test {self._name}") from None
+            raise DataError(
+                f"{self._name} is a damaged gzip file: {error}", hint=f"gzip --test {self._name}"
+            ) from None
         self._left -= len(piece)
         if self._left < 0:
             raise DataError(
-                f"{self._name} unpacks to more than {MAX_RATIO} times its size, as a gzip bomb does",
+                f"{self._name} unpacks to more than {MAX_RATIO} times its size, as a gzip bomb "
+                "does",
                 hint=f"gunzip {self._name} yourself if it is right",
             )
         buffer[: len(piece)] = piece
@@ -135,7 +150,9 @@ def _unpacked(path: Path) -> Iterator[io.BufferedReader]:
 
 
 def _where(path: Path, encoding: Encoding) -> str:
-    """The first place where a file is not in an encoding, by a second reading: `: line 17 holds the byte 0xe4`."""
+    """The first place where a file is not in an encoding, by a second
+    reading: `: line 17 holds the byte 0xe4`.
+    """
     inner = codecs.getincrementaldecoder(encoding.name)()
     decoder, seen = io.IncrementalNewlineDecoder(inner, translate=True), 1
     with _unpacked(path) as source:
@@ -154,4 +171,6 @@ def _where(path: Path, encoding: Encoding) -> str:
 
 
 def is_binary(head: bytes) -> bool:
-    return b"\0" in head or sum(byte < 32 and byte not in b"\t\n\r\f\x1a" for byte in head[:_PIECE]) * 100 > len(head)
+    return b"\0" in head or sum(
+        byte < 32 and byte not in b"\t\n\r\f\x1a" for byte in head[:_PIECE]
+    ) * 100 > len(head)

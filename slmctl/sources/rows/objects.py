@@ -1,4 +1,6 @@
-"""Rows of JSONL or of a JSON array, read strictly: a value that the JSON standard forbids is a fault."""
+"""Rows of JSONL or of a JSON array, read strictly: a value that the
+JSON standard forbids is a fault.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from slmctl.sources.rows.lines import lines
 
 MAX_DIGITS = 1000  # of a whole number; Python itself refuses to read more than 4,300
 _CHUNK = 1 << 18  # characters
-_TAIL = 16  # characters; an error this close to the end of a chunk may be a token that is cut in two
+# characters; an error this close to the end of a chunk may be a token that is cut in two
+_TAIL = 16
 _SPACE = " \t\r\n"
 _SPACES = re.compile(f"[{_SPACE}]*")
 
@@ -31,10 +34,12 @@ def line_rows(stream: TextIO) -> Iterator[Row]:
 
 
 def array_rows(stream: TextIO, file: str, *, key: str | None = None) -> Iterator[Row]:
-    """The objects of an array, numbered from 1: the file's array, or the array `key` (or the only one) of its object.
+    """The objects of an array, numbered from 1: the file's array, or the array `key` (or the only
+    one) of its object.
 
     Raises:
-        DataError: The file is not JSON, or holds no such array, or several; raised after the rows before the fault.
+        DataError: The file is not JSON, or holds no such array, or several; raised after the rows
+            before the fault.
     """
     window = _Window(stream, file)
     start = window.peek()
@@ -44,9 +49,14 @@ def array_rows(stream: TextIO, file: str, *, key: str | None = None) -> Iterator
         yield from _items_inside(window, key)
     elif start:
         what = "array of objects" if key is None else f"object with an array '{key}'"
-        raise DataError(f"{file} holds no {what}", hint="a .json file is one array of objects, or an object with one")
+        raise DataError(
+            f"{file} holds no {what}",
+            hint="a .json file is one array of objects, or an object with one",
+        )
     if window.peek():
-        raise DataError(f"{file} goes on after the end of its array", hint="one object a line is .jsonl")
+        raise DataError(
+            f"{file} goes on after the end of its array", hint="one object a line is .jsonl"
+        )
 
 
 def is_lines(stream: TextIO) -> bool:
@@ -77,7 +87,9 @@ def _items(window: _Window) -> Iterator[Row]:
 
 
 def _items_inside(window: _Window, key: str | None) -> Iterator[Row]:
-    """The rows of the array `key` in an object, or of its only array of objects; other keys are skipped."""
+    """The rows of the array `key` in an object, or of its only array
+    of objects; other keys are skipped.
+    """
     names: list[str] = []
     first = True
     window.take("{")
@@ -92,7 +104,10 @@ def _items_inside(window: _Window, key: str | None) -> Iterator[Row]:
         elif name == key or (key is None and window.opens_objects()):
             names.append(name)
             if len(names) > 1:
-                raise DataError(f"{window.file} holds several arrays: {listed(names)}", hint=f"sheet: {names[0]}")
+                raise DataError(
+                    f"{window.file} holds several arrays: {listed(names)}",
+                    hint=f"sheet: {names[0]}",
+                )
             yield from _items(window)
         else:
             for _ in _items(window):
@@ -112,7 +127,10 @@ class _Decoder:
     def __init__(self) -> None:
         self._fault = ""
         self._json = json.JSONDecoder(
-            object_pairs_hook=self._object, parse_float=self._float, parse_int=self._int, parse_constant=self._constant
+            object_pairs_hook=self._object,
+            parse_float=self._float,
+            parse_int=self._int,
+            parse_constant=self._constant,
         )
 
     def decode(self, text: str, at: int = 0) -> tuple[Any, int, str]:
@@ -140,7 +158,11 @@ class _Decoder:
             return Row(number, {}, f"not valid JSON: {_TOO_DEEP}")
         except json.JSONDecodeError as error:
             return Row(number, {}, f"not valid JSON: {error.msg} at character {error.pos + 1}")
-        return _row(number, value, fault or ("" if end == len(text) else f"Extra data at character {end + 1}"))
+        return _row(
+            number,
+            value,
+            fault or ("" if end == len(text) else f"Extra data at character {end + 1}"),
+        )
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
@@ -168,7 +190,9 @@ _TOO_DEEP = f"nested more than {MAX_DEPTH} deep"
 
 
 def _row(number: int, value: Any, fault: str, *, listed: bool = False) -> Row:
-    """A value as a row; with `listed` an array is a row too, with the columns "1", "2" and so on."""
+    """A value as a row; with `listed` an array is a row too,
+    with the columns "1", "2" and so on.
+    """
     if fault:
         return Row(number, {}, f"not valid JSON: {fault}")
     if listed and isinstance(value, list) and value:
@@ -216,12 +240,16 @@ class _Window:
                 self._fail(_TOO_DEEP, self._at)
             except json.JSONDecodeError as error:
                 place = self._let_go + error.pos
-                cut = error.msg.startswith("Unterminated string") or len(self._text) - error.pos < _TAIL
+                cut = (
+                    error.msg.startswith("Unterminated string")
+                    or len(self._text) - error.pos < _TAIL
+                )
                 if not cut or not self._more():
                     self._fail(error.msg, place - self._let_go)
                 continue
             whole, length = end < len(self._text), end - self._at
-            if whole or not self._more():  # a number at the end of the text read so far may continue
+            # a number at the end of the text read so far may continue
+            if whole or not self._more():
                 self._at += length
                 return value, fault
 
@@ -235,4 +263,6 @@ class _Window:
         return bool(piece)
 
     def _fail(self, what: str, at: int) -> NoReturn:
-        raise DataError(f"{self.file} is not valid JSON at character {self._let_go + at + 1:,}: {what}")
+        raise DataError(
+            f"{self.file} is not valid JSON at character {self._let_go + at + 1:,}: {what}"
+        )

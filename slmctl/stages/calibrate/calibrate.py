@@ -1,4 +1,6 @@
-"""predictions -> policy: a score of every answer, and the threshold from which on an answer is kept locally."""
+"""predictions -> policy: a score of every answer, and the threshold
+from which on an answer is kept locally.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,14 @@ from slmctl.artifacts.artifact import Artifact, canonical, sha256_bytes
 from slmctl.config import CalibrateConfig
 from slmctl.console import percent
 from slmctl.errors import DataError, GateError, UsageError
-from slmctl.inference.escalation_policy import LINEAR, WORDS, AnswerCosts, Policy, PolicyFigures, signals
+from slmctl.inference.escalation_policy import (
+    LINEAR,
+    WORDS,
+    AnswerCosts,
+    Policy,
+    PolicyFigures,
+    signals,
+)
 from slmctl.metrics import error_threshold
 from slmctl.metrics.answer_score import CalibrationRows, fits_score
 from slmctl.metrics.error_threshold import MIN_ROWS
@@ -28,9 +37,13 @@ FEW_ROWS = 400  # with fewer, a policy often passes by chance
 
 
 def run(
-    config: CalibrateConfig, *, predictions: Artifact, out: Path, outside: Artifact | None = None,
+    config: CalibrateConfig,
+    *,
+    predictions: Artifact,
+    out: Path,
+    outside: Artifact | None = None,
     prepared: Artifact | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Fit the score, test the thresholds, and write `policy.json` and `curve.svg`.
 
     `prepared`: the data set of the rows, where these have groups.
@@ -39,13 +52,16 @@ def run(
         DataError: There are too few rows, or the answers have no confidence.
         GateError: No threshold keeps the error low enough.
         IntegrityError: The artifact of predictions does not hold predictions.
-        UsageError: The predictions are of another split than calibration, or of another kind of model.
+        UsageError: The predictions are of another split than calibration, or of another kind of
+            model.
     """
     _require(predictions, outside)
     task = Task.read(predictions.path)
     if config.out_of_scope is not None and config.out_of_scope not in task.labels:
-        raise UsageError(f"calibrate.out_of_scope '{config.out_of_scope}' is not one of the task's labels",
-                         hint="task.labels")  # fmt: skip
+        raise UsageError(
+            f"calibrate.out_of_scope '{config.out_of_scope}' is not one of the task's labels",
+            hint="task.labels",
+        )
     dear = config.costs.label if config.costs is not None else {}
     if unknown := dear.keys() - set(task.labels or ()):
         text = f"calibrate.costs.label '{min(unknown)}' is not one of the task's labels"
@@ -60,9 +76,14 @@ def run(
     ms = facts.get("step_ms") or {"": (facts.get("latency_ms") or {"median": 0.0})["median"]}
     fitted = error_threshold.fit(rows, config, least_p=least_p, ms=ms[""])
     policy = Policy(
-        gguf=_source(facts), task=task.digest, kind=task.kind, correct=correctness(task, config),
-        out_of_scope=config.out_of_scope or "", costs=_costs(config), **fitted,
-    )  # fmt: skip
+        gguf=_source(facts),
+        task=task.digest,
+        kind=task.kind,
+        correct=correctness(task, config),
+        out_of_scope=config.out_of_scope or "",
+        costs=_costs(config),
+        **fitted,
+    )
     looks = {name: _rows(alone, task, config, groups) for name, alone in _looks(lines).items()}
     if looks:
         try:
@@ -75,16 +96,25 @@ def run(
         policy.figures["min_token_f1"] = config.min_token_f1
     policy.write(out)
     (out / "curve.svg").write_text(svg_chart.standalone(picture(policy.figures)), encoding="utf-8")
-    figures: dict[str, Any] = {key: value for key, value in policy.figures.items() if key != "curve"}
+    figures: dict[str, Any] = {
+        key: value for key, value in policy.figures.items() if key != "curve"
+    }
     if policy.first is not None:
-        figures["first_look"] = {key: value for key, value in policy.first.figures.items() if key != "curve"}
+        figures["first_look"] = {
+            key: value for key, value in policy.first.figures.items() if key != "curve"
+        }
         figures["first_look"] |= {"words_alone": True} if policy.first.words_alone else {}
     if policy.costs is not None:
         figures["currency"] = policy.costs.currency
     if models.class_of(facts["kind"]).is_remote:
         figures["remote"] = True
-        kept = [line.get("confidence") or 0.0 for line in lines if policy.judge(line, line["answer"] or "").keep]
-        if len(kept) == sum((line.get("confidence") or 0.0) >= min(kept) for line in lines):  # confidence decides
+        kept = [
+            line.get("confidence") or 0.0
+            for line in lines
+            if policy.judge(line, line["answer"] or "").keep
+        ]
+        # confidence decides
+        if len(kept) == sum((line.get("confidence") or 0.0) >= min(kept) for line in lines):
             figures["least_confidence"] = min(kept)
     return {"model": facts["model"], "sha256": policy.gguf, "correct": policy.correct} | figures
 
@@ -98,7 +128,9 @@ def _costs(config: CalibrateConfig) -> AnswerCosts | None:
 
 
 def _looks(lines: Sequence[Prediction]) -> dict[str, list[Prediction]]:
-    """The answers of those that may look first, by name: all linear members, and words alone beside an encoder."""
+    """The answers of those that may look first, by name: all linear
+    members, and words alone beside an encoder.
+    """
     linear = [line for line in lines if "first" in line]
     words = [line for line in linear if "first" in line["first"]]
     looks = {LINEAR: [cast(Prediction, {**line, **line["first"]}) for line in linear]}
@@ -116,7 +148,10 @@ def _answered(predictions: Artifact) -> list[Prediction]:
         return lines
     answered = [line for line in lines if line.get("confidence") is not None]
     if left_out := len(lines) - len(answered):
-        console.say(f"  {console.count(left_out, 'row')} without an answer of {facts['model']} or its probability")
+        console.say(
+            f"  {console.count(left_out, 'row')} without an answer of {facts['model']} or its "
+            "probability"
+        )
     return answered
 
 
@@ -126,7 +161,9 @@ def _source(facts: PredictionFacts) -> str:
 
 
 def _expected(policy: Policy, lines: Sequence[Prediction], rows: CalibrationRows) -> PolicyFigures:
-    """Accuracy on the rows that test the policy: `p_correct` as the policy expects it, `right` as measured."""
+    """Accuracy on the rows that test the policy: `p_correct` as the
+    policy expects it, `right` as measured.
+    """
     tests = [k for k, line in enumerate(lines) if not rows.fits[k]]
     chances = [policy.judge(lines[k], lines[k]["answer"] or "").p_correct for k in tests]
     right = rows.right[tests] & ~rows.outside[tests]
@@ -134,7 +171,9 @@ def _expected(policy: Policy, lines: Sequence[Prediction], rows: CalibrationRows
 
 
 def _groups(prepared: Artifact) -> dict[str, str] | None:
-    """Id of a held-out record -> its group, or the id itself where it has none; None where no record has one."""
+    """Id of a held-out record -> its group, or the id itself where it
+    has none; None where no record has one.
+    """
     files = [prepared.file(f"{split}.jsonl") for split in ("calibration", "validation")]
     records = [record for path in files for record in read_records(path)]
     if not any(record.group for record in records):
@@ -150,45 +189,65 @@ def correctness(task: Task, config: CalibrateConfig) -> str:
 
 
 def read(
-    lines: Sequence[Prediction], task: Task, config: CalibrateConfig, groups: Mapping[str, str] | None = None
+    lines: Sequence[Prediction],
+    task: Task,
+    config: CalibrateConfig,
+    groups: Mapping[str, str] | None = None,
 ) -> CalibrationRows:
-    """Predictions as calibration rows; `groups` has the group of each row by its id, where rows have groups.
+    """Predictions as calibration rows; `groups` has the group of each row by its id, where rows
+    have groups.
 
     Raises:
         DataError: There are fewer than MIN_ROWS, or one has no answer or no confidence.
     """
     if len(lines) < MIN_ROWS:
         raise DataError(
-            f"{len(lines)} calibration rows are too few: at least {MIN_ROWS} are needed to bound an error of a few "
+            f"{len(lines)} calibration rows are too few: at least {MIN_ROWS} are needed to bound "
+            "an error of a few "
             "percent",
             hint="a larger prepare.splits.calibration, or more data",
         )
     if len(lines) < FEW_ROWS:
         console.say(
-            f"  note: {len(lines)} calibration rows are few: a policy that passes on so few may be over max_error more "
-            f"often than {percent(1 - config.confidence, 0)} of the time; {FEW_ROWS} and more are better"
+            f"  note: {len(lines)} calibration rows are few: a policy that passes on so few may be "
+            "over max_error more "
+            f"often than {percent(1 - config.confidence, 0)} of the time; {FEW_ROWS} and more are "
+            "better"
         )
     return _rows(lines, task, config, groups)
 
 
 def _rows(
-    lines: Sequence[Prediction], task: Task, config: CalibrateConfig, groups: Mapping[str, str] | None
+    lines: Sequence[Prediction],
+    task: Task,
+    config: CalibrateConfig,
+    groups: Mapping[str, str] | None,
 ) -> CalibrationRows:
-    outside, dear = config.out_of_scope or "", config.costs.label if config.costs is not None else {}
+    outside, dear = (
+        config.out_of_scope or "",
+        config.costs.label if config.costs is not None else {},
+    )
     try:
         table = [signals(line, out_of_scope=outside) for line in lines]
     except ValueError as error:
         raise DataError(f"these predictions cannot be calibrated: {error}") from None
     names = tuple(table[0])
     if any(tuple(row) != names for row in table):
-        raise DataError("these predictions cannot be calibrated: some answers have labels and others have none")
+        raise DataError(
+            "these predictions cannot be calibrated: some answers have labels and others have none"
+        )
     names_of_groups = [(groups or {}).get(line["id"], line["id"]) for line in lines]
     answers = [line["answer"] or "" for line in lines]
     expected = [line["expected"] for line in lines]
     return CalibrationRows(
         names,
         np.array([[row[name] for name in names] for row in table]),
-        np.array([task.rules.is_right(a, b, config.min_token_f1) for a, b in zip(answers, expected, strict=True)]),
+        np.array(
+            [
+                task.rules.is_right(a, b, config.min_token_f1)
+                for a, b in zip(answers, expected, strict=True)
+            ]
+        ),
         np.array([bool(outside) and reference == outside for reference in expected]),
         np.array([bool(outside) and answer.strip() == outside for answer in answers]),
         np.array([fits_score(name) for name in names_of_groups]),
@@ -200,7 +259,8 @@ def _rows(
 def picture(figures: PolicyFigures) -> Markup:
     """The cost-quality curve: accuracy of kept answers and overall, over the share of answers kept.
 
-    Every answer that is not kept is escalated and paid for, so the share kept is 1 less the relative cost.
+    Every answer that is not kept is escalated and paid for, so the share kept is 1 less the
+    relative cost.
     """
     curve = figures["curve"]
     here = [svg_chart.Point(point["kept"], 1 - point["error"]) for point in curve]
@@ -217,7 +277,10 @@ def picture(figures: PolicyFigures) -> Markup:
         away = [svg_chart.Point(point["kept"], point["out_of_scope_away"]) for point in curve]
         lines.append(svg_chart.LineSeries("out of scope, escalated", away, "c4"))
     low = max(0.0, min(point.y for point in [*here, *best]) - 0.03)
-    visible = [dataclasses.replace(line, points=[point for point in line.points if point.y >= low]) for line in lines]
+    visible = [
+        dataclasses.replace(line, points=[point for point in line.points if point.y >= low])
+        for line in lines
+    ]
     return svg_chart.lines(
         [*visible, svg_chart.LineSeries("", chosen, "c2")],
         title="Cost and quality",
@@ -240,12 +303,14 @@ def _require(predictions: Artifact, outside: Artifact | None) -> None:
     facts, hint = facts_of(predictions), "slmctl predict gguf --split calibration"
     if facts["split"] != "calibration":
         raise UsageError(
-            f"{predictions.path} answers the split '{facts['split']}', and thresholds are set on calibration rows",
+            f"{predictions.path} answers the split '{facts['split']}', and thresholds are set on "
+            "calibration rows",
             hint=hint,
         )
     if not models.class_of(facts["kind"]).takes_policy:
         raise UsageError(
-            f"{predictions.path} is of a model of kind '{facts['kind']}', and a policy is for a GGUF file, an encoder "
+            f"{predictions.path} is of a model of kind '{facts['kind']}', and a policy is for a "
+            "GGUF file, an encoder "
             "or an endpoint",
             hint=hint,
         )
@@ -254,17 +319,20 @@ def _require(predictions: Artifact, outside: Artifact | None) -> None:
     other = facts_of(outside)
     if other["split"] not in ("calibration", "validation"):
         raise UsageError(
-            f"{outside.path} answers the split '{other['split']}': out-of-scope rows may come from validation or "
+            f"{outside.path} answers the split '{other['split']}': out-of-scope rows may come from "
+            "validation or "
             "calibration",
             hint="slmctl predict gguf --split validation",
         )
     if other.get("learned"):
         raise UsageError(
-            f"{outside.path} is of a model that has learned the validation rows", hint="leave out --outside"
+            f"{outside.path} is of a model that has learned the validation rows",
+            hint="leave out --outside",
         )
     if _source(other) != _source(facts):
         raise UsageError(
             f"{predictions.path} and {outside.path} are answers of different models "
             f"({_source(facts)[:12]}, {_source(other)[:12]})",
-            hint="slmctl predict gguf --type TYPE --split calibration, then the same with --split validation",
+            hint="slmctl predict gguf --type TYPE --split calibration, then the same with --split "
+            "validation",
         )

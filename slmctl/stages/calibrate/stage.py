@@ -51,7 +51,9 @@ class Calibrate(Stage[CalibrateConfig]):
         if "predictions" in (named := self.project.named):
             own = {role.name: named[role.name] for role in self.takes[1::-1] if role.name in named}
             return own | predictions.grouped_rows(self.project, named["predictions"])
-        return predictions.calibration_inputs(self.project, get, "encoder" if self._is_of_encoder else "gguf")
+        return predictions.calibration_inputs(
+            self.project, get, "encoder" if self._is_of_encoder else "gguf"
+        )
 
     @property
     def _is_of_encoder(self) -> bool:
@@ -77,10 +79,14 @@ class Calibrate(Stage[CalibrateConfig]):
         return StageEstimate(0, model.answering, sizes.answering_seconds(seen))
 
     def took(self, made: Artifact, whole: Sequence[Artifact]) -> None:
-        """No time: it would be that of its predictions, which for an encoder's policy are others."""
+        """No time: it would be that of its predictions, which
+        for an encoder's policy are others.
+        """
 
     def before(self) -> None:
-        """Refuse a data set without calibration rows, and fit the encoder's policy, where there is an encoder."""
+        """Refuse a data set without calibration rows, and fit the
+        encoder's policy, where there is an encoder.
+        """
         if "predictions" in self.project.named:
             return
         if self.project.config.encode is not None and not self._is_of_encoder:
@@ -102,8 +108,11 @@ class Calibrate(Stage[CalibrateConfig]):
 STAGE = Calibrate
 
 
-def calibrate(project: Project, model: str = "gguf", *, against: EndpointModel | None = None) -> Outcome:
-    """Answer the calibration rows with the encoder, the file that is served or an endpoint, then fit its policy.
+def calibrate(
+    project: Project, model: str = "gguf", *, against: EndpointModel | None = None
+) -> Outcome:
+    """Answer the calibration rows with the encoder, the file that is served or an endpoint, then
+    fit its policy.
 
     Raises:
         DataError: The data set has too few calibration rows.
@@ -115,7 +124,8 @@ def calibrate(project: Project, model: str = "gguf", *, against: EndpointModel |
     else:
         from slmctl.metrics import error_threshold
 
-        _require_rows(project, error_threshold.MIN_ROWS, sent=True)  # before any of them is paid for
+        # before any of them is paid for
+        _require_rows(project, error_threshold.MIN_ROWS, sent=True)
         against.require_answers(project)
         logprobs = against.asking.api == CHAT
         request = functools.partial(against.request, project, 0, logprobs=logprobs)
@@ -125,13 +135,17 @@ def calibrate(project: Project, model: str = "gguf", *, against: EndpointModel |
 
 
 def _require_rows(project: Project, least: int, *, sent: bool = False) -> None:
-    """Refuse too few calibration rows; of those that are sent to an endpoint, sensitive ones do not count."""
+    """Refuse too few calibration rows; of those that are sent to an
+    endpoint, sensitive ones do not count.
+    """
     prepared = project.artifact(PREPARED)
     rows = prepared.metrics["calibration"]
     if sent:
         from slmctl.task.records import read_records
 
-        rows = sum(not record.sensitive for record in read_records(prepared.file("calibration.jsonl")))
+        rows = sum(
+            not record.sensitive for record in read_records(prepared.file("calibration.jsonl"))
+        )
     if rows < least:
         needs = f", and {least} are needed for a bound" if rows else ""
         raise DataError(f"the data set has {rows or 'no'} calibration rows{needs}", hint=MORE_ROWS)
@@ -146,44 +160,65 @@ def show(policy: Artifact) -> None:
             many = f"{fit['currency']} a thousand questions{name} ({low:,.2f} to {high:,.2f})"
             console.say(f"  costs {cost:,.2f} {many}")
     console.say(
-        f"  keeps {percent(fit['kept'])} of {fit['tested_on']} answers, {percent(fit['error'])} of them wrong; passed "
-        f"at {percent(fit['error_bound'])} of the {percent(fit['max_error'])} that max_error allows, with "
+        f"  keeps {percent(fit['kept'])} of {fit['tested_on']} answers, {percent(fit['error'])} of "
+        "them wrong; passed "
+        f"at {percent(fit['error_bound'])} of the {percent(fit['max_error'])} that max_error "
+        "allows, with "
         f"{percent(fit['confidence'], 0)} confidence (right: {fit['correct']})"
     )
     if (chance := fit.get("chance_to_pass", 1.0)) < LIKELY:
         console.say(
-            f"  note: by their scores, only {percent(chance, 0)} of such data sets pass, so this policy may be over "
+            f"  note: by their scores, only {percent(chance, 0)} of such data sets pass, so this "
+            "policy may be over "
             "max_error more often than its confidence says; more calibration rows tell"
         )
     if fit.get("groups"):
         console.say(
-            f"  the {fit['rows']} rows are of {console.count(fit['groups'], 'group')}, each right or wrong as a whole: "
+            f"  the {fit['rows']} rows are of {console.count(fit['groups'], 'group')}, each right "
+            "or wrong as a whole: "
             f"{fit['design_effect']:.1f} of the kept ones count as one in the bound"
         )
     _say_labels(fit)
-    money = f" and save {fit['saved_by_more']:,.2f} {fit['currency']} a thousand questions" if "cost" in fit else ""
-    console.say(f"  100 more calibration rows should keep {percent(fit.get('kept_by_more', 0.0))} more{money}")
+    money = (
+        f" and save {fit['saved_by_more']:,.2f} {fit['currency']} a thousand questions"
+        if "cost" in fit
+        else ""
+    )
+    console.say(
+        f"  100 more calibration rows should keep {percent(fit.get('kept_by_more', 0.0))} "
+        f"more{money}"
+    )
     if (look := fit.get("first_look")) is not None:
         members = "words" if look.get("words_alone") else "the linear members"
         console.say(
-            f"  with --first-look: keeps {percent(look['kept'])}, {percent(look['first_kept'])} by {members} "
-            f"alone; of all of them {percent(look['error'])} wrong, passed at {percent(look['error_bound'])}"
+            f"  with --first-look: keeps {percent(look['kept'])}, {percent(look['first_kept'])} by "
+            f"{members} "
+            f"alone; of all of them {percent(look['error'])} wrong, passed at "
+            f"{percent(look['error_bound'])}"
         )
         if fit.get("ms") and look.get("ms"):
             console.say(f"  a question takes {look['ms']:,.1f} ms in place of {fit['ms']:,.1f}")
     if "least_confidence" in fit:
         console.say(
-            f"  act on what {fit['model']} answers with a probability of {fit['least_confidence']:.4f} and more"
+            f"  act on what {fit['model']} answers with a probability of "
+            f"{fit['least_confidence']:.4f} and more"
         )
     if "out_of_scope_kept" in fit:
         console.say(
-            f"  sends {percent(1 - fit['out_of_scope_kept'])} of {fit['out_of_scope_rows']} out-of-scope questions away"
+            f"  sends {percent(1 - fit['out_of_scope_kept'])} of {fit['out_of_scope_rows']} "
+            "out-of-scope questions away"
         )
 
 
 def _say_labels(fit: Mapping[str, Any]) -> None:
-    """Say how often a wrong answer is kept to the questions of each label with a cost of its own."""
+    """Say how often a wrong answer is kept to the questions of
+    each label with a cost of its own.
+    """
     for label, (wrong, rows) in fit.get("labels", {}).items():
         bound = fit["label_bounds"].get(label)
-        least = "too few rows for a bound" if bound is None else f"at most {console.percent(bound)} of them"
+        least = (
+            "too few rows for a bound"
+            if bound is None
+            else f"at most {console.percent(bound)} of them"
+        )
         console.say(f"  {label}: {wrong} of {rows} have a wrong answer that is kept, {least}")

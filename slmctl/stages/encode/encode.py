@@ -1,7 +1,9 @@
-"""encoder + prepared -> encoder: its ONNX file and linear models on it and on hashed words, and their sum.
+"""encoder + prepared -> encoder: its ONNX file and linear models on it and on hashed words, and
+their sum.
 
-With the encoder as it came this takes seconds. Tuned (`tuning.py`, minutes), it takes the frozen one's place where
-validation rows are likelier by it. A fine-tuned model has to beat the sum, or to gain from it (stage `sum`).
+With the encoder as it came this takes seconds. Tuned (`tuning.py`, minutes), it takes the frozen
+one's place where validation rows are likelier by it. A fine-tuned model has to beat the sum, or to
+gain from it (stage `sum`).
 """
 
 from __future__ import annotations
@@ -43,13 +45,17 @@ if TYPE_CHECKING:
     from slmctl.stages.encode.extraction import TaggerFacts
 
 TOGETHER = 512  # texts between two updates of the progress bar
-MOST = 10_000  # rows without an answer that are read, drawn by a hash: the time grows with their square
-NEAR, COMPARED = 0.99, 256  # mean cosine of int8 and float32 vectors from which int8 needs no trial; rows compared
+# rows without an answer that are read, drawn by a hash: the time grows with their square
+MOST = 10_000
+# mean cosine of int8 and float32 vectors from which int8 needs no trial; rows compared
+NEAR, COMPARED = 0.99, 256
 SHARES = (1 / 8, 1 / 4, 1 / 2)  # of the training rows; both cheap models are fitted on each too
 
 
 class ShareScore(TypedDict):
-    """Right answers to the validation rows of the sum and of the words alone, by models that learned `rows` rows."""
+    """Right answers to the validation rows of the sum and of the words
+    alone, by models that learned `rows` rows.
+    """
 
     rows: int
     encoder: int
@@ -57,8 +63,9 @@ class ShareScore(TypedDict):
 
 
 class TunedFacts(TypedDict):
-    """A tuned encoder: right answers to the validation rows by the sum with it and with the frozen one, which stays
-    unless it is `kept`."""
+    """A tuned encoder: right answers to the validation rows by the sum with it and with the frozen
+    one, which stays unless it is `kept`.
+    """
 
     right: int
     frozen: int
@@ -66,14 +73,16 @@ class TunedFacts(TypedDict):
 
 
 class EncodeFacts(TypedDict):
-    """The encoder, and the score of the sum on the validation rows, by models that had not learned them.
+    """The encoder, and the score of the sum on the validation rows, by models that had not learned
+    them.
 
     The same rows chose strength and weights, and the models that are written have learned them too.
 
-    `source` is empty without an encoder. `source_sha256` maps the name of the file of weights, as it came, to its hash;
-    `license` is the encoder's; `weights_in` is the type of its weights, `int8`, or `float32` if that is likelier;
-    `interval` is the 95 % interval of the share that is right; `weights` are those of the sum; `curve` is of the frozen
-    encoder; `unlabelled` counts the rows without an answer, `read` and `learned`.
+    `source` is empty without an encoder. `source_sha256` maps the name of the file of weights, as
+    it came, to its hash; `license` is the encoder's; `weights_in` is the type of its weights,
+    `int8`, or `float32` if that is likelier; `interval` is the 95 % interval of the share that is
+    right; `weights` are those of the sum; `curve` is of the frozen encoder; `unlabelled` counts the
+    rows without an answer, `read` and `learned`.
     """
 
     source: str
@@ -119,29 +128,42 @@ class Texts:
 
     @classmethod
     def of(cls, config: EncodeConfig, task: Task, rows: LearnedRows, prepared: Artifact) -> Texts:
-        names = [(label, encoder_head.spoken(label)) for label in task.labels] + list(task.descriptions.items())
+        names = [(label, encoder_head.spoken(label)) for label in task.labels] + list(
+            task.descriptions.items()
+        )
         texts = [record.input for record in (*rows.train, *rows.validation)]
         return cls(texts, names, _unlabelled(config, task, prepared))
 
     def vectors(self, folder: Path, source: str) -> Vectors:
-        """The vectors by the encoder in a folder; raises a DataError if there are NaN among them."""
+        """The vectors by the encoder in a folder; raises a
+        DataError if there are NaN among them.
+        """
         spoken = [text for _, text in self.names]
         vectors = _vectors(folder, [*self.rows, *spoken, *self.unlabelled])
         if not np.isfinite(vectors).all():
-            raise DataError(f"{source} computes NaN: its weights are damaged",
-                            hint="fetch the encoder again, or name another one: encode.encoder")  # fmt: skip
+            raise DataError(
+                f"{source} computes NaN: its weights are damaged",
+                hint="fetch the encoder again, or name another one: encode.encoder",
+            )
         learned, names, rest = np.split(vectors, (len(self.rows), len(self.rows) + len(spoken)))
-        return Vectors(learned, ([label for label, _ in self.names], names), rest if len(rest) else None)
+        return Vectors(
+            learned, ([label for label, _ in self.names], names), rest if len(rest) else None
+        )
 
 
-def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) -> EncodeFacts | TaggerFacts:
-    """Write ENCODER and TOKENIZER, `sum.npz`, `validation.npz` and `encoder.json`; a tagger in place of linear models.
+def run(
+    config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path
+) -> EncodeFacts | TaggerFacts:
+    """Write ENCODER and TOKENIZER, `sum.npz`, `validation.npz` and `encoder.json`; a tagger in
+    place of linear models.
 
     Args:
-        encoders: The folder of encoders that were fetched, which every data set of the project shares.
+        encoders: The folder of encoders that were fetched, which every data set of the project
+            shares.
 
     Raises:
-        DataError: The source holds no sentence encoder, or one that computes NaN, or there is nothing to learn from.
+        DataError: The source holds no sentence encoder, or one that computes NaN, or there is
+            nothing to learn from.
         EngineError: ONNX Runtime cannot run it.
         IntegrityError: Its sha256 is not the pinned one.
         NetworkError: It could not be fetched.
@@ -153,7 +175,9 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
 
         return extraction.run(config, task, prepared, out, encoders)
     if not task.rules.chooses:
-        raise UsageError(f"a task of kind {task.kind} has no labels for an encoder", hint="slmctl finetune")
+        raise UsageError(
+            f"a task of kind {task.kind} has no labels for an encoder", hint="slmctl finetune"
+        )
     rows = learned_rows.read(prepared)
     if config.encoder is None:
         words = Fitted.on(rows, WORDS_ALONE)
@@ -161,13 +185,20 @@ def run(config: EncodeConfig, *, prepared: Artifact, out: Path, encoders: Path) 
     else:
         outcome = _on_encoder(config, rows, Texts.of(config, task, rows, prepared), out, encoders)
     outcome.fitted.model.write(out / SUM_FILE)
-    np.savez_compressed(out / encoder_source.VALIDATION, allow_pickle=False, **outcome.fitted.members)
-    facts = _facts(outcome, len(rows.validation), sum(path.stat().st_size for path in out.iterdir()))
+    np.savez_compressed(
+        out / encoder_source.VALIDATION, allow_pickle=False, **outcome.fitted.members
+    )
+    facts = _facts(
+        outcome, len(rows.validation), sum(path.stat().st_size for path in out.iterdir())
+    )
     if config.unlabelled:
         others, learned = outcome.vectors.unlabelled, outcome.fitted.unlabelled
         facts["unlabelled"] = {"read": 0 if others is None else len(others), "learned": learned}
     if len(rows.validation) >= linear_baseline.FEWEST:
-        facts["curve"] = [*_curve(rows.train, rows.validation, outcome.vectors), outcome.frozen.score]
+        facts["curve"] = [
+            *_curve(rows.train, rows.validation, outcome.vectors),
+            outcome.frozen.score,
+        ]
     memory.trim_heap()  # freed by the fits; the same process may answer with the model next
     (out / "encoder.json").write_bytes(canonical(dict(facts)))
     for line in _lines(facts):
@@ -214,8 +245,12 @@ def _facts(outcome: Chosen, rows: int, size: int) -> EncodeFacts:
     return facts
 
 
-def _on_encoder(config: EncodeConfig, rows: LearnedRows, texts: Texts, out: Path, encoders: Path) -> Chosen:
-    """The better of the sums with the encoder as it came and tuned, with the encoder's files in `out`."""
+def _on_encoder(
+    config: EncodeConfig, rows: LearnedRows, texts: Texts, out: Path, encoders: Path
+) -> Chosen:
+    """The better of the sums with the encoder as it came and tuned,
+    with the encoder's files in `out`.
+    """
     assert config.encoder is not None
     source = encoder_source.name(config.encoder)
     kept, seen = encoder_source.kept(config, encoders), dict[Path, Vectors]()
@@ -236,8 +271,9 @@ def _on_encoder(config: EncodeConfig, rows: LearnedRows, texts: Texts, out: Path
 
 def _better_weights(
     folder: Path, fit: Callable[[Path], Fitted], texts: Sequence[str], rows: LearnedRows
-) -> tuple[Path, Fitted]:  # fmt: skip
-    """The folder of an encoder with its sum: with int8 weights, unless these differ and float32 is likelier.
+) -> tuple[Path, Fitted]:
+    """The folder of an encoder with its sum: with int8 weights, unless these differ and float32 is
+    likelier.
 
     Args:
         fit: Gives the sum with the encoder in a folder.
@@ -258,16 +294,26 @@ def _weights_in(folder: Path) -> str:
 
 
 def _unlabelled(config: EncodeConfig, task: Task, prepared: Artifact) -> list[str]:
-    """Texts of the rows without an answer, cleaned as records are; none that is a record's, of whatever split."""
+    """Texts of the rows without an answer, cleaned as records are; none
+    that is a record's, of whatever split.
+    """
     if not config.unlabelled:
         return []
-    records = {record.input for split in SPLITS for record in read_records(prepared.file(f"{split}.jsonl"))}
+    records = {
+        record.input for split in SPLITS for record in read_records(prepared.file(f"{split}.jsonl"))
+    }
 
     def texts(source: Source) -> Iterator[str]:
-        make = conversation_formats.text_maker(source, source.input, columns_of(source.local, **source.reading))
+        make = conversation_formats.text_maker(
+            source, source.input, columns_of(source.local, **source.reading)
+        )
         for row in read_rows(source.local, **source.reading):
             with contextlib.suppress(RowRejectedError):
-                if not row.fault and (text := task.cleaned_text(make(row.columns))[0]) and text not in records:
+                if (
+                    not row.fault
+                    and (text := task.cleaned_text(make(row.columns))[0])
+                    and text not in records
+                ):
                     yield text
 
     distinct = dict.fromkeys(itertools.chain.from_iterable(map(texts, config.unlabelled)))
@@ -284,10 +330,16 @@ def _vectors(folder: Path, texts: Sequence[str]) -> Floats:
     return np.concatenate(vectors)
 
 
-def _score(rows: int, members: Mapping[str, Logprobs], model: LabelSum, answers: Sequence[str]) -> ShareScore:
-    """The score of members that learned `rows` rows, by their log probabilities of the validation rows' labels."""
+def _score(
+    rows: int, members: Mapping[str, Logprobs], model: LabelSum, answers: Sequence[str]
+) -> ShareScore:
+    """The score of members that learned `rows` rows, by their log
+    probabilities of the validation rows' labels.
+    """
     tables = label_sum.weighted(members, model.weights), members.get(WORDS)
-    both, words = (0 if table is None else label_sum.right(model.labels, table, answers) for table in tables)
+    both, words = (
+        0 if table is None else label_sum.right(model.labels, table, answers) for table in tables
+    )
     return {"rows": rows, "encoder": both, "tfidf_logistic": words}
 
 
@@ -296,7 +348,8 @@ class Fitted:
     """A sum that some rows fitted.
 
     Attributes:
-        members: Log probabilities of the validation rows' labels by each linear member, as it was without them.
+        members: Log probabilities of the validation rows' labels by each linear member, as it was
+            without them.
         score: Of the sum and the words, by such members.
         unlabelled: Number of rows without an answer that are learned.
         strength: Of the encoder's head, see `HeadFit`.
@@ -315,12 +368,19 @@ class Fitted:
         texts, labels = [record.input for record in records], [record.answer for record in records]
         kept, vectors = rows.places.tolist(), encoded.rows
         fitted = label_sum.fit(
-            [texts[k] for k in kept], None if vectors is None else vectors[kept], [labels[k] for k in kept],
-            fold=rows.fold, named=encoded.named, unlabelled=encoded.unlabelled,
-        )  # fmt: skip
+            [texts[k] for k in kept],
+            None if vectors is None else vectors[kept],
+            [labels[k] for k in kept],
+            fold=rows.fold,
+            named=encoded.named,
+            unlabelled=encoded.unlabelled,
+        )
         empty = np.zeros((len(records), 0), np.float32)
-        rest = np.setdiff1d(np.arange(len(records)), kept).tolist()  # not learned, so the model itself judges them
-        members = fitted.model.logprobs([texts[k] for k in rest], (empty if vectors is None else vectors)[rest])
+        # not learned, so the model itself judges them
+        rest = np.setdiff1d(np.arange(len(records)), kept).tolist()
+        members = fitted.model.logprobs(
+            [texts[k] for k in rest], (empty if vectors is None else vectors)[rest]
+        )
         for name, table in fitted.logprobs.items():
             whole = np.empty((len(records), table.shape[1]))
             whole[kept], whole[rest] = table, members.get(name, table[:0])
@@ -334,8 +394,11 @@ class Fitted:
         return cls(fitted.model, members, score, count, head.strength)
 
 
-def tuned_sum(model: Path, rows: LearnedRows, vectors: Vectors, frozen: Fitted, out: Path) -> tuple[Path, Fitted]:
-    """The sum with the encoder tuned on the training rows in place of the frozen one, which the validation rows judge.
+def tuned_sum(
+    model: Path, rows: LearnedRows, vectors: Vectors, frozen: Fitted, out: Path
+) -> tuple[Path, Fitted]:
+    """The sum with the encoder tuned on the training rows in place of the frozen one, which the
+    validation rows judge.
 
     Args:
         model: The folder of the encoder.
@@ -349,14 +412,21 @@ def tuned_sum(model: Path, rows: LearnedRows, vectors: Vectors, frozen: Fitted, 
         DataError: transformers cannot load the encoder.
     """
     assert vectors.rows is not None
-    labels, answers = [record.answer for record in rows.train], [record.answer for record in rows.validation]
+    labels, answers = (
+        [record.answer for record in rows.train],
+        [record.answer for record in rows.validation],
+    )
     apart = np.full(len(labels), -1)  # no fold: the validation rows judge
     learned, texts = vectors.rows[: len(labels)], [record.input for record in rows.validation]
-    fitted = encoder_head.cross_fit(learned, labels, fold=apart, named=vectors.named, strengths=[frozen.strength])
+    fitted = encoder_head.cross_fit(
+        learned, labels, fold=apart, named=vectors.named, strengths=[frozen.strength]
+    )
     head = _tuned(model, rows.train, fitted.head, out, tuning_bounds.PASSES)
 
     def judged(folder: Path) -> Fitted:
-        members = frozen.members | {label_sum.ENCODER: normalised(head.evidence(_vectors(folder, texts)))}
+        members = frozen.members | {
+            label_sum.ENCODER: normalised(head.evidence(_vectors(folder, texts)))
+        }
         weights = label_sum.choose(members, frozen.model.labels, answers).weights
         both = LabelSum(frozen.model.labels, weights, head, frozen.model.words)
         return Fitted(both, members, _score(len(labels), members, both, answers))
@@ -377,8 +447,12 @@ def whole_sum(rows: LearnedRows, tuned: Fitted, first: Path, out: Path) -> Fitte
     return replace(tuned, model=replace(tuned.model, head=head))
 
 
-def _tuned(model: Path, rows: Sequence[Record], head: EncoderHead, out: Path, passes: int) -> EncoderHead:
-    """Tune an encoder and its head on some rows, and write the encoder, see `tuned_sum`; returns the head."""
+def _tuned(
+    model: Path, rows: Sequence[Record], head: EncoderHead, out: Path, passes: int
+) -> EncoderHead:
+    """Tune an encoder and its head on some rows, and write the
+    encoder, see `tuned_sum`; returns the head.
+    """
     from slmctl.stages.encode import tuning  # imports torch
 
     texts, labels = [row.input for row in rows], [row.answer for row in rows]
@@ -389,8 +463,9 @@ def _tuned(model: Path, rows: Sequence[Record], head: EncoderHead, out: Path, pa
 
 def _better(
     model: Path, rows: LearnedRows, outcome: Chosen, folder: Path, scratch: Path
-) -> tuple[Path, Chosen]:  # fmt: skip
-    """The outcome with the tuned encoder and its folder below `scratch`, if that is likelier; else the frozen one.
+) -> tuple[Path, Chosen]:
+    """The outcome with the tuned encoder and its folder below `scratch`, if that is likelier; else
+    the frozen one.
 
     If the encoder cannot be tuned, the reason is said.
     """
@@ -399,13 +474,19 @@ def _better(
         _require_tunable(model, rows, frozen)
         form, tuned = tuned_sum(model, rows, outcome.vectors, frozen, first)
         if kept := likelier(tuned, frozen, [record.answer for record in rows.validation]):
-            console.say("  the tuned encoder makes the validation rows likelier, and learns them too")
+            console.say(
+                "  the tuned encoder makes the validation rows likelier, and learns them too"
+            )
             tuned = whole_sum(rows, tuned, first, second)
             folder = second / FLOAT32 if form.name == FLOAT32 else second
     except (DataError, StageError) as error:
         console.say(f"  the encoder stays frozen: {error.message}")
         return folder, outcome
-    facts: TunedFacts = {"right": tuned.score["encoder"], "frozen": frozen.score["encoder"], "kept": kept}
+    facts: TunedFacts = {
+        "right": tuned.score["encoder"],
+        "frozen": frozen.score["encoder"],
+        "kept": kept,
+    }
     fitted = tuned if kept else frozen
     return folder, replace(outcome, fitted=fitted, weights_in=_weights_in(folder), tuned=facts)
 
@@ -415,14 +496,18 @@ def _require_tunable(model: Path, rows: LearnedRows, frozen: Fitted) -> None:
     if len(rows.validation) < tuning_bounds.FEWEST:
         count = console.count(len(rows.validation), "validation row")
         reason = f"{count} cannot judge a tuned one, {tuning_bounds.FEWEST} can"
-    elif len(frozen.model.labels) < 2 or {record.answer for record in rows.train} != set(frozen.model.labels):
+    elif len(frozen.model.labels) < 2 or {record.answer for record in rows.train} != set(
+        frozen.model.labels
+    ):
         reason = "there are labels without a training row, or there is one label"
     if reason:
         raise DataError(reason)
 
 
 def likelier(fitted: Fitted, other: Fitted, answers: Sequence[str]) -> bool:
-    """True if a sum makes the validation rows likelier than another one, by LEAST_GAIN at the least."""
+    """True if a sum makes the validation rows likelier than
+    another one, by LEAST_GAIN at the least.
+    """
     return _likelihood(fitted, answers) - _likelihood(other, answers) > LEAST_GAIN
 
 
@@ -432,8 +517,11 @@ def _likelihood(fitted: Fitted, answers: Sequence[str]) -> float:
     return sharpest(fitted.model.labels, label_sum.weighted(fitted.members, weights), answers)[1]
 
 
-def _curve(train: Sequence[Record], validation: Sequence[Record], encoded: Vectors) -> Iterator[ShareScore]:
-    """Both cheap models on shares of the training rows, drawn by a hash: a smaller share is part of a larger one.
+def _curve(
+    train: Sequence[Record], validation: Sequence[Record], encoded: Vectors
+) -> Iterator[ShareScore]:
+    """Both cheap models on shares of the training rows, drawn by a hash: a smaller share is part of
+    a larger one.
 
     A share of which nothing can be learned has no score.
     """
@@ -446,10 +534,14 @@ def _curve(train: Sequence[Record], validation: Sequence[Record], encoded: Vecto
         labels = [records[k].answer for k in places]
         with contextlib.suppress(DataError):
             fitted = label_sum.fit(
-                [records[k].input for k in places], None if vectors is None else vectors[places], labels,
-                fold=np.repeat([-1, 0], [count, len(validation)]), named=encoded.named,
-                unlabelled=encoded.unlabelled, whole=False,
-            )  # fmt: skip
+                [records[k].input for k in places],
+                None if vectors is None else vectors[places],
+                labels,
+                fold=np.repeat([-1, 0], [count, len(validation)]),
+                named=encoded.named,
+                unlabelled=encoded.unlabelled,
+                whole=False,
+            )
             judged = {name: table[count:] for name, table in fitted.logprobs.items()}
             yield _score(count, judged, fitted.model, labels[count:])
 
@@ -464,15 +556,35 @@ def _lines(facts: EncodeFacts) -> list[str]:
     if not facts["rows"]:
         return ["no validation rows, so nothing shows how often the linear models are right"]
     share = console.percent(facts["right"] / facts["rows"])
-    scored = f"{share} ({_interval(facts['right'], facts['rows'])}) of {facts['rows']:,} validation rows"
-    beside = "linear models on the encoder and on words get" if facts["source"] else "a linear model on words gets"
-    lines = [f"{beside} {scored} right, before they learn these rows too; the same rows chose their settings"]
+    scored = (
+        f"{share} ({_interval(facts['right'], facts['rows'])}) of {facts['rows']:,} validation rows"
+    )
+    beside = (
+        "linear models on the encoder and on words get"
+        if facts["source"]
+        else "a linear model on words gets"
+    )
+    lines = [
+        f"{beside} {scored} right, before they learn these rows too; the same rows chose their "
+        "settings"
+    ]
     if (tuned := facts.get("tuned")) is not None:
-        with_it, without = (console.percent(tuned[key] / facts["rows"]) for key in ("right", "frozen"))
-        outcome = "takes its place" if tuned["kept"] else "makes these rows no likelier and is left out"
-        lines.append(f"the encoder tuned on the training rows gets {with_it}, the frozen one {without}: it {outcome}")
+        with_it, without = (
+            console.percent(tuned[key] / facts["rows"]) for key in ("right", "frozen")
+        )
+        outcome = (
+            "takes its place" if tuned["kept"] else "makes these rows no likelier and is left out"
+        )
+        lines.append(
+            f"the encoder tuned on the training rows gets {with_it}, the frozen one {without}: it "
+            f"{outcome}"
+        )
     if (rows := facts.get("unlabelled")) is not None:
-        learned = "are learned too" if rows["learned"] else "make held-out rows no likelier, so none is learned"
+        learned = (
+            "are learned too"
+            if rows["learned"]
+            else "make held-out rows no likelier, so none is learned"
+        )
         learned = "are not learned by a tuned encoder" if tuned and tuned["kept"] else learned
         lines.append(f"{console.count(rows['read'], 'row')} without an answer {learned}")
     if facts["curve"]:

@@ -1,6 +1,8 @@
-"""encoder + prepared -> encoder, of an `extract` task: its ONNX file, tuned to tag words, and the layers on it.
+"""encoder + prepared -> encoder, of an `extract` task: its ONNX file, tuned to tag words, and the
+layers on it.
 
-The tagger is a rival of the language model that writes JSON: a report has it as the baseline `tagger`.
+The tagger is a rival of the language model that writes JSON: a report has it as the baseline
+`tagger`.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ OTHERWISE = "take the section encode out: the language model reads without it"
 
 
 class FieldFacts(TypedDict):
-    """A field: the way in which it is read, and its values in training rows, of which `standing` stand in the text."""
+    """A field: the way in which it is read, and its values in training rows,
+    of which `standing` stand in the text.
+    """
 
     read: str
     values: int
@@ -52,8 +56,8 @@ class FieldFacts(TypedDict):
 class TaggerFacts(TypedDict):
     """The tagger, and its score on the validation rows, which chose its weights and calibrated it.
 
-    `right` counts the rows of which all is right, `interval` is the 95 % interval of their share; the others are those
-    of `EncodeFacts`.
+    `right` counts the rows of which all is right, `interval` is the 95 % interval of their share;
+    the others are those of `EncodeFacts`.
     """
 
     source: str
@@ -67,17 +71,29 @@ class TaggerFacts(TypedDict):
     fields: dict[str, FieldFacts]
 
 
-def run(config: EncodeConfig, task: Task, prepared: Artifact, out: Path, encoders: Path) -> TaggerFacts:
-    """Write ENCODER, TOKENIZER, TAGGER_FILE and `encoder.json`; arguments and errors are those of `encode.run`."""
+def run(
+    config: EncodeConfig, task: Task, prepared: Artifact, out: Path, encoders: Path
+) -> TaggerFacts:
+    """Write ENCODER, TOKENIZER, TAGGER_FILE and `encoder.json`; arguments
+    and errors are those of `encode.run`.
+    """
     if config.encoder is None or not config.tune or config.unlabelled:
-        raise UsageError("a tagger is an encoder that learns from rows with answers alone: encode.encoder none, "
-                         "encode.tune false and encode.unlabelled are for labels", hint="encode: {}")  # fmt: skip
+        raise UsageError(
+            "a tagger is an encoder that learns from rows with answers alone: encode.encoder none, "
+            "encode.tune false and encode.unlabelled are for labels",
+            hint="encode: {}",
+        )
     schema, validation = task.schema or {}, read_records(prepared.file("validation.jsonl"))
     fields_of(schema)  # before an encoder is fetched
-    train, held = _rows(task, require_records(prepared.file("train.jsonl"))), _rows(task, validation)
+    train, held = (
+        _rows(task, require_records(prepared.file("train.jsonl"))),
+        _rows(task, validation),
+    )
     kept = encoder_source.kept(config, encoders)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
-        folder, head, answers = fit(kept.folder / MODEL, schema, train, held, Path(scratch, "tuned"))
+        folder, head, answers = fit(
+            kept.folder / MODEL, schema, train, held, Path(scratch, "tuned")
+        )
         for name in (ENCODER, TOKENIZER):
             atomic.link(folder / name, out / name)
         right = sum(whole_right(answers, held))
@@ -107,7 +123,8 @@ def _rows(task: Task, records: Iterable[Record]) -> list[Row]:
 def fit(
     model: Path, schema: JsonObject, train: Sequence[Row], validation: Sequence[Row], out: Path
 ) -> tuple[Path, TaggerHead, list[TaggedAnswer]]:
-    """Tune an encoder to tag the values of training rows; returns (folder of its ENCODER, head, validation answers).
+    """Tune an encoder to tag the values of training rows; returns (folder of its ENCODER, head,
+    validation answers).
 
     Args:
         model: The encoder's model folder, see `encoder_source.kept`.
@@ -125,11 +142,18 @@ def fit(
     fields = fields_of(schema)
     made = [targets(fields, *row) for row in train]
     reader = Reader.of(schema, field_habits.learn(fields, train, made))
-    learned = [tagging.TaggedRow(*row, _tagged(reader, each.marks)) for row, each in zip(train, made, strict=True)]
-    held = [tagging.TaggedRow(*row, _tagged(reader, targets(fields, *row).marks)) for row in validation]
+    learned = [
+        tagging.TaggedRow(*row, _tagged(reader, each.marks))
+        for row, each in zip(train, made, strict=True)
+    ]
+    held = [
+        tagging.TaggedRow(*row, _tagged(reader, targets(fields, *row).marks)) for row in validation
+    ]
     head = tagging.tune(model, reader, learned, held, out / MODEL)
     encoder_source.convert(out / MODEL, out)
-    exact, folder = (_calibrated(place, _concluding(place, head, train), held) for place in (out / FLOAT32, out))
+    exact, folder = (
+        _calibrated(place, _concluding(place, head, train), held) for place in (out / FLOAT32, out)
+    )
     gain = sum(whole_right(exact[1], validation)) - sum(whole_right(folder[1], validation))
     return (out / FLOAT32, *exact) if gain > WORTH * len(validation) else (out, *folder)
 
@@ -149,7 +173,10 @@ def _concluding(folder: Path, head: TaggerHead, rows: Sequence[Row]) -> TaggerHe
         vectors = np.array([scores.vector for scores in tagger.scores(texts)])
     concluded = {}
     for k in numbers:
-        path, values = head.reader.fields[k].path, {key_of(value) for value in head.reader.habits[k].concluded}
+        path, values = (
+            head.reader.fields[k].path,
+            {key_of(value) for value in head.reader.habits[k].concluded},
+        )
         labels = [key_of(_value(answer, path)) for _, answer in rows]
         places = [row for row, label in enumerate(labels) if label in values]
         own, learned = [texts[row] for row in places], [labels[row] for row in places]
@@ -174,27 +201,42 @@ def whole_right(answers: Sequence[TaggedAnswer], rows: Sequence[Row]) -> list[bo
 # Calibration
 
 
-def _calibrated(folder: Path, head: TaggerHead, rows: Sequence[Any]) -> tuple[TaggerHead, list[TaggedAnswer]]:
-    """The head with the sharpness and powers by which some `TaggedRow`s are the likeliest, and its answers to them."""
+def _calibrated(
+    folder: Path, head: TaggerHead, rows: Sequence[Any]
+) -> tuple[TaggerHead, list[TaggedAnswer]]:
+    """The head with the sharpness and powers by which some `TaggedRow`s are
+    the likeliest, and its answers to them.
+    """
     with Tagger(folder, head) as tagger:
         scores = tagger.scores([row.text for row in rows])
         classes = [classes_of(Evidence(row.text), row.marks) for row in rows]
         tagger.head = replace(head, sharpness=_sharpness(scores, classes)) if rows else head
         answers = [tagger.answer(row.text, own) for row, own in zip(rows, scores, strict=True)]
         if rows:
-            tagger.head = replace(tagger.head, powers=_powers(answers, [row.answer for row in rows]))
-        return tagger.head, [tagger.answer(row.text, own) for row, own in zip(rows, scores, strict=True)]
+            tagger.head = replace(
+                tagger.head, powers=_powers(answers, [row.answer for row in rows])
+            )
+        return tagger.head, [
+            tagger.answer(row.text, own) for row, own in zip(rows, scores, strict=True)
+        ]
 
 
 def _sharpness(scores: Sequence[TextScores], classes: Sequence[Sequence[int]]) -> float:
     table = np.concatenate([each.words for each in scores]).astype(np.float64)
-    places = np.concatenate([own[: len(each.words)] for each, own in zip(scores, classes, strict=True)]).astype(int)
+    places = np.concatenate(
+        [own[: len(each.words)] for each, own in zip(scores, classes, strict=True)]
+    ).astype(int)
     rows = np.arange(len(places))
-    return max(map(float, SHARPNESS), key=lambda sharpness: normalised(sharpness * table)[rows, places].sum())
+    return max(
+        map(float, SHARPNESS),
+        key=lambda sharpness: normalised(sharpness * table)[rows, places].sum(),
+    )
 
 
 def _powers(answers: Sequence[TaggedAnswer], references: Sequence[Any]) -> tuple[float, float]:
-    """The powers of the probabilities of values and of whole answers by which their being right is the likeliest."""
+    """The powers of the probabilities of values and of whole answers by
+    which their being right is the likeliest.
+    """
     values, wholes = list[tuple[float, bool]](), list[tuple[float, bool]]()
     for answer, reference in zip(answers, references, strict=True):
         stands = list(leaves(reference))
@@ -206,7 +248,11 @@ def _powers(answers: Sequence[TaggedAnswer], references: Sequence[Any]) -> tuple
 
 def _is_right(value: FieldValue, stands: Sequence[Any]) -> bool:
     own = [leaf.value for leaf in stands if leaf.path.startswith(value.path)]
-    return not own if value.value in (None, []) else any(answer_metrics.equal(value.value, each) for each in own)
+    return (
+        not own
+        if value.value in (None, [])
+        else any(answer_metrics.equal(value.value, each) for each in own)
+    )
 
 
 def _power(judged: Sequence[tuple[float, bool]]) -> float:
@@ -232,17 +278,25 @@ def _facts(each: Field, habit: Habit) -> FieldFacts:
 
 
 def _lines(facts: TaggerFacts) -> list[str]:
-    """Sentences on the score, on the fields that are read otherwise than by tags, and on values without a place."""
+    """Sentences on the score, on the fields that are read otherwise than
+    by tags, and on values without a place.
+    """
     lines = ["no validation rows, so nothing shows how often the tagger is right"]
     if facts["rows"]:
         low, high = map(console.percent, facts["interval"])
         share = console.percent(facts["right"] / facts["rows"])
-        lines = [f"the tagger gets {share} ({low} to {high}) of {facts['rows']:,} validation rows wholly right; the "
-                 "same rows chose its weights"]  # fmt: skip
+        lines = [
+            f"the tagger gets {share} ({low} to {high}) of {facts['rows']:,} validation rows "
+            "wholly right; the "
+            "same rows chose its weights"
+        ]
     for path, own in facts["fields"].items():
         lacking = own["values"] - own["standing"]
         if not own["read"].startswith("tagged"):
             lines.append(f"'{path}' is {own['read']}")
         elif lacking:
-            lines.append(f"'{path}': {lacking:,} of {console.count(own['values'], 'value')} stand nowhere in the text")
+            lines.append(
+                f"'{path}': {lacking:,} of {console.count(own['values'], 'value')} stand nowhere "
+                "in the text"
+            )
     return lines

@@ -1,4 +1,6 @@
-"""The stage encode in the graph of stages: linear models on a sentence encoder and on words, or a tagger on it."""
+"""The stage encode in the graph of stages: linear models on a sentence
+encoder and on words, or a tagger on it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ from slmctl.task import language
 from slmctl.task.contract import Task
 from slmctl.task.records import SPLITS
 
-# Of MiniLM-L6 (22.7 M weights) as ONNX beside its fetched form, its fits, and the tokens that it reads on two cores.
+# Of MiniLM-L6 (22.7 M weights) as ONNX beside its fetched form, its fits, and the tokens that it
+# reads on two cores.
 ENCODER_BYTES, ENCODE_SECONDS, ENCODED_A_SECOND = 0.35e9, 15, 3000
 WEIGHTS = 23e6  # of an encoder that is not here yet
 
@@ -80,12 +83,18 @@ class Encode(Stage[EncodeConfig]):
     def _tunes(self) -> bool:
         """True for an encoder that may be tuned, as far as is known before it is here."""
         here = self._folder.is_dir()
-        return self._learns and self.settings.tune and not (here and tuning_bounds.obstacle(self._folder))
+        return (
+            self._learns
+            and self.settings.tune
+            and not (here and tuning_bounds.obstacle(self._folder))
+        )
 
     def require_offline(self) -> None:
         if encoder_source.is_to_fetch(self.settings, self.project.encoders):
             hint = "run `slmctl pull` once without --offline, or name a path"
-            if encoder_source.is_kept(self.settings.model_copy(update={"tune": False}), self.project.encoders):
+            if encoder_source.is_kept(
+                self.settings.model_copy(update={"tune": False}), self.project.encoders
+            ):
                 hint += "; encode: {tune: false} leaves the encoder as it is kept"
             guard.require(f"encoder {self._source}", hint=hint)
 
@@ -102,7 +111,9 @@ class Encode(Stage[EncodeConfig]):
             yield "encoder", f"{text}: encode.encoder names another"
 
     def cost(self, sizes: KnownSizes) -> StageEstimate:
-        """The encoder once, its copy converted, the vectors of the training rows, and the tuning on these."""
+        """The encoder once, its copy converted, the vectors of the
+        training rows, and the tuning on these.
+        """
         if (rows := sizes.rows) is None:
             return StageEstimate()
         tokens = max(rows.tokens - rows.shared, 1)
@@ -110,9 +121,15 @@ class Encode(Stage[EncodeConfig]):
         peak = int(PLAIN_BYTES + ENCODER_BYTES + ROW_BYTES * rows.rows)
         disk = self._bytes
         if self._learns and self.project.config.task.has("schema"):
-            weights = safetensors_header.parameter_count(self._folder) if self._folder.is_dir() else WEIGHTS
+            weights = (
+                safetensors_header.parameter_count(self._folder)
+                if self._folder.is_dir()
+                else WEIGHTS
+            )
             seconds += tuning_bounds.tagging_seconds(rows.train, tokens, weights)
-            return StageEstimate(disk + int(9 * weights), peak + tuning_bounds.memory_bytes(weights), seconds)
+            return StageEstimate(
+                disk + int(9 * weights), peak + tuning_bounds.memory_bytes(weights), seconds
+            )
         if self._tunes and rows.validation >= tuning_bounds.FEWEST:
             here = self._folder.is_dir()
             weights = safetensors_header.parameter_count(self._folder) if here else WEIGHTS
@@ -122,12 +139,15 @@ class Encode(Stage[EncodeConfig]):
             learned = (bounds.PASSES * rows.train + bounds.PASSES_WHOLE * every) * weights / WEIGHTS
             reading, steps = tokens / bounds.TOKENS_A_SECOND, bounds.STEP_SECONDS / bounds.STEP_ROWS
             most = bounds.MOST_SECONDS * (1 + bounds.PASSES_WHOLE / bounds.PASSES)
-            seconds += min(learned, most / reading) * (reading + steps)  # WORK bounds the tokens, and so the steps
+            # WORK bounds the tokens, and so the steps
+            seconds += min(learned, most / reading) * (reading + steps)
         return StageEstimate(disk, peak, seconds)
 
     @property
     def _bytes(self) -> int:
-        """Bytes that the encoder takes below runs/; of one on this machine its own, of a kept one none."""
+        """Bytes that the encoder takes below runs/; of one on this
+        machine its own, of a kept one none.
+        """
         if not self._source or encoder_source.is_kept(self.settings, self.project.encoders):
             return 0
         local = Path(self._source)
@@ -137,7 +157,9 @@ class Encode(Stage[EncodeConfig]):
         return int(ENCODER_BYTES)
 
     def run(self, request: StageRequest, *, out: Path, **more: Any) -> JsonObject:
-        """Fit the linear models, or take those of the same records, which another base has counted, or none yet."""
+        """Fit the linear models, or take those of the same records, which
+        another base has counted, or none yet.
+        """
         if (same := self._of_same_records(request)) is None:
             return super().run(request, out=out, **more)
         for entry in same.manifest.files:
@@ -147,14 +169,21 @@ class Encode(Stage[EncodeConfig]):
         return same.metrics
 
     def _of_same_records(self, request: StageRequest) -> Artifact | None:
-        """A whole artifact of the same settings, and of a data set with the same records and labels."""
+        """A whole artifact of the same settings, and of a data set
+        with the same records and labels.
+        """
         here = {made.digest: made for made in lineage.readable_artifacts(self.project.root)}
         learned = _learned(request.inputs[PREPARED.name])
         for made in here.values():
             prepared = here.get(str(made.manifest.inputs.get(PREPARED.name)))
             alike = (made.manifest.stage, made.manifest.config) == (self.id, request.recipe)
             with contextlib.suppress(IntegrityError):  # a task.json that was damaged
-                if alike and prepared and _learned(prepared) == learned and not artifact.verify(made):
+                if (
+                    alike
+                    and prepared
+                    and _learned(prepared) == learned
+                    and not artifact.verify(made)
+                ):
                     return made
         return None
 
@@ -166,8 +195,18 @@ STAGE = Encode
 
 
 def _learned(prepared: Any) -> tuple[object, ...]:
-    """All that linear models learn of a data set: the records' hashes, and the task but for the base's tokens."""
+    """All that linear models learn of a data set: the records' hashes,
+    and the task but for the base's tokens.
+    """
     task = Task.read(prepared.path)
     hashes = {entry.path: entry.sha256 for entry in prepared.manifest.files}
     records = [hashes.get(f"{split}.jsonl") for split in SPLITS]
-    return *records, task.kind, task.schema, task.labels, task.descriptions, task.clean, task.replace
+    return (
+        *records,
+        task.kind,
+        task.schema,
+        task.labels,
+        task.descriptions,
+        task.clean,
+        task.replace,
+    )

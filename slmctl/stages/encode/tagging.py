@@ -1,4 +1,5 @@
-"""A sentence encoder and rows with marked places -> the encoder and layer on it, tuned to tag words; imports torch.
+"""A sentence encoder and rows with marked places -> the encoder and layer on it, tuned to tag
+words; imports torch.
 
 Cross entropy of each word's class, by the recipe of `tuning.py`.
 """
@@ -27,7 +28,8 @@ from slmctl.task.evidence import Evidence
 from slmctl.task.span_values import Reader
 from slmctl.task.spans import SpanMark
 
-LOOKS, LOOKED_AT = 6, 256  # times that the validation rows are looked at, in the second half; windows of these
+# times that the validation rows are looked at, in the second half; windows of these
+LOOKS, LOOKED_AT = 6, 256
 RATE, OF_HEAD = 2e-4, 5  # of the encoder; that of the layer on it is so many times as high
 UNKNOWN = -100  # class of a word that nothing is learned from
 
@@ -50,8 +52,12 @@ class _Example:
 
 
 def tune(
-    folder: Path, reader: Reader, train: Sequence[TaggedRow], validation: Sequence[TaggedRow], out: Path
-) -> TaggerHead:  # fmt: skip
+    folder: Path,
+    reader: Reader,
+    train: Sequence[TaggedRow],
+    validation: Sequence[TaggedRow],
+    out: Path,
+) -> TaggerHead:
     """Tune an encoder to tag, and write it as another model folder; returns the layer on it.
 
     Those weights stay by which the validation rows are the likeliest.
@@ -66,13 +72,16 @@ def tune(
     """
     hint = "run it where more is free, or take the section encode out"
     model, tokenizer = tuning.opened(folder, out, hint=hint)
-    tokenizer.backend_tokenizer.encode_special_tokens = True  # control tokens that a text spells out are text
+    # control tokens that a text spells out are text
+    tokenizer.backend_tokenizer.encode_special_tokens = True
     cutter = Cutter(tokenizer.backend_tokenizer, int(hf_folder.context_of(folder) - 2))
     examples = [each for row in train for each in _kept(row, _examples(cutter, row))]
     held = [each for row in validation for each in _examples(cutter, row)][:LOOKED_AT]
     learner = _Learner(model, 1 + 2 * len(reader.fields))
     learner.learn(examples, held)
-    hf_folder.save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / WEIGHTS)
+    hf_folder.save(
+        {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / WEIGHTS
+    )
     layer = learner.layer.detach().numpy()
     return TaggerHead(reader, layer[:, :-1].copy(), layer[:, -1].copy(), {})
 
@@ -99,7 +108,9 @@ def _kept(row: TaggedRow, examples: Iterator[_Example]) -> list[_Example]:
     def drawn(number: int) -> bytes:
         return hashlib.sha256(f"{number}/{row.text}".encode(errors="replace")).digest()
 
-    empty = sorted((k for k, holds in enumerate(holding) if not holds), key=drawn)[: max(1, sum(holding))]
+    empty = sorted((k for k, holds in enumerate(holding) if not holds), key=drawn)[
+        : max(1, sum(holding))
+    ]
     return [example for k, example in enumerate(listed) if holding[k] or k in empty]
 
 
@@ -108,7 +119,8 @@ class _Learner:
 
     def __init__(self, model: Any, classes: int) -> None:
         self.model = model
-        self.layer = torch.nn.Parameter(torch.zeros(classes, model.config.hidden_size + 1))  # the bias is last
+        # the bias is last
+        self.layer = torch.nn.Parameter(torch.zeros(classes, model.config.hidden_size + 1))
         model.requires_grad_(False)
         inner = [weight.requires_grad_() for weight in tuning.layers_of(model)]
         self._weights = [*inner, self.layer]
@@ -117,11 +129,17 @@ class _Learner:
         self._narrow = resolve_matmul_dtype("auto") == "bfloat16"
 
     def learn(self, examples: Sequence[_Example], held: Sequence[_Example]) -> None:
-        """Learn some windows for a bounded time; the weights of the likeliest look at the held ones stay."""
+        """Learn some windows for a bounded time; the weights of the
+        likeliest look at the held ones stay.
+        """
         lengths = [len(each.window.tokens) for each in examples]
         steps = self._steps(lengths)
-        schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, lambda step: tuning.share_of_rate(step, steps))
-        looks = {steps - 1 - k * max(1, steps // (2 * LOOKS)) for k in range(LOOKS)} if held else set()
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer, lambda step: tuning.share_of_rate(step, steps)
+        )
+        looks = (
+            {steps - 1 - k * max(1, steps // (2 * LOOKS)) for k in range(LOOKS)} if held else set()
+        )
         best, kept = math.inf, list[torch.Tensor]()
         with console.progress("tune", steps, "steps") as meter:
             for step, batch in zip(range(steps), tuning.batches(lengths), strict=False):
@@ -154,7 +172,9 @@ class _Learner:
             return sum(float(loss) for batch in batches for loss in self._losses(batch))
 
     def _losses(self, batch: Sequence[_Example]) -> Iterator[torch.Tensor]:
-        """The losses of parts of a batch, as many windows at once as fit into the processor's caches."""
+        """The losses of parts of a batch, as many windows at once
+        as fit into the processor's caches.
+        """
         some = max(1, TOGETHER // max(len(each.window.tokens) for each in batch))
         for k in range(0, len(batch), some):
             pieces = batch[k : k + some]
@@ -162,6 +182,10 @@ class _Learner:
             with torch.autocast("cpu", torch.bfloat16, enabled=self._narrow):
                 states = self.model(input_ids=padded, attention_mask=mask).last_hidden_state.float()
             classes = torch.tensor([each for piece in pieces for each in piece.classes])
-            words = torch.cat([states[row, piece.window.places] for row, piece in enumerate(pieces)])
+            words = torch.cat(
+                [states[row, piece.window.places] for row, piece in enumerate(pieces)]
+            )
             scores = words @ self.layer[:, :-1].T + self.layer[:, -1]
-            yield torch.nn.functional.cross_entropy(scores, classes, ignore_index=UNKNOWN, reduction="sum")
+            yield torch.nn.functional.cross_entropy(
+                scores, classes, ignore_index=UNKNOWN, reduction="sum"
+            )

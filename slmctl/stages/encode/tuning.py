@@ -1,9 +1,11 @@
-"""A sentence encoder and the head on it -> both tuned: the layers' weights learn the labels of the training rows.
+"""A sentence encoder and the head on it -> both tuned: the layers' weights learn the labels of the
+training rows.
 
-Cross entropy, from the logistic regression on frozen vectors. The table of tokens stays: it is half of a small encoder,
-and the validation rows are as likely without its change. In `benchmarks/tuned_encoder.py` the tuned encoder had more
-right answers than the frozen one on all four data sets. The work is bounded, not the passes, so that the time is known:
-of many rows, or of a large encoder, fewer steps.
+Cross entropy, from the logistic regression on frozen vectors. The table of tokens stays: it is half
+of a small encoder, and the validation rows are as likely without its change. In
+`benchmarks/tuned_encoder.py` the tuned encoder had more right answers than the frozen one on all
+four data sets. The work is bounded, not the passes, so that the time is known: of many rows, or of
+a large encoder, fewer steps.
 """
 
 from __future__ import annotations
@@ -26,19 +28,29 @@ from slmctl.stages.encode import tuning_bounds
 from slmctl.stages.encode.tuning_bounds import PASSES, WORK
 
 BATCH, DECAY = 16, 0.01
-RATE, OF_HEAD = 1.25e-4, 10  # of the encoder, with FEW rows a label; that of the head is so many times as high
-FEW, GROWTH, MOST = 20, 0.25, 1.6  # the rate grows by this power of the rows a label, up to so many times
+# of the encoder, with FEW rows a label; that of the head is so many times as high
+RATE, OF_HEAD = 1.25e-4, 10
+# the rate grows by this power of the rows a label, up to so many times
+FEW, GROWTH, MOST = 20, 0.25, 1.6
 WARMUP = 0.1  # of the steps
-SORTED = 16  # batches' rows that are sorted by length before they are dealt: padding costs as much as text
-TOGETHER = 1024  # padded tokens computed at once: attention holds the square of the longest text for each text
+# batches' rows that are sorted by length before they are dealt: padding costs as much as text
+SORTED = 16
+# padded tokens computed at once: attention holds the square of the longest text for each text
+TOGETHER = 1024
 LONGEST = 512  # tokens that count of a text, as where the encoder answers
 SEED = 0
 
 
 def tune(
-    folder: Path, texts: Sequence[str], labels: Sequence[str], head: EncoderHead, out: Path, passes: int
-) -> EncoderHead:  # fmt: skip
-    """Tune an encoder and its head on the CPU, and write the encoder as another model folder; returns the head.
+    folder: Path,
+    texts: Sequence[str],
+    labels: Sequence[str],
+    head: EncoderHead,
+    out: Path,
+    passes: int,
+) -> EncoderHead:
+    """Tune an encoder and its head on the CPU, and write the encoder as another model folder;
+    returns the head.
 
     Args:
         folder: The encoder's model folder, see `encoder_source.kept`.
@@ -51,16 +63,23 @@ def tune(
         FullError: The memory is not enough.
     """
     model, tokenizer = opened(folder, out, hint="encode: {tune: false}")
-    longest = int(min(hf_folder.context_of(folder) - 2, LONGEST))  # of RoBERTa the first position is 2
+    # of RoBERTa the first position is 2
+    longest = int(min(hf_folder.context_of(folder) - 2, LONGEST))
     # control tokens that a text spells out are read as text, as where the encoder answers
-    tokens = tokenizer(list(texts), truncation=True, max_length=longest, split_special_tokens=True)["input_ids"]
+    tokens = tokenizer(list(texts), truncation=True, max_length=longest, split_special_tokens=True)[
+        "input_ids"
+    ]
     places = torch.tensor([head.labels.index(label) for label in labels])
     weights, bias = (torch.nn.Parameter(torch.tensor(part)) for part in (head.weights, head.bias))
     steps, first = steps_of(model, tokens, passes), encoder_source.pooling(folder) == "cls"
-    rate = _rate(len(texts) / len(head.labels)) * passes / PASSES  # few passes more change little of what is learned
+    # few passes more change little of what is learned
+    rate = _rate(len(texts) / len(head.labels)) * passes / PASSES
     model.requires_grad_(False)
     layers = [weight.requires_grad_() for weight in layers_of(model)]
-    groups: list[dict[str, Any]] = [{"params": layers}, {"params": [weights, bias], "lr": OF_HEAD * rate}]
+    groups: list[dict[str, Any]] = [
+        {"params": layers},
+        {"params": [weights, bias], "lr": OF_HEAD * rate},
+    ]
     optimizer = torch.optim.AdamW(groups, rate, weight_decay=DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share_of_rate(step, steps))
     narrow = resolve_matmul_dtype("auto") == "bfloat16"
@@ -72,13 +91,17 @@ def tune(
                 with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
                     states = model(input_ids=padded, attention_mask=mask).last_hidden_state
                 scores = pooled(states.float(), mask, first=first) @ weights.T + bias
-                loss = torch.nn.functional.cross_entropy(scores, places[piece], reduction="sum") / len(batch)
+                loss = torch.nn.functional.cross_entropy(
+                    scores, places[piece], reduction="sum"
+                ) / len(batch)
                 loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
             meter.advance(1)
-    hf_folder.save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / WEIGHTS)
+    hf_folder.save(
+        {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / WEIGHTS
+    )
     return EncoderHead(head.labels, weights.detach().numpy(), bias.detach().numpy())
 
 
@@ -96,12 +119,15 @@ def opened(folder: Path, out: Path, *, hint: str) -> tuple[Any, Any]:
     memory.require(needed, "tuning the encoder", hint=hint)
     shutil.copytree(folder, out, ignore=shutil.ignore_patterns(WEIGHTS))
     tokenizer = hf_folder.load_tokenizer(folder)
-    model = hf_folder.load_encoder(folder, attn_implementation="eager")  # fused is slower on short texts; no dropout
+    # fused is slower on short texts; no dropout
+    model = hf_folder.load_encoder(folder, attn_implementation="eager")
     return model, tokenizer
 
 
 def _rate(rows: float) -> float:
-    """The rate for some rows a label: more of them bear a higher one, by the likelihood of validation rows."""
+    """The rate for some rows a label: more of them bear a higher one,
+    by the likelihood of validation rows.
+    """
     return float(RATE * min(MOST, max(1.0, rows / FEW) ** GROWTH))
 
 
@@ -113,14 +139,19 @@ def layers_of(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 def padded_rows(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and mask of some texts, (texts, tokens of the longest)."""
     width = max(1, max(map(len, rows)))
-    padded, mask = torch.full((len(rows), width), pad), torch.zeros((len(rows), width), dtype=torch.long)
+    padded, mask = (
+        torch.full((len(rows), width), pad),
+        torch.zeros((len(rows), width), dtype=torch.long),
+    )
     for k, row in enumerate(rows):
         padded[k, : len(row)], mask[k, : len(row)] = torch.tensor(row, dtype=torch.long), 1
     return padded, mask
 
 
 def pooled(states: torch.Tensor, mask: torch.Tensor, *, first: bool) -> torch.Tensor:
-    """Vectors (n, size) of length 1 of texts: that of the first of their tokens (n, tokens, size), or the mean."""
+    """Vectors (n, size) of length 1 of texts: that of the first of their
+    tokens (n, tokens, size), or the mean.
+    """
     mask = mask[..., None]
     vectors = states[:, 0] if first else (states * mask).sum(1) / mask.sum(1).clamp(min=1)
     return torch.nn.functional.normalize(vectors, dim=-1)
@@ -130,7 +161,9 @@ def steps_of(model: torch.nn.Module, tokens: Sequence[Sequence[int]], passes: in
     """Steps of some passes over the rows, or as many as WORK allows for them; 1 at the least."""
     multiplied = sum(weight.numel() for weight in layers_of(model))
     a_step = multiplied * BATCH * max(1.0, sum(map(len, tokens)) / len(tokens))
-    return max(1, min(passes * math.ceil(len(tokens) / BATCH), int(WORK * passes / PASSES / a_step)))
+    return max(
+        1, min(passes * math.ceil(len(tokens) / BATCH), int(WORK * passes / PASSES / a_step))
+    )
 
 
 def share_of_rate(step: int, steps: int) -> float:
@@ -140,7 +173,9 @@ def share_of_rate(step: int, steps: int) -> float:
 
 
 def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Places of rows that are learned together, pass after pass without an end; rows of like length share a batch."""
+    """Places of rows that are learned together, pass after pass without an
+    end; rows of like length share a batch.
+    """
     random = np.random.default_rng(SEED)
     while True:
         order = random.permutation(len(lengths)).tolist()

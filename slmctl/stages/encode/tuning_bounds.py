@@ -9,13 +9,16 @@ from slmctl.model_files import encoder_source, safetensors_header
 
 FEWEST = 40  # validation rows that judge a tuned encoder
 PASSES, PASSES_WHOLE = 4, 2  # over the training rows; then over these and the validation rows
-WORK = 4.8e12  # weights times tokens: three minutes of two cores, on which MiniLM-L6 learns TOKENS_A_SECOND
+# weights times tokens: three minutes of two cores, on which MiniLM-L6 learns TOKENS_A_SECOND
+WORK = 4.8e12
 TOKENS_A_SECOND, MOST_SECONDS = 2800, 170
 STEP_SECONDS, STEP_ROWS = 0.05, 16  # of a step beside its tokens, on two cores
-TAG_STEPS, TAG_PASSES, TAG_WORK = 1500, 20, 3.4 * WORK  # steps that are enough for a tagger; most passes, and work
+# steps that are enough for a tagger; most passes, and work
+TAG_STEPS, TAG_PASSES, TAG_WORK = 1500, 20, 3.4 * WORK
 TAG_WINDOW = 180  # tokens that a tagger reads at once
 LARGEST = 150e6  # weights: of larger encoders WORK allows too few steps
-WEIGHT_BYTES, BASE_BYTES = 20, 0.8e9  # of a weight that learns, its gradient, two moments and copy; of torch
+# of a weight that learns, its gradient, two moments and copy; of torch
+WEIGHT_BYTES, BASE_BYTES = 20, 0.8e9
 POOLINGS = ("mean", "cls")  # by which vectors of tokens are learned through
 
 

@@ -1,4 +1,6 @@
-"""training records -> answers of the baselines, which cost next to nothing and which every model should beat."""
+"""training records -> answers of the baselines, which cost next to
+nothing and which every model should beat.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,16 @@ def baselines(
 ) -> dict[str, Answers]:
     """The answers of every baseline of a task kind.
 
-    majority: the most frequent label of the training rows, or the set of labels. tfidf_logistic: TF-IDF with logistic
-    regression, trained on the same rows as the model; of several labels each against the rest. copy: the input as it
-    is. empty: an empty text, or `{}` for `extract`. no_call: never calling a tool.
+    majority: the most frequent label of the training rows, or the set of labels. tfidf_logistic:
+    TF-IDF with logistic regression, trained on the same rows as the model; of several labels each
+    against the rest. copy: the input as it is. empty: an empty text, or `{}` for `extract`.
+    no_call: never calling a tool.
     """
-    rules, texts, labels = task.rules, [record.input for record in records], [record.answer for record in train]
+    rules, texts, labels = (
+        task.rules,
+        [record.input for record in records],
+        [record.answer for record in train],
+    )
 
     def linear() -> Answers:
         model = linear_baseline.fit(

@@ -1,7 +1,8 @@
-"""predictions of several models -> report: every model's metrics on held-out rows, beside the baselines.
+"""predictions of several models -> report: every model's metrics on held-out rows, beside the
+baselines.
 
-Every figure follows from the predictions and the prepared data set; `tests/support/recompute.py` computes them a
-second time, without this code.
+Every figure follows from the predictions and the prepared data set; `tests/support/recompute.py`
+computes them a second time, without this code.
 """
 
 from __future__ import annotations
@@ -76,33 +77,46 @@ def run(
     released: Artifact | None = None,
     sum: Artifact | None = None,
 ) -> dict[str, Any]:
-    """Write `report.json` (every figure), `report.html`, `report.md` (for pull requests) and `rows.jsonl` (row by row).
+    """Write `report.json` (every figure), `report.html`, `report.md` (for pull requests) and
+    `rows.jsonl` (row by row).
 
     Args:
         predictions: Answers of each model to the rows that are reported.
         validation: Answers of the GGUF files to the validation rows; without them, none is chosen.
-        released: The data set of the release among the models; without it, old and new rows are not distinguished.
+        released: The data set of the release among the models; without it, old and new rows are not
+            distinguished.
         sum: The linear members beside the GGUF files, where they are measured.
 
     Raises:
         DataError: A reference answer is not one that the task allows.
         IntegrityError: An artifact of predictions does not hold predictions.
-        UsageError: Two predictions are of the same model, or of different rows, or of rows that a model has learned.
+        UsageError: Two predictions are of the same model, or of different rows, or of rows that a
+            model has learned.
     """
     task = Task.read(prepared.path)
     split = _split_of(predictions)
     records = read_records(prepared.file(f"{split}.jsonl"))
-    train, choosing = (read_records(prepared.file(f"{name}.jsonl")) for name in ("train", "validation"))
+    train, choosing = (
+        read_records(prepared.file(f"{name}.jsonl")) for name in ("train", "validation")
+    )
     # a file that may be chosen keeps its name, which the choice and the gates use
-    models = _models(predictions, records, kept={facts_of(files)["sha256"] for files in validation or ()})
+    models = _models(
+        predictions, records, kept={facts_of(files)["sha256"] for files in validation or ()}
+    )
     free = baselines(task, train, choosing, records)
     answers = free | {name: model.answers for name, model in models.items()}
     choice = None
     chosen_by = _models(validation or [], choosing)
     validated = {name: score(task, choosing, model.answers) for name, model in chosen_by.items()}
     if config.choose is not None and validation:
-        files = {name: model.facts for name, model in chosen_by.items() if class_of(model.facts["kind"]).is_candidate}
-        choice = choose(config.choose, task.rules.primary, {name: validated[name] for name in files}, files)
+        files = {
+            name: model.facts
+            for name, model in chosen_by.items()
+            if class_of(model.facts["kind"]).is_candidate
+        }
+        choice = choose(
+            config.choose, task.rules.primary, {name: validated[name] for name in files}, files
+        )
     sure = config.confidence
     scored = {name: score(task, records, own, confidence=sure) for name, own in answers.items()}
     facts = dict.fromkeys(free, FREE) | {name: model.facts for name, model in models.items()}
@@ -111,15 +125,25 @@ def run(
         report["sum"] = _sum(report, sum)
         report["focus"] = report["sum"]["model"]
     report |= {"split": split, "prepared": prepared.digest}
-    if release := next((entry for entry in predictions if class_of(facts_of(entry)["kind"]).is_reference), None):
+    if release := next(
+        (entry for entry in predictions if class_of(facts_of(entry)["kind"]).is_reference), None
+    ):
         kinds = {name: class_of(model.facts["kind"]) for name, model in models.items()}
-        compared = {name: scored[name] for name, kind in kinds.items() if not (kind.untuned or kind.is_remote)}
+        compared = {
+            name: scored[name]
+            for name, kind in kinds.items()
+            if not (kind.untuned or kind.is_remote)
+        }
         title = facts_of(release).get("release", "")
-        report["release"] = release_rows.entry(_name(release), title, compared, records, released, config.confidence)
+        report["release"] = release_rows.entry(
+            _name(release), title, compared, records, released, config.confidence
+        )
     if config.pairs is not None:
         digests = {name: str(model.facts.get("predictions")) for name, model in models.items()}
         groups, focus = next(iter(scored.values())).groups, report["focus"]
-        report["judged"] = judged(config, records, answers, digests, groups, focus=focus, of=(predictions, prepared))
+        report["judged"] = judged(
+            config, records, answers, digests, groups, focus=focus, of=(predictions, prepared)
+        )
     report = cast(EvaluationReport, _rounded(report))
     report["remarks"] = remarks(report)
     labels = task.labels or _label_sets(task, records, answers.values())
@@ -144,13 +168,19 @@ def _measured(
         for name, model in scored.items()
     }
     models = {name: entry for name, entry in entries.items() if entry["kind"] != FREE["kind"]}
-    others = {name: entry for name, entry in models.items() if not class_of(entry["kind"]).is_baseline}
+    others = {
+        name: entry for name, entry in models.items() if not class_of(entry["kind"]).is_baseline
+    }
     models = others or models
     sliced = slices_of(task, records, named=config.shown_characters > 0)
     return {
         "task": task.kind,
         "primary_metric": task.rules.primary,
-        "lower_is_better": [*LOWER_IS_BETTER, *([LEVEL_ERROR] if task.ordered else []), *task.rules.checks],
+        "lower_is_better": [
+            *LOWER_IS_BETTER,
+            *([LEVEL_ERROR] if task.ordered else []),
+            *task.rules.checks,
+        ],
         "split": "",
         "n": len(records),
         "confidence": config.confidence,
@@ -169,13 +199,26 @@ def _measured(
     }
 
 
-def _label_sets(task: Task, records: Sequence[Record], answers: Iterable[Answers]) -> tuple[str, ...]:
-    """Every allowed answer that occurs, such as a list of labels, sorted; empty for tasks without labels."""
-    texts = {record.answer for record in records}.union(*([(text or "").strip() for text in a.texts] for a in answers))
+def _label_sets(
+    task: Task, records: Sequence[Record], answers: Iterable[Answers]
+) -> tuple[str, ...]:
+    """Every allowed answer that occurs, such as a list of labels,
+    sorted; empty for tasks without labels.
+    """
+    texts = {record.answer for record in records}.union(
+        *([(text or "").strip() for text in a.texts] for a in answers)
+    )
     return tuple(sorted(filter(task.accepts, texts))) if task.rules.has_labels else ()
 
 
-def _write(out: Path, task: Task, report: EvaluationReport, rows: Sequence[RowEntry], *, labels: Sequence[str]) -> None:
+def _write(
+    out: Path,
+    task: Task,
+    report: EvaluationReport,
+    rows: Sequence[RowEntry],
+    *,
+    labels: Sequence[str],
+) -> None:
     head = {"participants": report["participants"], "cut": report["cut"], "task": report["task"]}
     head |= {"labels": list(labels), "score": task.rules.row_metric}
     with (out / "rows.jsonl").open("w", encoding="utf-8", newline="\n") as stream:
@@ -192,12 +235,19 @@ def _write(out: Path, task: Task, report: EvaluationReport, rows: Sequence[RowEn
 def _split_of(predictions: Sequence[Artifact]) -> str:
     splits = {facts_of(artifact)["split"] for artifact in predictions}
     if len(splits) != 1:
-        raise UsageError(f"the predictions are of different splits: {', '.join(sorted(splits)) or 'none'}",
-                         hint="predictions of one split can be compared")  # fmt: skip
+        raise UsageError(
+            f"the predictions are of different splits: {', '.join(sorted(splits)) or 'none'}",
+            hint="predictions of one split can be compared",
+        )
     split = splits.pop()
-    if learned := sorted(map(_name, filter(lambda made: facts_of(made).get("learned"), predictions))):
-        raise UsageError(f"the {split} rows are learned by {', '.join(learned)}, whose figures would be too good",
-                         hint="--split test, or models without linear members, as --compare gguf")  # fmt: skip
+    if learned := sorted(
+        map(_name, filter(lambda made: facts_of(made).get("learned"), predictions))
+    ):
+        raise UsageError(
+            f"the {split} rows are learned by {', '.join(learned)}, whose figures would be too "
+            "good",
+            hint="--split test, or models without linear members, as --compare gguf",
+        )
     return split
 
 
@@ -215,25 +265,35 @@ def _models(
         if counts[name] > 1 and digest and digest not in kept:
             name = f"{name} ({digest[:8]})"
         if name in models:
-            raise UsageError(f"two of the models have the name '{name}'", hint="give each model once")
+            raise UsageError(
+                f"two of the models have the name '{name}'", hint="give each model once"
+            )
         models[name] = _model(artifact, records)
     return models
 
 
 def _name(predictions: Artifact) -> str:
-    return facts_of(predictions)["model"].replace("|", "/")  # `|` stands between the names of a pair
+    # `|` stands between the names of a pair
+    return facts_of(predictions)["model"].replace("|", "/")
 
 
 def _place(predictions: Artifact) -> tuple[int, int, int, str]:
     facts = facts_of(predictions)
-    return class_of(facts["kind"]).place, -(facts.get("size") or 0), facts.get("shots") or 0, facts["model"]
+    return (
+        class_of(facts["kind"]).place,
+        -(facts.get("size") or 0),
+        facts.get("shots") or 0,
+        facts["model"],
+    )
 
 
 def _model(artifact: Artifact, records: Sequence[Record]) -> MeasuredModel:
     metrics, lines = facts_of(artifact), read_predictions(artifact)
     if [line["id"] for line in lines] != [record.id for record in records]:
-        raise UsageError(f"{artifact.path} answers other rows than the prepared data set holds",
-                         hint="slmctl predict, with this data set")  # fmt: skip
+        raise UsageError(
+            f"{artifact.path} answers other rows than the prepared data set holds",
+            hint="slmctl predict, with this data set",
+        )
     sent = np.array([not line.get("not_sent") for line in lines], bool)
     tokens = _tokens([(line.get("prompt_tokens"), line.get("completion_tokens")) for line in lines])
     rate = metrics.get("rows_per_s")
@@ -251,7 +311,9 @@ def _model(artifact: Artifact, records: Sequence[Record]) -> MeasuredModel:
         "failed": metrics.get("failed") or 0,
         "predictions": artifact.digest,
         "tokens": tokens,
-        "tokens_per_s": tokens["completion"] / int(sent.sum()) * rate if tokens and rate and sent.any() else None,
+        "tokens_per_s": tokens["completion"] / int(sent.sum()) * rate
+        if tokens and rate and sent.any()
+        else None,
     }
     if "sample" in metrics:
         facts["sample"] = metrics["sample"]
@@ -268,16 +330,25 @@ def _model(artifact: Artifact, records: Sequence[Record]) -> MeasuredModel:
 
 def _tokens(counts: Sequence[tuple[int | None, int | None]]) -> TokenCounts | None:
     """The sums over all rows; None if a row lacks one of the two counts."""
-    whole = [(prompt, completion) for prompt, completion in counts if prompt is not None and completion is not None]
+    whole = [
+        (prompt, completion)
+        for prompt, completion in counts
+        if prompt is not None and completion is not None
+    ]
     if len(whole) < len(counts):
         return None
-    return {"prompt": sum(prompt for prompt, _ in whole), "completion": sum(completion for _, completion in whole)}
+    return {
+        "prompt": sum(prompt for prompt, _ in whole),
+        "completion": sum(completion for _, completion in whole),
+    }
 
 
 # Writing
 
 
-def _entry(model: Scored, drawn: Mapping[str, Floats], confidence: float, facts: ModelFacts) -> ParticipantEntry:
+def _entry(
+    model: Scored, drawn: Mapping[str, Floats], confidence: float, facts: ModelFacts
+) -> ParticipantEntry:
     values = {name: model.value(name) for name in model.metrics}
     n, groups = int(model.sent.sum()), model.groups[model.sent]
 
@@ -295,30 +366,44 @@ def _entry(model: Scored, drawn: Mapping[str, Floats], confidence: float, facts:
         "invalid": model.invalid,
         "metrics": values,
         "intervals": {name: list(interval) for name, interval in intervals.items()},
-        "interval": list(next(iter(intervals.values()))),  # of the primary metric, which stands first
+        # of the primary metric, which stands first
+        "interval": list(next(iter(intervals.values()))),
         **model.facts,
         **facts,
     }
     if effect > 1:
         sizes = np.unique(groups, return_counts=True)[1].tolist()
-        entry |= {"design_effect": effect, "groups": len(sizes), "effective_groups": effective_groups(sizes)}
+        entry |= {
+            "design_effect": effect,
+            "groups": len(sizes),
+            "effective_groups": effective_groups(sizes),
+        }
     return entry
 
 
-def _slices(scored: Mapping[str, Scored], sliced: Sequence[Slice], primary: str, confidence: float) -> list[SliceEntry]:
+def _slices(
+    scored: Mapping[str, Scored], sliced: Sequence[Slice], primary: str, confidence: float
+) -> list[SliceEntry]:
     entries = []
     for by, name, mask in sliced:
-        rows = {title: model.sent & mask for title, model in scored.items() if (model.sent & mask).any()}
+        rows = {
+            title: model.sent & mask for title, model in scored.items() if (model.sent & mask).any()
+        }
         values = {title: scored[title].value(primary, mask) for title in rows}
         entry: SliceEntry = {"by": by, "name": name, "n": int(mask.sum()), "values": values}
-        checks = {title: [check for check in CHECKS if check in scored[title].metrics] for title in rows}
+        checks = {
+            title: [check for check in CHECKS if check in scored[title].metrics] for title in rows
+        }
         if any(checks.values()):
             entry["checks"] = {
-                title: {check: scored[title].value(check, mask) for check in names} for title, names in checks.items()
+                title: {check: scored[title].value(check, mask) for check in names}
+                for title, names in checks.items()
             }
         if primary in SHARES:
             entry["intervals"] = {
-                title: list(wilson(int((scored[title].right & sent).sum()), int(sent.sum()), confidence))
+                title: list(
+                    wilson(int((scored[title].right & sent).sum()), int(sent.sum()), confidence)
+                )
                 for title, sent in rows.items()
             }
         entries.append(entry)
@@ -326,29 +411,40 @@ def _slices(scored: Mapping[str, Scored], sliced: Sequence[Slice], primary: str,
 
 
 def _focus(models: Mapping[str, ParticipantEntry], choice: ChoiceEntry | None) -> str:
-    """The model to release: the chosen file, else the smallest GGUF file, else the last model of the pipeline."""
+    """The model to release: the chosen file, else the smallest GGUF file,
+    else the last model of the pipeline.
+    """
     if choice is not None and choice["model"] in models:
         return str(choice["model"])
     kinds = {name: class_of(model["kind"]) for name, model in models.items()}
-    sizes = {name: model.get("size") or 0 for name, model in models.items() if kinds[name].is_candidate}
+    sizes = {
+        name: model.get("size") or 0 for name, model in models.items() if kinds[name].is_candidate
+    }
     own = [name for name in models if not (kinds[name].is_remote or kinds[name].is_reference)]
     return min(sizes, key=lambda name: sizes[name]) if sizes else (own or list(models))[-1]
 
 
 def _sum(report: EvaluationReport, made: Artifact) -> SumEntry:
-    """The sum that a release answers by: of the file to release with linear members, or the file alone."""
+    """The sum that a release answers by: of the file to release with
+    linear members, or the file alone.
+    """
     both = f"{report['focus']}{IN_SUM}"
     facts = {key: made.metrics[key] for key in ("weights", "gains", "floor", "rows", "right")}
     return cast(SumEntry, {"model": both if both in report["models"] else report["focus"], **facts})
 
 
 def _rows(
-    labels: Sequence[str], records: Sequence[Record], scored: Mapping[str, Scored], answers: Mapping[str, Answers],
+    labels: Sequence[str],
+    records: Sequence[Record],
+    scored: Mapping[str, Scored],
+    answers: Mapping[str, Answers],
     cut: int,
-) -> Iterator[RowEntry]:  # fmt: skip
-    """The rows of `rows.jsonl`; answers are (index in `labels`, or -1; right; confidence; score), None if not sent.
+) -> Iterator[RowEntry]:
+    """The rows of `rows.jsonl`; answers are (index in `labels`, or -1; right; confidence; score),
+    None if not sent.
 
-    Texts are cut to `cut` characters, 0 for none. Sensitive records have none, since reports are published.
+    Texts are cut to `cut` characters, 0 for none. Sensitive records have none, since reports are
+    published.
     """
     index = {label: k for k, label in enumerate(labels)}
     groups = next(iter(scored.values())).groups.tolist()
@@ -365,12 +461,24 @@ def _rows(
         if shared:
             row["group"] = groups[k]  # not its name, which may be a customer's
         if cut and not record.sensitive:
-            texts = [(model.texts[k] or "")[:cut] if model.sent[k] else None for model in answers.values()]
-            row["texts"] = {"input": record.input[:cut], "expected": record.answer[:cut], "answers": texts}
-        faults = [model.faults[k] if model.faults and model.sent[k] else {} for model in scored.values()]
+            texts = [
+                (model.texts[k] or "")[:cut] if model.sent[k] else None
+                for model in answers.values()
+            ]
+            row["texts"] = {
+                "input": record.input[:cut],
+                "expected": record.answer[:cut],
+                "answers": texts,
+            }
+        faults = [
+            model.faults[k] if model.faults and model.sent[k] else {} for model in scored.values()
+        ]
         if any(faults):
             shown = cut and not record.sensitive  # values are words of the answer
-            row["faults"] = [{check: list(each) if shown else [] for check, each in own.items()} for own in faults]
+            row["faults"] = [
+                {check: list(each) if shown else [] for check, each in own.items()}
+                for own in faults
+            ]
         yield row
 
 
@@ -387,10 +495,13 @@ def _cell(model: Scored, answers: Answers, index: Mapping[str, int], k: int) -> 
 
 
 def _rounded(value: Any) -> Any:
-    """A report with every figure to DIGITS digits; a p-value to four significant ones, however small it is."""
+    """A report with every figure to DIGITS digits; a p-value to four
+    significant ones, however small it is.
+    """
     if isinstance(value, dict):
         return {
-            key: float(f"{inner:.4g}") if key in ("p", "p_holm") else _rounded(inner) for key, inner in value.items()
+            key: float(f"{inner:.4g}") if key in ("p", "p_holm") else _rounded(inner)
+            for key, inner in value.items()
         }
     if isinstance(value, list | tuple):
         return [_rounded(inner) for inner in value]

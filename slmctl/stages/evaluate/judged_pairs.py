@@ -1,4 +1,6 @@
-"""People's decisions on pairs of answers -> the win rate of every two measured models that were judged."""
+"""People's decisions on pairs of answers -> the win rate of every
+two measured models that were judged.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ def judged(
     """The judged pairs of a report, those of the focus first.
 
     Args:
-        config: The section, with the file of decisions, and that of a judge's verdicts where there is one.
+        config: The section, with the file of decisions, and that of a judge's verdicts where there
+            is one.
         records: The measured rows.
         answers: The answers of each model, by its name.
         digests: The digest of each model's predictions; decisions on others do not count.
@@ -50,9 +53,16 @@ def judged(
         lines.setdefault(line.models, []).append(line)
     places = {record.id: k for k, record in enumerate(records)}
     made = {each.digest: each for each in of[0]}
-    by_judge = verdicts_of(JudgeVerdict.read(config.verdicts) if config.verdicts is not None else ())
-    people = {key: standing(line for line in own if line.id in places) for key, own in lines.items()}
-    stands = {key: [line for line in own.values() if line.decision != "skipped"] for key, own in people.items()}
+    by_judge = verdicts_of(
+        JudgeVerdict.read(config.verdicts) if config.verdicts is not None else ()
+    )
+    people = {
+        key: standing(line for line in own if line.id in places) for key, own in lines.items()
+    }
+    stands = {
+        key: [line for line in own.values() if line.decision != "skipped"]
+        for key, own in people.items()
+    }
     entries = []
     for names in itertools.combinations(digests, 2):
         against, model = names if names[0] != focus else names[::-1]
@@ -69,17 +79,25 @@ def judged(
                 entries[-1]["judge"] = figures if better == "first" else turned_judge(figures)
     measured = {*itertools.product(digests.values(), repeat=2)}
     others = sum(len(own) for key, own in stands.items() if key not in measured)
-    return {"entries": sorted(entries, key=lambda entry: entry["model"] != focus), "of_others": others}
+    return {
+        "entries": sorted(entries, key=lambda entry: entry["model"] != focus),
+        "of_others": others,
+    }
 
 
 def _entry(
     decisions: Sequence[PairDecision], better: str, groups: npt.NDArray[np.int64], confidence: float
 ) -> JudgedEntry:
-    """The figures of one pair of models without their names; `better` is the decision for the one in question."""
+    """The figures of one pair of models without their names; `better` is
+    the decision for the one in question.
+    """
     counts = Counter("won" if line.decision == better else line.decision for line in decisions)
     same, neither, won = counts["same"], counts["neither"], counts["won"]
     lost = len(decisions) - won - same - neither
-    scores = [1.0 if line.decision == better else -(line.decision in ("first", "second")) for line in decisions]
+    scores = [
+        1.0 if line.decision == better else -(line.decision in ("first", "second"))
+        for line in decisions
+    ]
     effect = design_effect(np.array(scores, np.float64), groups)
     figures = WinRate(won, lost, same + neither, effect)
     entry: JudgedEntry = {
@@ -104,4 +122,6 @@ def _entry(
 def _equal(first: Answers, second: Answers) -> int:
     """Number of rows that were sent to both and have equal answers."""
     texts = zip(first.texts, second.texts, first.sent & second.sent, strict=True)
-    return sum(bool(sent) and (text or "").strip() == (other or "").strip() for text, other, sent in texts)
+    return sum(
+        bool(sent) and (text or "").strip() == (other or "").strip() for text, other, sent in texts
+    )

@@ -1,4 +1,6 @@
-"""GGUF files on validation rows -> the file to release; models and prices -> the break-even with an API."""
+"""GGUF files on validation rows -> the file to release; models and
+prices -> the break-even with an API.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,11 @@ from slmctl.stages.evaluate.scoring import Scored, distributions
 CONFIDENCE = 0.95  # of the one-sided upper bound of each loss
 
 
-def choose(rule: Choose, metric: str, scored: Mapping[str, Scored], facts: Mapping[str, ModelFacts]) -> ChoiceEntry:
-    """The smallest GGUF file whose loss on validation rows is within the rule, and that is fast enough.
+def choose(
+    rule: Choose, metric: str, scored: Mapping[str, Scored], facts: Mapping[str, ModelFacts]
+) -> ChoiceEntry:
+    """The smallest GGUF file whose loss on validation rows is within the rule, and that is fast
+    enough.
 
     The observed loss decides. A gate on test rows then bounds the loss of the chosen file.
 
@@ -77,17 +82,23 @@ def _bound(reference: Scored, file: Scored, metric: str) -> float:
     if metric in SHARES:
         a, b = (model.metrics[metric].rows[:, 0] > 0 for model in (reference, file))  # type: ignore[attr-defined] # a mean
         effect = design_effect(b.astype(np.float64) - a, reference.groups)
-        only_first, only_second = (int((one & ~other).sum()) / effect for one, other in ((a, b), (b, a)))
+        only_first, only_second = (
+            int((one & ~other).sum()) / effect for one, other in ((a, b), (b, a))
+        )
         return drop_bound(only_first, only_second, len(a) / effect, CONFIDENCE)
     drawn = distributions({"reference": reference, "file": file}, reference.sent & file.sent)
     return percentiles(drawn["reference"][metric] - drawn["file"][metric], 2 * CONFIDENCE - 1)[1]
 
 
-def break_even(prices: MachinePrices | None, models: Mapping[str, ParticipantEntry]) -> BreakEven | None:
-    """Price of 1,000 rows on your own machine at full load, and at an API's price for the same tokens.
+def break_even(
+    prices: MachinePrices | None, models: Mapping[str, ParticipantEntry]
+) -> BreakEven | None:
+    """Price of 1,000 rows on your own machine at full load, and at an API's price for the same
+    tokens.
 
-    Above `break_even_rows_per_hour` the machine, which costs the same at any load, is the cheaper one;
-    `share_of_capacity` is that rate over the machine's rate. An endpoint has only the price of its tokens.
+    Above `break_even_rows_per_hour` the machine, which costs the same at any load, is the cheaper
+    one; `share_of_capacity` is that rate over the machine's rate. An endpoint has only the price of
+    its tokens.
     """
     if prices is None:
         return None

@@ -1,4 +1,6 @@
-"""Scored models -> differences of every pair on the same rows: intervals, tests, and the slices that differ most."""
+"""Scored models -> differences of every pair on the same rows: intervals,
+tests, and the slices that differ most.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +35,18 @@ MAX_GROUPS = 50  # slices by group, the largest ones
 MANY_PAGES = 100_000
 PAGES = ((1, 2), (3, 5), (6, 15), (16, MANY_PAGES))  # of documents, in slices
 MAX_SLICES = 10  # listed for each pair; all are tested
-QUANTILES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995)  # bounds for gates
+# bounds for gates
+QUANTILES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995)
 
 Slice: TypeAlias = tuple[str, str, Mask]  # criterion, name, rows
 
 
 def slices_of(task: Task, records: Sequence[Record], *, named: bool) -> list[Slice]:
-    """Slices of the rows by label, source file, pages, input length (cut at the quartiles) and group.
+    """Slices of the rows by label, source file, pages, input length (cut at the quartiles) and
+    group.
 
-    A slice with fewer than MIN_ROWS rows, or with all of them, is left out. A group may be a customer, so its name is
-    its rank by size, `#1`, unless `named`.
+    A slice with fewer than MIN_ROWS rows, or with all of them, is left out. A group may be a
+    customer, so its name is its rank by size, `#1`, unless `named`.
     """
     lengths = np.array([len(record.input) for record in records])
     cuts = sorted({int(cut) for cut in np.quantile(lengths, (0.25, 0.5, 0.75), method="lower")})
@@ -60,7 +64,11 @@ def slices_of(task: Task, records: Sequence[Record], *, named: bool) -> list[Sli
     for by, values in keys.items():
         counts = Counter(value for value in values if value).most_common()
         large = [name for name, n in counts if MIN_ROWS <= n < len(records)]
-        names = large[:MAX_GROUPS] if by == "group" else sorted(large, key=lambda name: _place(by, name, spans))
+        names = (
+            large[:MAX_GROUPS]
+            if by == "group"
+            else sorted(large, key=lambda name: _place(by, name, spans))
+        )
         for place, name in enumerate(names, 1):
             title = f"#{place}" if by == "group" and not named else name
             slices.append((by, title, np.array([value == name for value in values])))
@@ -88,9 +96,11 @@ def compare(
     sliced: Sequence[Slice],
     confidence: float,
 ) -> dict[str, PairEntry]:
-    """Every pair of participants, `first|second`, on the rows sent to both; a difference is second less first.
+    """Every pair of participants, `first|second`, on the rows sent to both; a difference is second
+    less first.
 
-    `drawn` holds `distributions` by set of rows (`mask.tobytes()`), `confidence` is the coverage of the intervals.
+    `drawn` holds `distributions` by set of rows (`mask.tobytes()`), `confidence` is the coverage of
+    the intervals.
     """
     drawn = dict(drawn)
     table: dict[str, PairEntry] = {}
@@ -112,7 +122,9 @@ def compare(
             "only_first": only_first,
             "only_second": only_second,
             "neither": n - both - only_first - only_second,
-            "metrics": compare_on(first, second, mask, (drawn[key][name], drawn[key][other]), confidence),
+            "metrics": compare_on(
+                first, second, mask, (drawn[key][name], drawn[key][other]), confidence
+            ),
             "slices": tested[:MAX_SLICES],
             "slices_tested": len(tested),
         }
@@ -128,7 +140,8 @@ def compare_on(
 ) -> dict[str, MetricDifference]:
     """Every metric that both have, second less first, on `rows` that were sent to both.
 
-    `drawn` holds the `distributions` of both over these rows, `confidence` is the coverage of the intervals.
+    `drawn` holds the `distributions` of both over these rows, `confidence` is the coverage of the
+    intervals.
     """
     return {
         name: _share(first, second, name, rows, confidence)
@@ -139,14 +152,22 @@ def compare_on(
     }
 
 
-def _share(first: Scored, second: Scored, name: str, mask: Mask, confidence: float) -> MetricDifference:
+def _share(
+    first: Scored, second: Scored, name: str, mask: Mask, confidence: float
+) -> MetricDifference:
     """Two shares of the same rows: exact McNemar test, Tango's interval."""
     a, b = (model.metrics[name].rows[:, 0] > 0 for model in (first, second))  # type: ignore[attr-defined] # a mean
-    only_first, only_second, n = int((a & ~b & mask).sum()), int((b & ~a & mask).sum()), int(mask.sum())
+    only_first, only_second, n = (
+        int((a & ~b & mask).sum()),
+        int((b & ~a & mask).sum()),
+        int(mask.sum()),
+    )
     effect = design_effect(b[mask].astype(np.float64) - a[mask], first.groups[mask])
     difference: MetricDifference = {
         "difference": (only_second - only_first) / n,
-        "interval": list(difference_interval(only_first / effect, only_second / effect, n / effect, confidence)),
+        "interval": list(
+            difference_interval(only_first / effect, only_second / effect, n / effect, confidence)
+        ),
         "p": mcnemar(only_first, only_second, effect),
         "detectable": detectable_share((only_first + only_second) / effect, n / effect, confidence),
         "test": "mcnemar",
@@ -159,7 +180,13 @@ def _share(first: Scored, second: Scored, name: str, mask: Mask, confidence: flo
 
 
 def _figure(
-    first: Scored, second: Scored, name: str, mask: Mask, first_drawn: Floats, second_drawn: Floats, confidence: float
+    first: Scored,
+    second: Scored,
+    name: str,
+    mask: Mask,
+    first_drawn: Floats,
+    second_drawn: Floats,
+    confidence: float,
 ) -> MetricDifference:
     """Two metrics of the same rows that are not shares: paired percentile bootstrap."""
     differences = second_drawn - first_drawn
@@ -173,7 +200,9 @@ def _figure(
     }
 
 
-def _test_slices(first: Scored, second: Scored, mask: Mask, sliced: Sequence[Slice]) -> list[SliceDifference]:
+def _test_slices(
+    first: Scored, second: Scored, mask: Mask, sliced: Sequence[Slice]
+) -> list[SliceDifference]:
     """The slices of one pair by p-value, also after Holm's correction over all of them."""
     tests: list[SliceDifference] = []
     primary = next(iter(first.metrics))
@@ -188,16 +217,29 @@ def _test_slices(first: Scored, second: Scored, mask: Mask, sliced: Sequence[Sli
         else:
             apart = (second.score - first.score)[both]
             difference, p = float(apart.mean()), _mean_test(apart)
-        tests.append({"by": by, "name": name, "n": int(both.sum()), "difference": difference, "p": p, "p_holm": 1.0})
+        tests.append(
+            {
+                "by": by,
+                "name": name,
+                "n": int(both.sum()),
+                "difference": difference,
+                "p": p,
+                "p_holm": 1.0,
+            }
+        )
     for entry, corrected in zip(tests, holm([entry["p"] for entry in tests]), strict=True):
         entry["p_holm"] = corrected
     # in nine digits, so that values that differ in the last bit keep their order on every machine
-    return sorted(tests, key=lambda entry: (float(f"{entry['p']:.9g}"), -round(abs(entry["difference"]), 9)))
+    return sorted(
+        tests, key=lambda entry: (float(f"{entry['p']:.9g}"), -round(abs(entry["difference"]), 9))
+    )
 
 
 def _mean_test(apart: Floats) -> float:
     """Two-sided p-value of a mean row-wise difference of 0, by bootstrap."""
     if not apart.any():
         return 1.0
-    means = np.concatenate([weights @ apart.astype(np.float32) for weights in resamples(len(apart))])
+    means = np.concatenate(
+        [weights @ apart.astype(np.float32) for weights in resamples(len(apart))]
+    )
     return bootstrap_p_value(np.asarray(means, np.float64))

@@ -1,4 +1,6 @@
-"""Records, scored models and a release's data set -> the release compared with each model on old and new rows."""
+"""Records, scored models and a release's data set -> the release compared
+with each model on old and new rows.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ def entry(
 
     Args:
         title: Its project and version.
-        models: The release by its `name`, and the models that it is compared with, scored on the records.
+        models: The release by its `name`, and the models that it is compared with, scored on the
+            records.
         data_set: The data set that it was trained on; None if it is not available.
 
     Raises:
@@ -39,7 +42,9 @@ def entry(
     splits = _splits(records, data_set)
     old = np.array([bool(held & {*SPLITS}) for held in splits])
     made["trained_on"] = sum("train" in held for held in splits)
-    made["rows"] = {title: _on(name, models, rows, confidence) for title, rows in (("old", old), ("new", ~old))}
+    made["rows"] = {
+        title: _on(name, models, rows, confidence) for title, rows in (("old", old), ("new", ~old))
+    }
     return made
 
 
@@ -57,7 +62,8 @@ def _on(name: str, models: Mapping[str, Scored], rows: Mask, confidence: float) 
     return {
         "n": int(rows.sum()),
         "values": {
-            title: {metric: model.value(metric, rows) for metric in model.metrics} for title, model in models.items()
+            title: {metric: model.value(metric, rows) for metric in model.metrics}
+            for title, model in models.items()
         },
         "differences": {
             title: compare_on(release, model, rows, (drawn[name], drawn[title]), confidence)

@@ -30,7 +30,9 @@ TwoWidths = tuple[Markup, Markup] | None  # for the whole width of a page, and f
 def scores(view: ReportView) -> TwoWidths:
     """The primary metric of every competing participant, with the best baseline as a line."""
     baseline, dots = view.baseline, []
-    reference = (view.score(baseline), f"{baseline} {percent(view.score(baseline))}") if baseline else None
+    reference = (
+        (view.score(baseline), f"{baseline} {percent(view.score(baseline))}") if baseline else None
+    )
     for name in view.competing:
         value, (low, high), kind = view.score(name), view.interval(name), view.entries[name]["kind"]
         colour = "c1" if name == view.focus else COLOURS.get(kind, "c3")
@@ -45,7 +47,9 @@ def differences(view: ReportView) -> TwoWidths:
         if name != view.focus and (gap := view.difference(name, view.focus)):
             text = f"{gap.text} ({gap.span})" + (f", {gap.chance}" if gap.chance else "")
             aside = view.kind(name).untuned
-            dots.append(Dot(f"over {name}", gap.value, gap.low, gap.high, text, gap.tone or "c5", aside))
+            dots.append(
+                Dot(f"over {name}", gap.value, gap.low, gap.high, text, gap.tone or "c5", aside)
+            )
     if not dots:
         return None
     title = f"{view.focus} less each other model"
@@ -67,28 +71,46 @@ def slices(view: ReportView) -> TwoWidths:
 
 
 def by_rows(curve: RowsCurve, focus: str) -> Markup:
-    """Accuracy of cheap models over the rows that they learned, with 95 % intervals, and of the tuned model."""
+    """Accuracy of cheap models over the rows that they learned, with 95
+    % intervals, and of the tuned model.
+    """
     train, lines, alone = curve.points[-1][0], list[LineSeries](), focus.removesuffix(IN_SUM)
     tuned = curve.encoder is not None
     cheap = (
         ("frozen encoder" if tuned else "encoder and words", "c3", 1),
         ("words" if tuned else "words alone", "c5", 2),
     )
-    for name, colour, k in cheap[all(both == words for _, both, words in curve.points) :]:  # without an encoder one
+    # without an encoder one
+    for name, colour, k in cheap[all(both == words for _, both, words in curve.points) :]:
         points, bounds = list[Point](), (list[Point](), list[Point]())
         for point in curve.points:
-            x, share, interval = point[0] / train, point[k] / curve.rows, wilson(point[k], curve.rows)
+            x, share, interval = (
+                point[0] / train,
+                point[k] / curve.rows,
+                wilson(point[k], curve.rows),
+            )
             low, high = map(percent, interval)
-            points.append(Point(x, share, f"{count(point[0], 'row')}: {percent(share)} ({low} to {high})"))
+            points.append(
+                Point(x, share, f"{count(point[0], 'row')}: {percent(share)} ({low} to {high})")
+            )
             for side, bound in zip(bounds, interval, strict=True):
                 side.append(Point(x, bound))
-        lines += [LineSeries(name, points, colour), *(LineSeries("", side, colour, dashed=True) for side in bounds)]
+        lines += [
+            LineSeries(name, points, colour),
+            *(LineSeries("", side, colour, dashed=True) for side in bounds),
+        ]
     near = curve.encoder is not None and abs(curve.encoder - (curve.tuned or 0)) < curve.rows / 20
     for name, colour, right in (("tuned encoder", "c3", curve.encoder), (alone, "c1", curve.tuned)):
         if right is not None:
             reached = percent(right / curve.rows)
             shown = reached if name == alone or not near else ""  # texts would overlap
-            lines.append(LineSeries(name, [Point(1.0, right / curve.rows, f"{name}: {reached}", shown, "end")], colour))
+            lines.append(
+                LineSeries(
+                    name,
+                    [Point(1.0, right / curve.rows, f"{name}: {reached}", shown, "end")],
+                    colour,
+                )
+            )
     label = f"share of the {count(train, 'row')} that the cheap models learned"
     return svg_chart.lines(lines, title="Accuracy by training rows", x_label=label, percent=True)
 
@@ -99,12 +121,22 @@ def losses(training: Training | None) -> Markup | None:
     every = max(1, len(training.train_losses) // POINTS)
     train = [Point(step, loss) for step, loss in training.train_losses[::every]]
     validation = [
-        Point(step, loss, f"step {step}: {loss:.4f}", f"kept: {loss:.3f}" if step == training.best_step else "")
+        Point(
+            step,
+            loss,
+            f"step {step}: {loss:.4f}",
+            f"kept: {loss:.3f}" if step == training.best_step else "",
+        )
         for step, loss in training.validation_losses
     ]
-    series = (LineSeries("training loss", train, "c5"), LineSeries("validation loss", validation, "c1"))
+    series = (
+        LineSeries("training loss", train, "c5"),
+        LineSeries("validation loss", validation, "c1"),
+    )
     visible = [each for each in series if each.points]
-    return svg_chart.lines(visible, title="Loss of training and validation", x_label="step", log=True)
+    return svg_chart.lines(
+        visible, title="Loss of training and validation", x_label="step", log=True
+    )
 
 
 def reliability(view: ReportView) -> Markup | None:
@@ -115,30 +147,46 @@ def reliability(view: ReportView) -> Markup | None:
         Point(
             bin["confidence"],
             bin["accuracy"],
-            f"{count(bin['n'], 'row')}: {percent(bin['confidence'])} confident, {percent(bin['accuracy'])} right",
+            f"{count(bin['n'], 'row')}: {percent(bin['confidence'])} confident, "
+            f"{percent(bin['accuracy'])} right",
         )
         for bin in calibration["bins"]
     ]
     ideal = LineSeries("perfect calibration", [Point(0, 0), Point(1, 1)], "c5", dashed=True)
     return svg_chart.lines(
-        [LineSeries(view.focus, points), ideal], title="Reliability diagram", x_label="confidence",
-        y_label="accuracy", x_range=(0, 1), y_range=(0, 1), percent=True,
-    )  # fmt: skip
+        [LineSeries(view.focus, points), ideal],
+        title="Reliability diagram",
+        x_label="confidence",
+        y_label="accuracy",
+        x_range=(0, 1),
+        y_range=(0, 1),
+        percent=True,
+    )
 
 
 def confidences(view: ReportView) -> list[Bar]:
     calibration = view.entries[view.focus].get("calibration")
     bins = reversed(calibration["bins"] if calibration else [])
-    return [Bar(f"{percent(bin['low'], 0)} to {percent(bin['high'], 0)}", bin["n"], f"{bin['n']:,}") for bin in bins]
+    return [
+        Bar(f"{percent(bin['low'], 0)} to {percent(bin['high'], 0)}", bin["n"], f"{bin['n']:,}")
+        for bin in bins
+    ]
 
 
 def f1_bars(parts: Sequence[tuple[str, ClassFigures]]) -> list[Bar]:
-    return [Bar(name, each["f1"], f"{each['f1']:.2f}, {count(each['support'], 'row')}") for name, each in parts]
+    return [
+        Bar(name, each["f1"], f"{each['f1']:.2f}, {count(each['support'], 'row')}")
+        for name, each in parts
+    ]
 
 
 def latencies(view: ReportView) -> list[Bar]:
     timed = [(name, view.entries[name].get("latency_ms")) for name in view.models]
-    return [Bar(name, ms["median"], f"{ms['median']:,.0f} ms", _own(view, name)) for name, ms in timed if ms]
+    return [
+        Bar(name, ms["median"], f"{ms['median']:,.0f} ms", _own(view, name))
+        for name, ms in timed
+        if ms
+    ]
 
 
 def sizes(view: ReportView) -> list[Bar]:
@@ -163,8 +211,14 @@ def break_even(view: ReportView) -> Markup | None:
     note = f"{even:,.0f} rows an hour: {hourly:g} {currency} either way"
     mark = Point(even, hourly, note, f"{even:,.0f} rows/h", anchor="end")
     api = LineSeries("API", [Point(0, 0), mark, Point(end, hourly * end / even)], "c2")
-    return svg_chart.lines([machine, api], title="Cost an hour", x_label="rows an hour", y_label=f"{currency} an hour",
-                           x_range=(0, end), y_range=(0, 1.1 * max(hourly, hourly * end / even)))  # fmt: skip
+    return svg_chart.lines(
+        [machine, api],
+        title="Cost an hour",
+        x_label="rows an hour",
+        y_label=f"{currency} an hour",
+        x_range=(0, end),
+        y_range=(0, 1.1 * max(hourly, hourly * end / even)),
+    )
 
 
 @dataclass(frozen=True)
@@ -173,7 +227,8 @@ class Confusion:
 
     Attributes:
         drawn: Labels of the matrix, those with the most errors, of `labels`.
-        errors: (reference, predicted, rows), the most frequent first; "" for an answer that is not a label.
+        errors: (reference, predicted, rows), the most frequent first; "" for an answer that is not
+            a label.
         wrong: Rows of all errors.
     """
 
@@ -186,8 +241,15 @@ class Confusion:
 
 def confusion(view: ReportView) -> Confusion | None:
     """The confusion matrix of the labels with the most errors; None without errors."""
-    cells = {(expected, predicted): n for expected, predicted, n in view.entries[view.focus].get("confusion") or []}
-    errors = [(expected, predicted, n) for (expected, predicted), n in cells.items() if expected != predicted]
+    cells = {
+        (expected, predicted): n
+        for expected, predicted, n in view.entries[view.focus].get("confusion") or []
+    }
+    errors = [
+        (expected, predicted, n)
+        for (expected, predicted), n in cells.items()
+        if expected != predicted
+    ]
     if not errors:
         return None
     errors.sort(key=lambda error: (-error[2], error[0], error[1]))

@@ -1,4 +1,6 @@
-"""A view of `report.json` for its page: participants, their scores, and the difference of any two."""
+"""A view of `report.json` for its page: participants, their
+scores, and the difference of any two.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 
 SLICES = 30  # slices with a difference that are listed
 
-TRIVIAL = ("majority", "copy", "empty", "no_call")  # baselines that show how hard the task is; shown where no other is
+# baselines that show how hard the task is; shown where no other is
+TRIVIAL = ("majority", "copy", "empty", "no_call")
 
 
 def tone(difference: float, *, real: bool) -> Tone:
@@ -50,7 +53,9 @@ def p_equation(p: float) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference of two participants in the primary metric, second less first, with its interval."""
+    """The difference of two participants in the primary metric,
+    second less first, with its interval.
+    """
 
     value: float
     low: float
@@ -82,7 +87,11 @@ class Difference:
     @property
     def chance(self) -> str:
         """The p-value with what it says, such as `p < 0.001: not chance`; empty without one."""
-        return "" if self.p is None else f"{p_equation(self.p)}: {'not' if self.real else 'may be'} chance"
+        return (
+            ""
+            if self.p is None
+            else f"{p_equation(self.p)}: {'not' if self.real else 'may be'} chance"
+        )
 
     @classmethod
     def read(cls, entry: MetricDifference) -> Difference:
@@ -112,7 +121,9 @@ class ReportView:
 
     @cached_property
     def competing(self) -> list[str]:
-        """All participants but the trivial baselines; the best of these stays if there is no other baseline."""
+        """All participants but the trivial baselines; the best of these
+        stays if there is no other baseline.
+        """
         return [name for name in self.entries if name not in TRIVIAL or name == self.baseline]
 
     @property
@@ -122,7 +133,9 @@ class ReportView:
 
     @property
     def file(self) -> str:
-        """The GGUF file of the model to release, alone; a model without linear models added is its own."""
+        """The GGUF file of the model to release, alone; a model
+        without linear models added is its own.
+        """
         return file_of(self.report, self.focus)
 
     @cached_property
@@ -148,9 +161,15 @@ class ReportView:
 
     @property
     def winning_baselines(self) -> int:
-        """The number of baselines that are no worse than the best trained model; their remarks come first."""
+        """The number of baselines that are no worse than the best
+        trained model; their remarks come first.
+        """
         trained = [self.score(name) for name in self.models if self.kind(name).is_trained_here()]
-        return sum(self.score(name) >= max(trained) for name in self.report["baselines"]) if trained else 0
+        return (
+            sum(self.score(name) >= max(trained) for name in self.report["baselines"])
+            if trained
+            else 0
+        )
 
     @property
     def other_metrics(self) -> list[str]:
@@ -159,7 +178,9 @@ class ReportView:
 
     @property
     def checks(self) -> list[str]:
-        """The checks of drafts that the report has; empty for other tasks, and for reports without them."""
+        """The checks of drafts that the report has; empty for other
+        tasks, and for reports without them.
+        """
         return [check for check in CHECKS if check in self.entries[self.focus]["metrics"]]
 
     @property
@@ -186,7 +207,9 @@ class ReportView:
         return pair_of(self.report, first, second)
 
     def difference(self, first: str, second: str) -> Difference | None:
-        """The difference in the primary metric, `second` less `first`; None for a pair without rows in common."""
+        """The difference in the primary metric, `second` less `first`;
+        None for a pair without rows in common.
+        """
         pair = self.pair(first, second)
         if pair is None or self.metric not in pair["metrics"]:
             return None
@@ -194,7 +217,9 @@ class ReportView:
 
     @cached_property
     def compared(self) -> list[tuple[str, str, Difference, PairEntry]]:
-        """(second, first, their difference, their entry) of every pair of competing participants."""
+        """(second, first, their difference, their entry) of
+        every pair of competing participants.
+        """
         return [
             (second, first, difference, pair)
             for number, second in enumerate(self.competing)
@@ -211,21 +236,37 @@ class ReportView:
             if not self.kind(name).untuned and (pair := self.pair(name, self.focus))
             for entry in pair["slices"]
         ]
-        return [(name, entry) for _, _, name, entry in sorted(entries, key=lambda each: each[:3])[:SLICES]]
+        return [
+            (name, entry)
+            for _, _, name, entry in sorted(entries, key=lambda each: each[:3])[:SLICES]
+        ]
 
     @cached_property
     def beside_release(self) -> list[tuple[str, int, float, float, Difference]]:
-        """(rows, their number, score of the focus, score of the release, difference), for all, old and new rows."""
+        """(rows, their number, score of the focus, score of the release,
+        difference), for all, old and new rows.
+        """
         release, focus, metric = self.report["release"], self.focus, self.metric
         lines, pair, name = [], self.pair(release["name"], focus), release["name"]
         if pair is not None and metric in pair["metrics"]:
             lines.append(
-                ("all", pair["n"], self.score(focus), self.score(name), Difference.read(pair["metrics"][metric]))
+                (
+                    "all",
+                    pair["n"],
+                    self.score(focus),
+                    self.score(name),
+                    Difference.read(pair["metrics"][metric]),
+                )
             )
         for title, part in release["rows"].items():
             if focus in part["differences"]:
-                values, difference = part["values"], Difference.read(part["differences"][focus][metric])
-                lines.append((title, part["n"], values[focus][metric], values[name][metric], difference))
+                values, difference = (
+                    part["values"],
+                    Difference.read(part["differences"][focus][metric]),
+                )
+                lines.append(
+                    (title, part["n"], values[focus][metric], values[name][metric], difference)
+                )
         return lines
 
     @cached_property
@@ -233,7 +274,9 @@ class ReportView:
         """The slices that the focus answered, the weakest first."""
         focus = self.focus
         slices = [entry for entry in self.report["slices"] if focus in entry["values"]]
-        return sorted(slices, key=lambda entry: (entry["values"][focus], -entry["n"], entry["name"]))
+        return sorted(
+            slices, key=lambda entry: (entry["values"][focus], -entry["n"], entry["name"])
+        )
 
     def parts(self, key: Literal["per_class", "fields"]) -> list[tuple[str, ClassFigures]]:
         parts = self.entries[self.focus].get(key) or {}

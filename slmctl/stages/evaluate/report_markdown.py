@@ -12,13 +12,18 @@ from slmctl.reports.html_page import points
 from slmctl.stages.evaluate.report_data import Difference, ReportView
 
 WORST = 5  # slices that are listed
-TESTS = {"mcnemar": "exact McNemar test and Tango's interval", "bootstrap": "paired percentile bootstrap"}
+TESTS = {
+    "mcnemar": "exact McNemar test and Tango's interval",
+    "bootstrap": "paired percentile bootstrap",
+}
 
 
 def markdown(report: EvaluationReport) -> str:
     view = ReportView(report)
     differences = {
-        name: gap for name in view.entries if name != view.focus and (gap := view.difference(name, view.focus))
+        name: gap
+        for name in view.entries
+        if name != view.focus and (gap := view.difference(name, view.focus))
     }
     pairs = (view.pair(name, view.focus) for name in differences)
     return html_page.markdown(
@@ -30,7 +35,10 @@ def markdown(report: EvaluationReport) -> str:
         scoreboard=scoreboard.table(report),
         table=_table,
         differences=[[name, *_difference(gap)] for name, gap in differences.items()],
-        tests=[TESTS[test] for test in sorted({pair["metrics"][view.metric]["test"] for pair in pairs if pair})],
+        tests=[
+            TESTS[test]
+            for test in sorted({pair["metrics"][view.metric]["test"] for pair in pairs if pair})
+        ],
         weakest=list(_weakest(view)),
         release=list(_release(view)),
         checks=list(_checks(view)),
@@ -41,7 +49,9 @@ def markdown(report: EvaluationReport) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in (head, *rows)]
+    cells = [
+        [str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in (head, *rows)
+    ]
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     return "\n".join([lines[0], "|---" + "|---:" * (len(head) - 1) + "|", *lines[1:]])
 
@@ -75,7 +85,9 @@ def _checks(view: ReportView) -> Iterator[list[str]]:
 def _judged(report: EvaluationReport) -> Iterator[list[str]]:
     for entry in report["judged"]["entries"] if "judged" in report else ():
         low, high = entry["interval"]
-        counts = [str(number) for number in (entry["won"], entry["lost"], entry["same"], entry["neither"])]
+        counts = [
+            str(number) for number in (entry["won"], entry["lost"], entry["same"], entry["neither"])
+        ]
         rate = [percent(entry["win_rate"]), f"{percent(low)} to {percent(high)}"]
         yield [entry["model"], entry["against"], *rate, *counts, f"{entry['p']:.2g}"]
 
@@ -101,6 +113,8 @@ def _costs(report: EvaluationReport) -> Iterator[list[str]]:
             name,
             f"{entry['machine_per_1000_rows']:.4f}" if "machine_per_1000_rows" in entry else "-",
             f"{entry['api_per_1000_rows']:.4f}",
-            f"{entry['break_even_rows_per_hour']:.0f}" if "break_even_rows_per_hour" in entry else "-",
+            f"{entry['break_even_rows_per_hour']:.0f}"
+            if "break_even_rows_per_hour" in entry
+            else "-",
             percent(entry["share_of_capacity"]) if "share_of_capacity" in entry else "-",
         ]

@@ -1,7 +1,8 @@
 """The project around a report: its origin, today's gates, the training and the policy.
 
-A report follows from predictions and data alone. What lies around it (gates, training, policy) changes without a new
-measurement, so the page inside the artifact lacks it, and `slmctl evaluate` writes a second one with it.
+A report follows from predictions and data alone. What lies around it (gates, training, policy)
+changes without a new measurement, so the page inside the artifact lacks it, and `slmctl evaluate`
+writes a second one with it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Training:
-    """The training of the model to release; losses are (step, loss), `seconds` is the time of the whole stage."""
+    """The training of the model to release; losses are (step, loss),
+    `seconds` is the time of the whole stage.
+    """
 
     steps: int
     best_step: int
@@ -25,7 +28,8 @@ class Training:
 
 @dataclass(frozen=True)
 class PolicyShares:
-    """Share of answers that the policy keeps, and share of these that are wrong, on the rows that tested it.
+    """Share of answers that the policy keeps, and share of these that are wrong, on the rows that
+    tested it.
 
     Attributes:
         cost: Of a thousand questions, with its interval, in `currency`; None without prices.
@@ -40,13 +44,17 @@ class PolicyShares:
 
 @dataclass(frozen=True)
 class RowsCurve:
-    """Right answers to the same validation rows, of cheap models by the rows that they learned and of the tuned model.
+    """Right answers to the same validation rows, of cheap models by the rows that they learned and
+    of the tuned model.
 
     Attributes:
         rows: Number of validation rows.
-        points: (rows learned, right answers of encoder and words, of words alone); the last with the most rows.
-        tuned: Right answers of the tuned file alone, which learned the training rows; None if it did not answer these.
-        encoder: Right answers of words with the encoder that learned all training rows; None if the frozen one answers.
+        points: (rows learned, right answers of encoder and words, of words alone); the last with
+            the most rows.
+        tuned: Right answers of the tuned file alone, which learned the training rows; None if it
+            did not answer these.
+        encoder: Right answers of words with the encoder that learned all training rows; None if the
+            frozen one answers.
     """
 
     rows: int
@@ -57,8 +65,9 @@ class RowsCurve:
 
 @dataclass(frozen=True)
 class Opening:
-    """The project around a report; `gates` are the results of today's gates, a sentence each with its verdict, and
-    `linear` is the instruction to take the linear model if that wins."""
+    """The project around a report; `gates` are the results of today's gates, a sentence each with
+    its verdict, and `linear` is the instruction to take the linear model if that wins.
+    """
 
     project: str
     base: str

@@ -30,8 +30,10 @@ def write(
     """Write the page of a report to a file.
 
     Args:
-        rows: The lines of `rows.jsonl` after the first; `labels` holds the label of each index in them.
-        opening: The project around the report; None for the page inside an artifact, which knows none.
+        rows: The lines of `rows.jsonl` after the first; `labels` holds the label of each index in
+            them.
+        opening: The project around the report; None for the page inside an artifact, which knows
+            none.
         policy: What the policy of a release keeps; by default that of `opening`.
     """
     view, rows = ReportView(report), list(rows)
@@ -70,13 +72,18 @@ def _faults(view: ReportView, rows: Sequence[RowEntry]) -> list[tuple[str, str]]
 
 
 def _day(view: ReportView, policy: PolicyShares | None) -> tuple[int, int, int] | None:
-    """Returns (right, wrong, escalated) of 100 requests a day; None if the metric is not a share of right answers."""
+    """Returns (right, wrong, escalated) of 100 requests a day; None if the
+    metric is not a share of right answers.
+    """
     if view.metric not in SHARES:
         return None
     if policy is None:
         right = round(REQUESTS * view.score(view.focus))
         return right, REQUESTS - right, 0
-    wrong, escalated = round(REQUESTS * policy.kept * policy.error), round(REQUESTS * (1 - policy.kept))
+    wrong, escalated = (
+        round(REQUESTS * policy.kept * policy.error),
+        round(REQUESTS * (1 - policy.kept)),
+    )
     return REQUESTS - wrong - escalated, wrong, escalated
 
 

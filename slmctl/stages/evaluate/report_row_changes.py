@@ -50,12 +50,15 @@ class _Pair:
 
 
 def collect(
-    rows: Iterable[RowEntry], participants: Sequence[str], names: Sequence[str], labels: Sequence[str]
+    rows: Iterable[RowEntry],
+    participants: Sequence[str],
+    names: Sequence[str],
+    labels: Sequence[str],
 ) -> RowChanges | None:
     """The rows that some of `names` answered right and others wrong; None without any.
 
-    The answers of a row are in the order of `participants`; `labels` holds the label of each index in them.
-    The first COLUMNS of `names` are shown.
+    The answers of a row are in the order of `participants`; `labels` holds the label of each index
+    in them. The first COLUMNS of `names` are shown.
     """
     names = list(names)[:COLUMNS]
     places = [participants.index(name) for name in names]
@@ -74,9 +77,14 @@ def collect(
         for index in listed:
             belongs[index].append(number)
         some = "" if len(listed) == len(pair.rows) else f", {len(listed)} of them listed"
-        choices.append(f"{pair.right} right, {pair.wrong} wrong: {count(len(pair.rows), 'row')}{some}")
+        choices.append(
+            f"{pair.right} right, {pair.wrong} wrong: {count(len(pair.rows), 'row')}{some}"
+        )
     lines = [
-        ChangedRow(_line(differing[index], places, labels, texts=texts, named=where == "row"), belongs[index])
+        ChangedRow(
+            _line(differing[index], places, labels, texts=texts, named=where == "row"),
+            belongs[index],
+        )
         for index in kept
     ]
     head = [where, *(["input", "reference"] if texts else ["reference"] if labels else []), *names]
@@ -92,12 +100,20 @@ def _pairs(rows: Sequence[RowEntry], names: Sequence[str], places: Sequence[int]
     return [
         _Pair(right, wrong, where)
         for (right, a), (wrong, b) in itertools.permutations(zip(names, places, strict=True), 2)
-        if (where := [index for index, row in enumerate(rows) if _right(row, a) and _right(row, b) is False])
+        if (
+            where := [
+                index
+                for index, row in enumerate(rows)
+                if _right(row, a) and _right(row, b) is False
+            ]
+        )
     ]
 
 
 def _fair(pairs: Sequence[_Pair], total: int) -> list[int]:
-    """Indices of the rows to show: all, or about equally many of each pair where there are more than ROWS."""
+    """Indices of the rows to show: all, or about equally many of each
+    pair where there are more than ROWS.
+    """
     if total <= ROWS:
         return list(range(total))
     kept: dict[int, None] = {}
@@ -108,16 +124,22 @@ def _fair(pairs: Sequence[_Pair], total: int) -> list[int]:
     return sorted(list(kept)[:ROWS])
 
 
-def _line(row: RowEntry, places: Sequence[int], labels: Sequence[str], *, texts: bool, named: bool) -> list[Cell]:
+def _line(
+    row: RowEntry, places: Sequence[int], labels: Sequence[str], *, texts: bool, named: bool
+) -> list[Cell]:
     shown, (file, number) = row.get("texts"), row["source"]
     line = [console.place(file, number) if named else f"{number:,}"]
     if texts:
         hidden = "(sensitive)" if row["sensitive"] else ""
         line.append(shown["input"] if shown else hidden)
     if texts or labels:
-        line.append(_label(row["expected"], labels) if labels else shown["expected"] if shown else "")
+        line.append(
+            _label(row["expected"], labels) if labels else shown["expected"] if shown else ""
+        )
     answers = shown["answers"] if shown else [None] * len(row["answers"])
-    return [*map(Cell, line)] + [_answer(row["answers"][place], answers[place], labels) for place in places]
+    return [*map(Cell, line)] + [
+        _answer(row["answers"][place], answers[place], labels) for place in places
+    ]
 
 
 def _answer(answer: RowAnswer | None, text: str | None, labels: Sequence[str]) -> Cell:

@@ -8,7 +8,13 @@ from slmctl.console import percent
 from slmctl.inference import FILE, TAGGER
 from slmctl.metrics.judged_rate import FEWEST
 from slmctl.metrics.label_sum import ENCODER, WORDS
-from slmctl.reports.evaluation_report import EvaluationReport, JudgedEntry, JudgeEntry, ParticipantEntry, file_of
+from slmctl.reports.evaluation_report import (
+    EvaluationReport,
+    JudgedEntry,
+    JudgeEntry,
+    ParticipantEntry,
+    file_of,
+)
 from slmctl.reports.html_page import Tone, count
 from slmctl.stages.evaluate.report_data import Difference, ReportView, p_equation
 
@@ -22,7 +28,13 @@ IN_WORDS = {
     "empty": "answering nothing",
 }
 CHEAP = ("encoder_logistic", TAGGER)
-MEMBERS = {FILE: "the file", ENCODER: "the encoder", WORDS: "words", TAGGER: "the encoder that tags words"}  # of a sum
+# of a sum
+MEMBERS = {
+    FILE: "the file",
+    ENCODER: "the encoder",
+    WORDS: "words",
+    TAGGER: "the encoder that tags words",
+}
 FEW_ROWS = 200  # below this, the interval of a share is wider than ten points
 
 
@@ -36,7 +48,11 @@ def headline(view: ReportView) -> tuple[str, Tone]:
     if view.score(baseline) >= view.score(focus):
         more = f"{focus} {percent(view.score(focus))}"
         wins = "better" if view.score(baseline) > view.score(focus) else "as good"
-        return f"{name[0].upper()}{name[1:]} {_did(view, baseline)}, {more}: the baseline is {wins}, and cheaper", "bad"
+        return (
+            f"{name[0].upper()}{name[1:]} {_did(view, baseline)}, {more}: the baseline is {wins}, "
+            "and cheaper",
+            "bad",
+        )
     if difference is not None and not difference.real:
         theirs = percent(view.score(baseline))
         return f"{done}, {name} {theirs}. The difference may be chance.", "warn"
@@ -58,13 +74,21 @@ def lead(view: ReportView) -> str:
     if len(view.models) == 1:
         return f"{view.focus} is the model to release."
     if view.best == view.focus:
-        return f"{view.focus} is the model to release, and the best of {count(len(view.models), 'model')} measured."
+        return (
+            f"{view.focus} is the model to release, and the best of "
+            f"{count(len(view.models), 'model')} measured."
+        )
     difference = view.difference(view.focus, view.best)
-    text = f"The best model is {view.best} with {percent(view.score(view.best))}; {view.focus} is the one to release."
+    text = (
+        f"The best model is {view.best} with {percent(view.score(view.best))}; {view.focus} is "
+        "the one to release."
+    )
     if difference is None:
         return text
     chance = f" ({p_equation(difference.p)})" if difference.p is not None else ""
-    return f"{text} The difference {'is more than' if difference.real else 'may be'} chance{chance}."
+    return (
+        f"{text} The difference {'is more than' if difference.real else 'may be'} chance{chance}."
+    )
 
 
 def remarks(report: EvaluationReport) -> list[str]:
@@ -92,22 +116,30 @@ def _baselines(view: ReportView) -> Iterator[str]:
     for name in view.report["baselines"]:
         scores = f"The baseline {name} scores {percent(view.score(name))}"
         if view.score(name) >= view.score(best):
-            wins = "the cheaper and better choice" if view.score(name) > view.score(best) else "as good, and cheaper"
+            wins = (
+                "the cheaper and better choice"
+                if view.score(name) > view.score(best)
+                else "as good, and cheaper"
+            )
             yield (
-                f"{scores}, the best model ({best}) {percent(view.score(best))}: on these rows the baseline is {wins}."
+                f"{scores}, the best model ({best}) {percent(view.score(best))}: on these rows the "
+                f"baseline is {wins}."
             )
             continue
         difference = view.difference(name, best)
         if difference is not None and difference.low <= 0:
             uncertain.append(
-                f"{scores}, {best} {percent(view.score(best))}: the difference of {_points(difference.value)} "
+                f"{scores}, {best} {percent(view.score(best))}: the difference of "
+                f"{_points(difference.value)} "
                 f"({difference.span}) may be chance; {_detectable(view, difference)}."
             )
     yield from uncertain
 
 
 def _release(view: ReportView) -> Iterator[str]:
-    """Remarks on the release in production: a loss of the focus on old rows, and the limits of the comparison."""
+    """Remarks on the release in production: a loss of the focus on old
+    rows, and the limits of the comparison.
+    """
     release = view.report.get("release")
     if release is None:
         return
@@ -115,16 +147,22 @@ def _release(view: ReportView) -> Iterator[str]:
     difference = old["differences"].get(view.focus, {}).get(view.metric) if old else None
     if old and difference is not None and difference["interval"][1] < 0:
         overall = view.difference(name, view.focus)
-        average = " although it is better on average" if overall is not None and overall.value > 0 else ""
+        average = (
+            " although it is better on average" if overall is not None and overall.value > 0 else ""
+        )
         low, high = difference["interval"]
         yield (
             f"On the {old['n']} rows that {name} already had {view.focus} scores "
-            f"{_points(abs(difference['difference']))} below it ({100 * low:+.1f} to {100 * high:+.1f}){average}."
+            f"{_points(abs(difference['difference']))} below it ({100 * low:+.1f} to "
+            f"{100 * high:+.1f}){average}."
         )
     if release["trained_on"]:
         yield f"{name} was trained on {release['trained_on']} of these rows, which favours it."
     if not release["rows"]:
-        yield f"The data set of {name} ({release['title']}) is not here: its old rows are not told from new ones."
+        yield (
+            f"The data set of {name} ({release['title']}) is not here: its old rows are not "
+            "told from new ones."
+        )
 
 
 def _judged(view: ReportView) -> Iterator[str]:
@@ -137,52 +175,80 @@ def _judged(view: ReportView) -> Iterator[str]:
         groups = f" (rows of {count(entry['groups'], 'group')})" if "groups" in entry else ""
         low, high = (percent(bound) for bound in entry["interval"])
         yield (
-            f"People preferred {entry['model']} to {entry['against']} in {entry['won']:,} of {decided:,} decided pairs"
-            f"{groups}, and found {ties:,} alike: it wins {percent(entry['win_rate'])} ({low} to {high}), "
+            f"People preferred {entry['model']} to {entry['against']} in {entry['won']:,} of "
+            f"{decided:,} decided pairs"
+            f"{groups}, and found {ties:,} alike: it wins {percent(entry['win_rate'])} ({low} to "
+            f"{high}), "
             f"{_decided(entry, 1 - view.confidence)}."
         )
         if "judge" in entry:
             yield from _judge(entry, entry["judge"])
     if others := judged["of_others"]:
         yield (
-            f"{count(others, 'decision')} on pairs {'is' if others == 1 else 'are'} about other answers than those "
+            f"{count(others, 'decision')} on pairs {'is' if others == 1 else 'are'} about other "
+            "answers than those "
             f"measured here, and do{'es' * (others == 1)} not count."
         )
 
 
 def _judge(entry: JudgedEntry, judge: JudgeEntry) -> Iterator[str]:
     """Remarks on a judge: its agreement with people, the rate that both give, and how it errs."""
-    name, pairs, sure = judge["judge"], judge["pairs"], "surely" if judge["admitted"] else "not surely"
+    name, pairs, sure = (
+        judge["judge"],
+        judge["pairs"],
+        "surely" if judge["admitted"] else "not surely",
+    )
     if missing := judge["missing"]:
         yield (
-            f"The judge {name} was never asked about {count(missing, 'pair')} that its figures need, and does not "
+            f"The judge {name} was never asked about {count(missing, 'pair')} that its figures "
+            "need, and does not "
             "count: ask again, slmctl evaluate --judge NAME."
         )
         return
     if pairs < FEWEST:
-        yield f"The judge {name} is not admitted: people judged {count(pairs, 'pair')}, and it takes {FEWEST}."
+        yield (
+            f"The judge {name} is not admitted: people judged {count(pairs, 'pair')}, and it "
+            f"takes {FEWEST}."
+        )
         return
-    tried = f" {judge['tried']} judges or rubrics were tried, which the level heeds." if judge["tried"] > 1 else ""
+    tried = (
+        f" {judge['tried']} judges or rubrics were tried, which the level heeds."
+        if judge["tried"] > 1
+        else ""
+    )
     yield (
-        f"The judge {name} is {'' if judge['admitted'] else 'not '}admitted: it agrees with people on "
-        f"{judge['right']} of {count(pairs, 'pair')}, {sure} more than always the same ({judge['same']}) and "
+        f"The judge {name} is {'' if judge['admitted'] else 'not '}admitted: it agrees with people "
+        "on "
+        f"{judge['right']} of {count(pairs, 'pair')}, {sure} more than always the same "
+        f"({judge['same']}) and "
         f"always the longer answer ({judge['longer']}).{tried}"
     )
     if "win_rate" in judge:
         low, high = (percent(bound) for bound in judge["interval"])
         worth = round(judge["worth"])
-        alone = f"as good as {worth} pairs of people" if worth > pairs else f"{name} adds nothing to people's pairs"
+        alone = (
+            f"as good as {worth} pairs of people"
+            if worth > pairs
+            else f"{name} adds nothing to people's pairs"
+        )
         yield (
-            f"By people and {name}, {entry['model']} wins {percent(judge['win_rate'])} ({low} to {high}) of "
+            f"By people and {name}, {entry['model']} wins {percent(judge['win_rate'])} ({low} to "
+            f"{high}) of "
             f"{judge['rows']:,} rows against {entry['against']}; {alone}."
         )
     if skipped := judge["skipped"]:
-        yield f"{count(skipped, 'pair')} that people skipped {'counts' if skipped == 1 else 'count'} for neither."
+        yield (
+            f"{count(skipped, 'pair')} that people skipped "
+            f"{'counts' if skipped == 1 else 'count'} for neither."
+        )
     (own, decided), (theirs, of_people) = judge["prefers_longer"], judge["people_prefer_longer"]
     yield (
-        f"{name} prefers the longer answer in {own} of {decided} decided pairs, people in {theirs} of {of_people}. "
-        f"{count(judge['turned'], 'verdict')} turned with the order, {judge['turned_to_first']} to the answer shown "
-        f"first, and {judge['no_verdict']} stayed here or could not be read; all these count as the same."
+        f"{name} prefers the longer answer in {own} of {decided} decided pairs, people in {theirs} "
+        f"of {of_people}. "
+        f"{count(judge['turned'], 'verdict')} turned with the order, {judge['turned_to_first']} to "
+        "the answer shown "
+        f"first, and {judge['no_verdict']} stayed here or could not be read; all these count as "
+        "the same."
     )
 
 
@@ -192,7 +258,11 @@ def _decided(entry: JudgedEntry, level: float) -> str:
     if entry["p"] <= level:
         return f"more than chance {chance}"
     more = entry["more"]
-    needed = f"about {count(more, 'more pair')} like these would decide" if more else "more such pairs would not decide"
+    needed = (
+        f"about {count(more, 'more pair')} like these would decide"
+        if more
+        else "more such pairs would not decide"
+    )
     return f"which may be chance {chance}; {needed}"
 
 
@@ -207,7 +277,9 @@ def _choice(view: ReportView) -> Iterator[str]:
     if choice["model"] is None:
         yield f"No GGUF file is {rule} on {where}: none is chosen, and none will be published."
         return
-    chosen = next(candidate for candidate in choice["candidates"] if candidate["model"] == choice["model"])
+    chosen = next(
+        candidate for candidate in choice["candidates"] if candidate["model"] == choice["model"]
+    )
     yield (
         f"Chosen: {choice['model']}, the smallest file {rule} on {where} "
         f"(loss {_points(chosen['loss'])}, at most {_points(chosen['loss_at_most'])})."
@@ -215,21 +287,28 @@ def _choice(view: ReportView) -> Iterator[str]:
 
 
 def _sum(view: ReportView) -> Iterator[str]:
-    """The members of the sum that is released, with the gain that it expects of each, and those that are left out."""
+    """The members of the sum that is released, with the gain that it
+    expects of each, and those that are left out.
+    """
     entry = view.report.get("sum")
     if entry is None or len(entry["gains"]) < 2:
         return
     weights, gains = entry["weights"], entry["gains"]
-    digits = {name: 1 if gains[name] >= entry["floor"] else 2 for name in gains}  # 0.17 is under a floor of 0.2
+    # 0.17 is under a floor of 0.2
+    digits = {name: 1 if gains[name] >= entry["floor"] else 2 for name in gains}
     shares = {
-        name: f"{title} ({_points(gains[name], digits[name])})" for name, title in MEMBERS.items() if name in gains
+        name: f"{title} ({_points(gains[name], digits[name])})"
+        for name, title in MEMBERS.items()
+        if name in gains
     }
     kept = " and ".join(shares[name] for name in shares if name in weights)
     left = " and ".join(shares[name] for name in shares if name not in weights)
     rows, floor = count(entry["rows"], "validation row"), _points(entry["floor"])
     yield (
-        f"The release combines {kept}{f', without {left}' if left else ''}; in brackets, what the sum expects to lose "
-        f"without each, on {rows}. The same rows chose the weights, so no loss is below 0, and most are too high. "
+        f"The release combines {kept}{f', without {left}' if left else ''}; in brackets, what the "
+        "sum expects to lose "
+        f"without each, on {rows}. The same rows chose the weights, so no loss is below 0, and "
+        "most are too high. "
         f"A file or encoder below {floor} is left out."
     )
 
@@ -244,16 +323,20 @@ def _decides(view: ReportView) -> Iterator[str]:
         return
     gains, than = ("gains", "more") if difference.value > 0 else ("by itself gains nothing", "less")
     yield (
-        f"A language model {gains} here: {alone} alone scores {_points(abs(difference.value))} {than} than the cheap "
+        f"A language model {gains} here: {alone} alone scores {_points(abs(difference.value))} "
+        f"{than} than the cheap "
         "models, which learn in minutes."
     )
 
 
 def _focus(view: ReportView) -> Iterator[str]:
-    """The file compared with the models that it was made from, and the focus with each general model."""
+    """The file compared with the models that it was made from, and
+    the focus with each general model.
+    """
     for name in view.models:
         kind = view.kind(name)
-        model = view.file if kind.is_source else view.focus  # what quantization costs, without linear models
+        # what quantization costs, without linear models
+        model = view.file if kind.is_source else view.focus
         if name == model or not (kind.is_source or kind.is_reference or kind.is_remote):
             continue
         difference = view.difference(name, model)
@@ -280,10 +363,13 @@ def _slices(view: ReportView) -> Iterator[str]:
         pair = view.pair(name, view.focus)
         if pair is None:
             continue
-        worse = [entry for entry in pair["slices"] if entry["p_holm"] < level and entry["difference"] < 0]
+        worse = [
+            entry for entry in pair["slices"] if entry["p_holm"] < level and entry["difference"] < 0
+        ]
         for entry in worse[:3]:
             yield (
-                f"On the rows with {entry['by']} {entry['name']} (n={entry['n']}) {view.focus} scores "
+                f"On the rows with {entry['by']} {entry['name']} (n={entry['n']}) {view.focus} "
+                "scores "
                 f"{_points(abs(entry['difference']))} below {name}: more than chance, of "
                 f"{pair['slices_tested']} slices looked at (Holm, {p_equation(entry['p_holm'])})."
             )
@@ -298,7 +384,8 @@ def _rows(view: ReportView) -> Iterator[str]:
             )
         if "sample" in model:
             yield (
-                f"{name} answered {model['sample']} of the {view.report['n']:,} rows, drawn by a hash, and is compared "
+                f"{name} answered {model['sample']} of the {view.report['n']:,} rows, drawn by a "
+                "hash, and is compared "
                 "on those: a gate that names it has it answer all."
             )
         if model["failed"]:
@@ -306,8 +393,10 @@ def _rows(view: ReportView) -> Iterator[str]:
     if effect := (own := view.entries[view.focus]).get("design_effect"):
         rows = own["n"]
         yield (
-            f"The {rows:,} rows are of {_groups(own)}, and rows of one group are alike: they tell as much as "
-            f"{max(round(rows / effect), 1):,} independent rows (design effect {effect:.1f}), and the intervals are "
+            f"The {rows:,} rows are of {_groups(own)}, and rows of one group are alike: they tell "
+            "as much as "
+            f"{max(round(rows / effect), 1):,} independent rows (design effect {effect:.1f}), and "
+            "the intervals are "
             "wider by that."
         )
     if view.report["n"] < FEW_ROWS:
@@ -315,9 +404,13 @@ def _rows(view: ReportView) -> Iterator[str]:
 
 
 def _groups(entry: ParticipantEntry) -> str:
-    """The groups of a participant's rows in words, with their effective number where they differ in size."""
+    """The groups of a participant's rows in words, with their
+    effective number where they differ in size.
+    """
     groups, effective = entry.get("groups", 0), entry.get("effective_groups", 0.0)
-    unlike = f" (of unlike sizes, so no more than {effective:.0f})" if round(effective) < groups else ""
+    unlike = (
+        f" (of unlike sizes, so no more than {effective:.0f})" if round(effective) < groups else ""
+    )
     return f"{count(groups, 'group')}{unlike}" if groups else "groups"
 
 
@@ -325,7 +418,8 @@ def _detectable(view: ReportView, difference: Difference) -> str:
     own = view.entries[view.focus]
     of = f" of {_groups(own)}" if "groups" in own else ""
     return (
-        f"{view.report['n']} rows{of} show a true difference from {_points(difference.detectable or 0.0)} on "
+        f"{view.report['n']} rows{of} show a true difference from "
+        f"{_points(difference.detectable or 0.0)} on "
         f"({percent(view.report['power'], 0)} of the time)"
     )
 

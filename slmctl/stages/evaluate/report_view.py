@@ -1,7 +1,9 @@
-"""`runs/report.html`: the page of the latest evaluation, with what the project says around the report.
+"""`runs/report.html`: the page of the latest evaluation, with what the project says around the
+report.
 
-The page inside a report's artifact follows from predictions and data alone. Gates, training and policy are no part of
-that recipe, so `evaluate`, `calibrate` and `run` write this page, unless its last line says it is made of the same.
+The page inside a report's artifact follows from predictions and data alone. Gates, training and
+policy are no part of that recipe, so `evaluate`, `calibrate` and `run` write this page, unless its
+last line says it is made of the same.
 """
 
 from __future__ import annotations
@@ -38,11 +40,19 @@ def write(project: Project, report: Artifact, *, only_measured: bool = False) ->
 
     path = project.runs / FILENAME
     gates = [
-        (result.passed, result.text) for result in project_gates.results(project, report, only_measured=only_measured)
+        (result.passed, result.text)
+        for result in project_gates.results(project, report, only_measured=only_measured)
     ]
     here = [str(folder) for folder in lineage.folders(project.root)]
     allowed = getattr(project.config.calibrate, "max_error", None)
-    names = [__version__, project.config.project, project.config.version, allowed, report.digest, *_code()]
+    names = [
+        __version__,
+        project.config.project,
+        project.config.version,
+        allowed,
+        report.digest,
+        *_code(),
+    ]
     made_of = f"\n<!-- {artifact.sha256_bytes(artifact.canonical([names, gates, here]))} -->\n"
     with contextlib.suppress(OSError):
         if path.read_bytes().endswith(made_of.encode()):
@@ -60,12 +70,16 @@ def write(project: Project, report: Artifact, *, only_measured: bool = False) ->
 
 
 def write_with_policy(report: Artifact, policy: Artifact, path: Path) -> None:
-    """Write the page of a report for a release: with what a policy keeps, and without the project around it."""
+    """Write the page of a report for a release: with what a policy
+    keeps, and without the project around it.
+    """
     from slmctl.reports.evaluation_report import report_of, rows_of
     from slmctl.stages.evaluate import report_page
 
     head, rows = rows_of(report)
-    report_page.write(path, report_of(report), rows, labels=head.get("labels", ()), policy=_shares(policy))
+    report_page.write(
+        path, report_of(report), rows, labels=head.get("labels", ()), policy=_shares(policy)
+    )
 
 
 def _code() -> list[str]:
@@ -74,9 +88,15 @@ def _code() -> list[str]:
 
     from slmctl.artifacts.artifact import sha256_bytes
 
-    folders = [resources.files("slmctl.templates").joinpath("report"), resources.files("slmctl.stages.evaluate")]
+    folders = [
+        resources.files("slmctl.templates").joinpath("report"),
+        resources.files("slmctl.stages.evaluate"),
+    ]
     files = [
-        file for folder in folders for file in folder.iterdir() if file.name.endswith((".html", ".css", ".js", ".py"))
+        file
+        for folder in folders
+        for file in folder.iterdir()
+        if file.name.endswith((".html", ".css", ".js", ".py"))
     ]
     return [sha256_bytes(file.read_bytes()) for file in sorted(files, key=lambda file: file.name)]
 
@@ -100,7 +120,9 @@ def _opening(
         gates=gates,
         training=_training(adapter) if adapter else None,
         by_rows=_by_rows(artifacts, figures),
-        policy=_policy(artifacts, focus.get("sha256"), getattr(project.config.calibrate, "max_error", None)),
+        policy=_policy(
+            artifacts, focus.get("sha256"), getattr(project.config.calibrate, "max_error", None)
+        ),
         linear=linear(project, figures),
     )
 
@@ -130,7 +152,9 @@ def _by_kind(artifacts: Mapping[str, Artifact], entry: ParticipantEntry) -> dict
 
 
 def _by_rows(artifacts: Mapping[str, Artifact], figures: EvaluationReport) -> RowsCurve | None:
-    """The course over training rows that `encode` measured, beside the tuned model; None without one."""
+    """The course over training rows that `encode` measured, beside
+    the tuned model; None without one.
+    """
     from slmctl.metrics import encoder_head
     from slmctl.stages.evaluate.report_opening import RowsCurve
 
@@ -141,11 +165,15 @@ def _by_rows(artifacts: Mapping[str, Artifact], figures: EvaluationReport) -> Ro
     facts = encoder.metrics if encoder else {}
     if not facts.get("curve"):
         return None
-    points = [(point["rows"], point["encoder"], point["tfidf_logistic"]) for point in facts["curve"]]
+    points = [
+        (point["rows"], point["encoder"], point["tfidf_logistic"]) for point in facts["curve"]
+    ]
     summed = figures.get("sum")
     tuned = summed["right"] if summed is not None and summed["rows"] == facts["rows"] else None
     encoder = facts.get("tuned", {})
-    return RowsCurve(facts["rows"], points, tuned, encoder["right"] if encoder.get("kept") else None)
+    return RowsCurve(
+        facts["rows"], points, tuned, encoder["right"] if encoder.get("kept") else None
+    )
 
 
 def _data(facts: Mapping[str, Any], figures: EvaluationReport) -> str:
@@ -153,7 +181,10 @@ def _data(facts: Mapping[str, Any], figures: EvaluationReport) -> str:
 
     files = list(dict.fromkeys(str(source.get("file", "")) for source in facts.get("sources", [])))
     names = ", ".join(files[:2]) + (f" and {len(files) - 2} more" if len(files) > 2 else "")
-    rows = f"{count(facts.get('train', 0), 'row')} to train on, {figures['n']:,} of {figures['split']} measured"
+    rows = (
+        f"{count(facts.get('train', 0), 'row')} to train on, {figures['n']:,} of "
+        f"{figures['split']} measured"
+    )
     return f"{names}: {rows}" if names else rows
 
 
@@ -169,26 +200,39 @@ def _training(adapter: Artifact) -> Training:
         loss_before=facts.get("validation_loss_before"),
         loss=facts.get("validation_loss"),
         train_losses=[(entry["step"], entry["loss"]) for entry in history if "loss" in entry],
-        validation_losses=[(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry],
+        validation_losses=[
+            (entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry
+        ],
     )
 
 
 def _history(adapter: Artifact) -> Iterator[dict[str, Any]]:
     """The lines of `metrics.jsonl`; none of an adapter that slmctl did not train."""
     # not of slmctl, or changed since: the page does without the curve
-    with contextlib.suppress(ValueError, OSError), (adapter.path / "metrics.jsonl").open(encoding="utf-8") as stream:
+    with (
+        contextlib.suppress(ValueError, OSError),
+        (adapter.path / "metrics.jsonl").open(encoding="utf-8") as stream,
+    ):
         for line in stream:
             entry = json.loads(line)
             if isinstance(entry, dict) and isinstance(entry.get("step"), int):
                 yield entry
 
 
-def _policy(artifacts: Mapping[str, Artifact], sha256: str | None, max_error: float | None) -> PolicyShares | None:
-    """The newest policy that was fitted on a file, of those for this share of errors where there is one."""
-    fitted = [e for e in artifacts.values() if e.kind == "policy" and e.metrics.get("sha256") == sha256]
+def _policy(
+    artifacts: Mapping[str, Artifact], sha256: str | None, max_error: float | None
+) -> PolicyShares | None:
+    """The newest policy that was fitted on a file, of those for this
+    share of errors where there is one.
+    """
+    fitted = [
+        e for e in artifacts.values() if e.kind == "policy" and e.metrics.get("sha256") == sha256
+    ]
     if not fitted or not sha256:
         return None
-    return _shares(max(fitted, key=lambda e: (e.metrics.get("max_error") == max_error, e.manifest.started)))
+    return _shares(
+        max(fitted, key=lambda e: (e.metrics.get("max_error") == max_error, e.manifest.started))
+    )
 
 
 def _shares(policy: Artifact) -> PolicyShares:

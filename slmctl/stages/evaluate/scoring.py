@@ -1,4 +1,6 @@
-"""Answers -> metrics: a score of every row, and every metric of the task over any weights of the rows."""
+"""Answers -> metrics: a score of every row, and every metric of the
+task over any weights of the rows.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ class Calibration:
     right: Mask
 
     def over(self, weights: Weights) -> Floats:
-        return answer_metrics.calibration_error(weights, self.confidence, self.right.astype(np.float64)).error
+        return answer_metrics.calibration_error(
+            weights, self.confidence, self.right.astype(np.float64)
+        ).error
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,15 @@ class MacroF1:
     """Mean F1 over the labels that occur among the reference answers or the predictions."""
 
     expected: npt.NDArray[np.int64]  # (n,): index of the reference label
-    predicted: npt.NDArray[np.int64]  # (n,): index of the predicted label; `labels` for any other answer
+    # (n,): index of the predicted label; `labels` for any other answer
+    predicted: npt.NDArray[np.int64]
     labels: int
 
     def over(self, weights: Weights) -> Floats:
-        expected, predicted = self._count(weights, self.expected), self._count(weights, self.predicted)
+        expected, predicted = (
+            self._count(weights, self.expected),
+            self._count(weights, self.predicted),
+        )
         hits = self._count(np.where(self.expected == self.predicted, weights, 0), self.expected)
         both = expected + predicted
         f1 = np.divide(2 * hits, both, out=np.zeros_like(both), where=both > 0)
@@ -87,7 +95,9 @@ class MacroF1:
         """(b, n) weights added up by label: (b, labels)."""
         width, b = self.labels + 1, len(weights)
         places = (index + np.arange(b)[:, None] * width).ravel()
-        counts: Floats = np.bincount(places, weights=weights.ravel(), minlength=b * width).astype(np.float64)
+        counts: Floats = np.bincount(places, weights=weights.ravel(), minlength=b * width).astype(
+            np.float64
+        )
         return counts.reshape(b, width)[:, :-1]
 
 
@@ -99,8 +109,8 @@ class Scored:
         sent: (n,) rows that count, which were sent to the model.
         groups: (n,) the number of each row's group; a row without one forms a group.
         faults: (n,) the faults of each draft, by check; empty for other tasks.
-        right: (n,) rows whose label is right, whose labels or object are right as a whole, or whose text matches
-            normalised.
+        right: (n,) rows whose label is right, whose labels or object are right as a whole, or whose
+            text matches normalised.
         score: (n,) accuracy, F1 of the labels or the fields, or token F1 of each row.
         metrics: Every metric of the task, the primary one first.
         facts: The other figures of the task.
@@ -122,25 +132,37 @@ class Scored:
         return float(self.metrics[name].over(rows[None, :].astype(np.float64))[0])
 
 
-def score(task: Task, records: Sequence[Record], answers: Answers, *, confidence: float = 0.95) -> Scored:
-    """Score one model's answers against the reference answers; `confidence` is the coverage of the labels' intervals.
+def score(
+    task: Task, records: Sequence[Record], answers: Answers, *, confidence: float = 0.95
+) -> Scored:
+    """Score one model's answers against the reference answers; `confidence` is the coverage of the
+    labels' intervals.
 
     Raises:
         DataError: A reference answer is not one that the task allows.
     """
     scorers: dict[str, Callable[[Task, Sequence[Record], Answers], Scored]] = {
-        "classify": _classify, "tag": functools.partial(_tag, confidence=confidence), "extract": _extract,
-        "generate": _generate, "call": _call,
-    }  # fmt: skip
+        "classify": _classify,
+        "tag": functools.partial(_tag, confidence=confidence),
+        "extract": _extract,
+        "generate": _generate,
+        "call": _call,
+    }
     numbers: dict[str, int] = {}
-    groups = [numbers.setdefault(record.group or f"\0{k}", len(numbers)) for k, record in enumerate(records)]
-    return dataclasses.replace(scorers[task.kind](task, records, answers), groups=np.array(groups, np.int64))
+    groups = [
+        numbers.setdefault(record.group or f"\0{k}", len(numbers))
+        for k, record in enumerate(records)
+    ]
+    return dataclasses.replace(
+        scorers[task.kind](task, records, answers), groups=np.array(groups, np.int64)
+    )
 
 
 def distributions(scored: Mapping[str, Scored], mask: Mask) -> dict[str, dict[str, Floats]]:
     """Bootstrap distributions by model and metric, each (resamples,), over the rows of a mask.
 
-    Whole groups are drawn. The resamples are the same for every model, so that differences are paired.
+    Whole groups are drawn. The resamples are the same for every model, so that differences are
+    paired.
     """
     places = np.flatnonzero(mask)
     names, own = np.unique(next(iter(scored.values())).groups[places], return_inverse=True)
@@ -153,24 +175,36 @@ def distributions(scored: Mapping[str, Scored], mask: Mask) -> dict[str, dict[st
         for name, model in scored.items():
             for metric, figure in model.metrics.items():
                 parts[name][metric].append(figure.over(weights))
-    return {name: {metric: np.concatenate(values) for metric, values in by.items()} for name, by in parts.items()}
+    return {
+        name: {metric: np.concatenate(values) for metric, values in by.items()}
+        for name, by in parts.items()
+    }
 
 
 def _mean(values: Sequence[float] | Floats | Mask) -> Summed:
     rows = np.asarray(values, np.float64)
-    return Summed(np.stack([rows, np.ones_like(rows)], axis=1), lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1e-12))
+    return Summed(
+        np.stack([rows, np.ones_like(rows)], axis=1),
+        lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1e-12),
+    )
 
 
 def _classify(task: Task, records: Sequence[Record], answers: Answers) -> Scored:
     index = {label: k for k, label in enumerate(task.labels)}
     for record in records:
         if record.answer not in index:
-            raise DataError(_where(record) + f"the reference answer '{record.answer[:60]}' is not one of the labels")
+            raise DataError(
+                _where(record)
+                + f"the reference answer '{record.answer[:60]}' is not one of the labels"
+            )
     texts = [(text or "").strip() for text in answers.texts]
     expected = np.array([index[record.answer] for record in records])
     predicted = np.array([index.get(text, len(index)) for text in texts])
     right = expected == predicted
-    pairs = [(records[k].answer, texts[k] if texts[k] in index else "") for k in np.flatnonzero(answers.sent).tolist()]
+    pairs = [
+        (records[k].answer, texts[k] if texts[k] in index else "")
+        for k in np.flatnonzero(answers.sent).tolist()
+    ]
     reliability, calibrated = _calibration(answers, right)
     levels = _levels(expected, predicted, len(index)) if task.ordered else {}
     return Scored(
@@ -184,7 +218,9 @@ def _classify(task: Task, records: Sequence[Record], answers: Answers) -> Scored
             **calibrated,
         },
         facts={
-            "per_class": answer_metrics.per_class(task.labels, [a for a, _ in pairs], [b for _, b in pairs]),
+            "per_class": answer_metrics.per_class(
+                task.labels, [a for a, _ in pairs], [b for _, b in pairs]
+            ),
             "confusion": _confusion(pairs),
             "calibration": reliability,
         },
@@ -192,12 +228,19 @@ def _classify(task: Task, records: Sequence[Record], answers: Answers) -> Scored
     )
 
 
-def _levels(expected: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], labels: int) -> dict[str, Metric]:
-    """The metrics of labels that are levels; any other answer counts as the level farthest from the reference."""
+def _levels(
+    expected: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], labels: int
+) -> dict[str, Metric]:
+    """The metrics of labels that are levels; any other answer counts as
+    the level farthest from the reference.
+    """
     farthest = np.where(2 * expected < labels - 1, labels - 1, 0)
     answered = np.where(predicted < labels, predicted, farthest)
-    middle = (labels - 1) / 2  # so that sums of squares stay small: resamples are added up in float32
-    sums = answer_metrics.level_sums(*(np.asarray(side - middle, np.float64) for side in (expected, answered)))
+    # so that sums of squares stay small: resamples are added up in float32
+    middle = (labels - 1) / 2
+    sums = answer_metrics.level_sums(
+        *(np.asarray(side - middle, np.float64) for side in (expected, answered))
+    )
     return {
         LEVEL_ERROR: Summed(sums, answer_metrics.level_error),
         "quadratic_kappa": Summed(sums, answer_metrics.quadratic_kappa),
@@ -208,33 +251,56 @@ def _confusion(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str, int]]:
     return [(a, b, count) for (a, b), count in sorted(Counter(pairs).items())]
 
 
-def _calibration(answers: Answers, right: Mask) -> tuple[CalibrationFigures | None, dict[str, Metric]]:
-    """Returns (reliability table, {metric: error}), or (None, {}) unless every answer has a confidence."""
+def _calibration(
+    answers: Answers, right: Mask
+) -> tuple[CalibrationFigures | None, dict[str, Metric]]:
+    """Returns (reliability table, {metric: error}), or (None, {})
+    unless every answer has a confidence.
+    """
     confident = np.array([value is not None for value in answers.confidences]) & answers.sent
     if not confident.any() or (answers.sent & ~confident).any():
         return None, {}
     confidence = np.array([value or 0.0 for value in answers.confidences])
-    figures: dict[str, Metric] = {"ece": Calibration(confidence, right), "brier": _mean((confidence - right) ** 2)}
+    figures: dict[str, Metric] = {
+        "ece": Calibration(confidence, right),
+        "brier": _mean((confidence - right) ** 2),
+    }
     bins_used: list[ReliabilityBin] = []
     for k in range(BINS):
         inside = answers.sent & (answer_metrics.bin_of(confidence) == k)
         if n := int(inside.sum()):
             sure, hits = float(confidence[inside].mean()), float(right[inside].mean())
-            bins_used.append({"low": k / BINS, "high": (k + 1) / BINS, "n": n, "confidence": sure, "accuracy": hits})
+            bins_used.append(
+                {
+                    "low": k / BINS,
+                    "high": (k + 1) / BINS,
+                    "n": n,
+                    "confidence": sure,
+                    "accuracy": hits,
+                }
+            )
     mask = answers.sent[None, :].astype(np.float64)
     gap = answer_metrics.calibration_error(mask, confidence, right.astype(np.float64))
     return {
-        "n": int(confident.sum()), "confidence": float(confidence[answers.sent].mean()),
-        "accuracy": float(right[answers.sent].mean()), "ece": float(gap.error[0]), "observed": float(gap.observed[0]),
-        "by_chance": float(gap.by_chance[0]), "brier": float(figures["brier"].over(mask)[0]), "bins": bins_used,
-    }, figures  # fmt: skip
+        "n": int(confident.sum()),
+        "confidence": float(confidence[answers.sent].mean()),
+        "accuracy": float(right[answers.sent].mean()),
+        "ece": float(gap.error[0]),
+        "observed": float(gap.observed[0]),
+        "by_chance": float(gap.by_chance[0]),
+        "brier": float(figures["brier"].over(mask)[0]),
+        "bins": bins_used,
+    }, figures
 
 
 def _tag(task: Task, records: Sequence[Record], answers: Answers, *, confidence: float) -> Scored:
     expected = [_labels(task, record.answer) for record in records]
     for record, labels in zip(records, expected, strict=True):
         if labels is None:
-            raise DataError(_where(record) + f"the reference answer '{record.answer[:60]}' is no list of the labels")
+            raise DataError(
+                _where(record)
+                + f"the reference answer '{record.answer[:60]}' is no list of the labels"
+            )
     predicted = [_labels(task, (text or "").strip()) for text in answers.texts]
     valid = np.array([labels is not None for labels in predicted])
     a, b = (
@@ -255,7 +321,9 @@ def _tag(task: Task, records: Sequence[Record], answers: Answers, *, confidence:
             **calibrated,
         },
         facts={
-            "per_class": answer_metrics.per_label(task.rules.labels, counts[answers.sent].sum(axis=0), confidence),
+            "per_class": answer_metrics.per_label(
+                task.rules.labels, counts[answers.sent].sum(axis=0), confidence
+            ),
             "calibration": reliability,
         },
         invalid=int((answers.sent & ~valid).sum()),
@@ -275,10 +343,13 @@ def _extract(task: Task, records: Sequence[Record], answers: Answers) -> Scored:
     predicted = [answer_metrics.parse((text or "").strip()) for text in answers.texts]
     valid = np.array([value is not answer_metrics.INVALID for value in predicted])
     rows = np.flatnonzero(answers.sent).tolist()
-    fits = np.array([value is not answer_metrics.INVALID and task.rules.allows(value) for value in predicted])
+    fits = np.array(
+        [value is not answer_metrics.INVALID and task.rules.allows(value) for value in predicted]
+    )
     right = np.array([answer_metrics.equal(a, b) for a, b in zip(expected, predicted, strict=True)])
     counts = np.array(
-        [answer_metrics.field_counts(a, b) for a, b in zip(expected, predicted, strict=True)], np.float64
+        [answer_metrics.field_counts(a, b) for a, b in zip(expected, predicted, strict=True)],
+        np.float64,
     )  # (n, 3)
     return Scored(
         sent=answers.sent,
@@ -309,13 +380,24 @@ def _call(task: Task, records: Sequence[Record], answers: Answers) -> Scored:
     for record, call in zip(records, expected, strict=True):
         if not call.name:
             raise DataError(_where(record) + "the reference answer is neither a call nor none")
-    predicted = [_called(task, record, text or "") for record, text in zip(records, answers.texts, strict=True)]
+    predicted = [
+        _called(task, record, text or "")
+        for record, text in zip(records, answers.texts, strict=True)
+    ]
     pairs = list(zip(expected, predicted, strict=True))
     rows = np.flatnonzero(answers.sent).tolist()
     names = [(a.name, b.name) for a, b in pairs]
-    right = np.array([a.name == b.name and answer_metrics.equal(a.fields, b.fields) for a, b in pairs])
-    counts = np.array([answer_metrics.field_counts(a.fields, b.fields) for a, b in pairs], np.float64)  # (n, 3)
-    refusals = np.array([[a == b == NO_CALL, b == NO_CALL, a == NO_CALL] for a, b in names], np.float64)  # (n, 3)
+    right = np.array(
+        [a.name == b.name and answer_metrics.equal(a.fields, b.fields) for a, b in pairs]
+    )
+    # (n, 3)
+    counts = np.array(
+        [answer_metrics.field_counts(a.fields, b.fields) for a, b in pairs], np.float64
+    )
+    # (n, 3)
+    refusals = np.array(
+        [[a == b == NO_CALL, b == NO_CALL, a == NO_CALL] for a, b in names], np.float64
+    )
     tools = sorted({name for pair in names for name in pair if name})
     seen = [names[k] for k in rows]
     return Scored(
@@ -331,9 +413,13 @@ def _call(task: Task, records: Sequence[Record], answers: Answers) -> Scored:
             "no_call_recall": Summed(refusals, _recall),
         },
         facts={
-            "per_class": answer_metrics.per_class(tools, [a for a, _ in seen], [b for _, b in seen]),
+            "per_class": answer_metrics.per_class(
+                tools, [a for a, _ in seen], [b for _, b in seen]
+            ),
             "confusion": _confusion(seen),
-            "fields": answer_metrics.per_field((expected[k].fields, predicted[k].fields) for k in rows),
+            "fields": answer_metrics.per_field(
+                (expected[k].fields, predicted[k].fields) for k in rows
+            ),
         },
         invalid=sum(not b for _, b in seen),
     )
@@ -346,11 +432,15 @@ def _called(task: Task, record: Record, text: str) -> _Called:
         return _Called("", answer_metrics.INVALID, valid=False)
     if call is None:
         return _Called(NO_CALL, answer_metrics.INVALID, valid=True)
-    return _Called(call.name, {call.name: call.arguments}, valid=task.accepts(text, tools=record.tools))
+    return _Called(
+        call.name, {call.name: call.arguments}, valid=task.accepts(text, tools=record.tools)
+    )
 
 
 def _field_metrics(counts: Floats) -> dict[str, Metric]:
-    """Precision, recall and F1 from counts (n, 3): leaves that agree, predicted leaves, reference leaves."""
+    """Precision, recall and F1 from counts (n, 3): leaves that agree,
+    predicted leaves, reference leaves.
+    """
     return {
         "field_precision": Summed(counts, _precision),
         "field_recall": Summed(counts, _recall),
@@ -381,7 +471,10 @@ def _generate(task: Task, records: Sequence[Record], answers: Answers) -> Scored
     pairs = list(zip(expected, predicted, strict=True))
     right = np.array([a == b for a, b in pairs])
     f1 = np.array([answer_metrics.token_f1(a, b) for a, b in pairs])
-    grams = [answer_metrics.chrf_counts(record.answer, text) for record, text in zip(records, texts, strict=True)]
+    grams = [
+        answer_metrics.chrf_counts(record.answer, text)
+        for record, text in zip(records, texts, strict=True)
+    ]
     rules, finishes = task.rules, answers.finishes or [None] * len(texts)
     faults = [
         rules.faults(text, record.prompt_messages, finish=finish)

@@ -40,7 +40,8 @@ class Evaluate(Stage[EvaluateConfig]):
         Role("predictions", ("predictions",), many=True),
         PREPARED,
         Role("validation", ("predictions",), optional=True, many=True),  # to choose a file by
-        Role("released", ("prepared",), optional=True),  # data set of the release that gates compare with
+        # data set of the release that gates compare with
+        Role("released", ("prepared",), optional=True),
         Role("sum", ("sum",), optional=True),  # linear members beside the GGUF files
     )
     waits_for = ("base", "adapter", "gguf", "encoder")
@@ -52,8 +53,12 @@ class Evaluate(Stage[EvaluateConfig]):
     def completed(self, section: EvaluateConfig) -> EvaluateConfig:
         grouped = any(source.group for source in self.project.config.prepare.sources)
         drafts = self.project.config.task.has("must")
-        files = {"pairs": section.pairs, "verdicts": section.verdicts_file}  # None where nobody has judged yet
-        there = {name: path if path is not None and path.exists() else None for name, path in files.items()}
+        # None where nobody has judged yet
+        files = {"pairs": section.pairs, "verdicts": section.verdicts_file}
+        there = {
+            name: path if path is not None and path.exists() else None
+            for name, path in files.items()
+        }
         flags = {"group_sizes": grouped, "group_numbers": grouped, "draft_checks": drafts}
         return section.model_copy(update={**flags, **there})
 
@@ -77,9 +82,16 @@ class Evaluate(Stage[EvaluateConfig]):
         pairs = [(gate.model, None if gate.release else gate.against) for gate in settings.gates]
         _require_measured(settings, list(filter(None, itertools.chain(*pairs))), participants)
         count = len(settings.gates)
-        named = "the gate names a model that is" if count == 1 else f"{count} gates name models that are"
+        named = (
+            "the gate names a model that is"
+            if count == 1
+            else f"{count} gates name models that are"
+        )
         alone = sorted({gate.model for gate in settings.gates if _tests_file(gate, settings)})
-        note = f"; {', '.join(alone)} is a file alone, and model: {RELEASE} tests what a release answers by"
+        note = (
+            f"; {', '.join(alone)} is a file alone, and model: {RELEASE} tests what a release "
+            "answers by"
+        )
         return f"{named} measured{note if alone else ''}" if count else ""
 
     def _release(self) -> str:
@@ -92,10 +104,15 @@ class Evaluate(Stage[EvaluateConfig]):
         path = self.settings.pairs
         if path is None or path.exists():
             return ""
-        return f"{path.name} is not there yet, so no pair is judged: slmctl review --pairs MODEL MODEL makes it"
+        return (
+            f"{path.name} is not there yet, so no pair is judged: slmctl review --pairs MODEL "
+            "MODEL makes it"
+        )
 
     def refusals(self, rows: RowEstimate) -> Iterator[SlmctlError]:
-        """Gates that cannot pass on the most rows, and the most groups, that may fall into the test."""
+        """Gates that cannot pass on the most rows, and the most
+        groups, that may fall into the test.
+        """
         settings, most = self.project.config, rows.most_test
         if most is None or settings.predict.split != "test":
             return
@@ -115,7 +132,9 @@ class Evaluate(Stage[EvaluateConfig]):
 
         settings, rows = sizes.settings, sizes.rows
         if settings.publish.linear:
-            return StageEstimate(ANSWER_BYTES * (rows.test if rows else 0), int(BESIDE_BYTES), REPORT_SECONDS)
+            return StageEstimate(
+                ANSWER_BYTES * (rows.test if rows else 0), int(BESIDE_BYTES), REPORT_SECONDS
+            )
         loaded = {"base", "adapter", "merged"} & set(settings.evaluate.models)
         files = len(settings.quantize.types) * len(FILES & set(settings.measured))
         disk = ANSWER_BYTES * (rows.test if rows else 0) * (len(loaded) + files)
@@ -124,11 +143,16 @@ class Evaluate(Stage[EvaluateConfig]):
         prompt = rows.shared + (1 + shots) * own if rows else 0
         whole = "base" in loaded and kind_of(settings.task.kind).chooses
         beside = int(BESIDE_BYTES) if SUM in settings.measured else 0
-        peak = model.shape.answering_bytes(prompt, whole_labels=whole) if loaded else model.answering + beside
+        peak = (
+            model.shape.answering_bytes(prompt, whole_labels=whole)
+            if loaded
+            else model.answering + beside
+        )
         share = 1.0  # of the rows that the base is asked
         if rows and "base" in loaded and (sample := predictions.base_sample(settings)):
             share = min(sample / max(rows.test, 1), 1)
-        of_base = share * (SHOTS if shots else 1) * (WHOLE_LABELS if whole else 1) - 1  # beside once
+        # beside once
+        of_base = share * (SHOTS if shots else 1) * (WHOLE_LABELS if whole else 1) - 1
         once = sizes.answering_seconds(rows.test if rows else None)
         if once is None or (loaded and hardware.accelerator()):
             return StageEstimate(disk, peak)
@@ -139,9 +163,13 @@ class Evaluate(Stage[EvaluateConfig]):
         return StageEstimate(disk, peak, seconds)
 
     def took(self, made: Artifact, whole: Sequence[Artifact]) -> float | None:
-        """With all predictions that it was made of, where these are of as many models as the config measures."""
+        """With all predictions that it was made of, where these are of
+        as many models as the config measures.
+        """
         settings = self.project.config
-        models = sum(len(settings.quantize.types) if name in FILES else 1 for name in settings.measured)
+        models = sum(
+            len(settings.quantize.types) if name in FILES else 1 for name in settings.measured
+        )
         answered = [each.manifest.seconds for each in whole if each.kind in self.takes[0].kinds]
         same = len(made.manifest.inputs.get("predictions", [])) == models
         return made.manifest.seconds + sum(answered) if same else None
@@ -167,7 +195,10 @@ def _participants(settings: config.Config) -> set[str]:
     if settings.publish.linear:
         return {LINEAR, RELEASE, *kind_of(settings.task.kind).baselines}
     models, types = set(settings.evaluate.models), settings.quantize.types
-    names = {"base", "adapter", "merged"} & models | {RELEASE, *kind_of(settings.task.kind).baselines}
+    names = {"base", "adapter", "merged"} & models | {
+        RELEASE,
+        *kind_of(settings.task.kind).baselines,
+    }
     if settings.encode is not None:
         names.add(TAGGER if settings.task.has("schema") else encoder_head.NAME)
     if "gguf" in models:
@@ -185,16 +216,23 @@ def _tests_file(gate: config.Gate, settings: config.Config) -> bool:
     return SUM in settings.measured and gate.model in settings.quantize.types and not of_source
 
 
-def _require_measured(settings: config.Config, models: Sequence[str], participants: set[str]) -> None:
+def _require_measured(
+    settings: config.Config, models: Sequence[str], participants: set[str]
+) -> None:
     named = dict.fromkeys(models)
-    lacking = [model for model in named if model.partition(" (")[0] not in participants]  # base (8-shot)
+    # base (8-shot)
+    lacking = [model for model in named if model.partition(" (")[0] not in participants]
     if "chosen" in lacking:
         raise UsageError(
             "a gate names the model 'chosen', and evaluate.choose is not set",
             hint="evaluate: {choose: {smallest_within: 0.01}}",
         )
     if lacking:
-        what = "publish.model linear gives" if settings.publish.linear else "evaluate.models and quantize.types give"
+        what = (
+            "publish.model linear gives"
+            if settings.publish.linear
+            else "evaluate.models and quantize.types give"
+        )
         raise UsageError(
             f"gates name models that are not measured: {', '.join(lacking)}",
             hint=f"{what} {', '.join(sorted(participants))}: take gates on others out",
@@ -204,9 +242,11 @@ def _require_measured(settings: config.Config, models: Sequence[str], participan
 # Inputs of a report
 
 
-def report_inputs(project: Project, models: Sequence[str | Path], get: Get, split: str | None = None) -> Inputs:
-    """Inputs of a report: the predictions of every model, and those of the GGUF files on validation rows where one is
-    to be chosen, and of the sum with linear members where it is measured.
+def report_inputs(
+    project: Project, models: Sequence[str | Path], get: Get, split: str | None = None
+) -> Inputs:
+    """Inputs of a report: the predictions of every model, and those of the GGUF files on validation
+    rows where one is to be chosen, and of the sum with linear members where it is measured.
 
     Of the models of the config, the release that a gate compares with is one more.
     A report among the models stands for the predictions that it was made of, on its own data set.
@@ -233,19 +273,25 @@ def report_inputs(project: Project, models: Sequence[str | Path], get: Get, spli
     listed = list(answered.values())
     inputs["predictions"] = listed
     if "gguf" in models and project.config.evaluate.choose is not None:
-        inputs["validation"] = [get(request) for request in predictions_of(project, "gguf", "validation")]
+        inputs["validation"] = [
+            get(request) for request in predictions_of(project, "gguf", "validation")
+        ]
     if all_of_config:  # the gates are about what the config measures
         inputs |= _of_release(project, listed, get, split)
     return inputs
 
 
 def _of_release(project: Project, made: list[Artifact], get: Get, split: str | None) -> Inputs:
-    """The inputs of a report with the release that gates compare with: its answers and its data set."""
+    """The inputs of a report with the release that gates compare
+    with: its answers and its data set.
+    """
     own = {str(each.metrics.get("sha256")) for each in made}
     compared = project_gates.reference(project.config, project.root, own)
     if compared is None or compared.release is None:
         return {}
-    section = predictions.predict_section(project, split).model_copy(update={"release": compared.name})
+    section = predictions.predict_section(project, split).model_copy(
+        update={"release": compared.name}
+    )
     answered = get(project.stage("predict").request({"model": compared.release}, section))
     data = lineage.data_set(project.runs, compared.release)
     inputs: Inputs = {"predictions": [*made, answered]}
@@ -265,7 +311,10 @@ def _named_report(project: Project, spec: str | Path) -> Artifact | None:
 
 def _common_data(project: Project, reports: Sequence[Artifact]) -> Artifact:
     """The data set of all these reports, which models measured beside them answer too."""
-    (first, *_), digests = reports, {str(report.manifest.inputs.get("prepared")) for report in reports}
+    (first, *_), digests = (
+        reports,
+        {str(report.manifest.inputs.get("prepared")) for report in reports},
+    )
     if len(digests) > 1:
         raise UsageError(
             f"the reports are of {len(digests)} data sets, and rows that differ cannot be paired",
@@ -281,9 +330,13 @@ def _common_data(project: Project, reports: Sequence[Artifact]) -> Artifact:
 
 
 def evaluate(
-    project: Project, models: Sequence[str | Path], split: str | None = None, against: EndpointModel | None = None
+    project: Project,
+    models: Sequence[str | Path],
+    split: str | None = None,
+    against: EndpointModel | None = None,
 ) -> Outcome:
-    """Answer the held-out rows with every model, then report. Each model's answers are kept on their own.
+    """Answer the held-out rows with every model, then report. Each model's answers are kept on
+    their own.
 
     Args:
         models: Kinds of this pipeline (base, adapter, merged, gguf, lora), or paths of models.
@@ -294,12 +347,19 @@ def evaluate(
         What `report_inputs` and `runner.run` raise.
     """
     begun = time.monotonic()
-    outcome = runner.run(project, request_of(project, models, split, against, get=runner.maker(project)))
+    outcome = runner.run(
+        project, request_of(project, models, split, against, get=runner.maker(project))
+    )
     return replace(outcome, seconds=time.monotonic() - begun)
 
 
 def request_of(
-    project: Project, models: Sequence[str | Path], split: str | None, against: EndpointModel | None, *, get: Get
+    project: Project,
+    models: Sequence[str | Path],
+    split: str | None,
+    against: EndpointModel | None,
+    *,
+    get: Get,
 ) -> StageRequest:
     """The request of the report that `evaluate` makes, whose answers `get` finds or makes."""
     section = None
@@ -316,7 +376,8 @@ def request_of(
 
 
 def _with_prices_of(project: Project, against: EndpointModel) -> EvaluateConfig:
-    """The section evaluate, whose break-even is with the prices of the endpoint that is asked, where they are known.
+    """The section evaluate, whose break-even is with the prices of the endpoint that is asked,
+    where they are known.
 
     Raises:
         UsageError: They are in another currency than the machine's.
@@ -326,7 +387,8 @@ def _with_prices_of(project: Project, against: EndpointModel) -> EvaluateConfig:
         return section
     if prices.currency != section.prices.currency:
         raise UsageError(
-            f"the prices of {against.model} are in {prices.currency}, and the machine's in {section.prices.currency}",
+            f"the prices of {against.model} are in {prices.currency}, and the machine's in "
+            f"{section.prices.currency}",
             hint="prices.currency",
         )
     machine = section.prices.model_copy(update={"input": prices.input, "output": prices.output})
@@ -334,7 +396,8 @@ def _with_prices_of(project: Project, against: EndpointModel) -> EvaluateConfig:
 
 
 def show(project: Project, report: Artifact, *, only_measured: bool = False) -> None:
-    """Print the scoreboard, write the page that has it with gates and training, and check the gates.
+    """Print the scoreboard, write the page that has it with gates and training, and check the
+    gates.
 
     Raises:
         GateError: A gate failed.

@@ -1,7 +1,8 @@
-"""The loss on the answers of a batch, packed or padded, with logits at the places that predict them only.
+"""The loss on the answers of a batch, packed or padded, with logits at the places that predict them
+only.
 
-With a plain output head the logits are computed block by block of the vocabulary and never held as a
-whole: in float32 those of one batch can take more memory than the model.
+With a plain output head the logits are computed block by block of the vocabulary and never held as
+a whole: in float32 those of one batch can take more memory than the model.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class AnswerLoss(ModelOutput):  # type: ignore[misc]
 
     Attributes:
         loss: The weighted sum of the cross-entropies of its answer tokens.
-        losses: The weighted cross-entropy of each answer token (N,), record after record; without a gradient.
+        losses: The weighted cross-entropy of each answer token (N,), record after record; without a
+            gradient.
     """
 
     loss: torch.Tensor | None = None
@@ -39,19 +41,28 @@ def install(model: Any, smoothing: float = 0.0) -> None:
     """Replace a model's forward, so that `model(**batch)` returns an AnswerLoss.
 
     Args:
-        model: With or without an adapter; for packed batches, its attention is `packing.ATTENTION_NAME` already.
+        model: With or without an adapter; for packed batches, its attention is
+            `packing.ATTENTION_NAME` already.
         smoothing: Label smoothing, while the model is in training mode.
     """
     core = core_model(model)
     trunk, own_forward = core.base_model, core.forward
     plain_head = is_plain_head(core, trunk)
-    mean_row: torch.Tensor | None = None  # (width,), of the head's rows; kept, since the head is frozen
+    # (width,), of the head's rows; kept, since the head is frozen
+    mean_row: torch.Tensor | None = None
 
     def forward(
-        input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor,
-        keep: torch.Tensor, layout: Any = None, attention_mask: Any = None, columns: int = 0,
-        choices: dict[str, torch.Tensor] | None = None, **kwargs: Any,
-    ) -> AnswerLoss:  # fmt: skip
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        labels: torch.Tensor,
+        weights: torch.Tensor,
+        keep: torch.Tensor,
+        layout: Any = None,
+        attention_mask: Any = None,
+        columns: int = 0,
+        choices: dict[str, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> AnswerLoss:
         nonlocal mean_row
         spread = smoothing if core.training else 0.0
         kind = {"attention_mask": attention_mask} if layout is None else {"layout": layout}
@@ -61,17 +72,23 @@ def install(model: Any, smoothing: float = 0.0) -> None:
             head = core.get_output_embeddings().weight
             if spread and mean_row is None:
                 mean_row = head.mean(dim=0, dtype=torch.float32)
-            losses: torch.Tensor = BlockwiseCrossEntropy.apply(hidden, head, labels, weights, spread, mean_row)
+            losses: torch.Tensor = BlockwiseCrossEntropy.apply(
+                hidden, head, labels, weights, spread, mean_row
+            )
             if choices:
                 among = hidden.float() @ head[choices["alphabet"]].float().T
                 losses = label_loss.mixed(losses, among, weights, choices)
         else:
             packed = layout is not None
             logits = (
-                own_forward(**where, logits_to_keep=keep).logits[0].float() if packed
+                own_forward(**where, logits_to_keep=keep).logits[0].float()
+                if packed
                 else _last_columns(own_forward, where, keep, columns)
-            )  # fmt: skip
-            losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=spread) * weights
+            )
+            losses = (
+                functional.cross_entropy(logits, labels, reduction="none", label_smoothing=spread)
+                * weights
+            )
             if choices:
                 losses = label_loss.mixed(losses, logits[:, choices["alphabet"]], weights, choices)
         return AnswerLoss(loss=losses.sum(), losses=losses.detach())
@@ -79,11 +96,14 @@ def install(model: Any, smoothing: float = 0.0) -> None:
     core.forward = forward
 
 
-def _last_columns(forward: Any, where: dict[str, Any], keep: torch.Tensor, columns: int) -> torch.Tensor:
-    """Logits (N, V) at the places `keep` of a left-padded batch, the head computed for its last columns only.
+def _last_columns(
+    forward: Any, where: dict[str, Any], keep: torch.Tensor, columns: int
+) -> torch.Tensor:
+    """Logits (N, V) at the places `keep` of a left-padded batch, the head computed for its last
+    columns only.
 
-    All answers end in the last column, so the model's own `logits_to_keep` limits the head to the longest answer,
-    whatever the architecture does after it.
+    All answers end in the last column, so the model's own `logits_to_keep` limits the head to the
+    longest answer, whatever the architecture does after it.
     """
     length = where["input_ids"].shape[1]
     logits: torch.Tensor = forward(**where, logits_to_keep=columns).logits
@@ -94,7 +114,9 @@ def _last_columns(forward: Any, where: dict[str, Any], keep: torch.Tensor, colum
 
 @torch.no_grad()
 def is_plain_head(core: Any, trunk: Any) -> bool:
-    """True if the logits are a frozen head's product with the trunk's states, without scale or soft cap."""
+    """True if the logits are a frozen head's product with the trunk's
+    states, without scale or soft cap.
+    """
     head = core.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear) or head.bias is not None or head.weight.requires_grad:
         return False  # such as a head with a LoRA update
@@ -108,28 +130,46 @@ def is_plain_head(core: Any, trunk: Any) -> bool:
         logits = core(**probe).logits[0].float()
         own = head(trunk(**probe).last_hidden_state[0]).float()
         return bool(torch.allclose(logits, own, rtol=0.02, atol=0.02 * float(own.abs().max())))
-    except (AttributeError, RuntimeError, TypeError, ValueError):  # another way from hidden states to logits
+    except (
+        AttributeError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):  # another way from hidden states to logits
         return False
 
 
 class BlockwiseCrossEntropy(Function):
     """Weighted cross-entropies (N,) of hidden (N, width) through a frozen head (V, width).
 
-    The gradient is computed on the way, block by block of the vocabulary, so logits (N, V) never exist; the
-    exponentials are relative to the running maximum, as in flash attention (Dao et al. 2022).
+    The gradient is computed on the way, block by block of the vocabulary, so logits (N, V) never
+    exist; the exponentials are relative to the running maximum, as in flash attention (Dao et al.
+    2022).
 
-    With label smoothing (Szegedy et al. 2016, section 7) a share `smoothing` of each target is spread over the
-    vocabulary. The mean of all logits, which that needs, is one product with the head's mean row, `mean` (width,).
+    With label smoothing (Szegedy et al. 2016, section 7) a share `smoothing` of each target is
+    spread over the vocabulary. The mean of all logits, which that needs, is one product with the
+    head's mean row, `mean` (width,).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor,
-        smoothing: float = 0.0, mean: torch.Tensor | None = None,
-    ) -> torch.Tensor:  # fmt: skip
-        spread = (smoothing, mean if mean is not None else head.mean(dim=0, dtype=torch.float32)) if smoothing else None
+        ctx: Any,
+        hidden: torch.Tensor,
+        head: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+        smoothing: float = 0.0,
+        mean: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        spread = (
+            (smoothing, mean if mean is not None else head.mean(dim=0, dtype=torch.float32))
+            if smoothing
+            else None
+        )
         with torch.autocast(hidden.device.type, enabled=False):
-            losses, grad = _blockwise(hidden, head, targets, weights, spread, with_gradient=ctx.needs_input_grad[0])
+            losses, grad = _blockwise(
+                hidden, head, targets, weights, spread, with_gradient=ctx.needs_input_grad[0]
+            )
         if grad is not None:
             ctx.save_for_backward(grad)
         return losses
@@ -140,10 +180,16 @@ class BlockwiseCrossEntropy(Function):
 
 
 def _blockwise(
-    hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor,
-    spread: tuple[float, torch.Tensor] | None, *, with_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
-    """Returns (losses (N,), gradient of their sum with respect to hidden (N, width), float32, or None).
+    hidden: torch.Tensor,
+    head: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    spread: tuple[float, torch.Tensor] | None,
+    *,
+    with_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Returns (losses (N,), gradient of their sum with respect to hidden (N, width), float32, or
+    None).
 
     Args:
         spread: The label smoothing, and the head's mean row (width,).

@@ -1,7 +1,9 @@
-"""Autograd functions for attention over a packed batch, made of parts that differ between families of models.
+"""Autograd functions for attention over a packed batch, made of parts that differ between families
+of models.
 
-`SplitHeads` splits the output of the projections into heads of queries, keys and values, and applies the norm and the
-rotary positions of each `HeadGroup`. `PackedAttention` attends with them. Both compute in float32.
+`SplitHeads` splits the output of the projections into heads of queries, keys and values, and
+applies the norm and the rotary positions of each `HeadGroup`. `PackedAttention` attends with them.
+Both compute in float32.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from slmctl.stages.finetune.fused_kernels import HeadGroup, HeadNorm, Rotation
 
 
 class SplitHeads(Function):
-    """x (T, heads of all groups * size), cos and sin (T, 1, turned / 2) -> states (T, heads, size) of each group.
+    """x (T, heads of all groups * size), cos and sin (T, 1, turned / 2) -> states (T, heads, size)
+    of each group.
 
     Only the first `turned` values of a head are rotated.
     """
@@ -33,7 +36,10 @@ class SplitHeads(Function):
         fused = fused_kernels.load()
         if fused:
             return fused.split(x, groups, cos, sin)
-        return tuple(_states(part, group, cos, sin) for part, group in zip(_parts(x, groups), groups, strict=True))
+        return tuple(
+            _states(part, group, cos, sin)
+            for part, group in zip(_parts(x, groups), groups, strict=True)
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
@@ -41,9 +47,13 @@ class SplitHeads(Function):
         if fused:
             return fused.split_backward(grads, x, ctx.groups, cos, sin, ctx.dtype), None, None, None
         size = grads[0].shape[2]
-        result = torch.empty(len(grads[0]), size * sum(group.heads for group in ctx.groups), dtype=ctx.dtype)
+        result = torch.empty(
+            len(grads[0]), size * sum(group.heads for group in ctx.groups), dtype=ctx.dtype
+        )
         raws = [None] * len(ctx.groups) if x is None else _parts(x, ctx.groups)
-        for g, raw, place, group in zip(grads, raws, _parts(result, ctx.groups), ctx.groups, strict=True):
+        for g, raw, place, group in zip(
+            grads, raws, _parts(result, ctx.groups), ctx.groups, strict=True
+        ):
             place.copy_(_states_backward(g, raw, group, cos, sin))
         return result, None, None, None
 
@@ -55,7 +65,9 @@ def _parts(x: torch.Tensor, groups: Sequence[HeadGroup]) -> tuple[torch.Tensor, 
     return parts
 
 
-def _states(part: torch.Tensor, group: HeadGroup, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def _states(
+    part: torch.Tensor, group: HeadGroup, cos: torch.Tensor, sin: torch.Tensor
+) -> torch.Tensor:
     norm, states = group.norm, part.float()
     if norm is not None and not norm.after_rotation:
         states = _normed(states, norm)
@@ -67,12 +79,18 @@ def _states(part: torch.Tensor, group: HeadGroup, cos: torch.Tensor, sin: torch.
 
 
 def _states_backward(
-    g: torch.Tensor, raw: torch.Tensor | None, group: HeadGroup, cos: torch.Tensor, sin: torch.Tensor
+    g: torch.Tensor,
+    raw: torch.Tensor | None,
+    group: HeadGroup,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
 ) -> torch.Tensor:
     norm = group.norm
     if norm is not None and raw is not None and norm.after_rotation:
         turned = raw.float()
-        g = _normed_backward(g, _rotate(turned, cos, sin, group.rotation) if group.rotation else turned, norm)
+        g = _normed_backward(
+            g, _rotate(turned, cos, sin, group.rotation) if group.rotation else turned, norm
+        )
     if group.rotation:
         g = _rotate(g, cos, -sin, group.rotation)
     if norm is not None and raw is not None and not norm.after_rotation:
@@ -91,7 +109,9 @@ def _normed_backward(g: torch.Tensor, x: torch.Tensor, norm: HeadNorm) -> torch.
     return back.view(g.shape)
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+def _rotate(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rotation: Rotation
+) -> torch.Tensor:
     """Rotary position embedding of x (T, heads, size); cos and sin (T, 1, turned / 2)."""
     half = cos.shape[-1]
     out = torch.empty_like(x)
@@ -100,7 +120,10 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rotation: Rot
         torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-1)
         torch.mul(second, cos, out=out[..., half : 2 * half]).addcmul_(first, sin)
     else:
-        pairs, turned = (torch.view_as_complex(torch.unflatten(t[..., : 2 * half], -1, (half, 2))) for t in (x, out))
+        pairs, turned = (
+            torch.view_as_complex(torch.unflatten(t[..., : 2 * half], -1, (half, 2)))
+            for t in (x, out)
+        )
         torch.mul(pairs, torch.complex(cos, sin), out=turned)
     out[..., 2 * half :] = x[..., 2 * half :]
     return out
@@ -115,9 +138,15 @@ class PackedAttention(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: tuple[int, int], scale: float,
-        window: int | None, dtype: torch.dtype,
-    ) -> torch.Tensor:  # fmt: skip
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layout: tuple[int, int],
+        scale: float,
+        window: int | None,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
         prefix, rows = layout
         tokens, heads, size = q.shape
         shape = (rows, (tokens - prefix) // rows)
@@ -151,19 +180,26 @@ class PackedAttention(Function):
         parts = flash(gs, q, k, v, out, lse, 0.0, False, attn_mask=bias, scale=scale)
         results = [torch.empty(len(g), x.shape[1], x.shape[3]) for x in (q, k, v)]
         for result, part in zip(results, parts, strict=True):
-            torch.unflatten(result[prefix:], 0, shape).copy_(part[:, :, -shape[1] :].transpose(1, 2))
+            torch.unflatten(result[prefix:], 0, shape).copy_(
+                part[:, :, -shape[1] :].transpose(1, 2)
+            )
         if prefix:
             *own, own_bias = own
-            heads = flash(g[None, :prefix].transpose(1, 2), *own, 0.0, False, attn_mask=own_bias, scale=scale)
+            heads = flash(
+                g[None, :prefix].transpose(1, 2), *own, 0.0, False, attn_mask=own_bias, scale=scale
+            )
             for result, head in zip(results, heads, strict=True):
                 result[:prefix] = head[0].transpose(0, 1)
-            for result, part in zip(results[1:], parts[1:], strict=True):  # all records attend to the prefix
+            # all records attend to the prefix
+            for result, part in zip(results[1:], parts[1:], strict=True):
                 result[:prefix] += part[:, :, :prefix].sum(dim=0).transpose(0, 1)
         return *results, *[None] * 4
 
 
 def _rests(x: torch.Tensor, prefix: int, shape: tuple[int, int]) -> torch.Tensor:
-    """Keys or values x (T, heads, size) -> (rows, heads, prefix + length, size): the prefix before each record."""
+    """Keys or values x (T, heads, size) -> (rows, heads, prefix + length,
+    size): the prefix before each record.
+    """
     rests = torch.unflatten(x[prefix:], 0, shape)
     if prefix:
         whole = torch.empty(shape[0], prefix + shape[1], *x.shape[1:])

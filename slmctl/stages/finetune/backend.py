@@ -1,4 +1,5 @@
-"""Choice of the library that trains: unsloth where it is installed and there is an accelerator, else transformers.
+"""Choice of the library that trains: unsloth where it is installed and there is an accelerator,
+else transformers.
 
 Decided without importing torch, since unsloth must be imported first.
 """
@@ -31,7 +32,8 @@ def choose(backend: str) -> str:
             raise MissingError("backend unsloth is not installed", hint=pip_line("cuda"))
         if not hardware.accelerator():
             raise MissingError(
-                "backend unsloth needs a GPU, and none is here", hint="--set finetune.backend=transformers"
+                "backend unsloth needs a GPU, and none is here",
+                hint="--set finetune.backend=transformers",
             )
     if backend == "transformers":
         return "transformers"
@@ -48,8 +50,9 @@ def stdout_to_stderr() -> Iterator[None]:
 def import_first(backend: str) -> None:
     """Import unsloth, if it will train, before any stage imports transformers.
 
-    Unsloth writes Python modules and imports them. Its default is a folder below the current one, which is the
-    user's project: it would be litter there, and a stranger's project could contain code under that name.
+    Unsloth writes Python modules and imports them. Its default is a folder below the current one,
+    which is the user's project: it would be litter there, and a stranger's project could contain
+    code under that name.
     """
     if choose(backend) == "unsloth":
         cache = user_cache() or _scratch_folder()

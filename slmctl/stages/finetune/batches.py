@@ -1,4 +1,6 @@
-"""Records of one step -> batches that fit the memory: packed ones, or padded ones for models that cannot pack."""
+"""Records of one step -> batches that fit the memory: packed ones, or
+padded ones for models that cannot pack.
+"""
 
 from __future__ import annotations
 
@@ -46,12 +48,17 @@ class PackedBatches:
         for batch, part in zip(batches, parts, strict=True):
             prefix, tokens = batch["layout"][0], batch["input_ids"].numel()
             self.filled += tokens
-            self.padded += tokens - prefix - sum(len(record["input_ids"]) - prefix for record in part)
+            self.padded += (
+                tokens - prefix - sum(len(record["input_ids"]) - prefix for record in part)
+            )
         return batches
 
 
-def split_batch(records: Sequence[EncodedRecord], limit: int, *, share: bool = False) -> list[Sequence[EncodedRecord]]:
-    """Split records, in order, into as few parts as possible, of equal counts where that takes no more parts.
+def split_batch(
+    records: Sequence[EncodedRecord], limit: int, *, share: bool = False
+) -> list[Sequence[EncodedRecord]]:
+    """Split records, in order, into as few parts as possible, of equal counts where that takes no
+    more parts.
 
     A part computes at most `piece_budget` tokens, or holds one record.
 
@@ -64,14 +71,20 @@ def split_batch(records: Sequence[EncodedRecord], limit: int, *, share: bool = F
     return even if len(even) == len(parts) else parts
 
 
-def _cut(records: Sequence[EncodedRecord], limit: int, share: bool, most: int) -> list[Sequence[EncodedRecord]]:
+def _cut(
+    records: Sequence[EncodedRecord], limit: int, share: bool, most: int
+) -> list[Sequence[EncodedRecord]]:
     """Fill parts one after another, each with up to `most` records that fit."""
     parts, start, prefix, longest = [], 0, 0, 0
     for k, record in enumerate(records):
         count, shared = k - start + 1, 0
         if share:
             own = prompt_length(record)
-            shared = common_prefix(records[start]["input_ids"], record["input_ids"], min(prefix, own)) if k else own
+            shared = (
+                common_prefix(records[start]["input_ids"], record["input_ids"], min(prefix, own))
+                if k
+                else own
+            )
         longest = max(longest, len(record["input_ids"]))
         tokens = shared + count * (longest - shared)
         if count > 1 and (count > most or tokens > piece_budget(shared, limit)):
@@ -82,29 +95,39 @@ def _cut(records: Sequence[EncodedRecord], limit: int, share: bool, most: int) -
     return [*parts, records[start:]]
 
 
-def largest_piece(records: Sequence[EncodedRecord], together: int, limit: int = PIECE_TOKENS) -> PieceSize:
+def largest_piece(
+    records: Sequence[EncodedRecord], together: int, limit: int = PIECE_TOKENS
+) -> PieceSize:
     """Upper bound of one batch, packed or padded, in a training with `together` records a step.
 
-    A batch shares at least the prefix of all records, and at most the longest prefix that `together` records share:
-    when sorted, these are neighbours. Batches hold records of like length, so padding is not counted.
+    A batch shares at least the prefix of all records, and at most the longest prefix that
+    `together` records share: when sorted, these are neighbours. Batches hold records of like
+    length, so padding is not counted.
     """
     count = min(together, len(records))
     lengths = sorted(len(record["input_ids"]) for record in records)
     prompts = sorted(record["input_ids"][: prompt_length(record)] for record in records)
     least = most = common_prefix(prompts[0], prompts[-1], len(prompts[0])) if count > 1 else 0
     for first, last in zip(prompts, prompts[count - 1 :], strict=False) if count > 1 else ():
-        most = max(most, common_prefix(first, last, len(first)) if first[:most] == last[:most] else 0)
+        most = max(
+            most, common_prefix(first, last, len(first)) if first[:most] == last[:most] else 0
+        )
     sizes = sorted(set(lengths))
     whole = sum(lengths[-count:])
     padded = min(whole, max(_even_piece(count, 0, size, limit) for size in sizes))
     budget = piece_budget(most, limit)
-    packed = min(whole - (count - 1) * least, max(_even_piece(count, least, size - least, budget) for size in sizes))
+    packed = min(
+        whole - (count - 1) * least,
+        max(_even_piece(count, least, size - least, budget) for size in sizes),
+    )
     tokens = max(lengths[-1], padded, packed)
     return PieceSize(tokens, tokens + count * most)
 
 
 def _even_piece(count: int, prefix: int, rest: int, limit: int) -> int:
-    """Tokens of a piece when `count` records of `prefix` + `rest` tokens are cut evenly into pieces up to `limit`."""
+    """Tokens of a piece when `count` records of `prefix` + `rest` tokens
+    are cut evenly into pieces up to `limit`.
+    """
     most = max((limit - prefix) // max(rest, 1), 1)
     return prefix + math.ceil(count / math.ceil(count / most)) * rest
 
@@ -112,8 +135,9 @@ def _even_piece(count: int, prefix: int, rest: int, limit: int) -> int:
 class PaddedBatches:
     """Records -> batches (records, length), padded on the left, as unsloth's kernels expect.
 
-    `labels`, `weights` and `keep` are as in a packed batch; `keep` indexes the batch flattened row by row, and all of
-    it lies in the last `columns` columns. Batches have at most `limit` tokens, or one record.
+    `labels`, `weights` and `keep` are as in a packed batch; `keep` indexes the batch flattened row
+    by row, and all of it lies in the last `columns` columns. Batches have at most `limit` tokens,
+    or one record.
     """
 
     padded, filled = 0, 0  # tokens of padding, and all tokens, so far
@@ -136,6 +160,9 @@ class PaddedBatches:
         self.padded += ids.numel() - sum(sizes)
         learned = answers(records, [(k + 1) * length - size for k, size in enumerate(sizes)])
         return {
-            "input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
-            "columns": length - int((learned["keep"] % length).min()), **learned,
-        }  # fmt: skip
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
+            "columns": length - int((learned["keep"] % length).min()),
+            **learned,
+        }

@@ -53,11 +53,16 @@ def _fill(place: Path, trainer: Any, random_states: dict[str, torch.Tensor], rea
     _write(trainer.best_weights, place / "best.safetensors")
     states = trainer.optimizer.state
     tensors = {
-        f"{name}/{key}": torch.as_tensor(value) for name, p in weights.items() for key, value in states[p].items()
+        f"{name}/{key}": torch.as_tensor(value)
+        for name, p in weights.items()
+        for key, value in states[p].items()
     }
     _write(tensors | random_states, place / "optimizer.safetensors")
     trainer.state.save_to_json(str(place / "trainer_state.json"))
-    schedule = {"last_epoch": trainer.lr_scheduler.last_epoch, "rates": trainer.lr_scheduler.get_last_lr()}
+    schedule = {
+        "last_epoch": trainer.lr_scheduler.last_epoch,
+        "rates": trainer.lr_scheduler.get_last_lr(),
+    }
     progress = dataclasses.asdict(reached)
     progress["best"] = progress["best"] if trainer.best_weights else None  # JSON has no infinity
     (place / "progress.json").write_bytes(canonical({"progress": progress, "schedule": schedule}))
@@ -67,12 +72,20 @@ def _fill(place: Path, trainer: Any, random_states: dict[str, torch.Tensor], rea
 
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint whose hashes agree; None without one."""
-    return next((path for path in sorted(folder.glob("step-*"), reverse=True) if is_whole(path)), None)
+    return next(
+        (path for path in sorted(folder.glob("step-*"), reverse=True) if is_whole(path)), None
+    )
 
 
 def newer_than(folder: Path, resumed: Path | None) -> list[str]:
-    """Names of the checkpoints newer than the one to resume from, all damaged; of all if `resumed` is None."""
-    return [path.name for path in sorted(folder.glob("step-*")) if resumed is None or path.name > resumed.name]
+    """Names of the checkpoints newer than the one to resume from, all
+    damaged; of all if `resumed` is None.
+    """
+    return [
+        path.name
+        for path in sorted(folder.glob("step-*"))
+        if resumed is None or path.name > resumed.name
+    ]
 
 
 def require_shared(resumed: Path | None) -> None:
@@ -104,7 +117,8 @@ def load_weights(trainer: Any, path: Path) -> None:
         for name, value in load_file(path / "weights.safetensors").items():
             trainer.trained()[name].copy_(value)
     trainer.best_weights = {
-        name: value.to(trainer.args.device) for name, value in load_file(path / "best.safetensors").items()
+        name: value.to(trainer.args.device)
+        for name, value in load_file(path / "best.safetensors").items()
     }
     progress = json.loads((path / "progress.json").read_bytes())["progress"]
     if progress["best"] is None:
@@ -116,11 +130,16 @@ def load_optimizer(trainer: Any, path: Path) -> None:
     """Load the optimizer's moments and the position in the schedule."""
     tensors = load_file(path / "optimizer.safetensors")
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate wraps it
-    own_step = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    own_step = any(
+        group.get("fused") or group.get("capturable") for group in optimizer.param_groups
+    )
     for name, p in trainer.trained().items():
         prefix = f"{name}/"
-        optimizer.state[p] = {  # torch keeps `step` on the host, except for fused and capturable optimizers
-            key.removeprefix(prefix): value if key == f"{prefix}step" and not own_step else value.to(p.device)
+        # torch keeps `step` on the host, except for fused and capturable optimizers
+        optimizer.state[p] = {
+            key.removeprefix(prefix): value
+            if key == f"{prefix}step" and not own_step
+            else value.to(p.device)
             for key, value in tensors.items()
             if key.startswith(prefix)
         }
@@ -133,19 +152,26 @@ def load_optimizer(trainer: Any, path: Path) -> None:
 
 
 def gather_random() -> dict[str, torch.Tensor]:
-    """The states of all processes' random generators as `random/RANK/GENERATOR`; a collective call of all processes."""
+    """The states of all processes' random generators as
+    `random/RANK/GENERATOR`; a collective call of all processes.
+    """
     own = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         own["cuda"] = torch.cuda.get_rng_state()  # a process has one device
     everyone = gather_object([own])
-    return {f"random/{rank}/{name}": state for rank, states in enumerate(everyone) for name, state in states.items()}
+    return {
+        f"random/{rank}/{name}": state
+        for rank, states in enumerate(everyone)
+        for name, state in states.items()
+    }
 
 
 def load_random(path: Path, accelerator: Any) -> bool:
     """Set this process's random generators, so that dropout continues as without the interruption.
 
     Returns:
-        False if another number of processes wrote the checkpoint. A process without a saved state keeps its own.
+        False if another number of processes wrote the checkpoint. A process without a saved state
+        keeps its own.
     """
     states = load_file(path / "optimizer.safetensors")
     prefix = f"random/{accelerator.process_index}/"
@@ -153,7 +179,10 @@ def load_random(path: Path, accelerator: Any) -> bool:
         torch.set_rng_state(states[f"{prefix}cpu"])
     if f"{prefix}cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states[f"{prefix}cuda"])
-    return sum(name.startswith("random/") and name.endswith("/cpu") for name in states) == accelerator.num_processes
+    return (
+        sum(name.startswith("random/") and name.endswith("/cpu") for name in states)
+        == accelerator.num_processes
+    )
 
 
 def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:

@@ -1,10 +1,10 @@
 """Autograd functions for training LoRA on a frozen base on a CPU.
 
-transformers and PEFT compute a layer in some hundred small operations. A few autograd functions with
-their own backward replace them, here and in `attention_kernels` and `short_convolution`: a frozen
-weight gets no gradient and is multiplied in `finetune.matmul_dtype`, layers that read the same input
-are one matrix product, and LoRA's low-rank products are part of it. The residual stream, norms and
-attention stay in float32.
+transformers and PEFT compute a layer in some hundred small operations. A few autograd functions
+with their own backward replace them, here and in `attention_kernels` and `short_convolution`: a
+frozen weight gets no gradient and is multiplied in `finetune.matmul_dtype`, layers that read the
+same input are one matrix product, and LoRA's low-rank products are part of it. The residual stream,
+norms and attention stay in float32.
 
 No function is specific to an architecture; `layer_replacement` decides which layers use them.
 """
@@ -71,7 +71,9 @@ class FourBitLinear(FrozenLinear):
 
 
 class _FrozenProduct(Function):
-    """x (…, in), a frozen layer -> (…, out) float32; a weight in 4 bits is dequantised again for the backward pass."""
+    """x (…, in), a frozen layer -> (…, out) float32; a weight in 4 bits is
+    dequantised again for the backward pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: FrozenLinear) -> torch.Tensor:
@@ -108,7 +110,13 @@ class RmsNorm(Function):
 
 def reciprocal_std(x: torch.Tensor, eps: float) -> torch.Tensor:
     """Reciprocal of the root mean square, x (…, n) -> (…, 1)."""
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (
+        torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        .square_()
+        .div_(x.shape[-1])
+        .add_(eps)
+        .rsqrt_()
+    )
 
 
 def norm_backward(g: torch.Tensor, x: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
@@ -125,8 +133,9 @@ class StackedLinear:
         W | scale B
         A | 0
 
-    so [x, A x] times its upper rows is the layers' output with the updates, and [g, B' g] times its left columns is
-    the gradient of x. For layers in 4 bits, it is assembled for each product, in a buffer that all stacks share.
+    so [x, A x] times its upper rows is the layers' output with the updates, and [g, B' g] times its
+    left columns is the gradient of x. For layers in 4 bits, it is assembled for each product, in a
+    buffer that all stacks share.
     """
 
     def __init__(self, members: Sequence[torch.nn.Module]) -> None:
@@ -136,13 +145,15 @@ class StackedLinear:
         self.wide = linear[0].in_features
         self.outs = [layer.out_features for layer in linear]
         self.high = sum(self.outs)
-        self.updates: list[tuple[Any, Any, float, slice, slice]] = []  # A, B, scale, rows of W, place among the ranks
+        # A, B, scale, rows of W, place among the ranks
+        self.updates: list[tuple[Any, Any, float, slice, slice]] = []
         ranks = sum(member.r["default"] for member in adapted)
         self.shape = (self.high + ranks, self.wide + ranks)
         held = not any(isinstance(layer, FourBitLinear) for layer in linear)
         self.dtype: torch.dtype = linear[0].weight.dtype if held else linear[0].products
         self._held = torch.zeros(self.shape, dtype=self.dtype) if held else None
-        self._layers: list[tuple[FrozenLinear, slice]] = []  # layers in 4 bits with their rows; else empty
+        # layers in 4 bits with their rows; else empty
+        self._layers: list[tuple[FrozenLinear, slice]] = []
         row = rank = 0
         for member, layer in zip(members, linear, strict=True):
             rows = slice(row, row + layer.out_features)
@@ -150,30 +161,41 @@ class StackedLinear:
                 self._layers.append((layer, rows))
             else:
                 self._held[rows, : self.wide] = layer.weight.detach()
-                layer.weight = torch.nn.Parameter(self._held[rows, : self.wide], requires_grad=False)  # held once
+                # held once
+                layer.weight = torch.nn.Parameter(
+                    self._held[rows, : self.wide], requires_grad=False
+                )
             if member in adapted:
                 wrapped: Any = member
                 a, b = wrapped.lora_A["default"].weight, wrapped.lora_B["default"].weight
-                self.updates.append((a, b, wrapped.scaling["default"], rows, slice(rank, rank + len(a))))
+                self.updates.append(
+                    (a, b, wrapped.scaling["default"], rows, slice(rank, rank + len(a)))
+                )
                 rank += len(a)
             row = rows.stop
         biases = [layer.bias for layer in linear]
         self.bias = None
         if any(bias is not None for bias in biases):
             zeros = (torch.zeros(count) for count in self.outs)
-            self.bias = torch.cat([z if b is None else b.detach().float() for b, z in zip(biases, zeros, strict=True)])
+            self.bias = torch.cat(
+                [z if b is None else b.detach().float() for b, z in zip(biases, zeros, strict=True)]
+            )
             self.bias = self.bias.to(self.dtype)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x (T, in) -> (T, out of all layers side by side)."""
         if self._held is not None:
             self._write_updates(self._held)
-        product: torch.Tensor = _StackedProduct.apply(x, self, *(p for a, b, *_ in self.updates for p in (a, b)))
+        product: torch.Tensor = _StackedProduct.apply(
+            x, self, *(p for a, b, *_ in self.updates for p in (a, b))
+        )
         return product
 
     @torch.no_grad()
     def matrix(self) -> torch.Tensor:
-        """The matrix (out + rank, in + rank); for layers in 4 bits, valid until the next call on any stack."""
+        """The matrix (out + rank, in + rank); for layers in 4 bits,
+        valid until the next call on any stack.
+        """
         if self._held is not None:
             return self._held
         matrix = _shared_room(self.shape, self.dtype)
@@ -195,7 +217,9 @@ _room: dict[torch.dtype, torch.Tensor] = {}
 
 
 def _shared_room(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
-    """An uninitialised tensor in a buffer that is kept for each dtype and grows to the largest shape requested."""
+    """An uninitialised tensor in a buffer that is kept for each dtype and
+    grows to the largest shape requested.
+    """
     count = shape[0] * shape[1]
     if dtype not in _room or _room[dtype].numel() < count:
         _room[dtype] = torch.empty(count, dtype=dtype)
@@ -204,11 +228,15 @@ def _shared_room(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
 
 class _StackedProduct(Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, stack: StackedLinear, *updates: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, stack: StackedLinear, *updates: torch.Tensor
+    ) -> torch.Tensor:
         count, share = len(x), getattr(stack.dropout, "p", 0.0) if stack.dropout.training else 0.0
         drop: Elementwise | None = None
         if share:  # the mask follows from a seed, so that it need not be kept for the backward pass
-            drop = functools.partial(fused_kernels.dropout, share=share, seed=int(torch.randint(2**32, ())))
+            drop = functools.partial(
+                fused_kernels.dropout, share=share, seed=int(torch.randint(2**32, ()))
+            )
         out, x, low = _updated_product(x, stack.matrix().T, stack.high, drop)
         if stack.bias is not None:
             out += stack.bias
@@ -245,14 +273,17 @@ def _updated_product(
     """x (T, k) times a matrix with its low-rank update, in one product and a thin one.
 
     Args:
-        matrix: (k + rank, width + rank), the update's factors in its last columns and in its last rows.
+        matrix: (k + rank, width + rank), the update's factors in its last columns and in its last
+            rows.
         drop: Dropout before the update.
 
     Returns:
-        The product (T rounded up, width), x in the matrix's dtype, and x times the update's first factor (…, rank).
+        The product (T rounded up, width), x in the matrix's dtype, and x times the update's first
+        factor (…, rank).
     """
     k, count = x.shape[1], len(x)
-    if k > WIDE * width and drop is None:  # a long sum: libraries compute it fastest when k is a round number
+    # a long sum: libraries compute it fastest when k is a round number
+    if k > WIDE * width and drop is None:
         x = _padded(x, matrix.dtype)
         both = x @ matrix[:k]  # (T, width + rank): x W | x A
         low = both[:, width:]
@@ -271,11 +302,13 @@ def _padded(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return room
 
 
-def padded_rows(count: int, width: int, dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
+def padded_rows(
+    count: int, width: int, dtype: torch.dtype, device: torch.device | None = None
+) -> torch.Tensor:
     """Uninitialised (count rounded up, width), with zeros in the rows after `count`.
 
-    The library behind torch's products compiles and keeps a kernel for every shape it meets; rounding the rows
-    up keeps the shapes few, so that memory does not grow with the steps.
+    The library behind torch's products compiles and keeps a kernel for every shape it meets;
+    rounding the rows up keeps the shapes few, so that memory does not grow with the steps.
     """
     rows = -(-count // ROW_MULTIPLE) * ROW_MULTIPLE
     room = torch.empty(rows, width, dtype=dtype, device=device)
@@ -293,7 +326,9 @@ class GatedActivation(Function):
             ctx.save_for_backward(both, None)
             return fused.gated(both, kind)
         gate, up = both.chunk(2, dim=1)
-        active = functional.silu(gate) if kind == "silu" else functional.gelu(gate, approximate="tanh")
+        active = (
+            functional.silu(gate) if kind == "silu" else functional.gelu(gate, approximate="tanh")
+        )
         ctx.save_for_backward(both, active)
         return active * up
 
@@ -310,5 +345,7 @@ class GatedActivation(Function):
         if ctx.kind == "silu":
             torch.ops.aten.silu_backward.grad_input(g * up, gate, grad_input=dgate)
         else:
-            torch.ops.aten.gelu_backward.grad_input(g * up, gate, approximate="tanh", grad_input=dgate)
+            torch.ops.aten.gelu_backward.grad_input(
+                g * up, gate, approximate="tanh", grad_input=dgate
+            )
         return result, None

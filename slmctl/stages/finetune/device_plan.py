@@ -1,4 +1,6 @@
-"""The plan of a training on a CPU or a GPU, made before the model is loaded: dtypes, tokens at once, memory."""
+"""The plan of a training on a CPU or a GPU, made before the model is
+loaded: dtypes, tokens at once, memory.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +27,28 @@ from slmctl.stages.finetune.answer_loss import VOCABULARY_BLOCK
 from slmctl.stages.finetune.packing import IGNORED, EncodedRecord
 
 CHECK_EVERY_STEPS = 10  # between two checks of the losses on a GPU: at each the host waits for it
-GPU_PIECES = (16384, 8192, 4096, 2048, 1024)  # tokens computed at once on a GPU, the first that fit its memory
-LEAST_WITHOUT_CHECKPOINTS = 2048  # tokens; larger pieces with activation checkpointing are faster than smaller ones
+# tokens computed at once on a GPU, the first that fit its memory
+GPU_PIECES = (16384, 8192, 4096, 2048, 1024)
+# tokens; larger pieces with activation checkpointing are faster than smaller ones
+LEAST_WITHOUT_CHECKPOINTS = 2048
 GPU_SHARE = 0.92  # of the free memory: the rest is for fragmentation and libraries
 GPU_FIXED_BYTES = 1.2e9  # the driver's context and the libraries' workspaces
 LINEAR_BYTES_4BIT = 0.57  # bytes a weight in 4 bits, with its share of the scales
-# Bytes that autograd saves for a token, for each input and output of a linear layer: 2 for its value in 16 bits, and 2
-# for the norms, rotations and activations around the layer. PEFT's DoRA doubles that.
+# Bytes that autograd saves for a token, for each input and output of a linear layer: 2 for its
+# value in 16 bits, and 2 for the norms, rotations and activations around the layer. PEFT's DoRA
+# doubles that.
 SAVED_BYTES, DORA_FACTOR = 4, 2
 SHARED_BACKEND = "gloo"  # between processes on one GPU, which NCCL refuses
-HINT = "a smaller base, --set finetune.load_in_4bit=true, or finetune.max_length=N with finetune.too_long=truncate"
+HINT = (
+    "a smaller base, --set finetune.load_in_4bit=true, or finetune.max_length=N with "
+    "finetune.too_long=truncate"
+)
 
 CPU_FIXED_BYTES = 150e6  # optimizer code, thread pools, tokenized records
-CPU_HINT = "a smaller base, --set finetune.max_length=N with finetune.too_long=truncate, or a machine with more"
+CPU_HINT = (
+    "a smaller base, --set finetune.max_length=N with finetune.too_long=truncate, or a "
+    "machine with more"
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,8 @@ class DevicePlan:
         mixed: Type of mixed precision as transformers names it, `bf16` or `fp16`; empty for none.
         piece_tokens: Tokens to compute at once.
         memory_bytes: Estimated peak of the GPU's memory, or on a CPU of the process.
-        checkpointing: Save only each layer's input, and compute activations again in the backward pass.
+        checkpointing: Save only each layer's input, and compute activations again in the backward
+            pass.
         check_every: Steps between two checks that losses and gradients are finite.
         gpu: None on a CPU.
     """
@@ -121,7 +133,9 @@ def gpu_here() -> Gpu | None:
     visible = torch.cuda.device_count()
     shared = -(-distributed.processes_here() // visible)
     free, _ = torch.cuda.mem_get_info(int(os.environ.get("LOCAL_RANK", "0")) % visible)
-    return Gpu(torch.cuda.is_bf16_supported(including_emulation=False), free // shared, visible, shared)
+    return Gpu(
+        torch.cuda.is_bf16_supported(including_emulation=False), free // shared, visible, shared
+    )
 
 
 def on_cpu(config: FinetuneConfig) -> DevicePlan:
@@ -138,19 +152,25 @@ def for_cpu(config: FinetuneConfig, folder: Path, records: Sequence[EncodedRecor
     here, model = distributed.processes_here(), model_size.read(folder)
     memory.trim_heap()  # memory that an earlier stage has freed would count as held
     needs = {
-        piece: cpu_bytes(model, config, *batches.largest_piece(records, records_a_process(config), piece))
+        piece: cpu_bytes(
+            model, config, *batches.largest_piece(records, records_a_process(config), piece)
+        )
         for piece in (model_shape.PIECE_TOKENS, *batches.SMALLER_PIECES)
     }
-    if distributed.world_size() > 1:  # memory that a faster process has loaded by now would count as taken
+    # memory that a faster process has loaded by now would count as taken
+    if distributed.world_size() > 1:
         PartialState(cpu=True).wait_for_everyone()
-    piece = next((piece for piece, needed in needs.items() if memory.fits(needed, here)), min(needs))
+    piece = next(
+        (piece for piece, needed in needs.items() if memory.fits(needed, here)), min(needs)
+    )
     hint = CPU_HINT if config.load_in_4bit else f"--set finetune.load_in_4bit=true, {CPU_HINT}"
     memory.require(needs[piece], "training", hint=hint, processes=here)
     return dataclasses.replace(on_cpu(config), memory_bytes=needs[piece], piece_tokens=piece)
 
 
 def cpu_bytes(model: ModelSize, config: FinetuneConfig, tokens: int, keys: int = 0) -> int:
-    """Estimated peak of this process in bytes: memory held now, weights, activations saved for backward, adapter.
+    """Estimated peak of this process in bytes: memory held now, weights, activations saved for
+    backward, adapter.
 
     Args:
         tokens: Tokens of the largest batch computed at once, see `batches.largest_piece`.
@@ -158,9 +178,12 @@ def cpu_bytes(model: ModelSize, config: FinetuneConfig, tokens: int, keys: int =
     """
     width = 2 if config.matmul_dtype == "bfloat16" else 4  # bytes of an element in a product
     activations = model.activation_bytes(width, tokens)
-    activations += 4 * max(keys - tokens, 0) * model.cache  # keys and values of the prefix, before each record
+    # keys and values of the prefix, before each record
+    activations += 4 * max(keys - tokens, 0) * model.cache
     activations *= 4 if config.lora.dora else 1  # PEFT's own layers keep more
-    weights = model.frozen_bytes(width, in_4bit=config.load_in_4bit) + model.adapter_bytes(config.lora.rank)
+    weights = model.frozen_bytes(width, in_4bit=config.load_in_4bit) + model.adapter_bytes(
+        config.lora.rank
+    )
     return int(hardware.held_bytes() + CPU_FIXED_BYTES + weights + activations)
 
 
@@ -169,8 +192,11 @@ def records_a_process(config: FinetuneConfig) -> int:
     return max(int(config.batch_size) // distributed.world_size(), 1)
 
 
-def for_gpu(config: FinetuneConfig, gpu: Gpu, folder: Path, records: Sequence[EncodedRecord]) -> DevicePlan:
-    """The plan of a training on a GPU: large pieces, and activations computed twice only where memory is short.
+def for_gpu(
+    config: FinetuneConfig, gpu: Gpu, folder: Path, records: Sequence[EncodedRecord]
+) -> DevicePlan:
+    """The plan of a training on a GPU: large pieces, and activations computed twice only where
+    memory is short.
 
     Raises:
         StageError: It does not fit, even with the smallest pieces.
@@ -188,11 +214,17 @@ def for_gpu(config: FinetuneConfig, gpu: Gpu, folder: Path, records: Sequence[En
         if needed <= have:
             dtype, mixed = (torch.bfloat16, "bf16") if gpu.bf16 else (torch.float16, "fp16")
             return DevicePlan(dtype, mixed, piece, needed, checkpointing, CHECK_EVERY_STEPS, gpu)
-    raise StageError(f"training needs about {size(needed)} of GPU memory, and {size(have)} are free", hint=HINT)
+    raise StageError(
+        f"training needs about {size(needed)} of GPU memory, and {size(have)} are free", hint=HINT
+    )
 
 
-def gpu_bytes(model: ModelSize, config: FinetuneConfig, tokens: int, *, checkpointing: bool) -> float:
-    """Estimated peak on a GPU in bytes, with `tokens` computed at once; see `_logit_bytes` for the output head."""
+def gpu_bytes(
+    model: ModelSize, config: FinetuneConfig, tokens: int, *, checkpointing: bool
+) -> float:
+    """Estimated peak on a GPU in bytes, with `tokens` computed at once;
+    see `_logit_bytes` for the output head.
+    """
     weights = 2 * model.weights - (2 - LINEAR_BYTES_4BIT) * model.linear * config.load_in_4bit
     saved: float = SAVED_BYTES * model.channels * (DORA_FACTOR if config.lora.dora else 1)
     if checkpointing:
@@ -204,7 +236,14 @@ def _logit_bytes(folder: Path, records: Sequence[EncodedRecord], together: int) 
     """Upper bound of the bytes that the output head takes for the answers of a step."""
     model: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     text = model.get_text_config()
-    answers = sum(sorted(sum(label != IGNORED for label in record["labels"]) for record in records)[-together:])
-    own = any(getattr(text, key, None) for key in ("final_logit_softcapping", "logits_scaling", "logit_scale"))
+    answers = sum(
+        sorted(sum(label != IGNORED for label in record["labels"]) for record in records)[
+            -together:
+        ]
+    )
+    own = any(
+        getattr(text, key, None)
+        for key in ("final_logit_softcapping", "logits_scaling", "logit_scale")
+    )
     columns = text.vocab_size if own else min(VOCABULARY_BLOCK, text.vocab_size)
     return float(answers * (columns * 10 + text.hidden_size * 16))

@@ -1,4 +1,5 @@
-"""Data-parallel training: torchrun, `accelerate launch` or `srun` starts the processes, rank 0 writes the adapter.
+"""Data-parallel training: torchrun, `accelerate launch` or `srun` starts the processes, rank 0
+writes the adapter.
 
 Machines that train together share the project's folder.
 """
@@ -11,13 +12,18 @@ import re
 
 
 def join_slurm() -> None:
-    """Set torchrun's variables from Slurm's, where `srun` started this process as one task of several."""
+    """Set torchrun's variables from Slurm's, where `srun` started
+    this process as one task of several.
+    """
     variables = os.environ
     tasks = int(variables.get("SLURM_STEP_NUM_TASKS") or variables.get("SLURM_NTASKS") or 1)
     if "RANK" in variables or "SLURM_STEP_ID" not in variables or tasks < 2:
         return
-    variables.update(RANK=variables["SLURM_PROCID"], WORLD_SIZE=str(tasks), LOCAL_RANK=variables["SLURM_LOCALID"])
-    if each := re.fullmatch(r"(\d+)(\(x\d+\))?", variables.get("SLURM_STEP_TASKS_PER_NODE", "")):  # equal on all nodes
+    variables.update(
+        RANK=variables["SLURM_PROCID"], WORLD_SIZE=str(tasks), LOCAL_RANK=variables["SLURM_LOCALID"]
+    )
+    # equal on all nodes
+    if each := re.fullmatch(r"(\d+)(\(x\d+\))?", variables.get("SLURM_STEP_TASKS_PER_NODE", "")):
         variables["LOCAL_WORLD_SIZE"] = each[1]
     variables.setdefault("MASTER_ADDR", "127.0.0.1")
     variables.setdefault("MASTER_PORT", "29500")
@@ -34,7 +40,9 @@ def processes_here() -> int:
 
 
 def leave_group() -> None:
-    """End gloo's threads: one that still holds a tensor while the interpreter ends aborts the process."""
+    """End gloo's threads: one that still holds a tensor while the
+    interpreter ends aborts the process.
+    """
     import torch  # the functions above run before torch is known to be installed
 
     if torch.distributed.is_initialized():

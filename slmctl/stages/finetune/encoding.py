@@ -21,7 +21,9 @@ TOGETHER = 256  # records whose prompts are rendered in one request
 
 
 def preview(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, count: int) -> str:
-    """The first `count` training records token by token, `*` before every token that the loss is on."""
+    """The first `count` training records token by token, `*`
+    before every token that the loss is on.
+    """
     task, tokenizer = Task.read(prepared.path), hf_folder.load_tokenizer(base.path)
     records = training(read_records(prepared.file("train.jsonl"))[:count], task)[:count]
     lines = []
@@ -64,8 +66,8 @@ def encode(
         The encoded records, and how many of those over `max_length` were `dropped` and `truncated`.
 
     Raises:
-        DataError: A record is longer than `max_length` with `too_long: error`, or even with its longest question cut
-            to nothing; a record has no answer to learn; or no record is left.
+        DataError: A record is longer than `max_length` with `too_long: error`, or even with its
+            longest question cut to nothing; a record has no answer to learn; or no record is left.
     """
     rows, empty = [], []
     cut = {"dropped": 0, "truncated": 0}
@@ -76,7 +78,8 @@ def encode(
             if config.too_long == "error":
                 other = "finetune.too_long=drop or truncate" if task.document is None else SMALLER
                 raise DataError(
-                    f"{where} has {len(row['input_ids'])} tokens, max_length is {config.max_length}",
+                    f"{where} has {len(row['input_ids'])} tokens, max_length is "
+                    f"{config.max_length}",
                     hint=f"--set finetune.max_length=N, or {other}",
                 )
             if config.too_long == "drop":
@@ -90,16 +93,21 @@ def encode(
     if empty:
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
         raise DataError(
-            f"nothing to learn in {', '.join(empty[:3])}{more}: no assistant message with a weight above 0",
+            f"nothing to learn in {', '.join(empty[:3])}{more}: no assistant message with a weight "
+            "above 0",
             hint="leave these rows out, or give their answers a weight",
         )
     if not rows:
-        raise DataError(f"no record is left: all {len(records)} are longer than max_length {config.max_length}")
+        raise DataError(
+            f"no record is left: all {len(records)} are longer than max_length {config.max_length}"
+        )
     return rows, cut
 
 
 def share_of(records: Sequence[Record], share: float) -> list[Record]:
-    """Records whose hash, between 0 and 1, is at most `share`; at least one. Smaller shares are part of larger ones."""
+    """Records whose hash, between 0 and 1, is at most `share`; at least one.
+    Smaller shares are part of larger ones.
+    """
     if share >= 1:
         return list(records)
     points = [_point(record) for record in records]
@@ -120,17 +128,28 @@ def _conversations(messages: Sequence[Message]) -> list[list[Message]]:
 
 
 def _prompts(records: Sequence[Record], task: Task) -> Iterator[list[str]]:
-    """The prompt of each answer of each record; rendered together, which is several times faster."""
+    """The prompt of each answer of each record; rendered
+    together, which is several times faster.
+    """
     for start in range(0, len(records), TOGETHER):
-        parts = [(_conversations(record.messages), record.tools) for record in records[start : start + TOGETHER]]
-        prompts = iter(task.prompts((messages, tools) for turns, tools in parts for messages in turns))
+        parts = [
+            (_conversations(record.messages), record.tools)
+            for record in records[start : start + TOGETHER]
+        ]
+        prompts = iter(
+            task.prompts((messages, tools) for turns, tools in parts for messages in turns)
+        )
         yield from ([next(prompts) for _ in turns] for turns, _ in parts)
 
 
-def _encode(messages: Sequence[Message], prompts: Sequence[str], task: Task, tokenizer: Any) -> EncodedRecord:
-    """Tokenize one conversation, prompts and answers separately, as predict and serve tokenize a prompt alone.
+def _encode(
+    messages: Sequence[Message], prompts: Sequence[str], task: Task, tokenizer: Any
+) -> EncodedRecord:
+    """Tokenize one conversation, prompts and answers separately, as predict and serve tokenize a
+    prompt alone.
 
-    `prompts` are rendered as for them. Each assistant message is an answer to learn, unless its weight is 0.
+    `prompts` are rendered as for them. Each assistant message is an answer to learn, unless its
+    weight is 0.
     """
     ids: list[int] = []
     labels: list[int] = []
@@ -140,7 +159,8 @@ def _encode(messages: Sequence[Message], prompts: Sequence[str], task: Task, tok
     for head, message in zip(prompts, answers, strict=True):
         if not head.startswith(written):
             raise DataError(
-                "the chat template changes earlier turns when later ones follow, so they cannot be learned together",
+                "the chat template changes earlier turns when later ones follow, so they cannot be "
+                "learned together",
                 hint="split such conversations into one record a turn",
             )
         prompt = tokenizer(head[len(written) :], add_special_tokens=False).input_ids
@@ -155,7 +175,8 @@ def _encode(messages: Sequence[Message], prompts: Sequence[str], task: Task, tok
 
 
 def _truncated(record: Record, task: Task, tokenizer: Any, limit: int, where: str) -> EncodedRecord:
-    """Encode a record with the end of its longest question cut off, at most `limit` tokens; answers stay whole.
+    """Encode a record with the end of its longest question cut off, at most `limit` tokens; answers
+    stay whole.
 
     Raises:
         DataError: It does not fit even with that question empty.
@@ -171,13 +192,17 @@ def _truncated(record: Record, task: Task, tokenizer: Any, limit: int, where: st
     row = encoded()
     while len(row["input_ids"]) > limit:
         text = longest["content"]
-        places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+        places = tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True
+        ).offset_mapping
         if not places:
             raise DataError(
-                f"{where} is longer than max_length {limit} whatever is cut", hint="--set finetune.too_long=drop"
+                f"{where} is longer than max_length {limit} whatever is cut",
+                hint="--set finetune.too_long=drop",
             )
         excess = len(row["input_ids"]) - limit
-        # cut the text where the first surplus token begins: decoding the other tokens could split a character
+        # cut the text where the first surplus token begins: decoding the other tokens could split a
+        # character
         begin = places[-excess][0] if excess < len(places) else 0
         longest["content"] = text[: min(begin, len(text) - 1)]
         row = encoded()

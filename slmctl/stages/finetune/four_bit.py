@@ -1,8 +1,9 @@
 """Frozen weights in 4 bits on a CPU: the NF4 type of QLoRA, dequantised for each product.
 
-NF4 has 16 values, the quantiles of a normal distribution; a block of 64 weights shares a scale, the largest magnitude
-in it (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314). Four weights are two bytes, looked up in one step, so
-that dequantising a weight takes a fraction of the time of the product that follows.
+NF4 has 16 values, the quantiles of a normal distribution; a block of 64 weights shares a scale, the
+largest magnitude in it (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314). Four weights are
+two bytes, looked up in one step, so that dequantising a weight takes a fraction of the time of the
+product that follows.
 """
 
 from __future__ import annotations
@@ -12,11 +13,26 @@ import functools
 import torch
 
 BLOCK = 64  # weights that share a scale
-AT_ONCE = 1 << 20  # weights dequantised at a time, so that the values stay in the processor's caches
+# weights dequantised at a time, so that the values stay in the processor's caches
+AT_ONCE = 1 << 20
 VALUES = (
-    -1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0,
-    0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0,
-)  # fmt: skip
+    -1.0,
+    -0.6961928,
+    -0.52507305,
+    -0.39491749,
+    -0.28444138,
+    -0.18477343,
+    -0.09105004,
+    0.0,
+    0.0795803,
+    0.1609302,
+    0.2461123,
+    0.33791524,
+    0.44070983,
+    0.562617,
+    0.72295684,
+    1.0,
+)
 
 
 class FourBitWeight:
@@ -24,15 +40,20 @@ class FourBitWeight:
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.rows, self.columns = weight.shape
-        self.scale = torch.empty(self.rows, self.columns // BLOCK, dtype=torch.bfloat16)  # (out, in / BLOCK)
-        self.fours = torch.empty(self.rows, self.columns // 4, dtype=torch.int16)  # (out, in / 4), 4 codes each
+        # (out, in / BLOCK)
+        self.scale = torch.empty(self.rows, self.columns // BLOCK, dtype=torch.bfloat16)
+        # (out, in / 4), 4 codes each
+        self.fours = torch.empty(self.rows, self.columns // 4, dtype=torch.int16)
         values = torch.tensor(VALUES)
         middles = (values[1:] + values[:-1]) / 2
         for rows in self._parts():
-            blocks = weight[rows].float().reshape(-1, self.columns // BLOCK, BLOCK)  # (rows, in / BLOCK, BLOCK)
+            # (rows, in / BLOCK, BLOCK)
+            blocks = weight[rows].float().reshape(-1, self.columns // BLOCK, BLOCK)
             self.scale[rows] = blocks.abs().amax(2)
             unit = blocks / self.scale[rows].float().clamp_min(1e-30).unsqueeze(2)
-            numbers = torch.bucketize(unit, middles, out_int32=True).reshape(-1, self.columns // 4, 4)
+            numbers = torch.bucketize(unit, middles, out_int32=True).reshape(
+                -1, self.columns // 4, 4
+            )
             shifted = numbers << torch.tensor([0, 4, 8, 12], dtype=torch.int32)
             self.fours[rows] = (shifted.sum(2) - (1 << 15)).to(torch.int16)
 
@@ -41,8 +62,16 @@ class FourBitWeight:
         table = _fours()
         for rows in self._parts():
             places = self.fours[rows].flatten().int().add_(1 << 15)
-            values = table.index_select(0, places).view(torch.bfloat16).view(-1, self.columns // BLOCK, BLOCK)
-            torch.mul(values, self.scale[rows].unsqueeze(2), out=room[rows].view(-1, self.columns // BLOCK, BLOCK))
+            values = (
+                table.index_select(0, places)
+                .view(torch.bfloat16)
+                .view(-1, self.columns // BLOCK, BLOCK)
+            )
+            torch.mul(
+                values,
+                self.scale[rows].unsqueeze(2),
+                out=room[rows].view(-1, self.columns // BLOCK, BLOCK),
+            )
 
     def whole(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight (out, in), dequantised, in `dtype`."""
@@ -64,4 +93,6 @@ def fits(weight: torch.Tensor) -> bool:
 def _fours() -> torch.Tensor:
     """Lookup table (65536,): for each two bytes, their four bfloat16 values as one int64."""
     numbers = torch.arange(1 << 16).unsqueeze(1) >> torch.tensor([0, 4, 8, 12]) & 15
-    return torch.tensor(VALUES, dtype=torch.bfloat16)[numbers].contiguous().view(torch.int64).flatten()
+    return (
+        torch.tensor(VALUES, dtype=torch.bfloat16)[numbers].contiguous().view(torch.int64).flatten()
+    )

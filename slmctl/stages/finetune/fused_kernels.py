@@ -1,8 +1,9 @@
 """The element-wise parts of a layer in one pass each, compiled once by this machine's C++ compiler.
 
-torch computes a norm or a rotation in many small operations, each of which reads and writes the whole batch; together
-they take a fifth of a training's time. `fused_kernels.cpp` is built for this processor at first use, in a second, and
-kept in the user's cache. Where there is no compiler, the autograd functions use torch's operations.
+torch computes a norm or a rotation in many small operations, each of which reads and writes the
+whole batch; together they take a fifth of a training's time. `fused_kernels.cpp` is built for this
+processor at first use, in a second, and kept in the user's cache. Where there is no compiler, the
+autograd functions use torch's operations.
 """
 
 from __future__ import annotations
@@ -27,13 +28,22 @@ from slmctl import child_environment, hardware
 from slmctl.artifacts import atomic
 from slmctl.installation import user_cache
 
-Rotation = Literal["halves", "interleaved"]  # the pairs that are turned: k and k + half, or 2 k and 2 k + 1
+# the pairs that are turned: k and k + half, or 2 k and 2 k + 1
+Rotation = Literal["halves", "interleaved"]
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = (
-    "-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC",
-    "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",  # not -ffast-math: NaN has to be seen
-)  # fmt: skip
+    "-O3",
+    "-march=native",
+    "-std=c++17",
+    "-fopenmp",
+    "-shared",
+    "-fPIC",
+    # not -ffast-math: NaN has to be seen
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-signed-zeros",
+)
 COMPILE_S = 120
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 ROTATIONS = {None: 0, "halves": 1, "interleaved": 2}
@@ -42,7 +52,9 @@ ACTIVATIONS = {"silu": 0, "gelu": 1}  # GELU in its tanh form
 
 @dataclass(frozen=True)
 class HeadNorm:
-    """RMS norm over each head, weight (size,), or over all heads together, weight (heads * size,)."""
+    """RMS norm over each head, weight (size,), or over all heads
+    together, weight (heads * size,).
+    """
 
     weight: torch.Tensor
     eps: float
@@ -62,13 +74,19 @@ class _Group(ctypes.Structure):
     """A `HeadGroup`, as the source declares it."""
 
     _fields_ = (
-        ("heads", ctypes.c_long), ("rotation", ctypes.c_long), ("norm_place", ctypes.c_long),
-        ("norm_size", ctypes.c_long), ("eps", ctypes.c_float), ("weight", ctypes.c_void_p),
-    )  # fmt: skip
+        ("heads", ctypes.c_long),
+        ("rotation", ctypes.c_long),
+        ("norm_place", ctypes.c_long),
+        ("norm_size", ctypes.c_long),
+        ("eps", ctypes.c_float),
+        ("weight", ctypes.c_void_p),
+    )
 
 
 class FusedKernels:
-    """The functions of the compiled library, on tensors in float32, or bfloat16 where a product reads or writes it."""
+    """The functions of the compiled library, on tensors in float32, or
+    bfloat16 where a product reads or writes it.
+    """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
@@ -76,20 +94,28 @@ class FusedKernels:
     def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """RMS norm of x (…, n) float32 with weight (n,)."""
         x, out = x.contiguous(), torch.empty(x.shape)
-        self._library.norm_forward(_at(x), _at(weight), ctypes.c_float(eps), _at(out), *_long(_rows(x), x.shape[-1]))
+        self._library.norm_forward(
+            _at(x), _at(weight), ctypes.c_float(eps), _at(out), *_long(_rows(x), x.shape[-1])
+        )
         return out
 
-    def norm_backward(self, g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def norm_backward(
+        self, g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
         """Gradient of x from g, the gradient of the result of `norm`."""
         g, x, out = g.contiguous(), x.contiguous(), torch.empty(x.shape)
         sizes = _long(_rows(x), x.shape[-1])
-        self._library.norm_backward(_at(g), _at(x), _at(weight), ctypes.c_float(eps), _at(out), *sizes)
+        self._library.norm_backward(
+            _at(g), _at(x), _at(weight), ctypes.c_float(eps), _at(out), *sizes
+        )
         return out
 
     def split(
         self, x: torch.Tensor, groups: Sequence[HeadGroup], cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """x (T, heads of all groups * size) -> states (T, heads, size) of each group, see `SplitHeads`."""
+        """x (T, heads of all groups * size) -> states (T, heads,
+        size) of each group, see `SplitHeads`.
+        """
         x, size = x.contiguous(), x.shape[1] // sum(group.heads for group in groups)
         outs = [torch.empty(len(x), group.heads, size) for group in groups]
         run = getattr(self._library, f"split_forward_{NAMES[x.dtype]}")
@@ -97,15 +123,29 @@ class FusedKernels:
         return tuple(outs)
 
     def split_backward(
-        self, grads: Sequence[torch.Tensor], x: torch.Tensor | None, groups: Sequence[HeadGroup], cos: torch.Tensor,
-        sin: torch.Tensor, dtype: torch.dtype,
-    ) -> torch.Tensor:  # fmt: skip
-        """Gradient of x (T, heads of all groups * size) in `dtype`; x itself is needed where a group is normed."""
+        self,
+        grads: Sequence[torch.Tensor],
+        x: torch.Tensor | None,
+        groups: Sequence[HeadGroup],
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """Gradient of x (T, heads of all groups * size) in `dtype`; x
+        itself is needed where a group is normed.
+        """
         grads, size = [g.contiguous() for g in grads], grads[0].shape[2]
         out = torch.empty(len(grads[0]), size * sum(group.heads for group in groups), dtype=dtype)
         run = getattr(self._library, f"split_backward_{NAMES[dtype]}")
         states = _at(x.contiguous()) if x is not None else ctypes.c_void_p()
-        run(_all(grads), states, *_described(groups, size), *_angles(cos, sin), _at(out), *_long(len(out)))
+        run(
+            _all(grads),
+            states,
+            *_described(groups, size),
+            *_angles(cos, sin),
+            _at(out),
+            *_long(len(out)),
+        )
         return out
 
     def gated(self, both: torch.Tensor, kind: str) -> torch.Tensor:
@@ -118,7 +158,11 @@ class FusedKernels:
 
     def gated_backward(self, both: torch.Tensor, g: torch.Tensor, kind: str) -> torch.Tensor:
         """Gradient of both (T, 2 n) from g (T, n)."""
-        both, g, out = both.contiguous(), g.to(both.dtype).contiguous(), torch.empty(both.shape, dtype=both.dtype)
+        both, g, out = (
+            both.contiguous(),
+            g.to(both.dtype).contiguous(),
+            torch.empty(both.shape, dtype=both.dtype),
+        )
         run = getattr(self._library, f"gated_backward_{NAMES[both.dtype]}")
         run(*_long(ACTIVATIONS[kind]), _at(both), _at(g), _at(out), *_long(len(both), g.shape[1]))
         return out
@@ -128,17 +172,28 @@ class FusedKernels:
         out, (rows, n) = torch.empty(x.shape, dtype=x.dtype), x.shape
         run = getattr(self._library, f"dropout_{NAMES[x.dtype]}")
         threshold = min(round(share * 2**32), 2**32 - 1)
-        run(_at(x), *_long(x.stride(0)), _at(out), *_long(rows, n), ctypes.c_uint32(seed), ctypes.c_uint32(threshold),
-            ctypes.c_float(1 / (1 - share)))  # fmt: skip
+        run(
+            _at(x),
+            *_long(x.stride(0)),
+            _at(out),
+            *_long(rows, n),
+            ctypes.c_uint32(seed),
+            ctypes.c_uint32(threshold),
+            ctypes.c_float(1 / (1 - share)),
+        )
         return out
 
 
 def dropout(x: torch.Tensor, share: float, seed: int) -> torch.Tensor:
-    """x (T, n) with a share of its values set to 0 and the rest scaled up; the same seed drops the same places."""
+    """x (T, n) with a share of its values set to 0 and the rest scaled
+    up; the same seed drops the same places.
+    """
     fused = load()
     if fused:
         return fused.dropout(x, share, seed)
-    kept = torch.empty(x.shape, dtype=x.dtype).bernoulli_(1 - share, generator=torch.Generator().manual_seed(seed))
+    kept = torch.empty(x.shape, dtype=x.dtype).bernoulli_(
+        1 - share, generator=torch.Generator().manual_seed(seed)
+    )
     return kept.div_(1 - share).mul_(x)
 
 
@@ -159,7 +214,9 @@ def _rows(x: torch.Tensor) -> int:
 
 
 def _angles(cos: torch.Tensor, sin: torch.Tensor) -> tuple[Any, ...]:
-    """Pointers to cosine and sine, each (T, 1, half), contiguous and kept alive by the caller; and half."""
+    """Pointers to cosine and sine, each (T, 1, half), contiguous and
+    kept alive by the caller; and half.
+    """
     return _at(cos), _at(sin), ctypes.c_long(cos.shape[-1])
 
 
@@ -170,16 +227,29 @@ def _described(groups: Sequence[HeadGroup], size: int) -> tuple[Any, ...]:
         fields.heads, fields.rotation = group.heads, ROTATIONS[group.rotation]
         if norm := group.norm:
             fields.norm_place = 2 if norm.after_rotation else 1
-            fields.norm_size, fields.eps, fields.weight = len(norm.weight), norm.eps, norm.weight.data_ptr()
+            fields.norm_size, fields.eps, fields.weight = (
+                len(norm.weight),
+                norm.eps,
+                norm.weight.data_ptr(),
+            )
     return described, *_long(len(groups), size)
 
 
 @functools.cache
 def load() -> FusedKernels | None:
-    """The kernels, built now if this machine has not built them before; None if they cannot be built."""
+    """The kernels, built now if this machine has not built them
+    before; None if they cannot be built.
+    """
     if platform.system() != "Linux":  # elsewhere compilers come without OpenMP
         return None
-    key = json.dumps([SOURCE.read_text(encoding="utf-8"), FLAGS, platform.machine(), sorted(hardware.cpu_flags())])
+    key = json.dumps(
+        [
+            SOURCE.read_text(encoding="utf-8"),
+            FLAGS,
+            platform.machine(),
+            sorted(hardware.cpu_flags()),
+        ]
+    )
     name, cache = f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.so", user_cache()
     with contextlib.suppress(OSError):  # not built yet, or not readable
         if cache:
@@ -187,10 +257,17 @@ def load() -> FusedKernels | None:
     if not (compiler := hardware.cpp_compiler()):
         return None
     try:
-        with tempfile.TemporaryDirectory(prefix="slmctl-") as scratch:  # a loaded library needs its file no more
+        # a loaded library needs its file no more
+        with tempfile.TemporaryDirectory(prefix="slmctl-") as scratch:
             built = Path(scratch) / name
             command = [compiler, *FLAGS, str(SOURCE), "-o", str(built)]
-            subprocess.run(command, env=child_environment.bare(), check=True, capture_output=True, timeout=COMPILE_S)
+            subprocess.run(
+                command,
+                env=child_environment.bare(),
+                check=True,
+                capture_output=True,
+                timeout=COMPILE_S,
+            )
             if cache:
                 _keep(built, cache / "kernels")
             return FusedKernels(ctypes.CDLL(str(built)))

@@ -1,4 +1,6 @@
-"""Ctrl-C in a training: the first one asks for a checkpoint and an end, the second one ends at once."""
+"""Ctrl-C in a training: the first one asks for a checkpoint and an
+end, the second one ends at once.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from slmctl import console
 
 @contextlib.contextmanager
 def first_interrupt() -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT in the block sets in place of interrupting; later ones interrupt as before.
+    """Yield an event that the first SIGINT in the block sets in place of interrupting; later ones
+    interrupt as before.
 
     Outside of the main thread, where no handler can be set, nothing changes.
     """
@@ -20,7 +23,8 @@ def first_interrupt() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
-    before = signal.getsignal(signal.SIGINT) or signal.default_int_handler  # None: one that Python did not set
+    # None: one that Python did not set
+    before = signal.getsignal(signal.SIGINT) or signal.default_int_handler
 
     def ask(number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, before)

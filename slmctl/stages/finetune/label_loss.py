@@ -1,8 +1,9 @@
-"""Answers of a task with labels -> the tokens among which each token of a label is chosen, as the label search does.
+"""Answers of a task with labels -> the tokens among which each token of a label is chosen, as the
+label search does.
 
-A model that is asked for a label takes the softmax over the tokens that the labels allow at a place, so training does
-the same (`benchmarks/trials.py`). A part of the loss over the whole vocabulary stays, since other programs may ask the
-model without a label search.
+A model that is asked for a label takes the softmax over the tokens that the labels allow at a
+place, so training does the same (`benchmarks/trials.py`). A part of the loss over the whole
+vocabulary stays, since other programs may ask the model without a label search.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class LabelTokens:
     def choices(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """The choices at the N answer tokens of a batch.
 
-        These are `alphabet` (K,), the tokens; `allowed` (N, K), true where the labels allow one; and `chosen` (N,), the
-        place of the right one in `alphabet`.
+        These are `alphabet` (K,), the tokens; `allowed` (N, K), true where the labels allow one;
+        and `chosen` (N,), the place of the right one in `alphabet`.
         """
         tokens = labels.tolist()
         allowed = torch.zeros(len(tokens), len(self._alphabet), dtype=torch.bool)
@@ -47,7 +48,9 @@ class LabelTokens:
         return {"alphabet": self._alphabet, "allowed": allowed, "chosen": chosen}
 
     def _nodes(self, tokens: Iterable[int]) -> Iterator[TrieNode | None]:
-        """The place in the trie at which each token of some whole labels is chosen; ends with None where it is not."""
+        """The place in the trie at which each token of some whole labels is
+        chosen; ends with None where it is not.
+        """
         node = self._trie.root
         for token in tokens:
             if token not in node.next:
@@ -61,7 +64,10 @@ class LabelTokens:
 
 
 def mixed(
-    losses: torch.Tensor, logits: torch.Tensor, weights: torch.Tensor, choices: dict[str, torch.Tensor]
+    losses: torch.Tensor,
+    logits: torch.Tensor,
+    weights: torch.Tensor,
+    choices: dict[str, torch.Tensor],
 ) -> torch.Tensor:
     """The weighted losses (N,) over the vocabulary, mixed with those among the allowed tokens.
 

@@ -1,9 +1,10 @@
-"""Find the parts of layers that the CPU kernels can compute, and replace them where the results agree.
+"""Find the parts of layers that the CPU kernels can compute, and replace them where the results
+agree.
 
-One probe batch goes through the model, and the inputs and outputs of every part are recorded, down to
-the queries, keys and values that attention is called with. A part is replaced if it has the expected
-linear layers under one of their usual names, and if its output stays the same. The others keep
-transformers' and PEFT's own code.
+One probe batch goes through the model, and the inputs and outputs of every part are recorded, down
+to the queries, keys and values that attention is called with. A part is replaced if it has the
+expected linear layers under one of their usual names, and if its output stays the same. The others
+keep transformers' and PEFT's own code.
 """
 
 from __future__ import annotations
@@ -37,14 +38,18 @@ from slmctl.stages.finetune.short_convolution import PackedShortConvolution
 
 # Largest accepted relative error of a part's output, by the dtype of the products.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.03}
-ODD = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)  # of a part of another structure
+# of a part of another structure
+ODD = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)
 PROBE_NAME = "slmctl-probe"  # packed attention that records its arguments
 
-# Names of the linear layers into and out of attention. The last two rows are for keys that are also the values, and
-# for layers that use the keys and values of another layer.
+# Names of the linear layers into and out of attention. The last two rows are for keys that are also
+# the values, and for layers that use the keys and values of another layer.
 QKV_NAMES = (("q_proj", "k_proj", "v_proj"), ("qkv_proj",), ("q_proj", "k_proj"), ("q_proj",))
 OUT_NAMES = (("o_proj",), ("out_proj",), ("dense",))
-QUERY_NORMS, KEY_NORMS = ("q_norm", "q_layernorm", "query_layernorm"), ("k_norm", "k_layernorm", "key_layernorm")
+QUERY_NORMS, KEY_NORMS = (
+    ("q_norm", "q_layernorm", "query_layernorm"),
+    ("k_norm", "k_layernorm", "key_layernorm"),
+)
 # Names of the linear layers of an MLP: gate and up, or up alone without a gate; and down.
 GATE_UP_NAMES = (("gate_proj", "up_proj"), ("w1", "w3"), ("gate_up_proj",), ("input_linear",))
 UP_NAMES = (("up_proj",), ("fc1",))
@@ -53,7 +58,9 @@ DOWN_NAMES = (("down_proj",), ("w2",), ("output_linear",), ("fc2",))
 
 @dataclass
 class _Call:
-    """One call of a module on the probe batch; of attention, also the arguments of its attention function."""
+    """One call of a module on the probe batch; of attention, also the
+    arguments of its attention function.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -68,16 +75,18 @@ class _Call:
 
 
 def install_kernels(model: Any, smoothing: float = 0.0) -> dict[str, int]:
-    """Put the CPU kernels into a model that `packing_check.supports_packing`, with or without a LoRA adapter on it.
+    """Put the CPU kernels into a model that `packing_check.supports_packing`, with or without a
+    LoRA adapter on it.
 
-    Afterwards `model(**batch)` with a batch of `packing.pack` returns the weighted sum of the losses.
+    Afterwards `model(**batch)` with a batch of `packing.pack` returns the weighted sum of the
+    losses.
 
     Args:
         smoothing: Label smoothing, while the model is in training mode.
 
     Returns:
-        `layers`, the number of layers, and `fast_layers`, the number of layers whose attention (or convolution) and
-        MLP are replaced.
+        `layers`, the number of layers, and `fast_layers`, the number of layers whose attention (or
+        convolution) and MLP are replaced.
     """
     core = core_model(model)
     trunk = core.base_model
@@ -93,14 +102,20 @@ def install_kernels(model: Any, smoothing: float = 0.0) -> dict[str, int]:
 
 
 def hold_in_4bit(model: Any, products: torch.dtype) -> None:
-    """Hold the frozen weights of the layers that LoRA can adapt in 4 bits, the others in the dtype `products`.
+    """Hold the frozen weights of the layers that LoRA can adapt in 4 bits, the others in the dtype
+    `products`.
 
-    The head, the embeddings, experts, and weights whose inputs are not a multiple of `four_bit.BLOCK` are not packed.
+    The head, the embeddings, experts, and weights whose inputs are not a multiple of
+    `four_bit.BLOCK` are not packed.
     """
     core = core_model(model)
     for name in list(lora_targets.linear_layers(core)):
         layer = core.get_submodule(name)
-        if type(layer) is torch.nn.Linear and not layer.weight.requires_grad and four_bit.fits(layer.weight):
+        if (
+            type(layer) is torch.nn.Linear
+            and not layer.weight.requires_grad
+            and four_bit.fits(layer.weight)
+        ):
             FourBitLinear.replace(layer, products)
     for parameter in core.parameters():
         if not parameter.requires_grad and parameter.is_floating_point():
@@ -108,7 +123,9 @@ def hold_in_4bit(model: Any, products: torch.dtype) -> None:
 
 
 def _freeze_linear_layers(model: Any) -> None:
-    """Make every frozen linear layer a FrozenLinear, and every other weight but embeddings float32."""
+    """Make every frozen linear layer a FrozenLinear, and every
+    other weight but embeddings float32.
+    """
     for module in model.modules():
         if type(module) is torch.nn.Linear:
             module.__class__ = FrozenLinear
@@ -124,7 +141,9 @@ def _freeze_linear_layers(model: Any) -> None:
 
 @torch.no_grad()
 def _replace_layers(core: Any, layers: Sequence[Any]) -> int:
-    """Replace the parts of every layer where the result agrees; returns the number of layers replaced in full."""
+    """Replace the parts of every layer where the result agrees; returns
+    the number of layers replaced in full.
+    """
     training = core.training
     core.eval()  # without dropout, which would make two calls differ
     calls = _observe(core, layers)
@@ -156,7 +175,12 @@ def _observe(core: Any, layers: Sequence[Any]) -> dict[Any, _Call]:
         calls[module].output = output
 
     def attention(
-        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: Any,
+        **options: Any,
     ) -> Any:
         if module in calls:
             calls[module].attended, calls[module].options = (query, key, value), options
@@ -177,7 +201,9 @@ def _observe(core: Any, layers: Sequence[Any]) -> dict[Any, _Call]:
 
 
 def _close(got: Any, wanted: torch.Tensor, dtype: torch.dtype) -> bool:
-    """True if a result has the shape and values of `wanted`, up to the rounding of products in `dtype`."""
+    """True if a result has the shape and values of `wanted`, up to
+    the rounding of products in `dtype`.
+    """
     if got.shape != wanted.shape:
         return False
     wanted = wanted.float()
@@ -185,7 +211,9 @@ def _close(got: Any, wanted: torch.Tensor, dtype: torch.dtype) -> bool:
 
 
 def _stack(module: Any, *choices: Sequence[str]) -> StackedLinear | None:
-    """The first choice of layers that a module has, stacked; None without one, or if one has more than plain LoRA."""
+    """The first choice of layers that a module has, stacked; None without
+    one, or if one has more than plain LoRA.
+    """
 
     def plain(part: Any) -> bool:
         if not isinstance(part, LoraLinear):
@@ -217,11 +245,14 @@ def _replace_mlp(mlp: Any) -> bool:
 
 
 def _mlp(first: StackedLinear, activate: Elementwise, last: StackedLinear) -> Elementwise:
-    return lambda x: last(activate(first(x.squeeze(0))))[None]  # the gradient of x[0] would be a copy
+    # the gradient of x[0] would be a copy
+    return lambda x: last(activate(first(x.squeeze(0))))[None]
 
 
 def _activations(mlp: Any, *, gated: bool) -> list[Elementwise]:
-    """Candidates for the function between the products of an MLP: its activation, or activation(gate) * up."""
+    """Candidates for the function between the products of an MLP: its
+    activation, or activation(gate) * up.
+    """
     names = ("act_fn", "activation_fn", "activation")
     own = next((getattr(mlp, name) for name in names if hasattr(mlp, name)), None)
     if not gated:
@@ -231,7 +262,8 @@ def _activations(mlp: Any, *, gated: bool) -> list[Elementwise]:
     return [
         functools.partial(_gated, kind=kind)
         for kind, values in kinds.items()
-        if own is None or torch.allclose(own(x), values, atol=1e-6)  # without one, its forward calls a function
+        # without one, its forward calls a function
+        if own is None or torch.allclose(own(x), values, atol=1e-6)
     ]
 
 
@@ -254,7 +286,8 @@ def _is_norm(module: Any) -> bool:
 
 @torch.no_grad()
 def _norm_weight(norm: Any, size: int = 0) -> tuple[torch.Tensor, float] | None:
-    """Weight (n,) in float32 and eps of an RMS norm; None for other modules. Some models store weight - 1.
+    """Weight (n,) in float32 and eps of an RMS norm; None for other modules. Some models store
+    weight - 1.
 
     Args:
         size: The n of a norm that has no weight.
@@ -307,11 +340,13 @@ def _replace_attention(module: Any, call: _Call) -> bool:
     return False
 
 
-Heads = Callable[[torch.Tensor, Any], tuple[torch.Tensor, ...]]  # hidden (1, T, width), cos and sin -> states
+# hidden (1, T, width), cos and sin -> states
+Heads = Callable[[torch.Tensor, Any], tuple[torch.Tensor, ...]]
 
 
 def _heads(module: Any, call: _Call, into: StackedLinear) -> Heads | None:
-    """A function that returns a module's queries, keys and values, each (T, heads, size); None if no form agrees.
+    """A function that returns a module's queries, keys and values, each (T, heads, size); None if
+    no form agrees.
 
     It returns queries alone for a module that uses the keys and values of another layer.
     """
@@ -321,7 +356,9 @@ def _heads(module: Any, call: _Call, into: StackedLinear) -> Heads | None:
     if sum(into.outs) == counts[0] * size:
         wanted = wanted[:1]
     positions = call.kwargs.get("position_embeddings")
-    rotations: list[Rotation | None] = ["halves", "interleaved", None] if positions is not None else [None]
+    rotations: list[Rotation | None] = (
+        ["halves", "interleaved", None] if positions is not None else [None]
+    )
     repeated = positions is not None and _repeats(positions[0])
 
     def project(hidden: torch.Tensor) -> torch.Tensor:
@@ -329,13 +366,17 @@ def _heads(module: Any, call: _Call, into: StackedLinear) -> Heads | None:
         return torch.cat([x, x[:, counts[0] * size :]], dim=1) if keys_are_values else x
 
     for rotation, late in itertools.product(rotations, (False, True)):
-        norms = [_head_norm(module, names, size, late) for names in (QUERY_NORMS, KEY_NORMS, ("v_norm",))]
+        norms = [
+            _head_norm(module, names, size, late) for names in (QUERY_NORMS, KEY_NORMS, ("v_norm",))
+        ]
         groups = [
             HeadGroup(count, turned, norm)
             for count, turned, norm in zip(counts, (rotation, rotation, None), norms, strict=True)
         ][: len(wanted)]
 
-        def heads(hidden: torch.Tensor, positions: Any, groups: Sequence[HeadGroup] = groups) -> Any:
+        def heads(
+            hidden: torch.Tensor, positions: Any, groups: Sequence[HeadGroup] = groups
+        ) -> Any:
             return SplitHeads.apply(project(hidden), groups, *_angles(positions, repeated=repeated))
 
         got = heads(call.hidden, positions)
@@ -351,11 +392,16 @@ def _repeats(cos: torch.Tensor) -> bool:
 
 
 def _angles(positions: Any, *, repeated: bool) -> list[torch.Tensor]:
-    """Cosine and sine (T, 1, n) of n angles, from those of transformers (1, T, 2 n), or empty without positions."""
+    """Cosine and sine (T, 1, n) of n angles, from those of transformers
+    (1, T, 2 n), or empty without positions.
+    """
     if positions is None:
         return [torch.empty(0)] * 2
     half = positions[0].shape[-1] // 2
-    return [(x[0, :, None, ::2] if repeated else x[0, :, None, :half]).float().contiguous() for x in positions]
+    return [
+        (x[0, :, None, ::2] if repeated else x[0, :, None, :half]).float().contiguous()
+        for x in positions
+    ]
 
 
 def _head_norm(module: Any, names: Sequence[str], size: int, late: bool) -> HeadNorm | None:
@@ -364,18 +410,26 @@ def _head_norm(module: Any, names: Sequence[str], size: int, late: bool) -> Head
     return HeadNorm(*parameters, late) if parameters else None
 
 
-def _attention(module: Any, call: _Call, heads: Heads, out: StackedLinear) -> Callable[..., tuple[torch.Tensor, None]]:
+def _attention(
+    module: Any, call: _Call, heads: Heads, out: StackedLinear
+) -> Callable[..., tuple[torch.Tensor, None]]:
     """The forward function of an attention module."""
-    options = {name: value for name, value in call.options.items() if name not in ("layout", "dropout")}
+    options = {
+        name: value for name, value in call.options.items() if name not in ("layout", "dropout")
+    }
     scale = options.get("scaling") or call.attended[0].shape[3] ** -0.5
     window, dtype = options.get("sliding_window"), out.dtype
     dropout = getattr(module, "attention_dropout", 0.0)
     by_flash = not options.get("softcap") and not dropout
 
     def forward(
-        hidden_states: torch.Tensor, position_embeddings: Any = None, *, layout: Any, shared_kv_states: Any = None,
+        hidden_states: torch.Tensor,
+        position_embeddings: Any = None,
+        *,
+        layout: Any,
+        shared_kv_states: Any = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:  # fmt: skip
+    ) -> tuple[torch.Tensor, None]:
         q, *kv = heads(hidden_states, position_embeddings)
         if not kv:  # keys and values of an earlier layer
             kv = [x[0].transpose(0, 1) for x in shared_kv_states[module.layer_type]]
@@ -386,7 +440,9 @@ def _attention(module: Any, call: _Call, heads: Heads, out: StackedLinear) -> Ca
         else:  # torch's flash kernel has neither caps nor dropout
             q, k, v = (x.transpose(0, 1)[None] for x in (q, *kv))
             share = dropout if module.training else 0.0
-            mixed = packing.attention(module, q, k, v, None, layout=layout, dropout=share, **options)[0][0].flatten(1)
+            mixed = packing.attention(
+                module, q, k, v, None, layout=layout, dropout=share, **options
+            )[0][0].flatten(1)
         return out(mixed)[None], None
 
     return forward

@@ -1,7 +1,8 @@
 """The section `finetune.lora` and a base -> PEFT's settings: the layers that LoRA adapts.
 
-Targets are linear layers of the text decoder that train on every path and merge by name. Left out are the output head,
-towers of images and sound, routers and experts of a mixture, and layers whose weight is used without calling them.
+Targets are linear layers of the text decoder that train on every path and merge by name. Left out
+are the output head, towers of images and sound, routers and experts of a mixture, and layers whose
+weight is used without calling them.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from slmctl.config import FinetuneConfig
 from slmctl.errors import UsageError
 from slmctl.model_files import hf_folder
 
-# In a model with experts joined into one parameter, PEFT 0.21 takes these target names for the experts' wherever they
-# occur, and would train the experts through `target_parameters`.
+# In a model with experts joined into one parameter, PEFT 0.21 takes these target names for the
+# experts' wherever they occur, and would train the experts through `target_parameters`.
 EXPERT_NAMES = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 NAMES_SHOWN = 12
 
@@ -101,11 +102,14 @@ def linear_layers(model: PreTrainedModel) -> Iterator[str]:
 
 
 def _read_past_adapter(mixer: nn.Module, own: str) -> bool:
-    """True for layers of a state-space mixer whose weight its GPU kernels read without calling the layer.
+    """True for layers of a state-space mixer whose weight its GPU kernels read without calling the
+    layer.
 
     PEFT refuses some of them, and an adapter of the others would train on a CPU only.
     """
-    state_space = hasattr(mixer, "A_log") and hasattr(mixer, "in_proj") and hasattr(mixer, "out_proj")
+    state_space = (
+        hasattr(mixer, "A_log") and hasattr(mixer, "in_proj") and hasattr(mixer, "out_proj")
+    )
     return state_space and own in ("out_proj", "dt_proj")
 
 
@@ -116,7 +120,9 @@ def _ends(model: PreTrainedModel) -> list[nn.Module]:
 
 def _reason(model: PreTrainedModel, target: str) -> str:
     """The reason why no layer of this name can be adapted."""
-    there = [name for name, _ in model.named_modules() if name == target or name.endswith(f".{target}")]
+    there = [
+        name for name, _ in model.named_modules() if name == target or name.endswith(f".{target}")
+    ]
     if not there:
         return f"the base has no layer '{target}'"
     name, decoder = there[0], model.get_decoder()

@@ -1,4 +1,6 @@
-"""Matrix product benchmark of this processor; run as a module, it prints GFLOP/s by type as JSON."""
+"""Matrix product benchmark of this processor; run as a module,
+it prints GFLOP/s by type as JSON.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ import torch
 
 
 def gflops(kind: torch.dtype, rows: int = 768, width: int = 1024, repeat: int = 12) -> float:
-    """GFLOP/s of the fastest of `repeat` products (rows, width) x (width, width), the shape of a training batch."""
+    """GFLOP/s of the fastest of `repeat` products (rows, width) x (width,
+    width), the shape of a training batch.
+    """
     x, weight = torch.randn(rows, width).to(kind), torch.randn(width, width).to(kind)
     best = float("inf")
     for _ in range(repeat):

@@ -1,4 +1,6 @@
-"""The doubt whether to train: a cheap model answers so many validation rows right that next to nothing is left."""
+"""The doubt whether to train: a cheap model answers so many validation
+rows right that next to nothing is left.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ def doubt(project: Project) -> Doubt | None:
     words = project.artifact(PREPARED).metrics.get("linear")
     models = {linear_baseline.NAME: ("a linear model (TF-IDF)", words)}
     if project.config.encode is not None:
-        titles = {encoder_head.NAME: "a linear model on the encoder", TAGGER: "an encoder that tags words"}
+        titles = {
+            encoder_head.NAME: "a linear model on the encoder",
+            TAGGER: "an encoder that tags words",
+        }
         name = TAGGER if project.config.task.has("schema") else encoder_head.NAME
         models[name] = titles[name], project.artifact("encoder").metrics
     for model, (name, score) in models.items():
@@ -30,9 +35,18 @@ def doubt(project: Project) -> Doubt | None:
         ):
             low, high = map(console.percent, score["interval"])
             text = (
-                f"{name} answers {score['right']:,} of {score['rows']:,} validation rows right ({low} to {high}), so a "
+                f"{name} answers {score['right']:,} of {score['rows']:,} validation rows right "
+                f"({low} to {high}), so a "
                 "trained one has next to nothing to win"
             )
-            hint = f"{gates.CHEAP[model]} releases that one; to train all the same: slmctl run --yes"
-            return Doubt(text, "nothing_to_win", (f"to release it: {gates.CHEAP[model]}",), "train all the same?", hint)
+            hint = (
+                f"{gates.CHEAP[model]} releases that one; to train all the same: slmctl run --yes"
+            )
+            return Doubt(
+                text,
+                "nothing_to_win",
+                (f"to release it: {gates.CHEAP[model]}",),
+                "train all the same?",
+                hint,
+            )
     return None

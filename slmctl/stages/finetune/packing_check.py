@@ -1,8 +1,9 @@
 """Decide if a model computes each record of a packed batch as it computes that record alone.
 
-A packed batch is compared with the same records one by one, on a float32 copy with one layer of each kind and sliding
-windows shorter than the probe. There a sound model differs by rounding only, whatever its size and dtype, so that even
-a small error counts: with small random weights, a lost attention bias changes little.
+A packed batch is compared with the same records one by one, on a float32 copy with one layer of
+each kind and sliding windows shorter than the probe. There a sound model differs by rounding only,
+whatever its size and dtype, so that even a small error counts: with small random weights, a lost
+attention bias changes little.
 """
 
 from __future__ import annotations
@@ -19,23 +20,34 @@ from slmctl.stages.finetune import packing
 from slmctl.stages.finetune.short_convolution import teach_layout
 
 KNOWN_LAYER_TYPES = frozenset({"full_attention", "sliding_attention", "conv"})
-# Modules that mix tokens. They ignore the packed layout, unless a module that contains them has `takes_layout`.
+# Modules that mix tokens. They ignore the packed layout, unless a module that contains them has
+# `takes_layout`.
 CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 MAX_CHANGE = 1e-4  # largest relative change of a hidden state in float32 that rounding explains
 PLAIN = (bool, int, float, str, type(None))  # types of settings
 MAX_KINDS = 8  # of layers; more come only from settings that differ in every layer
-# The probe: tokens of the shared prefix, tokens of each of two records after it, and a window shorter than both.
+# The probe: tokens of the shared prefix, tokens of each of two records after it, and a window
+# shorter than both.
 PREFIX, LENGTH, WINDOW = 6, 10, 5
-# Raised by models that take no `layout`, pass an argument that `packing.attention` refuses, or need a shape that the
-# probe does not have.
-UNSUITED = (TypeError, ValueError, NotImplementedError, RuntimeError, AttributeError, LookupError, AssertionError)
+# Raised by models that take no `layout`, pass an argument that `packing.attention` refuses, or need
+# a shape that the probe does not have.
+UNSUITED = (
+    TypeError,
+    ValueError,
+    NotImplementedError,
+    RuntimeError,
+    AttributeError,
+    LookupError,
+    AssertionError,
+)
 
 
 @torch.no_grad()
 def supports_packing(model: Any) -> bool:
     """True if packed batches are sound for a model, with or without an adapter on it.
 
-    Records must not change each other's states, and each record's states must be those of that record alone.
+    Records must not change each other's states, and each record's states must be those of that
+    record alone.
     """
     core = core_model(model)
     teach_layout(core)
@@ -55,23 +67,35 @@ def core_model(model: Any) -> Any:
 
 
 def probe_batch(trunk: Any, first: int = 3) -> dict[str, Any]:
-    """A small packed batch: a prefix of 6 tokens and two records of 10; the first record begins with token `first`."""
+    """A small packed batch: a prefix of 6 tokens and two records of 10; the
+    first record begins with token `first`.
+    """
     count = min(trunk.get_input_embeddings().weight.shape[0], 1000)
     places = torch.arange(PREFIX + 2 * LENGTH)
-    ids = (places + 3).where((places < PREFIX) | (places >= PREFIX + LENGTH), places - PREFIX + first)
+    ids = (places + 3).where(
+        (places < PREFIX) | (places >= PREFIX + LENGTH), places - PREFIX + first
+    )
     rest = torch.arange(PREFIX, PREFIX + LENGTH)
     positions = torch.cat([torch.arange(PREFIX), rest, rest])
     return {
-        "input_ids": ids.remainder(count)[None], "position_ids": positions[None], "layout": (PREFIX, 2),
+        "input_ids": ids.remainder(count)[None],
+        "position_ids": positions[None],
+        "layout": (PREFIX, 2),
         "use_cache": False,
-    }  # fmt: skip
+    }
 
 
 def layer_kind(layer: torch.nn.Module) -> tuple[Any, ...]:
-    """The classes and settings of a layer's modules, such as a sliding window; layers of one kind compute alike."""
+    """The classes and settings of a layer's modules, such as a sliding
+    window; layers of one kind compute alike.
+    """
     places = ("layer_idx", "layer_id", "layer_number")
     return tuple(
-        (name, type(module), *((k, v) for k, v in vars(module).items() if isinstance(v, PLAIN) and k not in places))
+        (
+            name,
+            type(module),
+            *((k, v) for k, v in vars(module).items() if isinstance(v, PLAIN) and k not in places),
+        )
         for name, module in layer.named_modules()
     )
 
@@ -82,17 +106,24 @@ def _has_known_layers(core: Any) -> bool:
     if not KNOWN_LAYER_TYPES.issuperset(types):
         return False
     aware = {
-        id(part) for module in core.modules() if getattr(module, "takes_layout", False) for part in module.modules()
+        id(part)
+        for module in core.modules()
+        if getattr(module, "takes_layout", False)
+        for part in module.modules()
     }
     return all(id(module) in aware for module in core.modules() if isinstance(module, CONVOLUTIONS))
 
 
 class _Skipped(torch.nn.Module):
-    """Placeholder for a layer, with its settings: returns the states unchanged, in a tuple if `like` returns one."""
+    """Placeholder for a layer, with its settings: returns the states
+    unchanged, in a tuple if `like` returns one.
+    """
 
     def __init__(self, layer: torch.nn.Module, like: torch.nn.Module) -> None:
         super().__init__()
-        self.__dict__.update({name: value for name, value in vars(layer).items() if isinstance(value, PLAIN)})
+        self.__dict__.update(
+            {name: value for name, value in vars(layer).items() if isinstance(value, PLAIN)}
+        )
         self.as_tuple = False
         like.register_forward_hook(self._note)
 
@@ -104,29 +135,38 @@ class _Skipped(torch.nn.Module):
 
 
 def _probe_copy(core: Any) -> Any:
-    """A copy of the model without its head: one layer of every kind, in float32, with a small window.
+    """A copy of the model without its head: one layer of every kind, in float32, with a small
+    window.
 
     Embeddings are shared with the model, since a large vocabulary's would be most of the copy.
     """
     trunk = core.base_model
     name, layers = _layers(trunk)
-    kinds = {layer_kind(layer): index for index, layer in reversed(list(enumerate(layers)))}  # the first of each
+    # the first of each
+    kinds = {layer_kind(layer): index for index, layer in reversed(list(enumerate(layers)))}
     chosen = sorted(kinds.values())[:MAX_KINDS]
-    shared = {id(module): module for module in trunk.modules() if isinstance(module, torch.nn.Embedding)}
+    shared = {
+        id(module): module for module in trunk.modules() if isinstance(module, torch.nn.Embedding)
+    }
     setattr(trunk, name, torch.nn.ModuleList())
     try:
         probe = copy.deepcopy(trunk, shared)
-        kept = {index: copy.deepcopy(layers[index], shared) for index in chosen}  # `shared` maps the config, too
+        # `shared` maps the config, too
+        kept = {index: copy.deepcopy(layers[index], shared) for index in chosen}
     finally:
         setattr(trunk, name, layers)
-    some = [kept[k] if k in kept else _Skipped(layer, like=kept[0]) for k, layer in enumerate(layers)]
+    some = [
+        kept[k] if k in kept else _Skipped(layer, like=kept[0]) for k, layer in enumerate(layers)
+    ]
     setattr(probe, name, torch.nn.ModuleList(some))
     for owner in (probe.config, *probe.modules()):
         if isinstance(getattr(owner, "sliding_window", None), int):
             owner.sliding_window = WINDOW
     for module in probe.modules():
         if not isinstance(module, torch.nn.Embedding):
-            for tensor in itertools.chain(module.parameters(recurse=False), module.buffers(recurse=False)):
+            for tensor in itertools.chain(
+                module.parameters(recurse=False), module.buffers(recurse=False)
+            ):
                 if tensor.is_floating_point():
                     tensor.data = tensor.data.float()
     return probe.eval()
@@ -136,10 +176,14 @@ def _layers(trunk: Any) -> tuple[str, torch.nn.ModuleList]:
     """The decoder layers of a model, and their name in it.
 
     Raises:
-        LookupError: It has none, such as a model with a vision tower, which holds its decoder further in.
+        LookupError: It has none, such as a model with a vision tower, which holds its decoder
+            further in.
     """
     for name, module in trunk.named_children():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == trunk.config.num_hidden_layers:
+        if (
+            isinstance(module, torch.nn.ModuleList)
+            and len(module) == trunk.config.num_hidden_layers
+        ):
             return name, module
     raise LookupError("no list of decoder layers")
 
@@ -159,18 +203,28 @@ def _float32_embeddings(probe: Any) -> Iterator[None]:
 
 
 def _is_exact(probe: Any) -> bool:
-    """True if packed records have the states of each alone, and changing the first changes no state of the second."""
+    """True if packed records have the states of each alone, and changing
+    the first changes no state of the second.
+    """
     batch, other = probe_batch(probe), probe_batch(probe, first=31)
     prefix, first, second = batch["input_ids"][0].split([PREFIX, LENGTH, LENGTH])
     records = torch.stack([torch.cat([prefix, first]), torch.cat([prefix, second])])
-    alone = probe(input_ids=records, use_cache=False).last_hidden_state  # (2, prefix + length, width)
+    # (2, prefix + length, width)
+    alone = probe(input_ids=records, use_cache=False).last_hidden_state
     probe.config._attn_implementation = packing.ATTENTION_NAME
     packed, changed = (probe(**inputs).last_hidden_state[0] for inputs in (batch, other))
     expected = torch.cat([alone[0], alone[1, PREFIX:]])
-    elsewhere = torch.cat([torch.arange(PREFIX), torch.arange(PREFIX + LENGTH, PREFIX + 2 * LENGTH)])
-    return _change(packed, expected) < MAX_CHANGE and _change(changed[elsewhere], packed[elsewhere]) < MAX_CHANGE
+    elsewhere = torch.cat(
+        [torch.arange(PREFIX), torch.arange(PREFIX + LENGTH, PREFIX + 2 * LENGTH)]
+    )
+    return (
+        _change(packed, expected) < MAX_CHANGE
+        and _change(changed[elsewhere], packed[elsewhere]) < MAX_CHANGE
+    )
 
 
 def _change(states: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest relative difference of a token's state (T, width); NaN where a state is not finite."""
+    """Largest relative difference of a token's state (T, width);
+    NaN where a state is not finite.
+    """
     return float(((states - expected).norm(dim=1) / expected.norm(dim=1)).max())

@@ -1,7 +1,7 @@
 """Short causal convolution over tokens (LFM2) that knows the packed layout.
 
-transformers' own runs over a batch from its first token to its last, so a record would see the end of the
-one before it. Here each record sees the end of the shared prefix, as it does alone.
+transformers' own runs over a batch from its first token to its last, so a record would see the end
+of the one before it. Here each record sees the end of the shared prefix, as it does alone.
 """
 
 from __future__ import annotations
@@ -16,14 +16,25 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 class ShortConvolution(Function):
-    """c * convolution(b * x) of b, c and x side by side (T, 3 n), with a frozen weight (taps, n) -> (T, n)."""
+    """c * convolution(b * x) of b, c and x side by side (T, 3 n), with
+    a frozen weight (taps, n) -> (T, n).
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, bcx: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, layout: tuple[int, int]
+        ctx: Any,
+        bcx: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        layout: tuple[int, int],
     ) -> torch.Tensor:
         b, c, x = (part.float() for part in bcx.chunk(3, dim=1))
-        mixed = torch.cat([_convolve(rows, weight).flatten(0, 1) for rows in _rows(b * x, len(weight) - 1, layout)])
+        mixed = torch.cat(
+            [
+                _convolve(rows, weight).flatten(0, 1)
+                for rows in _rows(b * x, len(weight) - 1, layout)
+            ]
+        )
         if bias is not None:
             mixed += bias
         ctx.save_for_backward(bcx, weight, mixed)
@@ -45,7 +56,9 @@ class ShortConvolution(Function):
 
 
 def _rows(x: torch.Tensor, before: int, layout: tuple[int, int]) -> list[torch.Tensor]:
-    """The prefix (1, before + prefix, n) and the rests (rows, before + length, n), each with `before` earlier ones."""
+    """The prefix (1, before + prefix, n) and the rests (rows, before +
+    length, n), each with `before` earlier ones.
+    """
     prefix, rows = layout
     head = torch.cat([x.new_zeros(before, x.shape[1]), x[:prefix]])
     rests = torch.unflatten(x[prefix:], 0, (rows, -1))
@@ -75,7 +88,8 @@ def _rows_backward(g: torch.Tensor, weight: torch.Tensor, layout: tuple[int, int
 
 
 class PackedShortConvolution(torch.nn.Module):
-    """Forward of a short convolution that takes a packed batch; `teach_layout` mixes it into a model's class.
+    """Forward of a short convolution that takes a packed batch; `teach_layout` mixes it into a
+    model's class.
 
     `products` replace the module's own linear layers into and out of the convolution.
     """
@@ -83,7 +97,9 @@ class PackedShortConvolution(torch.nn.Module):
     takes_layout = True
     products: tuple[Product, Product] | None = None
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, layout: Any = None, **kwargs: Any) -> Any:
+    def forward(
+        self, hidden_states: torch.Tensor, *args: Any, layout: Any = None, **kwargs: Any
+    ) -> Any:
         if layout is None:
             return super().forward(hidden_states, *args, **kwargs)
         own: Any = self
@@ -94,7 +110,9 @@ class PackedShortConvolution(torch.nn.Module):
 
 
 def teach_layout(model: Any) -> None:
-    """Make the short convolutions of a model take packed batches; other batches are computed as before."""
+    """Make the short convolutions of a model take packed batches;
+    other batches are computed as before.
+    """
     for module in model.modules():
         if type(module).__name__ in ("Lfm2ShortConv", "Lfm2MoeShortConv"):
             kind = type(module)

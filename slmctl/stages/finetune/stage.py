@@ -26,8 +26,10 @@ from slmctl.task.kinds import kind_of
 
 SURELY = 1.25  # times the estimated tokens, which may be off by a quarter
 NAMED = 3  # bases in a hint
-CHECKPOINT_WEIGHTS = 8 * 4  # bytes of a trained weight: two checkpoints of itself, its best value and two moments
-VALIDATION_COST = 0.5  # time of a record in a validation, over its time in training: it has no backward pass
+# bytes of a trained weight: two checkpoints of itself, its best value and two moments
+CHECKPOINT_WEIGHTS = 8 * 4
+# time of a record in a validation, over its time in training: it has no backward pass
+VALIDATION_COST = 0.5
 
 
 class Finetune(Stage[FinetuneConfig]):
@@ -42,10 +44,15 @@ class Finetune(Stage[FinetuneConfig]):
     resumes = True
 
     def completed(self, section: FinetuneConfig) -> FinetuneConfig:
-        """The section with numbers in place of `auto`, from the data set and the size of the base."""
+        """The section with numbers in place of `auto`, from the
+        data set and the size of the base.
+        """
         if not section.is_auto:
             return section
-        train, weights = self.project.artifact(PREPARED).metrics["train"], _weights(plan.shape_of_base(self.project))
+        train, weights = (
+            self.project.artifact(PREPARED).metrics["train"],
+            _weights(plan.shape_of_base(self.project)),
+        )
         return section.resolved(train, weights, structured=self._structured)
 
     def checkable(self) -> FinetuneConfig:
@@ -64,9 +71,15 @@ class Finetune(Stage[FinetuneConfig]):
             return
         section = self.settings
         width, smallest = _width(section), model_shape.LEAST_PIECE_TOKENS
-        least, free = shape.training_bytes(width, smallest, in_4bit=section.load_in_4bit), hardware.available_bytes()
+        least, free = (
+            shape.training_bytes(width, smallest, in_4bit=section.load_in_4bit),
+            hardware.available_bytes(),
+        )
         if least > free:
-            text = f"finetune takes about {console.size(least)} even in small pieces, and {console.size(free)} are free"
+            text = (
+                f"finetune takes about {console.size(least)} even in small pieces, and "
+                f"{console.size(free)} are free"
+            )
             yield "memory", text
 
     def refusals(self, rows: RowEstimate) -> Iterator[SlmctlError]:
@@ -77,32 +90,49 @@ class Finetune(Stage[FinetuneConfig]):
         refused = section.too_long == "error" and rows.tokens > SURELY * section.max_length
         if rows.tokens <= SURELY * context and not refused:
             return
-        longer = [other.short_name for other in catalogue.entries() if other.context > SURELY * rows.tokens]
+        longer = [
+            other.short_name
+            for other in catalogue.entries()
+            if other.context > SURELY * rows.tokens
+        ]
         reads = f"this base reads {context:,}, and " if entry is not None else ""
         shorter = SMALLER  # the answer to a window that is cut would hold the values behind the cut
         if windows == 1:
-            shorter = "cut the texts to the part that holds the answer; --set finetune.too_long=truncate, which learns "
+            shorter = (
+                "cut the texts to the part that holds the answer; --set "
+                "finetune.too_long=truncate, which learns "
+            )
             shorter += "the beginning alone"
         yield DataError(
-            f"the rows have some {rows.tokens:,} tokens each; {reads}finetune.max_length is {section.max_length:,}",
-            hint=f"{shorter}; --set finetune.max_length=N, which takes memory and time; or a base that reads more: "
+            f"the rows have some {rows.tokens:,} tokens each; {reads}finetune.max_length is "
+            f"{section.max_length:,}",
+            hint=f"{shorter}; --set finetune.max_length=N, which takes memory and time; or a base "
+            "that reads more: "
             f"{', '.join(longer[:NAMED])} (slmctl bases)",
         )
 
     def _in_windows(self, rows: RowEstimate) -> tuple[RowEstimate, int]:
-        """Returns (rows with the tokens of a window, windows of a row); long texts are learned in windows."""
+        """Returns (rows with the tokens of a window, windows of a
+        row); long texts are learned in windows.
+        """
         document = self.project.config.task.document
         if document is None or rows.tokens <= document.size:
             return rows, 1
-        return replace(rows, tokens=document.size + rows.shared), -(-rows.tokens // (document.size - document.shared))
+        return replace(rows, tokens=document.size + rows.shared), -(
+            -rows.tokens // (document.size - document.shared)
+        )
 
     def cost(self, sizes: KnownSizes) -> StageEstimate:
-        """The training, with its memory and time on the processor; on a GPU neither is known before."""
+        """The training, with its memory and time on the processor;
+        on a GPU neither is known before.
+        """
         if (model := sizes.model) is None:
             return StageEstimate()
         section, rows = sizes.settings.finetune, sizes.rows
         if rows is not None:
-            section = section.resolved(rows.train, model.shape.parameters, structured=self._structured)
+            section = section.resolved(
+                rows.train, model.shape.parameters, structured=self._structured
+            )
             rows, windows = self._in_windows(rows)
             rows = replace(rows, train=rows.train * windows, validation=rows.validation * windows)
             if section.too_long != "error":
@@ -120,18 +150,26 @@ class Finetune(Stage[FinetuneConfig]):
         return StageEstimate(disk, peak, seconds)
 
     def took(self, made: Artifact, whole: Sequence[Artifact]) -> float | None:
-        """Of a training that went on from a checkpoint, the time of all its steps at the speed of the later ones."""
-        steps = made.metrics.get("record_tokens", 0) / (made.metrics.get("tokens_per_s") or math.inf)
+        """Of a training that went on from a checkpoint, the time of all its
+        steps at the speed of the later ones.
+        """
+        steps = made.metrics.get("record_tokens", 0) / (
+            made.metrics.get("tokens_per_s") or math.inf
+        )
         return None if made.metrics.get("interrupted") else max(made.manifest.seconds, steps)
 
     def choices(self, sizes: KnownSizes) -> str:
         section, rows = sizes.settings.finetune, sizes.rows
         if not section.is_auto or rows is None:
             return ""
-        return self._choice(section, rows.train, _weights(sizes.shape), "" if rows.exact else "about ")
+        return self._choice(
+            section, rows.train, _weights(sizes.shape), "" if rows.exact else "about "
+        )
 
     def doubt(self) -> Doubt | None:
-        """A reason not to train: a cheap model leaves next to nothing to win. None where a training has begun."""
+        """A reason not to train: a cheap model leaves next to nothing to
+        win. None where a training has begun.
+        """
         request = self.request()
         if request.path.exists() or runner.resume_folder(request).exists():
             return None
@@ -145,7 +183,9 @@ class Finetune(Stage[FinetuneConfig]):
         backend.import_first(self.settings.backend)
 
     def before(self) -> None:
-        """Try LoRA targets that the config sets on a small copy of the base, before the training."""
+        """Try LoRA targets that the config sets on a small copy
+        of the base, before the training.
+        """
         project, section = self.project, self.settings
         if section.lora.target_modules == "all-linear" or not project.config.pull.rehearse:
             return
@@ -156,25 +196,40 @@ class Finetune(Stage[FinetuneConfig]):
             rehearsal.rehearsed(project.artifact(BASE).path, section.lora)
 
     def run(self, request: StageRequest, *, out: Path, **more: Any) -> JsonObject:
-        prepared, weights = request.inputs[PREPARED.name], _weights(plan.shape_of_base(self.project))
+        prepared, weights = (
+            request.inputs[PREPARED.name],
+            _weights(plan.shape_of_base(self.project)),
+        )
         assert isinstance(prepared, Artifact)
         train, own = prepared.metrics["train"], self.settings
-        if own.is_auto and own.resolved(train, weights, structured=self._structured) == request.section:
+        if (
+            own.is_auto
+            and own.resolved(train, weights, structured=self._structured) == request.section
+        ):
             console.say(f"  {self._choice(own, train, weights)}")
         return super().run(request, out=out, **more)
 
     def after(self, made: Artifact, *, current: bool) -> None:
-        """End what a Ctrl-C was to end that came when all was learned, in the last validation for example."""
+        """End what a Ctrl-C was to end that came when all was learned,
+        in the last validation for example.
+        """
         if not current and made.metrics.get("interrupted"):
-            raise KeyboardInterrupt("after finetune, whose adapter is kept\n  the same command goes on from there")
+            raise KeyboardInterrupt(
+                "after finetune, whose adapter is kept\n  the same command goes on from there"
+            )
 
     @property
     def _structured(self) -> bool:
         return kind_of(self.project.config.task.kind).structured
 
     def _choice(self, section: FinetuneConfig, train: int, weights: int, about: str = "") -> str:
-        """The numbers for `auto`, and their reason: `5 epochs at 0.0008 in batches of 16, by 1,277 rows ...`."""
-        chosen, used = section.resolved(train, weights, structured=self._structured), round(section.train_share * train)
+        """The numbers for `auto`, and their reason: `5 epochs at 0.0008
+        in batches of 16, by 1,277 rows ...`.
+        """
+        chosen, used = (
+            section.resolved(train, weights, structured=self._structured),
+            round(section.train_share * train),
+        )
         size = size_label(weights) if weights else "unknown size"
         return f"{chosen.length_and_rate}, by {about}{used:,} training rows and a base of {size}"
 
@@ -205,7 +260,8 @@ class _Work:
     """Work of a training on a processor, see `stages.finetune.batches`.
 
     Attributes:
-        row: Tokens for a record: its own, and its part of what all begin with, which every piece computes once.
+        row: Tokens for a record: its own, and its part of what all begin with, which every piece
+            computes once.
         piece: Most tokens at once.
     """
 

@@ -1,4 +1,5 @@
-"""TRL's trainer, with batches, loss, validation and checkpoints that suit a small model on any machine.
+"""TRL's trainer, with batches, loss, validation and checkpoints that suit a small model on any
+machine.
 
 There is one training loop, transformers'. This subclass changes its batches (packed on a
 CPU, in pieces that fit the memory), its loss, its early stopping and its checkpoints.
@@ -36,7 +37,8 @@ from slmctl.stages.finetune.packing import IGNORED, EncodedRecord
 
 ESTIMATE_AFTER_STEPS = 5  # steps
 TRIM_EVERY_STEPS = 10  # steps
-VALIDATION_BLOCKS = 32  # groups of validation records, at most, whose differences show what is chance
+# groups of validation records, at most, whose differences show what is chance
+VALIDATION_BLOCKS = 32
 CONFIDENCE = 0.95  # that the last weights are worse than the best, where these replace them
 LEAST_SCALE = 1.0  # of a float16 loss; below it, gradients overflow without scaling
 DIVERGED_HINT = "--set finetune.learning_rate=1e-4"
@@ -49,12 +51,13 @@ class Progress:
     Attributes:
         before: Validation loss of the base, nats a token.
         best: Lowest validation loss since; after `settle`, the loss of the weights that are kept.
-        best_blocks: (records, weight of their answer tokens, nats) of each block of that validation, see `evaluate`.
+        best_blocks: (records, weight of their answer tokens, nats) of each block of that
+            validation, see `evaluate`.
         worse: Number of the latest validations in a row that were surely worse than the best one.
         real: Tokens of the records, each counted whole.
         computed: Tokens computed: padding included, a shared prefix counted once a batch.
-        unlogged: Sum of the losses since the last log entry, of `unlogged_steps` steps; a run that is interrupted
-            between two entries goes on with it.
+        unlogged: Sum of the losses since the last log entry, of `unlogged_steps` steps; a run that
+            is interrupted between two entries goes on with it.
     """
 
     before: float | None = None
@@ -70,22 +73,30 @@ class Progress:
 
 
 class AnswerTrainer(SFTTrainer):
-    """SFTTrainer with the loss on answer tokens only, and logits computed only where they predict one.
+    """SFTTrainer with the loss on answer tokens only, and logits computed only where they predict
+    one.
 
     Args:
         validation: Encoded validation records.
         batches: Lays records out as the tensors of one or more batches.
         checkpoints: The folder of checkpoints; None saves nothing.
         check_every: Steps between two checks that losses and gradients are finite.
-        patience: Validations in a row that are surely worse than the best one before it stops; None for never.
+        patience: Validations in a row that are surely worse than the best one before it stops; None
+            for never.
         labels: The tokens of the labels, where all answers are labels.
     """
 
     def __init__(
-        self, *args: Any, validation: Sequence[EncodedRecord], batches: PackedBatches | PaddedBatches,
-        checkpoints: Path | None, patience: int | None, check_every: int = 1, labels: LabelTokens | None = None,
+        self,
+        *args: Any,
+        validation: Sequence[EncodedRecord],
+        batches: PackedBatches | PaddedBatches,
+        checkpoints: Path | None,
+        patience: int | None,
+        check_every: int = 1,
+        labels: LabelTokens | None = None,
         **kwargs: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.labels = labels
         self.validation, self.batches, self.checkpoints = validation, batches, checkpoints
         self.check_every = check_every
@@ -98,24 +109,37 @@ class AnswerTrainer(SFTTrainer):
         self.control: TrainerControl
         self.best_weights: dict[str, torch.Tensor] = {}
         with _hidden_head(kwargs["model"]):
-            super().__init__(*args, data_collator=self._collate, callbacks=[TrainingMonitor(self, patience)], **kwargs)
+            super().__init__(
+                *args,
+                data_collator=self._collate,
+                callbacks=[TrainingMonitor(self, patience)],
+                **kwargs,
+            )
         self.remove_callback(PrinterCallback)  # it prints every log entry to stdout
-        self.model_accepts_loss_kwargs = True  # so that compute_loss gets the divisor of the step's loss
+        # so that compute_loss gets the divisor of the step's loss
+        self.model_accepts_loss_kwargs = True
         learned = [count for count in map(answer_tokens, self.train_dataset) if count]
         self.mean_tokens = sum(learned) / max(len(learned), 1)  # of an answer
-        self.step_mean = 1.0  # turns a step's loss into the mean over its own answer tokens, for the log
+        # turns a step's loss into the mean over its own answer tokens, for the log
+        self.step_mean = 1.0
         lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
         self.order = LengthGroupedSampler(lengths, self.args, self.accelerator.num_processes)
 
     def drop_tokenizer(self) -> None:
-        """Let the tokenizer go, since the records are encoded: one of 262,144 tokens takes a quarter of a gigabyte."""
+        """Let the tokenizer go, since the records are encoded: one of
+        262,144 tokens takes a quarter of a gigabyte.
+        """
         self.processing_class = self._tokenizer = self.callback_handler.processing_class = None
 
     def _collate(self, records: list[EncodedRecord]) -> dict[str, Any]:
-        pieces, learned = self.batches(records), [record for record in records if any(record["weights"])]
+        pieces, learned = (
+            self.batches(records),
+            [record for record in records if any(record["weights"])],
+        )
         if self.labels is not None:
             pieces = [piece | {"choices": self.labels.choices(piece["labels"])} for piece in pieces]
-        counts = (  # on the host, without waiting for a device: records, their weight, tokens, computed tokens
+        # on the host, without waiting for a device: records, their weight, tokens, computed tokens
+        counts = (
             len(learned),
             summed(weight for record in learned for weight in record["weights"]),
             sum(len(record["input_ids"]) for record in learned),
@@ -134,24 +158,33 @@ class AnswerTrainer(SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
     ) -> tuple[list[Any], torch.Tensor]:
-        """Returns (batches of a step, divisor () of its loss); unsloth's own method would expect `labels` in them."""
-        batches = list(itertools.islice(epoch_iterator, num_batches))  # none after the last of an epoch
+        """Returns (batches of a step, divisor () of its loss); unsloth's
+        own method would expect `labels` in them.
+        """
+        # none after the last of an epoch
+        batches = list(itertools.islice(epoch_iterator, num_batches))
         counts = [sum(batch["counts"][k] for batch in batches) for k in range(4)]
         counts.append(int(self.is_interrupted()))
         if self.accelerator.num_processes > 1:
-            sums = torch.tensor(counts, dtype=torch.float64, device=device)  # weights are no integers
+            # weights are no integers
+            sums = torch.tensor(counts, dtype=torch.float64, device=device)
             counts = self.accelerator.reduce(sums, reduction="sum").tolist()
         self.interrupted = counts[4] > 0  # of all processes, in the same step
         self.progress.real += int(counts[2])
         self.progress.computed += int(counts[3])
-        # Not by the step's own answer tokens: records of like length share a step, so where short answers are of one
-        # kind (such as no call), a step of these would weigh each of their tokens many times another one.
+        # Not by the step's own answer tokens: records of like length share a step, so where short
+        # answers are of one kind (such as no call), a step of these would weigh each of their
+        # tokens many times another one.
         divisor = counts[0] * self.mean_tokens
         self.step_mean = divisor / (counts[1] or 1)
         return batches, torch.tensor(divisor)
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward of one batch, piece by piece; a loss that is not finite stops before the update."""
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Forward and backward of one batch, piece by piece; a loss that
+        is not finite stops before the update.
+        """
         model.train()
         inputs = self._prepare_inputs(inputs)
         total = torch.zeros((), device=self.args.device)
@@ -172,15 +205,21 @@ class AnswerTrainer(SFTTrainer):
         return total
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
-        """Summed cross-entropy of a piece's answer tokens, over the mean number in as many records as the step has.
+        """Summed cross-entropy of a piece's answer tokens, over the mean number in as many records
+        as the step has.
 
         So each answer token of the data set weighs the same, whichever records its step holds.
         """
         loss = model(**inputs).loss
         if num_items_in_batch is not None:
-            # every process averages over all of them, and accelerate then averages over the processes
+            # every process averages over all of them, and accelerate then averages over the
+            # processes
             loss = loss / num_items_in_batch * self.accelerator.num_processes
         return (loss, None) if return_outputs else loss
 
@@ -188,7 +227,8 @@ class AnswerTrainer(SFTTrainer):
         norm = super()._clip_grad_norm(model)
         if self.accelerator.scaler is None:
             self.unchecked.append(("gradient", self.state.global_step + 1, torch.as_tensor(norm)))
-        else:  # a step whose gradient is not finite is skipped, and the next loss is scaled by half as much
+        else:
+            # a step whose gradient is not finite is skipped, and the next loss is scaled by half
             if self.accelerator.scaler.get_scale() < LEAST_SCALE:
                 self.diverged("gradient", math.inf, self.state.global_step + 1)
             norm = torch.as_tensor(norm).nan_to_num(nan=0.0, posinf=0.0)
@@ -200,12 +240,17 @@ class AnswerTrainer(SFTTrainer):
             self.check()
 
     def check(self) -> None:
-        """Check the losses and gradients since the last check; on a GPU the host waits for them here.
+        """Check the losses and gradients since the last check; on a GPU the host waits for them
+        here.
 
         Raises:
             StageError: One of them is not finite.
         """
-        values = torch.stack([value.float() for *_, value in self.unchecked]).tolist() if self.unchecked else []
+        values = (
+            torch.stack([value.float() for *_, value in self.unchecked]).tolist()
+            if self.unchecked
+            else []
+        )
         for (quantity, step, _), value in zip(self.unchecked, values, strict=True):
             if not math.isfinite(value):
                 self.diverged(quantity, value, step)
@@ -215,9 +260,9 @@ class AnswerTrainer(SFTTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Mean loss of an answer token over all validation records, by its weight, in nats.
 
-        Sets `blocks` to (records, weight of their answer tokens, nats) of up to VALIDATION_BLOCKS groups of records of
-        like length. They are the same groups in every training on these records, with any number of processes, so that
-        two trainings can be compared block by block.
+        Sets `blocks` to (records, weight of their answer tokens, nats) of up to VALIDATION_BLOCKS
+        groups of records of like length. They are the same groups in every training on these
+        records, with any number of processes, so that two trainings can be compared block by block.
         """
         self.check()
         self.model.eval()
@@ -238,7 +283,11 @@ class AnswerTrainer(SFTTrainer):
         size = math.ceil(len(every) / VALIDATION_BLOCKS)
         blocks = [every[start : start + size] for start in range(0, len(every), size)]
         self.blocks = [
-            (len(block), summed(weight for _, weight, _ in block), round(math.fsum(loss for *_, loss in block), 6))
+            (
+                len(block),
+                summed(weight for _, weight, _ in block),
+                round(math.fsum(loss for *_, loss in block), 6),
+            )
             for block in blocks
         ]
         _, weight, total = (sum(column) for column in zip(*self.blocks, strict=True))
@@ -246,7 +295,9 @@ class AnswerTrainer(SFTTrainer):
         if not math.isfinite(metrics["eval_loss"]):
             self.diverged("validation loss", metrics["eval_loss"], self.state.global_step)
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return metrics
 
     def diverged(self, quantity: str, value: float, step: int) -> None:
@@ -257,7 +308,9 @@ class AnswerTrainer(SFTTrainer):
         """
         kept = checkpoint_files.newest(self.checkpoints) if self.checkpoints else None
         good = f"; the last good checkpoint is {kept}" if kept else ""
-        raise StageError(f"training diverged: the {quantity} is {value} at step {step}{good}", hint=DIVERGED_HINT)
+        raise StageError(
+            f"training diverged: the {quantity} is {value} at step {step}{good}", hint=DIVERGED_HINT
+        )
 
     # Weights, as names and tensors
 
@@ -270,11 +323,15 @@ class AnswerTrainer(SFTTrainer):
         self.best_weights = {name: p.detach().clone() for name, p in self.trained().items()}
 
     def is_surely_worse(self) -> bool:
-        """True if the last validation is worse than the best one by more than chance, compared block by block.
+        """True if the last validation is worse than the best one by more than chance, compared
+        block by block.
 
-        The best of several equal ones looks better than it is, so the level is divided by their number (Bonferroni).
+        The best of several equal ones looks better than it is, so the level is divided by their
+        number (Bonferroni).
         """
-        best, last = (np.array(blocks, np.float64) for blocks in (self.progress.best_blocks, self.blocks))
+        best, last = (
+            np.array(blocks, np.float64) for blocks in (self.progress.best_blocks, self.blocks)
+        )
         earlier = sum("eval_loss" in entry for entry in self.state.log_history) - 1
         return sure_gain(last, best, 1 - (1 - CONFIDENCE) / max(earlier, 1)) > 0
 
@@ -282,8 +339,8 @@ class AnswerTrainer(SFTTrainer):
     def settle(self) -> None:
         """Keep the last weights, or restore the best validation's if the last one is surely worse.
 
-        The lowest of several losses on few records is mostly the luckiest one, while the last weights have seen most
-        and took the smallest steps.
+        The lowest of several losses on few records is mostly the luckiest one, while the last
+        weights have seen most and took the smallest steps.
         """
         if self.is_surely_worse():
             for name, p in self.trained().items():
@@ -291,7 +348,11 @@ class AnswerTrainer(SFTTrainer):
             return
         last = next(entry for entry in reversed(self.state.log_history) if "eval_loss" in entry)
         progress = self.progress
-        progress.best, progress.best_step, progress.best_blocks = last["eval_loss"], last["step"], self.blocks
+        progress.best, progress.best_step, progress.best_blocks = (
+            last["eval_loss"],
+            last["step"],
+            self.blocks,
+        )
 
     # The log: transformers' own, with the losses of an interrupted run before its next entry
 
@@ -303,16 +364,21 @@ class AnswerTrainer(SFTTrainer):
         self._running_loss = tr_loss
         super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
 
-    # Checkpoints: our own files under transformers' hooks, since its own are written in place and hold pickles
+    # Checkpoints: our own files under transformers' hooks, since its own are written in place and
+    # hold pickles
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.check()
         random_states = checkpoint_files.gather_random()  # every process sends its own
-        unlogged = float(self.accelerator.reduce(self._running_loss.detach().clone(), reduction="mean"))
+        unlogged = float(
+            self.accelerator.reduce(self._running_loss.detach().clone(), reduction="mean")
+        )
         steps = self.state.global_step - self._globalstep_last_logged
         if self.checkpoints is not None and self.is_world_process_zero():
             checkpoint_files.save(
-                self, random_states, dataclasses.replace(self.progress, unlogged=unlogged, unlogged_steps=steps)
+                self,
+                random_states,
+                dataclasses.replace(self.progress, unlogged=unlogged, unlogged_steps=steps),
             )
         self.accelerator.wait_for_everyone()
 
@@ -327,11 +393,15 @@ class AnswerTrainer(SFTTrainer):
         if checkpoint is None or checkpoint_files.load_random(Path(checkpoint), self.accelerator):
             return
         if self.is_world_process_zero():
-            console.say("  note: another number of processes made this checkpoint; its dropout cannot be repeated")
+            console.say(
+                "  note: another number of processes made this checkpoint; its dropout cannot be "
+                "repeated"
+            )
 
 
 class LengthGroupedSampler(torch.utils.data.Sampler[int]):
-    """Indices of an epoch's records: shuffled, then sorted by length inside windows, so that a batch pads little.
+    """Indices of an epoch's records: shuffled, then sorted by length inside windows, so that a
+    batch pads little.
 
     The order is a function of seed and epoch alone, which makes resuming exact.
     """
@@ -340,9 +410,11 @@ class LengthGroupedSampler(torch.utils.data.Sampler[int]):
 
     def __init__(self, lengths: Sequence[int], args: Any, processes: int) -> None:
         self.lengths, self.seed, self.epoch = lengths, args.seed, 0
-        self.fill = 0  # copies of the last record, which is `without_loss`, that complete an epoch's last batch
+        # copies of the last record, which is `without_loss`, that complete an epoch's last batch
+        self.fill = 0
         self.batch = args.per_device_train_batch_size * processes
-        if processes > 1:  # else accelerate fills the last batch up with records that were seen already
+        # else accelerate fills the last batch up with records that were seen already
+        if processes > 1:
             self.lengths = lengths[:-1]
             self.fill = -len(self.lengths) % self.batch
 
@@ -355,9 +427,12 @@ class LengthGroupedSampler(torch.utils.data.Sampler[int]):
         choose.shuffle(order)
         batches: list[list[int]] = []
         for start in range(0, len(order), self.batch * self.WINDOW):
-            window = sorted(order[start : start + self.batch * self.WINDOW], key=self.lengths.__getitem__)
+            window = sorted(
+                order[start : start + self.batch * self.WINDOW], key=self.lengths.__getitem__
+            )
             batches += [window[k : k + self.batch] for k in range(0, len(window), self.batch)]
-        short = batches.pop() if len(batches[-1]) < self.batch else []  # a batch that is not full comes last
+        # a batch that is not full comes last
+        short = batches.pop() if len(batches[-1]) < self.batch else []
         choose.shuffle(batches)
         records = [index for batch in [*batches, short] for index in batch]
         return iter([*records, *[len(order)] * self.fill])
@@ -366,7 +441,8 @@ class LengthGroupedSampler(torch.utils.data.Sampler[int]):
 def answer_tokens(record: EncodedRecord) -> int:
     """Number of tokens of a record that the loss is on."""
     return sum(
-        label != IGNORED and weight > 0 for label, weight in zip(record["labels"], record["weights"], strict=True)
+        label != IGNORED and weight > 0
+        for label, weight in zip(record["labels"], record["weights"], strict=True)
     )
 
 
@@ -377,7 +453,9 @@ def summed(weights: Iterable[float]) -> float:
 
 
 def without_loss(record: EncodedRecord) -> EncodedRecord:
-    """The record with all loss weights 0: it is computed, since every process needs a full batch, and adds nothing."""
+    """The record with all loss weights 0: it is computed, since every
+    process needs a full batch, and adds nothing.
+    """
     return {**record, "weights": [0.0] * len(record["weights"])}
 
 
@@ -389,22 +467,34 @@ class TrainingMonitor(TrainerCallback):
         self.meter: console.Meter | None = None
         self._begun = self._real = self._first = 0.0
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if state.is_world_process_zero:
             self.meter = console.Meter("finetune", state.max_steps, "steps", done=state.global_step)
         gc.collect()  # a tokenizer that was dropped has reference cycles
         memory.trim_heap()
-        self._begun, self._real, self._first = time.monotonic(), self.trainer.progress.real, state.global_step
+        self._begun, self._real, self._first = (
+            time.monotonic(),
+            self.trainer.progress.real,
+            state.global_step,
+        )
 
-    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_epoch_begin(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         order = self.trainer.order
         order.epoch = state.global_step // math.ceil(len(order) / order.batch)
 
-    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if state.global_step == self._first:
             require_gradients(self.trainer.model)
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if state.global_step % TRIM_EVERY_STEPS == 0:
             memory.trim_heap()
         if state.global_step == state.max_steps:
@@ -420,11 +510,18 @@ class TrainingMonitor(TrainerCallback):
         done = state.global_step - self._first
         if done == ESTIMATE_AFTER_STEPS and state.max_steps > 10 * ESTIMATE_AFTER_STEPS:
             left = (time.monotonic() - self._begun) / done * (state.max_steps - state.global_step)
-            console.say(f"  {state.max_steps} steps, about {console.duration(left)} and the validations")
+            console.say(
+                f"  {state.max_steps} steps, about {console.duration(left)} and the validations"
+            )
 
     def _note(self, state: TrainerState) -> str:
         progress = self.trainer.progress
-        latest = {key: entry[key] for entry in state.log_history for key in ("loss", "eval_loss") if key in entry}
+        latest = {
+            key: entry[key]
+            for entry in state.log_history
+            for key in ("loss", "eval_loss")
+            if key in entry
+        }
         parts = [f"loss {latest['loss']:.3f}"] if "loss" in latest else []
         parts += [f"validation {latest['eval_loss']:.3f}"] if "eval_loss" in latest else []
         rate = (progress.real - self._real) / max(time.monotonic() - self._begun, 1e-9)
@@ -433,7 +530,12 @@ class TrainingMonitor(TrainerCallback):
         return ", ".join(parts)
 
     def on_evaluate(
-        self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Any = None,
+        **kwargs: Any,
     ) -> None:
         progress, loss = self.trainer.progress, metrics["eval_loss"]
         if progress.before is None:
@@ -445,18 +547,26 @@ class TrainingMonitor(TrainerCallback):
             self.trainer.keep_best()
             return
         progress.worse = progress.worse + 1 if self.trainer.is_surely_worse() else 0
-        if self.patience is not None and progress.worse >= self.patience and state.global_step < state.max_steps:
+        if (
+            self.patience is not None
+            and progress.worse >= self.patience
+            and state.global_step < state.max_steps
+        ):
             progress.stopped_early = True
             control.should_training_stop, control.should_save = True, False
 
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.meter is not None:
             self.meter.close()
 
 
 @contextlib.contextmanager
 def _hidden_head(model: Any) -> Iterator[None]:
-    """Keep TRL from refusing an adapter on the output head: its own loss would not train that, `answer_loss` does."""
+    """Keep TRL from refusing an adapter on the output head: its own loss
+    would not train that, `answer_loss` does.
+    """
     model.get_output_embeddings = lambda: None
     try:
         yield
@@ -465,16 +575,20 @@ def _hidden_head(model: Any) -> Iterator[None]:
 
 
 def require_gradients(model: Any) -> None:
-    """Refuse a training of weights that the loss does not depend on: they would be saved as they began.
+    """Refuse a training of weights that the loss does not depend on: they would be saved as they
+    began.
 
     Raises:
         StageError: A trainable weight has no gradient after backward.
     """
     idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     if idle:
-        layers = dict.fromkeys(name.removeprefix("base_model.model.").split(".lora_")[0] for name in idle)
+        layers = dict.fromkeys(
+            name.removeprefix("base_model.model.").split(".lora_")[0] for name in idle
+        )
         more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
         raise StageError(
-            f"'{next(iter(layers))}'{more} would not be trained: the loss does not depend on the adapter there",
+            f"'{next(iter(layers))}'{more} would not be trained: the loss does not depend on the "
+            "adapter there",
             hint="leave it out of finetune.lora.target_modules",
         )

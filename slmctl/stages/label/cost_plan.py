@@ -1,4 +1,6 @@
-"""The cost of labelling, from a sample of the real rows: tokens, money with an interval, and time."""
+"""The cost of labelling, from a sample of the real rows: tokens,
+money with an interval, and time.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ class TeacherPlan:
     Attributes:
         answers: Answers that it must give for all rows; `answered` of them are in the journal.
         prompt_tokens, completion_tokens: Mean per answer of the sample; None without an answer.
-        cost: Of all answers, those in the journal included; None without prices or without an answer.
+        cost: Of all answers, those in the journal included; None without prices or without an
+            answer.
         interval: The 95 % bootstrap interval of the cost over the sampled rows.
         seconds: Estimated time for the missing answers.
     """
@@ -88,11 +91,17 @@ class CostPlan:
 
     def lines(self) -> Iterator[str]:
         more = f"; {self.not_drawn} more are beyond label.max_rows" if self.not_drawn else ""
-        yield f"{self.rows:,} rows to label and {self.gold:,} gold rows; {self.sample} of them were asked{more}"
+        yield (
+            f"{self.rows:,} rows to label and {self.gold:,} gold rows; {self.sample} of them "
+            f"were asked{more}"
+        )
         for teacher in self.parts:
             yield from teacher.lines(self.currency)
         if self.stays:
-            yield f"{self.stays:,} rows stay here: sensitive, and no teacher on this machine may read them"
+            yield (
+                f"{self.stays:,} rows stay here: sensitive, and no teacher on this machine may "
+                "read them"
+            )
         for reason, count in self.left_out.items():
             if count:
                 yield f"{count:,} left out: {reason}"
@@ -100,12 +109,21 @@ class CostPlan:
             yield f"in all: {self.cost:,.2f} {self.currency}, of which {self.spent:,.2f} are spent"
             if self.max_cost is not None and self.cost > self.max_cost:
                 share = self.max_cost / self.cost
-                yield f"label.max_cost is {self.max_cost:,.2f}: about {int(self.rows * share):,} rows will be labelled"
+                yield (
+                    f"label.max_cost is {self.max_cost:,.2f}: about {int(self.rows * share):,} "
+                    "rows will be labelled"
+                )
 
 
-def part(teacher: JournalTeacher, sample: Sequence[LabelRow], every: Sequence[LabelRow]) -> TeacherPlan:
-    """The plan of a teacher, from its answers to the sample and those that its journal has to every row."""
-    by_row = [answers for row in sample if teacher.may_see(row) and (answers := teacher.answers(row))]
+def part(
+    teacher: JournalTeacher, sample: Sequence[LabelRow], every: Sequence[LabelRow]
+) -> TeacherPlan:
+    """The plan of a teacher, from its answers to the sample and those
+    that its journal has to every row.
+    """
+    by_row = [
+        answers for row in sample if teacher.may_see(row) and (answers := teacher.answers(row))
+    ]
     flat = [answer for answers in by_row for answer in answers]
     needed = teacher.asked_for(every)
     if not flat:
@@ -119,11 +137,19 @@ def part(teacher: JournalTeacher, sample: Sequence[LabelRow], every: Sequence[La
         drawn = np.concatenate([weights @ costs for weights in statistics.resamples(len(costs))])
         low, high = statistics.percentiles(drawn / len(costs) * rows)
         cost, interval = float(costs.mean() * rows), (low, high)
-    seconds = _mean([answer.seconds for answer in flat]) * max(0, needed - answered) / teacher.concurrency
+    seconds = (
+        _mean([answer.seconds for answer in flat]) * max(0, needed - answered) / teacher.concurrency
+    )
     return TeacherPlan(
-        teacher.name, needed, answered, _mean([answer.prompt_tokens for answer in flat]),
-        _mean([answer.completion_tokens for answer in flat]), cost, interval, seconds or None,
-    )  # fmt: skip
+        teacher.name,
+        needed,
+        answered,
+        _mean([answer.prompt_tokens for answer in flat]),
+        _mean([answer.completion_tokens for answer in flat]),
+        cost,
+        interval,
+        seconds or None,
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,8 +1,10 @@
-"""Requests to a teacher, its answers and their cost: append-only, each line on disk before the next step.
+"""Requests to a teacher, its answers and their cost: append-only, each line on disk before the next
+step.
 
-A first line records that a request is sent, with the most that it may cost; a second one its outcome. After a kill,
-requests without an outcome are in doubt: they are sent again, and their most counts as spent. An answer in the journal
-is never requested again, unless a change of the config changes the request.
+A first line records that a request is sent, with the most that it may cost; a second one its
+outcome. After a kill, requests without an outcome are in doubt: they are sent again, and their most
+counts as spent. An answer in the journal is never requested again, unless a change of the config
+changes the request.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from slmctl.config import Prices
 from slmctl.errors import LockedError
 
 REFUSED = (400, 413, 422)  # statuses of requests that would be refused again
-CHARGED_UNTOLD = (0, 200)  # statuses of attempts that may be charged without a count of tokens: broken off, or cut
+# statuses of attempts that may be charged without a count of tokens: broken off, or cut
+CHARGED_UNTOLD = (0, 200)
 Permission = Literal["send", "wait", "stop"]
 
 
@@ -30,7 +33,8 @@ class TeacherAnswer:
     """One answer of a teacher.
 
     Attributes:
-        cost: By the prices of its day; if the endpoint sent no usable token counts (not `counted`), the most it may be.
+        cost: By the prices of its day; if the endpoint sent no usable token counts (not `counted`),
+            the most it may be.
     """
 
     text: str
@@ -82,14 +86,17 @@ class Journal:
         self.answers: dict[str, TeacherAnswer] = {}
         self.refused: set[str] = set()  # keys of requests that were
         self._out: dict[str, float] = {}  # the most that each pending request may cost
-        self._writing = threading.Lock()  # requests are sent in another thread than answers are read in
+        # requests are sent in another thread than answers are read in
+        self._writing = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lines = JsonLines(path)
         try:
             fcntl.flock(self._lines.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lines.close()
-            raise LockedError(f"another process asks this teacher ({path.name})", hint="wait for it to end") from None
+            raise LockedError(
+                f"another process asks this teacher ({path.name})", hint="wait for it to end"
+            ) from None
         self._read()
 
     def close(self) -> None:
@@ -143,7 +150,8 @@ class Journal:
         out: dict[str, float] = {}
         for fields in json_lines.read(self.path):
             if "sent" in fields:
-                self.ledger.doubtful += fields["sent"] in out  # sent again: nothing is known of the first time
+                # sent again: nothing is known of the first time
+                self.ledger.doubtful += fields["sent"] in out
                 self.ledger.doubt += out.get(fields["sent"], 0.0)
                 self.ledger.sent += 1
                 out[fields["sent"]] = fields["most"]
@@ -172,7 +180,8 @@ class Budget:
         return sum(journal.ledger.cost + journal.ledger.doubt for journal in self._journals)
 
     def take(self, journal: Journal, key: str, most: float) -> Permission:
-        """Record a request as sent if its most fits the ceiling, with all that is spent and pending.
+        """Record a request as sent if its most fits the ceiling, with all that is spent and
+        pending.
 
         `wait`: it may fit when pending requests have ended; `stop`: the ceiling is reached.
         """

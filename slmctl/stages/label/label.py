@@ -1,4 +1,6 @@
-"""rows without an answer -> labelled: a teacher's labels, with what they cost and a bound on how many are wrong."""
+"""rows without an answer -> labelled: a teacher's labels, with what they
+cost and a bound on how many are wrong.
+"""
 
 from __future__ import annotations
 
@@ -53,17 +55,23 @@ class LabelJob:
     @property
     def seen(self) -> list[LabelRow]:
         """The rows that a teacher may see."""
-        return [row for row in self.all_rows.every if any(teacher.may_see(row) for teacher in self.teachers)]
+        return [
+            row
+            for row in self.all_rows.every
+            if any(teacher.may_see(row) for teacher in self.teachers)
+        ]
 
 
 def run(config: LabelConfig, *, out: Path, journals: Path) -> dict[str, Any]:
-    """Ask the teachers, and write `accepted.jsonl`, `review.jsonl`, `refused.jsonl`, `rows.bin` and `report.html`.
+    """Ask the teachers, and write `accepted.jsonl`, `review.jsonl`, `refused.jsonl`, `rows.bin` and
+    `report.html`.
 
     The folder `journals` outlasts the run.
 
     Raises:
         DataError: A source cannot be used.
-        NetworkError: An endpoint cannot be reached, or refuses the key or the model; what it answered is kept.
+        NetworkError: An endpoint cannot be reached, or refuses the key or the model; what it
+            answered is kept.
         PausedError: A ceiling was reached; the same command goes on.
         UsageError: There is no section, or a teacher cannot be used.
     """
@@ -75,16 +83,21 @@ def run(config: LabelConfig, *, out: Path, journals: Path) -> dict[str, Any]:
         labelled, gold = _labelled(job, job.all_rows.rows), _labelled(job, job.all_rows.gold)
         bound = acceptance.accept(config, labelled, gold)
         files = _write(job, labelled, gold, bound, out)
-        figures = report_facts.collect(job.teachers, job.all_rows, labelled, gold, bound, files, job.config)
+        figures = report_facts.collect(
+            job.teachers, job.all_rows, labelled, gold, bound, files, job.config
+        )
     report_page.write(out, figures, guard.receipt())
-    console.say(f"  {files['accepted']} accepted, {files['review']} to review, {files['refused']} refused")
+    console.say(
+        f"  {files['accepted']} accepted, {files['review']} to review, {files['refused']} refused"
+    )
     console.say(f"  {acceptance.sentence(bound)}")
     console.say(f"  {report_facts.cost_sentence(figures)}")
     return dict(figures)
 
 
 def plan(config: LabelConfig, *, journals: Path) -> CostPlan:
-    """Have teachers label a sample of the rows, and estimate the cost of all rows; the answers are kept.
+    """Have teachers label a sample of the rows, and estimate the cost of all rows; the answers are
+    kept.
 
     Raises:
         As `run`, except for PausedError.
@@ -95,14 +108,24 @@ def plan(config: LabelConfig, *, journals: Path) -> CostPlan:
         sample = sample[: cost_plan.SAMPLE]
         for teacher in job.teachers:
             teacher.ask(sample)
-        stays = [row for row in job.all_rows.rows if not any(teacher.may_see(row) for teacher in job.teachers)]
+        stays = [
+            row
+            for row in job.all_rows.rows
+            if not any(teacher.may_see(row) for teacher in job.teachers)
+        ]
         parts = [cost_plan.part(teacher, sample, job.all_rows.every) for teacher in job.teachers]
         return CostPlan(
-            rows=len(job.all_rows.rows), gold=len(job.all_rows.gold), not_drawn=job.all_rows.not_drawn,
+            rows=len(job.all_rows.rows),
+            gold=len(job.all_rows.gold),
+            not_drawn=job.all_rows.not_drawn,
             sample=len(sample),
-            parts=tuple(parts), stays=len(stays), left_out=dict(job.all_rows.left_out), currency=config.currency,
-            max_cost=config.max_cost, spent=job.budget.spent,
-        )  # fmt: skip
+            parts=tuple(parts),
+            stays=len(stays),
+            left_out=dict(job.all_rows.left_out),
+            currency=config.currency,
+            max_cost=config.max_cost,
+            spent=job.budget.spent,
+        )
 
 
 def check(config: LabelConfig) -> None:
@@ -114,14 +137,19 @@ def check(config: LabelConfig) -> None:
         UsageError: There is no section, or teachers cannot label tasks of this kind.
     """
     if not config.sources or not config.teachers:
-        raise UsageError("there is no section 'label' with sources and teachers", hint="docs/label.md shows one")
+        raise UsageError(
+            "there is no section 'label' with sources and teachers", hint="docs/label.md shows one"
+        )
     if not config.task.has("teachers"):
         raise UsageError(
-            f"label has no teachers for a task of kind {config.task.kind}: it knows {kinds_with('teachers')}",
+            f"label has no teachers for a task of kind {config.task.kind}: it knows "
+            f"{kinds_with('teachers')}",
             hint="give prepare.sources rows whose answers are known",
         )
     for source in config.sources:
-        conversation_formats.text_maker(source, source.input, columns_of(source.local, **source.reading))
+        conversation_formats.text_maker(
+            source, source.input, columns_of(source.local, **source.reading)
+        )
     for source in config.gold:
         conversation_formats.recognise(source, columns_of(source.local, **source.reading))
     declared.schema_of(config.task)
@@ -129,7 +157,9 @@ def check(config: LabelConfig) -> None:
 
 @contextmanager
 def _job(config: LabelConfig, journals: Path) -> Iterator[LabelJob]:
-    """A LabelJob with rows read and searched, and teachers checked; its journals are open until the block ends."""
+    """A LabelJob with rows read and searched, and teachers checked; its
+    journals are open until the block ends.
+    """
     check(config)
     all_rows = rows.read(config)
     task = _task(config, all_rows)
@@ -139,7 +169,9 @@ def _job(config: LabelConfig, journals: Path) -> Iterator[LabelJob]:
     all_rows = rows.without_trained(all_rows, releases, journals.parent)
     leaves = any(teacher.url for teacher in config.teachers)
     cleared = rows.clearances(config, all_rows.every) if leaves else {}
-    examples = NearestExamples([row for row in all_rows.pool if leaves and not cleared[row.id].reason], config.examples)
+    examples = NearestExamples(
+        [row for row in all_rows.pool if leaves and not cleared[row.id].reason], config.examples
+    )
     with ExitStack() as stack:
         files = [
             stack.enter_context(closing(Journal(journal_path(journals, teacher), teacher.prices)))
@@ -156,7 +188,9 @@ def _job(config: LabelConfig, journals: Path) -> Iterator[LabelJob]:
                 model=models.of(artifact.load(teacher.release)),
             )
             if teacher.release is not None
-            else EndpointTeacher(config, teacher, journal, budget, task=task, examples=examples, cleared=cleared)
+            else EndpointTeacher(
+                config, teacher, journal, budget, task=task, examples=examples, cleared=cleared
+            )
             for teacher, journal in zip(config.teachers, files, strict=True)
         ]
         yield LabelJob(config, task, all_rows, cleared, teachers, budget)
@@ -164,16 +198,21 @@ def _job(config: LabelConfig, journals: Path) -> Iterator[LabelJob]:
 
 def _task(config: LabelConfig, all_rows: LabelRows) -> Task:
     return Task(
-        config.task.kind, "", "", labels=declared.labels_of(config.task, {row.gold for row in all_rows.gold}),
-        schema=declared.schema_of(config.task), system=config.task.system,
+        config.task.kind,
+        "",
+        "",
+        labels=declared.labels_of(config.task, {row.gold for row in all_rows.gold}),
+        schema=declared.schema_of(config.task),
+        system=config.task.system,
         descriptions=dict(config.task.descriptions),
-    )  # fmt: skip
+    )
 
 
 def _say_before(job: LabelJob) -> None:
     all_rows = job.all_rows
     console.say(
-        f"  {console.count(len(all_rows.rows), 'row')} to label, {console.count(len(all_rows.gold), 'gold row')} "
+        f"  {console.count(len(all_rows.rows), 'row')} to label, "
+        f"{console.count(len(all_rows.gold), 'gold row')} "
         f"({len(all_rows.pool)} of them examples)"
     )
     for reason, count in all_rows.left_out.items():
@@ -183,7 +222,8 @@ def _say_before(job: LabelJob) -> None:
         console.say(f"  {stays} stay here: {STAYS}")
     if not job.task.rules.is_free and len(all_rows.gold) < MIN_ROWS:
         console.say(
-            f"  note: {len(all_rows.gold)} gold rows give no bound ({MIN_ROWS} are needed): every label will be for "
+            f"  note: {len(all_rows.gold)} gold rows give no bound ({MIN_ROWS} are needed): every "
+            "label will be for "
             "review"
         )
 
@@ -198,8 +238,13 @@ def _require_done(job: LabelJob) -> None:
         return
     left = sum(not _is_answered(job, row) for row in job.seen)
     answered = itertools.takewhile(lambda row: _is_answered(job, row), job.all_rows.every)
-    whole = max(0, sum(1 for _ in answered) - len(job.all_rows.gold))  # of the rows to label, from the first one on
-    spent = f", {job.budget.spent:.2f} {job.config.currency} spent" if job.config.max_cost is not None else ""
+    # of the rows to label, from the first one on
+    whole = max(0, sum(1 for _ in answered) - len(job.all_rows.gold))
+    spent = (
+        f", {job.budget.spent:.2f} {job.config.currency} spent"
+        if job.config.max_cost is not None
+        else ""
+    )
     ends = f"; label.max_rows={whole} ends with what is answered" if whole else ""
     raise PausedError(
         f"label stopped at label.max_cost: {console.count(left, 'row')} left{spent}",
@@ -208,7 +253,11 @@ def _require_done(job: LabelJob) -> None:
 
 
 def _is_answered(job: LabelJob, row: LabelRow) -> bool:
-    return all(len(teacher.answers(row)) == teacher.votes for teacher in job.teachers if teacher.may_see(row))
+    return all(
+        len(teacher.answers(row)) == teacher.votes
+        for teacher in job.teachers
+        if teacher.may_see(row)
+    )
 
 
 def _labelled(job: LabelJob, some: Sequence[LabelRow]) -> list[LabelledRow]:
@@ -224,7 +273,11 @@ def _labelled(job: LabelJob, some: Sequence[LabelRow]) -> list[LabelledRow]:
 
 
 def _write(
-    job: LabelJob, labelled: Sequence[LabelledRow], gold: Sequence[LabelledRow], bound: Bound, out: Path
+    job: LabelJob,
+    labelled: Sequence[LabelledRow],
+    gold: Sequence[LabelledRow],
+    bound: Bound,
+    out: Path,
 ) -> dict[str, int]:
     """Write three files of rows and the fingerprints; returns the number of rows in each file."""
     in_order = sorted(labelled, key=lambda entry: (entry.row.file, entry.row.number))
@@ -244,8 +297,14 @@ def _write(
         "refused": [_line(job, entry, reason=_refusal(job, entry)) for entry in refused],
     }
     with FingerprintWriter(out / FILENAME) as prints:
-        for split, entries in (("train", accepted), ("calibration", gold), ("rejected", [*review, *refused])):
-            prints.add_texts(split, [entry.row.id for entry in entries], [entry.row.raw for entry in entries])
+        for split, entries in (
+            ("train", accepted),
+            ("calibration", gold),
+            ("rejected", [*review, *refused]),
+        ):
+            prints.add_texts(
+                split, [entry.row.id for entry in entries], [entry.row.raw for entry in entries]
+            )
     return {name: write_jsonl(out / f"{name}.jsonl", lines) for name, lines in files.items()}
 
 
@@ -262,14 +321,20 @@ def _sample(job: LabelJob, accepted: Sequence[LabelledRow]) -> list[LabelledRow]
 
 
 def _line(job: LabelJob, entry: LabelledRow, **more: str | float) -> dict[str, Any]:
-    """One row as it is written; its input is the text as it came in, since `prepare` cleans it itself."""
+    """One row as it is written; its input is the text as it came
+    in, since `prepare` cleans it itself.
+    """
     votes = [
         {"teacher": job.teachers[vote.teacher].name, "answer": vote.answer, "valid": vote.is_valid}
         | ({} if vote.confidence is None else {"confidence": round(vote.confidence, 6)})
         for vote in entry.votes
     ]
     agreeing_teachers = sorted(
-        {vote.teacher for vote in entry.votes if vote.is_valid and acceptance.same(vote.answer, entry.answer)}
+        {
+            vote.teacher
+            for vote in entry.votes
+            if vote.is_valid and acceptance.same(vote.answer, entry.answer)
+        }
     )
     return {
         "id": entry.row.id,

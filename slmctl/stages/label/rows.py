@@ -1,9 +1,10 @@
-"""sources -> the rows to label, and gold rows: cleaned as `prepare` cleans them, and searched before any is sent.
+"""sources -> the rows to label, and gold rows: cleaned as `prepare` cleans them, and searched
+before any is sent.
 
-The gold rows are split once, by their ids. The pool fits the score, and its rows are the examples in the prompts; the
-others test the threshold, so that a teacher sees them exactly as it sees rows without an answer. Gold rows that
-`prepare` will measure with are left out, whatever file they are in. Of near-duplicates, which are right or wrong
-together, the first row stays.
+The gold rows are split once, by their ids. The pool fits the score, and its rows are the examples
+in the prompts; the others test the threshold, so that a teacher sees them exactly as it sees rows
+without an answer. Gold rows that `prepare` will measure with are left out, whatever file they are
+in. Of near-duplicates, which are right or wrong together, the first row stays.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ class LabelRow:
 
 @dataclass(frozen=True)
 class _PlacedRow:
-    """A gold row with the position and the moment by which it is split, and the split that its source is bound to."""
+    """A gold row with the position and the moment by which it is split, and
+    the split that its source is bound to.
+    """
 
     row: LabelRow
     position: float
@@ -106,7 +109,8 @@ def read(config: LabelConfig) -> LabelRows:
     """All rows, each text once: a row equal to a gold row or an earlier row is left out.
 
     Raises:
-        DataError: A source cannot be read, lacks a column, or holds nothing to label; or there is no gold row.
+        DataError: A source cannot be read, lacks a column, or holds nothing to label; or there is
+            no gold row.
     """
     left_out: Counter[str] = Counter()
     gold = _gold(config, left_out)
@@ -122,16 +126,23 @@ def read(config: LabelConfig) -> LabelRows:
             taken.add(key)
             rows.append(_with_own_id(row, ids))
     if not rows:
-        raise DataError("label.sources hold no row to label", hint="each is gold, empty, or the same as another one")
+        raise DataError(
+            "label.sources hold no row to label",
+            hint="each is gold, empty, or the same as another one",
+        )
     random.Random(0).shuffle(rows)  # noqa: S311 - draws rows, hides nothing
     drawn = rows[: config.max_rows]
     return LabelRows(tuple(drawn), tuple(gold), left_out, len(rows) - len(drawn))
 
 
 def _with_own_id(row: LabelRow, ids: set[str]) -> LabelRow:
-    """The row, with a hash of its text as its id if another row has that id already; adds the id to `ids`."""
+    """The row, with a hash of its text as its id if another row has
+    that id already; adds the id to `ids`.
+    """
     if row.id in ids:
-        row = dataclasses.replace(row, id=hashlib.sha256(f"again/{row.raw}".encode()).hexdigest()[:16])
+        row = dataclasses.replace(
+            row, id=hashlib.sha256(f"again/{row.raw}".encode()).hexdigest()[:16]
+        )
     ids.add(row.id)
     return row
 
@@ -139,7 +150,9 @@ def _with_own_id(row: LabelRow, ids: set[str]) -> LabelRow:
 def _texts(
     source: Source, read: Callable[[dict[str, Any]], T], left_out: Counter[str], mark: str = ""
 ) -> Iterator[tuple[Row, T]]:
-    """The rows of a source, each with the result of `read` on its columns; rejected rows are counted by rule."""
+    """The rows of a source, each with the result of `read` on its
+    columns; rejected rows are counted by rule.
+    """
     for raw in read_rows(source.local, **source.reading):
         try:
             if raw.fault:
@@ -164,37 +177,66 @@ def _unlabelled(config: LabelConfig, source: Source, left_out: Counter[str]) -> 
 
     for raw, text in _texts(source, read, left_out):
         group = named_cell(raw.columns, source.group)
-        yield LabelRow(_id(source, raw, text), text, _cleaned(config, text), source.title, raw.number, group=group)
+        yield LabelRow(
+            _id(source, raw, text),
+            text,
+            _cleaned(config, text),
+            source.title,
+            raw.number,
+            group=group,
+        )
 
 
 def _gold(config: LabelConfig, left_out: Counter[str]) -> list[LabelRow]:
-    """Gold rows with an answer of the task, less those that `prepare` measures with and repeated near-duplicates."""
+    """Gold rows with an answer of the task, less those that `prepare`
+    measures with and repeated near-duplicates.
+    """
     rows = [entry.row for source in config.gold for entry in _gold_of(config, source, left_out)]
     if not rows:
-        raise DataError("there is no gold row", hint="label.gold: {path: gold.csv, input: text, output: category}")
+        raise DataError(
+            "there is no gold row",
+            hint="label.gold: {path: gold.csv, input: text, output: category}",
+        )
     texts = [*_measured(config), *(minhash.normalise(row.text) for row in rows)]
     first, root = len(texts) - len(rows), near_duplicates.clusters(texts)
-    left_out["gold rows that prepare measures with"] += sum(k < first for k in root[first:].tolist())
+    left_out["gold rows that prepare measures with"] += sum(
+        k < first for k in root[first:].tolist()
+    )
     kept = [row for k, row in enumerate(rows, first) if root[k] == k]
-    left_out["gold rows nearly the same as another one"] += sum(k >= first for k in root[first:].tolist()) - len(kept)
+    left_out["gold rows nearly the same as another one"] += sum(
+        k >= first for k in root[first:].tolist()
+    ) - len(kept)
     return kept
 
 
 def _measured(config: LabelConfig) -> list[str]:
     """The normalised texts of the test rows of `prepare`."""
-    placed = [entry for source in config.reading.sources for entry in _gold_of(config, source, Counter())]
+    placed = [
+        entry for source in config.reading.sources for entry in _gold_of(config, source, Counter())
+    ]
     splits = _splits(config, placed) if placed else []
-    return [minhash.normalise(entry.row.text) for entry, split in zip(placed, splits, strict=True) if split == TEST]
+    return [
+        minhash.normalise(entry.row.text)
+        for entry, split in zip(placed, splits, strict=True)
+        if split == TEST
+    ]
 
 
 def _splits(config: LabelConfig, placed: Sequence[_PlacedRow]) -> list[int]:
     """The split of each gold row, as `prepare` assigns it: an index into SPLITS."""
-    names = sorted({entry.row.gold for entry in placed}) if kind_of(config.task.kind).chooses else []
+    names = (
+        sorted({entry.row.gold for entry in placed}) if kind_of(config.task.kind).chooses else []
+    )
     index = {name: k for k, name in enumerate(names)}
     labels = np.array([index.get(entry.row.gold, -1) for entry in placed])
-    positions, moments = (np.array([getattr(entry, name) for entry in placed]) for name in ("position", "moment"))
+    positions, moments = (
+        np.array([getattr(entry, name) for entry in placed]) for name in ("position", "moment")
+    )
     by_rule = split.assign(config.reading.splits, positions, moments, labels, names)
-    return [SPLITS.index(entry.bound) if entry.bound else int(own) for entry, own in zip(placed, by_rule, strict=True)]
+    return [
+        SPLITS.index(entry.bound) if entry.bound else int(own)
+        for entry, own in zip(placed, by_rule, strict=True)
+    ]
 
 
 def _gold_of(config: LabelConfig, source: Source, left_out: Counter[str]) -> Iterator[_PlacedRow]:
@@ -208,8 +250,13 @@ def _gold_of(config: LabelConfig, source: Source, left_out: Counter[str]) -> Ite
             raise RowRejectedError("several turns", "a gold row is one question with one answer")
         text, answer = turns[0]["content"], renamed.get(turns[1]["content"], turns[1]["content"])
         if names is not None and answer not in names:
-            raise RowRejectedError("unknown label", "the label of a gold row is not one of task.labels")
-        if kind_of(config.task.kind).structured and answer_metrics.parse(answer) is answer_metrics.INVALID:
+            raise RowRejectedError(
+                "unknown label", "the label of a gold row is not one of task.labels"
+            )
+        if (
+            kind_of(config.task.kind).structured
+            and answer_metrics.parse(answer) is answer_metrics.INVALID
+        ):
             raise RowRejectedError("answer is not JSON", "the answer is not JSON")
         return text, answer
 
@@ -217,14 +264,22 @@ def _gold_of(config: LabelConfig, source: Source, left_out: Counter[str]) -> Ite
         id, group = _id(source, raw, text), named_cell(raw.columns, source.group)
         key = split.group_id(group) if group else minhash.normalise(text) or text
         row = LabelRow(
-            id, text, _cleaned(config, text), source.title, raw.number, answer,
-            is_pool=fits_score(key if group else id), group=group,
-        )  # fmt: skip
+            id,
+            text,
+            _cleaned(config, text),
+            source.title,
+            raw.number,
+            answer,
+            is_pool=fits_score(key if group else id),
+            group=group,
+        )
         yield _PlacedRow(row, split.position_of(key), _moment(config, source, raw), source.split)
 
 
 def _moment(config: LabelConfig, source: Source, raw: Row) -> float:
-    """The time of a row in seconds since 1970; NaN where the split does not need it or it cannot be read."""
+    """The time of a row in seconds since 1970; NaN where the split
+    does not need it or it cannot be read.
+    """
     if config.reading.splits.time is None or source.time is None:
         return float("nan")
     try:
@@ -235,7 +290,11 @@ def _moment(config: LabelConfig, source: Source, raw: Row) -> float:
 
 def _id(source: Source, raw: Row, text: str) -> str:
     own = named_cell(raw.columns, source.id)
-    return row_fingerprints.id_digits(own) if own else hashlib.sha256(f"label/{text}".encode()).hexdigest()[:16]
+    return (
+        row_fingerprints.id_digits(own)
+        if own
+        else hashlib.sha256(f"label/{text}".encode()).hexdigest()[:16]
+    )
 
 
 def _cleaned(config: LabelConfig, text: str) -> str:
@@ -247,13 +306,18 @@ def _cleaned(config: LabelConfig, text: str) -> str:
 
 
 def without_trained(rows: LabelRows, releases: Sequence[Path], runs: Path) -> LabelRows:
-    """The rows without the gold rows that a release was trained on: it knows their answers, so they measure nothing."""
+    """The rows without the gold rows that a release was trained on: it knows
+    their answers, so they measure nothing.
+    """
     gold, left_out = list(rows.gold), rows.left_out.copy()
     for folder in releases:
         name = "/".join(folder.parts[-2:])
         data_set = lineage.data_set(runs, artifact.load(folder))
         if data_set is None or not (data_set.path / FILENAME).is_file():
-            console.say(f"  note: the data set of {name} is not here: no gold row may be in it, or the bound is void")
+            console.say(
+                f"  note: the data set of {name} is not here: no gold row may be in it, or the "
+                "bound is void"
+            )
             continue
         prints = Fingerprints(data_set.path / FILENAME)
         kept = [row for row in gold if not _is_in(prints, row.raw)]
@@ -271,7 +335,9 @@ def _is_in(prints: Fingerprints, text: str) -> bool:
 
 
 def clearances(config: LabelConfig, rows: Sequence[LabelRow]) -> dict[str, Cleared]:
-    """{row id: the part that may be sent to an endpoint}; for rows of the pool, which are examples, with the answer."""
+    """{row id: the part that may be sent to an endpoint}; for rows of the
+    pool, which are examples, with the answer.
+    """
     cleared: dict[str, Cleared] = {}
     with console.progress("searching for personal data", len(rows), "rows") as meter:
         for row in rows:

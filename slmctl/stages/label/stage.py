@@ -27,10 +27,14 @@ class Label(Stage[LabelConfig]):
     made_once = "holds labels of teachers, which are not asked again"
 
     def completed(self, section: LabelConfig) -> LabelConfig:
-        """The section with its files, and rows read as `prepare` reads them; its gold rows by default."""
+        """The section with its files, and rows read as `prepare`
+        reads them; its gold rows by default.
+        """
         prepare, folder = self.project.config.prepare, self.project.sources
         own = snapshot.gathered(prepare.sources, folder)
-        reading = config.RowReading(clean=prepare.clean, replace=prepare.replace, splits=prepare.splits, sources=own)
+        reading = config.RowReading(
+            clean=prepare.clean, replace=prepare.replace, splits=prepare.splits, sources=own
+        )
         gold = snapshot.gathered(section.gold, folder) or own
         files = {"sources": snapshot.gathered(section.sources, folder), "gold": gold}
         return section.model_copy(update={**files, "reading": reading})
@@ -50,7 +54,10 @@ class Label(Stage[LabelConfig]):
     def require_offline(self) -> None:
         for teacher in self.settings.teachers:
             if teacher.url and not guard.is_local(urlsplit(teacher.url).hostname or ""):
-                guard.require(f"the teacher {teacher.name}", hint="a release on this machine as label.teachers")
+                guard.require(
+                    f"the teacher {teacher.name}",
+                    hint="a release on this machine as label.teachers",
+                )
 
     def before(self) -> None:
         gathering.gather_sources(self.project)
@@ -66,7 +73,8 @@ STAGE = Label
 
 
 def plan(project: Project) -> tuple[JsonObject, list[str]]:
-    """The cost of labelling, as JSON values and as lines; some rows are asked for it, and their answers kept.
+    """The cost of labelling, as JSON values and as lines; some rows are asked for it, and their
+    answers kept.
 
     Raises:
         What the stage raises.

@@ -1,7 +1,8 @@
-"""rows -> answers of a teacher in its journal: an endpoint with the task in its prompt, or a release on this machine.
+"""rows -> answers of a teacher in its journal: an endpoint with the task in its prompt, or a
+release on this machine.
 
-An endpoint is sent only what `rows.clearances` allows. A release answers as it was trained, restricted to the
-labels or the schema, and sees every row.
+An endpoint is sent only what `rows.clearances` allows. A release answers as it was trained,
+restricted to the labels or the schema, and sees every row.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ KINDS = ("published", "gguf")  # of a release that may teach
 
 @dataclass(frozen=True)
 class Vote:
-    """One answer of a teacher (by number) to a row, as it is read; `is_valid` if the task allows it."""
+    """One answer of a teacher (by number) to a row, as it is read;
+    `is_valid` if the task allows it.
+    """
 
     teacher: int
     answer: str
@@ -60,7 +63,9 @@ class NearestExamples:
             from sklearn.feature_extraction.text import TfidfVectorizer
 
             words = r"(?u)\b\w+\b|[^\w\s]"  # signs too, so that no text is without a word
-            self._vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=words)
+            self._vectorizer = TfidfVectorizer(
+                ngram_range=(1, 2), sublinear_tf=True, token_pattern=words
+            )
             self._matrix = self._vectorizer.fit_transform([row.text for row in pool])
 
     def of(self, row: LabelRow) -> list[LabelRow]:
@@ -69,7 +74,9 @@ class NearestExamples:
             return []
         alike = (self._matrix @ self._vectorizer.transform([row.text]).T).toarray().ravel()
         order = sorted(range(len(self._pool)), key=lambda k: (-alike[k], self._pool[k].id))
-        nearest = [self._pool[k] for k in order[: self._count + 1] if self._pool[k].id != row.id][: self._count]
+        nearest = [self._pool[k] for k in order[: self._count + 1] if self._pool[k].id != row.id][
+            : self._count
+        ]
         return nearest[::-1]
 
 
@@ -80,16 +87,29 @@ class JournalTeacher(abc.ABC):
         where: `endpoint` or `release`.
         votes: Answers to each row.
         concurrency: Number of requests at the same time.
-        prompt_hash: The hash of the part that all its prompts share, and of the settings of a request.
+        prompt_hash: The hash of the part that all its prompts share, and of the settings of a
+            request.
     """
 
     where: ClassVar[str]
     prompt_hash: str
 
     def __init__(
-        self, config: LabelConfig, teacher: Teacher, journal: Journal, budget: Budget, *, votes: int, concurrency: int
+        self,
+        config: LabelConfig,
+        teacher: Teacher,
+        journal: Journal,
+        budget: Budget,
+        *,
+        votes: int,
+        concurrency: int,
     ) -> None:
-        self.name, self.journal, self.votes, self.concurrency = teacher.name, journal, votes, concurrency
+        self.name, self.journal, self.votes, self.concurrency = (
+            teacher.name,
+            journal,
+            votes,
+            concurrency,
+        )
         self._config, self._teacher, self._budget = config, teacher, budget
         self._keys: dict[tuple[str, int], str] = {}
 
@@ -117,9 +137,13 @@ class JournalTeacher(abc.ABC):
         return self.journal.found(self._keys.get((row.id, vote), "") for vote in range(self.votes))
 
     def is_open(self, row: LabelRow) -> bool:
-        """True for a row that may be shown, and of which the journal holds neither an answer nor a refusal."""
+        """True for a row that may be shown, and of which the journal
+        holds neither an answer nor a refusal.
+        """
         keys = [self._keys.get((row.id, vote), "") for vote in range(self.votes)]
-        return self.may_see(row) and not any(key in self.journal.answers or key in self.journal.refused for key in keys)
+        return self.may_see(row) and not any(
+            key in self.journal.answers or key in self.journal.refused for key in keys
+        )
 
 
 class EndpointTeacher(JournalTeacher):
@@ -128,20 +152,39 @@ class EndpointTeacher(JournalTeacher):
     where = "endpoint"
 
     def __init__(
-        self, config: LabelConfig, teacher: Teacher, journal: Journal, budget: Budget, *, task: Task,
-        examples: NearestExamples, cleared: Mapping[str, Cleared],
-    ) -> None:  # fmt: skip
+        self,
+        config: LabelConfig,
+        teacher: Teacher,
+        journal: Journal,
+        budget: Budget,
+        *,
+        task: Task,
+        examples: NearestExamples,
+        cleared: Mapping[str, Cleared],
+    ) -> None:
         assert teacher.url is not None and teacher.model is not None
         # a decisions API would repeat itself, and returns probabilities, so one answer is enough
         votes = config.votes if teacher.api == CHAT else 1
-        super().__init__(config, teacher, journal, budget, votes=votes, concurrency=teacher.concurrency)
+        super().__init__(
+            config, teacher, journal, budget, votes=votes, concurrency=teacher.concurrency
+        )
         self._task, self._examples, self._cleared = task, examples, cleared
         self._choice = untuned_prompt.choice(task, teacher.api)
         self._pool = EndpointPool(
-            [teacher.url], teacher.model, teacher.key_env, teacher.concurrency, teacher.timeout_s, api=teacher.api
+            [teacher.url],
+            teacher.model,
+            teacher.key_env,
+            teacher.concurrency,
+            teacher.timeout_s,
+            api=teacher.api,
         )
         self._options = {"logprobs": True, **constraint(task.labels, task.rules.constraint())}
-        settings: list[object] = [untuned_prompt.brief(task), config.examples, config.votes, config.max_tokens]
+        settings: list[object] = [
+            untuned_prompt.brief(task),
+            config.examples,
+            config.votes,
+            config.max_tokens,
+        ]
         if self._choice is not None:
             settings = [teacher.api, *dataclasses.astuple(self._choice), config.examples]
         self.prompt_hash = sha256_bytes(canonical(settings))[7:19]
@@ -157,14 +200,22 @@ class EndpointTeacher(JournalTeacher):
         pairs = self._pairs(rows)
         with console.progress(f"asking {self.name}", len(pairs), "answers") as meter:
             for _ in range(PASSES):
-                left = [(row, k) for row, k in pairs if self._keys.get((row.id, k)) not in self.journal.answers]
+                left = [
+                    (row, k)
+                    for row, k in pairs
+                    if self._keys.get((row.id, k)) not in self.journal.answers
+                ]
                 if not left or self._budget.reached:
                     break
                 watch = _PaidRequests(self.journal, self._budget, self._answer)
-                for _, reply in self._pool.ask_all(watch.noted(self._unanswered(left, meter)), watch=watch):
+                for _, reply in self._pool.ask_all(
+                    watch.noted(self._unanswered(left, meter)), watch=watch
+                ):
                     meter.advance(isinstance(reply, Reply))
 
-    def _unanswered(self, pairs: Sequence[tuple[LabelRow, int]], meter: console.Meter) -> Iterator[PaidRequest]:
+    def _unanswered(
+        self, pairs: Sequence[tuple[LabelRow, int]], meter: console.Meter
+    ) -> Iterator[PaidRequest]:
         """The requests without an answer in the journal, until the ceiling is reached."""
         out = set[str]()
         for key, request in self._requests(pairs):
@@ -174,27 +225,42 @@ class EndpointTeacher(JournalTeacher):
                 meter.resume(meter.done + 1)
                 continue
             out.add(key)
-            yield key, request, cost_of(self._teacher.prices, request.most_prompt_tokens, request.max_tokens)
+            yield (
+                key,
+                request,
+                cost_of(self._teacher.prices, request.most_prompt_tokens, request.max_tokens),
+            )
 
     def _pairs(self, rows: Sequence[LabelRow]) -> list[tuple[LabelRow, int]]:
         return [(row, vote) for row in rows if self.may_see(row) for vote in range(self.votes)]
 
-    def _requests(self, pairs: Sequence[tuple[LabelRow, int]]) -> Iterator[tuple[str, EndpointRequest]]:
+    def _requests(
+        self, pairs: Sequence[tuple[LabelRow, int]]
+    ) -> Iterator[tuple[str, EndpointRequest]]:
         """Each request with its key in the journal, which is kept."""
-        shown = functools.lru_cache(maxsize=64)(self._messages)  # the votes of a row come one after another
+        # the votes of a row come one after another
+        shown = functools.lru_cache(maxsize=64)(self._messages)
         for row, vote in pairs:
             request = EndpointRequest(
-                shown(row), self._config.max_tokens, WARM if vote else 0.0,
-                options=self._options | ({"seed": vote} if vote else {}), choice=self._question(row),
-            )  # fmt: skip
+                shown(row),
+                self._config.max_tokens,
+                WARM if vote else 0.0,
+                options=self._options | ({"seed": vote} if vote else {}),
+                choice=self._question(row),
+            )
             self._keys[row.id, vote] = key = self._key(request, vote)
             yield key, request
 
     def _question(self, row: LabelRow) -> Choice | None:
-        """The question for a decisions API, with the row's examples; None for a chat, whose messages have them."""
+        """The question for a decisions API, with the row's examples; None
+        for a chat, whose messages have them.
+        """
         if self._choice is None:
             return None
-        shown = [(self._cleared[example.id].messages[0]["content"], example.gold) for example in self._examples.of(row)]
+        shown = [
+            (self._cleared[example.id].messages[0]["content"], example.gold)
+            for example in self._examples.of(row)
+        ]
         return untuned_prompt.choice(self._task, self._teacher.api, shown)
 
     def _messages(self, row: LabelRow) -> tuple[dict[str, str], ...]:
@@ -214,19 +280,31 @@ class EndpointTeacher(JournalTeacher):
 
     def _answer(self, reply: Reply) -> TeacherAnswer:
         prompt, completion = reply.prompt_tokens or 0, reply.completion_tokens or 0
-        # counts of no prompt tokens, or of fewer than the text of an answer needs, are taken as no counts
+        # counts of no prompt tokens, or of fewer than the text of an answer needs, are taken as no
+        # counts
         written = len(reply.text.encode()) if self._choice is None else 0
         counted = prompt > 0 and completion * BYTES_A_TOKEN >= written
         cost = cost_of(self._teacher.prices, prompt, completion)
         return TeacherAnswer(
-            reply.text, reply.finish, prompt, completion, round(reply.seconds, 3), reply.confidence, cost, counted
+            reply.text,
+            reply.finish,
+            prompt,
+            completion,
+            round(reply.seconds, 3),
+            reply.confidence,
+            cost,
+            counted,
         )
 
 
 class _PaidRequests:
-    """Sends the requests of a pool as the budget allows, and records their outcomes in the journal."""
+    """Sends the requests of a pool as the budget allows, and
+    records their outcomes in the journal.
+    """
 
-    def __init__(self, journal: Journal, budget: Budget, read: Callable[[Reply], TeacherAnswer]) -> None:
+    def __init__(
+        self, journal: Journal, budget: Budget, read: Callable[[Reply], TeacherAnswer]
+    ) -> None:
         self._journal, self._budget, self._read = journal, budget, read
         self._keys: dict[int, str] = {}
         self._most: dict[int, float] = {}
@@ -249,14 +327,23 @@ class _PaidRequests:
 
 
 class ReleaseTeacher(JournalTeacher):
-    """A GGUF file on this machine, which sees every row: asked once a row, and for free texts `votes` times."""
+    """A GGUF file on this machine, which sees every row: asked once a
+    row, and for free texts `votes` times.
+    """
 
     where = "release"
 
     def __init__(
-        self, config: LabelConfig, teacher: Teacher, journal: Journal, budget: Budget, *, task: Task, model: Model,
+        self,
+        config: LabelConfig,
+        teacher: Teacher,
+        journal: Journal,
+        budget: Budget,
+        *,
+        task: Task,
+        model: Model,
         loading: Loading | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         votes = config.votes if task.rules.is_free else 1
         super().__init__(config, teacher, journal, budget, votes=votes, concurrency=1)
         self._task, self._model, self._loading = task, model, loading or Loading()
@@ -274,7 +361,11 @@ class ReleaseTeacher(JournalTeacher):
     def ask(self, rows: Sequence[LabelRow]) -> None:
         self.look_up(rows)
         pairs = [(row, vote) for row in rows for vote in range(self.votes)]
-        left = [(row, vote) for row, vote in pairs if self._keys[row.id, vote] not in self.journal.answers]
+        left = [
+            (row, vote)
+            for row, vote in pairs
+            if self._keys[row.id, vote] not in self.journal.answers
+        ]
         if not left:
             return
         from slmctl.models import documents  # with it comes numpy
@@ -295,7 +386,10 @@ class ReleaseTeacher(JournalTeacher):
                     continue
                 counts = answer.prompt_tokens, answer.completion_tokens
                 self.journal.answer(
-                    key, TeacherAnswer(answer.text, answer.finish, *counts, confidence=answer.confidence)
+                    key,
+                    TeacherAnswer(
+                        answer.text, answer.finish, *counts, confidence=answer.confidence
+                    ),
                 )
                 meter.advance()
         if deadly >= MOST_DEADLY:
@@ -311,10 +405,15 @@ class ReleaseTeacher(JournalTeacher):
             if self._budget.take(self.journal, self._keys[row.id, vote], 0.0) == "stop":
                 return
             yield engine_request(
-                task, task.prompt(task.messages(row.text)), prefix=prefix, max_tokens=self._config.max_tokens,
-                temperature=WARM if vote else 0.0, seed=vote, question=question_of(task.messages(row.text)),
+                task,
+                task.prompt(task.messages(row.text)),
+                prefix=prefix,
+                max_tokens=self._config.max_tokens,
+                temperature=WARM if vote else 0.0,
+                seed=vote,
+                question=question_of(task.messages(row.text)),
                 document=row.text,
-            )  # fmt: skip
+            )
 
 
 def task_of(folder: Path, task: Task) -> Task:
@@ -326,25 +425,37 @@ def task_of(folder: Path, task: Task) -> Task:
     """
     made = artifact.load(folder)
     if made.kind not in KINDS:
-        raise UsageError(f"{folder} is of kind '{made.kind}', and a teacher is a release", hint=" or ".join(KINDS))
+        raise UsageError(
+            f"{folder} is of kind '{made.kind}', and a teacher is a release",
+            hint=" or ".join(KINDS),
+        )
     own = Task.read(folder)
     if own.kind != task.kind:
-        raise UsageError(f"the teacher {folder} is of a {own.kind} task, and this one is {task.kind}")
+        raise UsageError(
+            f"the teacher {folder} is of a {own.kind} task, and this one is {task.kind}"
+        )
     if foreign := sorted(set(own.labels) - set(task.labels)):
         raise UsageError(
-            f"the teacher {folder} answers with labels that this task has not: {', '.join(foreign[:5])}",
+            f"the teacher {folder} answers with labels that this task has not: "
+            f"{', '.join(foreign[:5])}",
             hint="task.labels and the gold rows name the labels of this task",
         )
     return own
 
 
-def votes_of(teachers: Sequence[JournalTeacher], task: Task, row: LabelRow, marks: Mapping[str, str]) -> list[Vote]:
+def votes_of(
+    teachers: Sequence[JournalTeacher], task: Task, row: LabelRow, marks: Mapping[str, str]
+) -> list[Vote]:
     """The votes of all teachers on a row, with the values that `marks` stand for put back."""
     votes = []
     for number, teacher in enumerate(teachers):
         for answer in teacher.answers(row):
             text = untuned_prompt.read(task, answer.text)
-            is_valid = task.accepts(text) and (task.rules.chooses or answer.finish != "length") and bool(text)
+            is_valid = (
+                task.accepts(text)
+                and (task.rules.chooses or answer.finish != "length")
+                and bool(text)
+            )
             if is_valid and not task.rules.chooses:
                 text = restore(text, marks, is_json=task.rules.structured)
             votes.append(Vote(number, text, is_valid, answer.confidence))
@@ -353,5 +464,9 @@ def votes_of(teachers: Sequence[JournalTeacher], task: Task, row: LabelRow, mark
 
 def journal_path(folder: Path, teacher: Teacher) -> Path:
     """The journal of a teacher: one file for each address and model, or each release."""
-    named = [teacher.url, teacher.model] if teacher.release is None else [artifact.load(teacher.release).digest]
+    named = (
+        [teacher.url, teacher.model]
+        if teacher.release is None
+        else [artifact.load(teacher.release).digest]
+    )
     return folder / f"{sha256_bytes(canonical(named))[7:19]}.jsonl"

@@ -18,17 +18,29 @@ from slmctl.model_files import lora_adapter
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.lora_adapter import LoraAdapter
 from slmctl.model_files.safetensors_header import INDEX
-from slmctl.model_files.safetensors_stream import PlannedTensor, ShardWriter, StoredTensor, stored_tensors
+from slmctl.model_files.safetensors_stream import (
+    PlannedTensor,
+    ShardWriter,
+    StoredTensor,
+    stored_tensors,
+)
 
 SHARD_BYTES = 5_000_000_000  # of the largest file of weights; a larger model is split
-# Names of output heads, and of the embeddings whose weights they share when the base stores no head.
+# Names of output heads, and of the embeddings whose weights they share when the base stores no
+# head.
 HEAD_NAMES = ("lm_head.weight", "embed_out.weight")
-EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight",
-                   ".embeddings.weight")  # fmt: skip
+EMBEDDING_NAMES = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "embed_in.weight",
+    "word_embeddings.weight",
+    ".embeddings.weight",
+)
 
 
 def run(config: MergeConfig, *, base: Artifact, adapter: Artifact, out: Path) -> dict[str, Any]:
-    """Write the merged model: W + scale * B A in float32, then cast; a few rows in memory at a time.
+    """Write the merged model: W + scale * B A in float32, then cast; a few rows in memory at a
+    time.
 
     Raises:
         StageError: The adapter is of a form that cannot be merged, or does not fit the base.
@@ -40,7 +52,9 @@ def run(config: MergeConfig, *, base: Artifact, adapter: Artifact, out: Path) ->
     _require_fit(tensors, changes)
     dtype = None if config.dtype == "base" else getattr(torch, config.dtype)
     planned = [
-        PlannedTensor(t.name, dtype if dtype is not None and t.dtype.is_floating_point else t.dtype, t.shape)
+        PlannedTensor(
+            t.name, dtype if dtype is not None and t.dtype.is_floating_point else t.dtype, t.shape
+        )
         for t in tensors
     ]
     with (
@@ -56,26 +70,35 @@ def run(config: MergeConfig, *, base: Artifact, adapter: Artifact, out: Path) ->
             shutil.copyfile(base.file(entry.path), out / entry.path)
     _write_card(Base.read(base.path), out)
     # a head that is stored beside a shared embedding was the same until now
-    apart = bool(untied) or any(name.endswith((*HEAD_NAMES, *EMBEDDING_NAMES)) for name in changes.names)
+    apart = bool(untied) or any(
+        name.endswith((*HEAD_NAMES, *EMBEDDING_NAMES)) for name in changes.names
+    )
     _write_config(out / "config.json", config.dtype, untied=apart)
     scales = sorted({change.scale for change in changes.changes.values()})
     return {
-        "layers": len(changes.changes), "replaced": len(changes.replaced), "scales": scales,
-        "shards": len(writer.shards), "untied": bool(untied),
-    }  # fmt: skip
+        "layers": len(changes.changes),
+        "replaced": len(changes.replaced),
+        "scales": scales,
+        "shards": len(writer.shards),
+        "untied": bool(untied),
+    }
 
 
 def _by_stored_name(adapter: LoraAdapter, base: Path, tensors: list[StoredTensor]) -> LoraAdapter:
     """The adapter, with its tensors renamed as the base's files name them.
 
-    An adapter uses the names of the model's modules, and transformers renames the tensors of some models on load.
+    An adapter uses the names of the model's modules, and transformers renames the tensors of some
+    models on load.
     """
     stored = {tensor.name for tensor in tensors}
     if adapter.names <= stored:
         return adapter
     from slmctl.model_files import hf_folder  # seconds of imports that most bases do not need
 
-    names = {name: file for file, name in hf_folder.loaded_names(hf_folder.empty_model(base), stored).items()}
+    names = {
+        name: file
+        for file, name in hf_folder.loaded_names(hf_folder.empty_model(base), stored).items()
+    }
     return LoraAdapter(
         {names.get(name, name): change for name, change in adapter.changes.items()},
         {names.get(name, name): tensor for name, tensor in adapter.replaced.items()},
@@ -83,7 +106,9 @@ def _by_stored_name(adapter: LoraAdapter, base: Path, tensors: list[StoredTensor
 
 
 def _untie(tensors: list[StoredTensor], adapter: LoraAdapter) -> list[StoredTensor]:
-    """The embedding again, as a tensor of the output head, if both share it and the adapter changes either; else []."""
+    """The embedding again, as a tensor of the output head, if both share it
+    and the adapter changes either; else [].
+    """
     names = {tensor.name for tensor in tensors}
     embeddings = [tensor for tensor in tensors if tensor.name.endswith(EMBEDDING_NAMES)]
     if len(embeddings) != 1 or names & {*HEAD_NAMES}:
@@ -93,7 +118,13 @@ def _untie(tensors: list[StoredTensor], adapter: LoraAdapter) -> list[StoredTens
         return []
     shared = embeddings[0]
     return [
-        StoredTensor(trained[0] if trained else HEAD_NAMES[0], shared.dtype, shared.shape, shared.path, shared.start)
+        StoredTensor(
+            trained[0] if trained else HEAD_NAMES[0],
+            shared.dtype,
+            shared.shape,
+            shared.path,
+            shared.start,
+        )
     ]
 
 
@@ -102,17 +133,23 @@ def _require_fit(tensors: list[StoredTensor], adapter: LoraAdapter) -> None:
     missing = sorted(adapter.names - there.keys())
     if missing:
         raise StageError(
-            f"the adapter does not fit the base: it has no layer '{missing[0].removesuffix('.weight')}'",
+            "the adapter does not fit the base: it has no layer "
+            f"'{missing[0].removesuffix('.weight')}'",
             hint="give the base it was trained on",
         )
-    shapes: dict[str, tuple[int, ...]] = {name: change.shape for name, change in adapter.changes.items()}
+    shapes: dict[str, tuple[int, ...]] = {
+        name: change.shape for name, change in adapter.changes.items()
+    }
     shapes |= {name: tuple(tensor.shape) for name, tensor in adapter.replaced.items()}
     for name, shape in shapes.items():
         if there[name].shape != shape:
-            raise StageError(f"the adapter does not fit the base at '{name}': {shape}, not {there[name].shape}")
+            raise StageError(
+                f"the adapter does not fit the base at '{name}': {shape}, not {there[name].shape}"
+            )
         if not there[name].dtype.is_floating_point or there[name].dtype.itemsize < 2:
             raise StageError(
-                f"the base holds '{name}' as {there[name].dtype}, and an adapter cannot be added to that",
+                f"the base holds '{name}' as {there[name].dtype}, and an adapter cannot be added "
+                "to that",
                 hint="pull the base in 16 or 32 bits",
             )
 
@@ -125,7 +162,9 @@ def _write(writer: ShardWriter, source: StoredTensor, adapter: LoraAdapter) -> N
     elif change is None and planned.dtype == source.dtype:
         writer.copy(source)
     else:
-        for first, last in source.blocks() if change is None or change.by_rows else [(0, source.shape[0])]:
+        for first, last in (
+            source.blocks() if change is None or change.by_rows else [(0, source.shape[0])]
+        ):
             piece = source.rows(first, last)
             merged = piece if change is None else change.apply(piece, first, last)
             writer.write(_cast(merged, planned.dtype, name=source.name))
@@ -134,12 +173,17 @@ def _write(writer: ShardWriter, source: StoredTensor, adapter: LoraAdapter) -> N
 def _cast(weight: torch.Tensor, dtype: torch.dtype, *, name: str) -> torch.Tensor:
     cast = weight.to(dtype)
     if not bool(torch.isfinite(cast).all()):
-        raise StageError(f"merging '{name}' gives values that {dtype} cannot hold", hint="--set merge.dtype=float32")
+        raise StageError(
+            f"merging '{name}' gives values that {dtype} cannot hold",
+            hint="--set merge.dtype=float32",
+        )
     return cast
 
 
 def _write_card(base: Base, out: Path) -> None:
-    """Write a model card whose front matter replaces the base's: the GGUF converter copies license and base from it."""
+    """Write a model card whose front matter replaces the base's: the GGUF
+    converter copies license and base from it.
+    """
     fields = {
         "base_model": base.public_name,
         "base_model_relation": "finetune",
@@ -149,8 +193,14 @@ def _write_card(base: Base, out: Path) -> None:
     }
     lines = [f"{key}: {_yaml(value)}" for key, value in fields.items() if value]
     # always quoted: `no` is Norwegian, and false in YAML
-    lines += ["language:", *(f"- {json.dumps(code)}" for code in base.languages)] if base.languages else []
-    text = "\n".join(["---", *lines, "---", "", f"{base.name}, fine-tuned with LoRA and merged by slmctl.", ""])
+    lines += (
+        ["language:", *(f"- {json.dumps(code)}" for code in base.languages)]
+        if base.languages
+        else []
+    )
+    text = "\n".join(
+        ["---", *lines, "---", "", f"{base.name}, fine-tuned with LoRA and merged by slmctl.", ""]
+    )
     (out / "README.md").write_text(text, encoding="utf-8")
 
 

@@ -1,4 +1,6 @@
-"""An answer -> the cells that it adds to its row: all of it in JSON Lines, a column a field in a sheet."""
+"""An answer -> the cells that it adds to its row: all of it in JSON
+Lines, a column a field in a sheet.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,15 @@ class AnswerColumns:
 
     @classmethod
     def of(cls, task: Task, format: str, taken: Iterable[str]) -> AnswerColumns:
-        """The columns for a task; the field NAME is in `answer.NAME` where the rows have a column of its name."""
+        """The columns for a task; the field NAME is in `answer.NAME`
+        where the rows have a column of its name.
+        """
         own = row_answers.names(task)
         others = {*taken, *own}
         names = properties_of(task.schema) if task.is_object and format in SHEETS else {}
-        return cls(format, {name: f"answer.{name}" if name in others else name for name in names}, own)
+        return cls(
+            format, {name: f"answer.{name}" if name in others else name for name in names}, own
+        )
 
     @property
     def names(self) -> list[str]:
@@ -44,7 +50,9 @@ class AnswerColumns:
         return [*self.fields.values(), *self.own]
 
     def cells(self, answer: Mapping[str, Any]) -> dict[str, Any]:
-        """The cells of an answer: in a table, the pages of its values in place of all that JSON Lines say of them."""
+        """The cells of an answer: in a table, the pages of its values in
+        place of all that JSON Lines say of them.
+        """
         cells = dict(answer)
         if self.format == "jsonl":
             return cells
@@ -65,7 +73,9 @@ def _pages(places: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """A field as a cell: the scalars of a list one after the other, an object, or a list of others, as JSON."""
+    """A field as a cell: the scalars of a list one after the other, an
+    object, or a list of others, as JSON.
+    """
     if isinstance(value, list) and not any(isinstance(item, dict | list) for item in value):
         value = "; ".join(map(as_text, value))
     elif isinstance(value, dict | list):

@@ -1,4 +1,6 @@
-"""A release and texts -> answers, for Python programs: Ray Data, Spark, Dask, pandas or a plain loop."""
+"""A release and texts -> answers, for Python programs: Ray Data,
+Spark, Dask, pandas or a plain loop.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +35,16 @@ class TextAnswer:
 
     Attributes:
         answer: A label, JSON, or free text, as the task has it; None where there is an error.
-        confidence: The model's probability of its whole answer, of an object that of all its values together.
+        confidence: The model's probability of its whole answer, of an object that of all its values
+            together.
         p_correct: How likely the answer is right, by the policy; None without one.
         keep: False for an answer that the policy would escalate; None without a policy.
         labels: The probabilities of the labels that were looked at, likeliest first.
-        valid: True where an answer of `extract` or `call` satisfies its schema; None for other tasks.
+        valid: True where an answer of `extract` or `call` satisfies its schema; None for other
+            tasks.
         places: The places of the answer's values in a document, of a task that reads documents.
-        faults: The faults of a draft, `ungrounded: number 14`, '' without any; None for other tasks.
+        faults: The faults of a draft, `ungrounded: number 14`, '' without any; None for other
+            tasks.
         error: The reason for a missing answer, such as an empty text; None beside an answer.
     """
 
@@ -55,20 +60,26 @@ class TextAnswer:
 
 
 class Answerer:
-    """A model that is opened once, and answers lists of texts as `slmctl predict --input` answers rows.
+    """A model that is opened once, and answers lists of texts as `slmctl predict --input` answers
+    rows.
 
-    Several threads may ask one Answerer: they take turns, a chunk of up to 512 texts at a time. Processes open one
-    each. Its engine is a child process, which ends with `close`, at the end of a `with` block, or with this process.
+    Several threads may ask one Answerer: they take turns, a chunk of up to 512 texts at a time.
+    Processes open one each. Its engine is a child process, which ends with `close`, at the end of a
+    `with` block, or with this process.
 
     Args:
         model: A release, a gguf, merged or adapter artifact, a `.gguf` file, or `dir:REGISTRY#TAG`.
-        type: The quantization type, where the model has several GGUF files; the smallest file by default.
-        policy: A policy of `slmctl calibrate`, for `p_correct` and `keep`; the one in the model's folder by default.
+        type: The quantization type, where the model has several GGUF files; the smallest file by
+            default.
+        policy: A policy of `slmctl calibrate`, for `p_correct` and `keep`; the one in the model's
+            folder by default.
         max_tokens: The longest answer, in tokens (extract, generate).
-        directory: The folder that paths are relative to; its `slmctl.yaml` is the project, if one is needed.
+        directory: The folder that paths are relative to; its `slmctl.yaml` is the project, if one
+            is needed.
 
     Raises:
-        IntegrityError: The model is damaged, does not exist, or the policy is for another file or task.
+        IntegrityError: The model is damaged, does not exist, or the policy is for another file or
+            task.
         MissingError: A package that this model needs is not installed.
         UsageError: No such model exists, or a policy is given for a model that is not a GGUF file.
     """
@@ -84,7 +95,10 @@ class Answerer:
     ) -> None:
         root = Path(directory)
         where = Workspace(
-            root, lambda: Project(root=root.resolve(), config=config.load(root.resolve() / config.FILENAME))
+            root,
+            lambda: Project(
+                root=root.resolve(), config=config.load(root.resolve() / config.FILENAME)
+            ),
         )
         self._turn = threading.Lock()
         with contextlib.ExitStack() as stack, system_errors.spoken("answering", root):
@@ -118,7 +132,9 @@ class Answerer:
             UsageError: The Answerer is closed, or `texts` is one text.
         """
         if isinstance(texts, str):
-            raise UsageError("answer takes a list of texts, and was given one text", hint="answer([text])")
+            raise UsageError(
+                "answer takes a list of texts, and was given one text", hint="answer([text])"
+            )
         reading = row_answers.RowInput("text", list_labels=self._untuned)
         rows = (Row(k, {"text": _text(text, k)}) for k, text in enumerate(texts))
         answers: list[TextAnswer] = []
@@ -126,7 +142,9 @@ class Answerer:
             with self._turn:
                 if self._stack is None:
                     raise UsageError("the Answerer is closed", hint="ask inside of its with block")
-                for outcomes in row_answers.answered(self._answerer, self.task, reading, iter(chunk)):
+                for outcomes in row_answers.answered(
+                    self._answerer, self.task, reading, iter(chunk)
+                ):
                     answers += map(self._text_answer, outcomes)
         return answers
 
@@ -147,16 +165,23 @@ def _text(text: Any, place: int) -> str | None:
         return text
     if text is getattr(sys.modules.get("pandas"), "NA", None) or text is None or text != text:
         return None
-    raise UsageError(f"text {place} is of type {type(text).__name__}", hint="answer takes a list of texts")
+    raise UsageError(
+        f"text {place} is of type {type(text).__name__}", hint="answer takes a list of texts"
+    )
 
 
 def _policy(request: model_lookup.FileModel, named: Path | None) -> Policy | None:
-    """The policy that is named, or that lies in the model's folder, for the very file that answers."""
+    """The policy that is named, or that lies in the model's
+    folder, for the very file that answers.
+    """
     own = request.source.path / FILENAME
     if named is None and not own.is_file():
         return None
     if not request.model.is_gguf:
-        raise UsageError(f"a policy is for a GGUF file, and {request.source.path} is of kind '{request.source.kind}'")
+        raise UsageError(
+            f"a policy is for a GGUF file, and {request.source.path} is of kind "
+            f"'{request.source.kind}'"
+        )
     if named is not None and (named / artifact.MANIFEST).exists():
         artifact.require_whole(named)
     policy = Policy.read(named if named is not None else own)

@@ -1,7 +1,8 @@
-"""Answers of a model from one or several OpenAI-compatible endpoints that serve it (vLLM, llama-server).
+"""Answers of a model from one or several OpenAI-compatible endpoints that serve it (vLLM,
+llama-server).
 
-Prompts are those of training, with the labels or the schema as a constraint. Answers are checked against the task here
-too, since not every server applies the constraint.
+Prompts are those of training, with the labels or the schema as a constraint. Answers are checked
+against the task here too, since not every server applies the constraint.
 """
 
 from __future__ import annotations
@@ -28,12 +29,17 @@ class EndpointAnswerer:
 
     def answer(self, prompts: Sequence[Prompt]) -> Outcomes:
         calls = self.task.rules.calls  # no endpoint takes the grammar of calls
-        more = {"logprobs": True, **constraint(self.task.labels, "" if calls else self.task.rules.constraint())}
+        more = {
+            "logprobs": True,
+            **constraint(self.task.labels, "" if calls else self.task.rules.constraint()),
+        }
         for index, reply in self.pool.ask_all(self._request(prompt, more) for prompt in prompts):
             yield index, self._answer(reply)
 
     def _request(self, prompt: Prompt, options: dict[str, object]) -> EndpointRequest:
-        """A prompt's messages, with the tools of a task of calls as its model was trained to see them."""
+        """A prompt's messages, with the tools of a task of calls as
+        its model was trained to see them.
+        """
         messages, tools = self.task.template_input(prompt.messages, None)
         turns = self.task.safe_messages(messages)
         return EndpointRequest(turns, self.max_tokens, tools=tuple(tools or ()), options=options)
@@ -49,4 +55,10 @@ class EndpointAnswerer:
                 self.task.read_answer(text)
             except DataError as error:
                 return EngineError(f"the endpoint's answer does not fit: {error.message}")
-        return Answer(text, reply.finish, reply.confidence, reply.prompt_tokens or 0, reply.completion_tokens or 0)
+        return Answer(
+            text,
+            reply.finish,
+            reply.confidence,
+            reply.prompt_tokens or 0,
+            reply.completion_tokens or 0,
+        )

@@ -1,8 +1,9 @@
-"""prepared -> predictions of a general model behind an endpoint, told the task in its prompt or as a choice of labels.
+"""prepared -> predictions of a general model behind an endpoint, told the task in its prompt or as
+a choice of labels.
 
-It is given every chance: the labels or the schema stand in its system prompt, examples from the training
-rows may stand before the question, and its answer is read kindly. Records marked sensitive are never
-sent, neither as a question nor as an example.
+It is given every chance: the labels or the schema stand in its system prompt, examples from the
+training rows may stand before the question, and its answer is read kindly. Records marked sensitive
+are never sent, neither as a question nor as an example.
 """
 
 from __future__ import annotations
@@ -33,11 +34,19 @@ from slmctl.network.openai_client import EndpointRequest
 from slmctl.stages.predict.latency import quantiles
 from slmctl.task import tool_calls, untuned_prompt
 from slmctl.task.contract import Task
-from slmctl.task.records import Message, MessageCall, Record, read_records, require_records, write_jsonl
+from slmctl.task.records import (
+    Message,
+    MessageCall,
+    Record,
+    read_records,
+    require_records,
+    write_jsonl,
+)
 
 
 def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path) -> dict[str, Any]:
-    """Ask every record of one split that may be sent, and write `predictions.jsonl` in the records' order.
+    """Ask every record of one split that may be sent, and write `predictions.jsonl` in the records'
+    order.
 
     Raises:
         DataError: Every record is marked sensitive, so none may be sent.
@@ -47,20 +56,38 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
     settings = json.loads(model.path.read_bytes())  # as `pipeline.endpoint` wrote it
     task = Task.read(prepared.path)
     records = require_records(prepared.file(f"{config.split}.jsonl"))
-    examples = untuned_prompt.shots(task, read_records(prepared.file("train.jsonl")), settings["shots"])
+    examples = untuned_prompt.shots(
+        task, read_records(prepared.file("train.jsonl")), settings["shots"]
+    )
     asking, api, logprobs = config.endpoint, settings.get("api", CHAT), "logprobs" in settings
-    question = untuned_prompt.choice(task, api, [(example.input, example.answer) for example in examples])
+    question = untuned_prompt.choice(
+        task, api, [(example.input, example.answer) for example in examples]
+    )
     pool = EndpointPool(
-        [settings["url"]], settings["model"], asking.key_env, asking.concurrency, asking.timeout_s, api=api
+        [settings["url"]],
+        settings["model"],
+        asking.key_env,
+        asking.concurrency,
+        asking.timeout_s,
+        api=api,
     )
     sent = [k for k, record in enumerate(records) if not record.sensitive]
     if not sent:
-        raise DataError(f"every one of the {len(records)} {config.split} records is marked sensitive: none may be sent")
+        raise DataError(
+            f"every one of the {len(records)} {config.split} records is marked sensitive: none may "
+            "be sent"
+        )
     name = f"{settings['model']} ({f'{len(examples)}-shot' if examples else 'zero-shot'})"
     if question is None:
-        requests = {k: _request(task, records[k], examples, config.max_tokens, logprobs=logprobs) for k in sent}
+        requests = {
+            k: _request(task, records[k], examples, config.max_tokens, logprobs=logprobs)
+            for k in sent
+        }
     else:
-        requests = {k: EndpointRequest(untuned_prompt.turns(task, records[k])[:-1], choice=question) for k in sent}
+        requests = {
+            k: EndpointRequest(untuned_prompt.turns(task, records[k])[:-1], choice=question)
+            for k in sent
+        }
     answered = model.path.with_name(f".{model.path.stem}-{config.split}.jsonl")
     replies, rate = _ask(pool, requests, answered, name, asking.prices)
     sure = question is not None or logprobs
@@ -72,7 +99,8 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
     if failed:
         causes = Counter(refusal.message for refusal in failed)
         console.say(
-            f"  {name}: no answer to {console.count(len(failed), 'row')}, most often: {causes.most_common(1)[0][0]}"
+            f"  {name}: no answer to {console.count(len(failed), 'row')}, most often: "
+            f"{causes.most_common(1)[0][0]}"
         )
     return {
         "model": name,
@@ -96,33 +124,52 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
 def _request(
     task: Task, record: Record, examples: Sequence[Record], max_tokens: int, *, logprobs: bool
 ) -> EndpointRequest:
-    """The question of a record. Where the task is to call, the prompt has the tools, as its examples answer in text."""
+    """The question of a record. Where the task is to call, the prompt has the
+    tools, as its examples answer in text.
+    """
     head = untuned_prompt.opening(task, examples, tools=record.tools)
     tools = () if task.rules.calls else tuple(record.tools or ())
     options = {"logprobs": True} if logprobs else {}
-    return EndpointRequest([*head, *untuned_prompt.turns(task, record)[:-1]], max_tokens, tools=tools, options=options)
+    return EndpointRequest(
+        [*head, *untuned_prompt.turns(task, record)[:-1]], max_tokens, tools=tools, options=options
+    )
 
 
 def _ask(
-    pool: EndpointPool, requests: dict[int, EndpointRequest], answered: Path, name: str, prices: Prices | None
+    pool: EndpointPool,
+    requests: dict[int, EndpointRequest],
+    answered: Path,
+    name: str,
+    prices: Prices | None,
 ) -> tuple[dict[int, Reply | Refusal], float | None]:
     """Every reply by row, and how many came a second.
 
-    Answers may cost money, so each is written down as it comes: where an earlier run was stopped, only the
-    rest is asked. The file lies next to the one that names the endpoint, and is removed at the end.
+    Answers may cost money, so each is written down as it comes: where an earlier run was stopped,
+    only the rest is asked. The file lies next to the one that names the endpoint, and is removed at
+    the end.
     """
     keys = {k: _key(request) for k, request in requests.items()}
     earlier = _written(answered)
-    replies: dict[int, Reply | Refusal] = {k: earlier[key] for k, key in keys.items() if key in earlier}
+    replies: dict[int, Reply | Refusal] = {
+        k: earlier[key] for k, key in keys.items() if key in earlier
+    }
     left = [k for k in requests if k not in replies]
     if replies:
-        console.say(f"  {name}: {console.count(len(replies), 'row')} answered before it was stopped")
+        console.say(
+            f"  {name}: {console.count(len(replies), 'row')} answered before it was stopped"
+        )
     if prices is not None:
         most = [(requests[k].most_prompt_tokens, requests[k].max_tokens) for k in left]
         cost = sum(prices.of_tokens(*tokens) for tokens in most)
-        console.say(f"  {name}: {console.count(len(left), 'row')} to ask, at most {cost:,.4f} {prices.currency}")
+        console.say(
+            f"  {name}: {console.count(len(left), 'row')} to ask, at most {cost:,.4f} "
+            f"{prices.currency}"
+        )
     begun = time.monotonic()
-    with console.progress(f"predict {name}", len(left), "rows") as meter, JsonLines(answered, sync=False) as journal:
+    with (
+        console.progress(f"predict {name}", len(left), "rows") as meter,
+        JsonLines(answered, sync=False) as journal,
+    ):
         for index, reply in pool.ask_all(requests[k] for k in left):
             k = left[index]
             replies[k] = reply
@@ -148,9 +195,18 @@ def _written(path: Path) -> dict[str, Reply]:
     return replies
 
 
-def _line(task: Task, record: Record, reply: Reply | Refusal | None, *, sure: bool = False) -> dict[str, Any]:
-    """A line of predictions: the answer as read and as replied, with probabilities if `sure`; or an error."""
-    line: dict[str, Any] = {"id": record.id, "answer": None, "expected": record.answer, "confidence": None}
+def _line(
+    task: Task, record: Record, reply: Reply | Refusal | None, *, sure: bool = False
+) -> dict[str, Any]:
+    """A line of predictions: the answer as read and as replied, with
+    probabilities if `sure`; or an error.
+    """
+    line: dict[str, Any] = {
+        "id": record.id,
+        "answer": None,
+        "expected": record.answer,
+        "confidence": None,
+    }
     if reply is None:
         return line | {"not_sent": "sensitive", "prompt_tokens": 0, "completion_tokens": 0}
     if isinstance(reply, Refusal):
@@ -162,14 +218,17 @@ def _line(task: Task, record: Record, reply: Reply | Refusal | None, *, sure: bo
         "finish": reply.finish,
         "prompt_tokens": reply.prompt_tokens,
         "completion_tokens": reply.completion_tokens,
-        **(_probabilities(reply, reply.confidence) if sure and reply.confidence is not None else {}),
+        **(
+            _probabilities(reply, reply.confidence) if sure and reply.confidence is not None else {}
+        ),
     }
 
 
 def _probabilities(reply: Reply, confidence: float) -> dict[str, Any]:
     """The fields that `escalation_policy.signals` reads, of a reply as of one choice.
 
-    A decisions API can only answer with a label, so a label is as likely among all texts as among labels.
+    A decisions API can only answer with a label, so a label is as likely among all texts as among
+    labels.
     """
     logprobs = [math.log(max(confidence, sys.float_info.min))]
     labels = dict(itertools.islice(reply.labels.items(), LABELS))
@@ -178,7 +237,9 @@ def _probabilities(reply: Reply, confidence: float) -> dict[str, Any]:
 
 
 def _said(task: Task, record: Record, reply: Reply) -> str:
-    """The text of a reply; a tool call is written by the base's chat template, as in the reference answer."""
+    """The text of a reply; a tool call is written by the base's chat
+    template, as in the reference answer.
+    """
     if not reply.tool_calls:
         return reply.text
     if task.rules.calls:
@@ -189,9 +250,13 @@ def _said(task: Task, record: Record, reply: Reply) -> str:
             name, arguments = call["function"]["name"], call["function"].get("arguments") or "{}"
             with contextlib.suppress(ValueError, RecursionError):
                 arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-            calls.append({"type": "function", "function": {"name": str(name), "arguments": arguments}})
+            calls.append(
+                {"type": "function", "function": {"name": str(name), "arguments": arguments}}
+            )
     message: Message = {"role": "assistant", "content": reply.text, "tool_calls": calls}
     try:
-        return str(task.with_calls_as_text(record.prompt_messages, message, record.tools)["content"])
+        return str(
+            task.with_calls_as_text(record.prompt_messages, message, record.tools)["content"]
+        )
     except DataError:  # a call that the template cannot write is none that was asked for
         return reply.text

@@ -1,8 +1,10 @@
-"""A file of rows and a model -> the same rows with answers: in order, in bounded memory, resumed after a kill.
+"""A file of rows and a model -> the same rows with answers: in order, in bounded memory, resumed
+after a kill.
 
-The rows come from a snapshot (`row_snapshot`). Their answers go to a journal next to the target, one line a
-row, bound by a hash to the rows and to every setting that decides an answer. When the journal is complete, rows and
-answers become the target, which appears under its name only when it is whole.
+The rows come from a snapshot (`row_snapshot`). Their answers go to a journal next to the target,
+one line a row, bound by a hash to the rows and to every setting that decides an answer. When the
+journal is complete, rows and answers become the target, which appears under its name only when it
+is whole.
 """
 
 from __future__ import annotations
@@ -44,10 +46,12 @@ class Job:
         format: The format of the source, when its name does not tell.
         sheet: The sheet of a workbook, the table of a database, or the array of a JSON object.
         encoding: The encoding of the source, when it does not show.
-        plain: Write a text as UTF-8 with LF and, in CSV, commas, and not in the form that the source has.
+        plain: Write a text as UTF-8 with LF and, in CSV, commas, and not in the form that the
+            source has.
         shard: (k, n): only the k-th of n runs of rows; the outputs in order are the whole.
         columns: The columns of the source that are written; None for all of them.
-        identity: Further values that decide the answers, such as the model's digest; part of the journal's hash.
+        identity: Further values that decide the answers, such as the model's digest; part of the
+            journal's hash.
     """
 
     source: Path
@@ -70,15 +74,20 @@ def shard(text: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"([1-9][0-9]{0,6})/([1-9][0-9]{0,6})", text)
     if match is None or int(match[1]) > int(match[2]):
-        raise UsageError(f"--shard wants K/N with 1 <= K <= N, got '{text}'", hint="--shard 3/16: the third of sixteen")
+        raise UsageError(
+            f"--shard wants K/N with 1 <= K <= N, got '{text}'",
+            hint="--shard 3/16: the third of sixteen",
+        )
     return int(match[1]), int(match[2])
 
 
 def answer_file(answered: AnswerRows, task: Task, job: Job) -> tuple[int, int]:
-    """Answer every row of a file: its columns are kept; `answer`, `confidence` and `error` are added.
+    """Answer every row of a file: its columns are kept; `answer`, `confidence` and `error` are
+    added.
 
-    For `extract` and `call`, `valid` says whether the answer satisfies its schema. A bad row becomes one with an error.
-    Further columns depend on the task and the format, see `answer_columns`.
+    For `extract` and `call`, `valid` says whether the answer satisfies its schema. A bad row
+    becomes one with an error. Further columns depend on the task and the format, see
+    `answer_columns`.
 
     Args:
         answered: Gives each row the columns that are added to it, in order.
@@ -89,8 +98,8 @@ def answer_file(answered: AnswerRows, task: Task, job: Job) -> tuple[int, int]:
         Number of rows written, and of rows with an error among them.
 
     Raises:
-        DataError: The source has no such column, has one that would be overwritten, cannot be read, or has
-            changed while it was read; nothing is written.
+        DataError: The source has no such column, has one that would be overwritten, cannot be read,
+            or has changed while it was read; nothing is written.
         LockedError: Another process writes the same target.
         UsageError: The target cannot be written, is the source, or has a suffix of no format.
     """
@@ -108,11 +117,19 @@ def answer_file(answered: AnswerRows, task: Task, job: Job) -> tuple[int, int]:
         _check_columns(job, rows.survey, added.names)
         if added.format == "xlsx":
             kept = (row._replace(columns=_written(job, row.columns)) for row in rows.read())
-            workbook_writer.require_fits(kept, len(_written(job, rows.survey.columns)) + len(added.names))
+            workbook_writer.require_fits(
+                kept, len(_written(job, rows.survey.columns)) + len(added.names)
+            )
         if task.document is not None:
             console.say(f"  {_extent(job, task, rows)}")
-        with console.progress("predict", rows.count, "documents" if job.columns else "rows") as meter:
-            errors = _stream(answered, job, rows, meter) if streamed else _write(answered, task, job, rows, meter)
+        with console.progress(
+            "predict", rows.count, "documents" if job.columns else "rows"
+        ) as meter:
+            errors = (
+                _stream(answered, job, rows, meter)
+                if streamed
+                else _write(answered, task, job, rows, meter)
+            )
     return rows.count, errors
 
 
@@ -130,7 +147,9 @@ def _extent(job: Job, task: Task, rows: RowSnapshot) -> str:
         parts += len(windows(text, task.document)) if text and task.document is not None else 0
         count = row.columns.get("pages")
         pages += count if isinstance(count, int) else 0
-    return ", ".join([*([console.count(pages, "page")] if job.columns else []), console.count(parts, "window")])
+    return ", ".join(
+        [*([console.count(pages, "page")] if job.columns else []), console.count(parts, "window")]
+    )
 
 
 def _stream(answered: AnswerRows, job: Job, rows: RowSnapshot, meter: console.Meter) -> int:
@@ -139,29 +158,44 @@ def _stream(answered: AnswerRows, job: Job, rows: RowSnapshot, meter: console.Me
     ahead, behind = itertools.tee(rows.read())
     for answers in answered(ahead):
         block = itertools.islice(behind, len(answers))
-        lines = [{**_written(job, row.columns), **answer} for row, answer in zip(block, answers, strict=True)]
-        console.write_json("".join(json.dumps(fields, ensure_ascii=False) + "\n" for fields in lines))
+        lines = [
+            {**_written(job, row.columns), **answer}
+            for row, answer in zip(block, answers, strict=True)
+        ]
+        console.write_json(
+            "".join(json.dumps(fields, ensure_ascii=False) + "\n" for fields in lines)
+        )
         errors += sum(bool(answer["error"]) for answer in answers)
         meter.advance(len(answers))
     return errors
 
 
-def _write(answered: AnswerRows, task: Task, job: Job, rows: RowSnapshot, meter: console.Meter) -> int:
+def _write(
+    answered: AnswerRows, task: Task, job: Job, rows: RowSnapshot, meter: console.Meter
+) -> int:
     """Answer rows to a file, by way of the journal; returns the number of rows with an error."""
     with _journal(job.target) as journal:
         done = _resume(journal, _hash(job, task, rows.digest), rows.count)
         if done:
-            console.say(f"  {done} of {console.count(rows.count, 'row')} answered by an earlier run, which is resumed")
+            console.say(
+                f"  {done} of {console.count(rows.count, 'row')} answered by an earlier run, which "
+                "is resumed"
+            )
             meter.resume(done)
         try:
             for answers in answered(rows.read(done)):
-                journal.writelines(json.dumps(answer, ensure_ascii=False).encode() + b"\n" for answer in answers)
+                journal.writelines(
+                    json.dumps(answer, ensure_ascii=False).encode() + b"\n" for answer in answers
+                )
                 journal.flush()
                 os.fsync(journal.fileno())
                 meter.advance(len(answers))
             errors = _write_target(job, rows, _added(job, task, rows), journal)
         except KeyboardInterrupt:
-            kept = "while it answered; the answers so far are kept, and the same command goes on from there"
+            kept = (
+                "while it answered; the answers so far are kept, and the same command goes on "
+                "from there"
+            )
             raise KeyboardInterrupt(kept) from None
         row_snapshot.journal_of(job.target).unlink()
     return errors
@@ -173,10 +207,16 @@ def _check_columns(job: Job, survey: table_writer.SourceSurvey, added: list[str]
     column = job.reading.column
     if survey.columns and column not in survey.columns:
         names = listed(list(survey.columns))
-        raise DataError(f"{job.source.name} has no column '{column}'", hint=f"--column NAME; its columns: {names}")
+        raise DataError(
+            f"{job.source.name} has no column '{column}'",
+            hint=f"--column NAME; its columns: {names}",
+        )
     taken = [name for name in added if name in _written(job, survey.columns)]
     if taken:
-        raise DataError(f"{job.source.name} already has a column '{taken[0]}'", hint="rename it: its values are kept")
+        raise DataError(
+            f"{job.source.name} already has a column '{taken[0]}'",
+            hint="rename it: its values are kept",
+        )
 
 
 # The journal
@@ -187,7 +227,9 @@ def _journal(target: Path) -> Iterator[IO[bytes]]:
     """The file of answers so far, held against other processes."""
     path = row_snapshot.journal_of(target)
     try:  # a link under this name is not followed, and a pipe not waited for
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        descriptor = os.open(
+            path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666
+        )
     except OSError as error:
         raise UsageError(f"{target} cannot be written: {error.strerror} ({path.name})") from None
     with os.fdopen(descriptor, "a+b") as stream:
@@ -199,12 +241,16 @@ def _journal(target: Path) -> Iterator[IO[bytes]]:
         if not state.st_nlink:  # opened just before its holder was done with it
             raise LockedError(f"{target} is being written by another process")
         if not stat.S_ISREG(state.st_mode):
-            raise UsageError(f"{target} cannot be written: {path.name} beside it is no regular file")
+            raise UsageError(
+                f"{target} cannot be written: {path.name} beside it is no regular file"
+            )
         yield stream
 
 
 def _resume(journal: IO[bytes], job_hash: str, rows: int) -> int:
-    """Number of rows that an earlier run of the same job answered; the journal is cut to them, or begun."""
+    """Number of rows that an earlier run of the same job answered;
+    the journal is cut to them, or begun.
+    """
     head = json.dumps({"job": job_hash}).encode() + b"\n"
     journal.seek(0)
     if journal.readline() != head:
@@ -229,11 +275,22 @@ def _is_answer(line: bytes) -> bool:
 
 
 def _hash(job: Job, task: Task, rows: str) -> str:
-    """`sha256:…` of everything that decides the answers: the rows, the job, the task and the model."""
-    return sha256_bytes(canonical({
-        "rows": rows, **asdict(job.reading), "format": job.format, "shard": list(job.shard), "task": task.digest,
-        "identity": dict(job.identity), **({"checks": task.rules.checks} if task.rules.checks else {}),
-    }))  # fmt: skip
+    """`sha256:…` of everything that decides the answers: the
+    rows, the job, the task and the model.
+    """
+    return sha256_bytes(
+        canonical(
+            {
+                "rows": rows,
+                **asdict(job.reading),
+                "format": job.format,
+                "shard": list(job.shard),
+                "task": task.digest,
+                "identity": dict(job.identity),
+                **({"checks": task.rules.checks} if task.rules.checks else {}),
+            }
+        )
+    )
 
 
 def _answers(journal: IO[bytes]) -> Iterator[dict[str, Any]]:
@@ -245,15 +302,24 @@ def _answers(journal: IO[bytes]) -> Iterator[dict[str, Any]]:
 
 def _written(job: Job, cells: Mapping[str, Any]) -> dict[str, Any]:
     """The cells of a row that are written, of a survey its columns."""
-    return {name: cell for name, cell in cells.items() if job.columns is None or name in job.columns}
+    return {
+        name: cell for name, cell in cells.items() if job.columns is None or name in job.columns
+    }
 
 
-def _cells(job: Job, added: AnswerColumns, columns: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the target; in CSV and TSV with the control characters of documents and their names as escapes."""
+def _cells(
+    job: Job, added: AnswerColumns, columns: Mapping[str, Any], answer: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A row of the target; in CSV and TSV with the control characters of
+    documents and their names as escapes.
+    """
     cells = {**_written(job, columns), **added.cells(answer)}
     if job.columns is None or added.format not in ("csv", "tsv"):
         return cells
-    return {name: console.escaped(cell) if isinstance(cell, str) else cell for name, cell in cells.items()}
+    return {
+        name: console.escaped(cell) if isinstance(cell, str) else cell
+        for name, cell in cells.items()
+    }
 
 
 def _write_target(job: Job, rows: RowSnapshot, added: AnswerColumns, journal: IO[bytes]) -> int:
@@ -263,7 +329,9 @@ def _write_target(job: Job, rows: RowSnapshot, added: AnswerColumns, journal: IO
         DataError: There are fewer answers than rows; nothing is written.
     """
     form = table_writer.form_for(job.target, rows.format, None if job.plain else rows.form)
-    form = table_writer.encodable(form, itertools.chain([dict(added.fields)], map(added.cells, _answers(journal))))
+    form = table_writer.encodable(
+        form, itertools.chain([dict(added.fields)], map(added.cells, _answers(journal)))
+    )
     survey = table_writer.SourceSurvey(rows.survey.rows, _written(job, rows.survey.columns))
     written = errors = 0
     with (
@@ -278,6 +346,7 @@ def _write_target(job: Job, rows: RowSnapshot, added: AnswerColumns, journal: IO
             written += len(block)
         if written != rows.count:
             raise DataError(
-                f"{written} of {console.count(rows.count, 'row')} would have been written", hint="run it again"
+                f"{written} of {console.count(rows.count, 'row')} would have been written",
+                hint="run it again",
             )
     return errors

@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from slmctl.models.prompts import Prompt, PromptAnswerer
 
 ROWS, LEAST = 32, 5  # answered one at a time, to measure the latency of one caller
-LONGEST_S = 5.0  # after which the least number is enough: an untuned base writes long objects, of 10 s each
+# after which the least number is enough: an untuned base writes long objects, of 10 s each
+LONGEST_S = 5.0
 
 
 def one_by_one(answerer: PromptAnswerer, prompts: Sequence[Prompt]) -> dict[str, float]:
-    """Latency of one answer in ms: median and 95th percentile over the first rows, one at a time, after a warm-up.
+    """Latency of one answer in ms: median and 95th percentile over the first rows, one at a time,
+    after a warm-up.
 
-    The warm-up is the longest prompt, so that no figure includes the time in which the engine makes room for it.
-    After LONGEST_S seconds no further row is measured.
+    The warm-up is the longest prompt, so that no figure includes the time in which the engine makes
+    room for it. After LONGEST_S seconds no further row is measured.
     """
     times, start = [], time.monotonic()
     for prompt in [max(prompts, key=lambda prompt: len(prompt.text)), *prompts[:ROWS]]:

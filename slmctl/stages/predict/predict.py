@@ -1,4 +1,6 @@
-"""one model + records of a split -> predictions: every answer with its confidence, in the records' order."""
+"""one model + records of a split -> predictions: every answer with
+its confidence, in the records' order.
+"""
 
 from __future__ import annotations
 
@@ -24,23 +26,36 @@ from slmctl.task.records import Record, read_records, require_records, write_jso
 
 
 def run(
-    config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path, base: Artifact | None = None,
+    config: PredictConfig,
+    *,
+    model: Artifact,
+    prepared: Artifact,
+    out: Path,
+    base: Artifact | None = None,
     sum: Artifact | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Answer every record of one split, and write `predictions.jsonl` in the records' order.
 
     Raises:
         UsageError: The model has several GGUF files and none is chosen.
         StageError: The model could not answer a row.
     """
-    source = models.of(model, type=config.type, base=base, sum=sum, own_file=config.lora, release=config.release or "")
+    source = models.of(
+        model,
+        type=config.type,
+        base=base,
+        sum=sum,
+        own_file=config.lora,
+        release=config.release or "",
+    )
     if source.is_remote:
         from slmctl.stages.predict import endpoint_predictions  # httpx is needed for these alone
 
         metrics = endpoint_predictions.run(config, model=model, prepared=prepared, out=out)
     else:
         metrics = _run(config, source, prepared, out)
-    # The model is part of the artifact: two files can give the same answers, and a report measures one of them.
+    # The model is part of the artifact: two files can give the same answers, and a report measures
+    # one of them.
     named = {key: metrics.get(key) for key in ("model", "kind", "sha256", "endpoint")}
     named |= {"base_sha256": metrics["base_sha256"]} if "base_sha256" in metrics else {}
     (out / "model.json").write_bytes(canonical(named))
@@ -55,7 +70,9 @@ def _run(config: PredictConfig, model: Model, prepared: Artifact, out: Path) -> 
     train = training(read_records(prepared.file("train.jsonl")), task) if config.shots else []
     examples = untuned_prompt.shots(task, train, config.shots or 0)
     name = f"{model.title}{f' ({len(examples)}-shot)' if examples else ''}"
-    with model.open(own, max_tokens=config.max_tokens, whole_labels=config.whole_labels) as answerer:
+    with model.open(
+        own, max_tokens=config.max_tokens, whole_labels=config.whole_labels
+    ) as answerer:
         if examples:
             prompts = few_shot(task, examples, sample)
         elif config.release:
@@ -69,11 +86,15 @@ def _run(config: PredictConfig, model: Model, prepared: Artifact, out: Path) -> 
         with console.progress(f"predict {name}", len(sample), "rows") as meter:
             for index, answer in answerer.answer(prompts):
                 if isinstance(answer, EngineError):
-                    raise StageError(f"row {sample[index].id} could not be answered: {answer.message}")
+                    raise StageError(
+                        f"row {sample[index].id} could not be answered: {answer.message}"
+                    )
                 answers[sample[index].id] = answer
                 meter.advance()
         seconds = time.monotonic() - begun
-    write_jsonl(out / "predictions.jsonl", (_line(record, answers.get(record.id)) for record in records))
+    write_jsonl(
+        out / "predictions.jsonl", (_line(record, answers.get(record.id)) for record in records)
+    )
     return {
         "model": name,
         "kind": model.kind,
@@ -87,7 +108,11 @@ def _run(config: PredictConfig, model: Model, prepared: Artifact, out: Path) -> 
         **({"base_sha256": model.base_sha256} if model.base_sha256 is not None else {}),
         "prompt_lists_labels": model.untuned and bool(task.labels),
         **({"shots": len(examples)} if examples else {}),
-        "constrained_by": "labels" if task.labels else "schema" if task.rules.constraint() else "nothing",
+        "constrained_by": "labels"
+        if task.labels
+        else "schema"
+        if task.rules.constraint()
+        else "nothing",
         "engine": answerer.engine,
         "matmul_dtype": answerer.model.matmul_dtype,
         "latency_ms": waits,
@@ -108,7 +133,12 @@ def drawn(records: Sequence[Record], count: int) -> list[Record]:
 def _line(record: Record, answer: engine.Answer | None) -> dict[str, Any]:
     """A line of predictions; without an answer, of a row that is not of the sample."""
     if answer is None:
-        line = {"id": record.id, "answer": None, "expected": record.answer, "not_sent": "not of the sample"}
+        line = {
+            "id": record.id,
+            "answer": None,
+            "expected": record.answer,
+            "not_sent": "not of the sample",
+        }
         return line | {"prompt_tokens": 0, "completion_tokens": 0}
     return {
         "id": record.id,

@@ -1,4 +1,6 @@
-"""Rows and a model -> their answers, chunk by chunk and in order, for `predict --input` and `Answerer`."""
+"""Rows and a model -> their answers, chunk by chunk and in order,
+for `predict --input` and `Answerer`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ from slmctl.task.draft_checks import in_words
 from slmctl.task.records import Message
 
 CHUNK = 512  # rows answered together; without windows, at most as many answers are lost to a kill
-CUT = "the answer to a part of it was cut at the longest answer: --set predict.max_tokens=N allows a longer one"
+CUT = (
+    "the answer to a part of it was cut at the longest answer: --set predict.max_tokens=N "
+    "allows a longer one"
+)
 NOT_SENSITIVE = ("", "0", "no", "n", "false", "f", "off")  # any other mark withholds the row
 
 
@@ -40,7 +45,8 @@ class AddedColumns(TypedDict, total=False):
     """The columns that a row gets, some of them by the task.
 
     Attributes:
-        confidence: The model's probability of the whole answer, of an object that of all its values together.
+        confidence: The model's probability of the whole answer, of an object that of all its values
+            together.
         valid: For `extract` and `call`.
         places: Where long texts are asked in windows.
         faults: For `generate`; '' without any.
@@ -55,7 +61,8 @@ class AddedColumns(TypedDict, total=False):
 
 
 AnswerRows = Callable[[Iterator[Row]], Iterator[list[AddedColumns]]]  # in order, chunk by chunk
-Outcome = engine.Answer | supervised_child.EngineError | str  # a text is the reason why the row was not sent
+# a text is the reason why the row was not sent
+Outcome = engine.Answer | supervised_child.EngineError | str
 Messages = tuple[Message, ...]  # that were sent, () for a row that was not
 
 
@@ -64,13 +71,16 @@ def answered(
 ) -> Iterator[list[tuple[Outcome, Messages]]]:
     """The outcomes of rows with their conversations, in their order, chunk by chunk.
 
-    Of a task with windows, whose documents take long, each comes alone, as soon as all before it have ended.
+    Of a task with windows, whose documents take long, each comes alone, as soon as all before it
+    have ended.
 
     Raises:
         StageError: Every row of a chunk ends the engine.
     """
     while block := list(itertools.islice(rows, CHUNK)):
-        outcomes: dict[int, Outcome] = {k: why for k, row in enumerate(block) if (why := _problem(row, reading))}
+        outcomes: dict[int, Outcome] = {
+            k: why for k, row in enumerate(block) if (why := _problem(row, reading))
+        }
         sent = [k for k in range(len(block)) if k not in outcomes]
         texts = (as_text(block[k].columns[reading.column]) for k in sent)
         prompts = [*of_texts(task, texts, list_labels=reading.list_labels)]
@@ -82,12 +92,17 @@ def answered(
                 yield [(outcomes[done], messages.get(done, ()))]
                 done += 1
         if sent and all(isinstance(outcomes[k], supervised_child.EngineDiedError) for k in sent):
-            raise StageError(f"every row ends the engine: {error_of(outcomes[sent[0]])}", hint="is the memory full?")
+            raise StageError(
+                f"every row ends the engine: {error_of(outcomes[sent[0]])}",
+                hint="is the memory full?",
+            )
         yield [(outcomes[k], messages.get(k, ())) for k in range(done, len(block))]
 
 
 def _has_ended(outcome: Outcome | None) -> bool:
-    """False for a row that is still asked, and for one that may be of a chunk that ends the engine whole."""
+    """False for a row that is still asked, and for one that may be of
+    a chunk that ends the engine whole.
+    """
     return outcome is not None and not isinstance(outcome, supervised_child.EngineDiedError)
 
 
@@ -106,24 +121,39 @@ def columns(task: Task, outcome: Outcome, messages: Messages) -> AddedColumns:
     fields: AddedColumns = {"answer": None, "confidence": None}
     if isinstance(outcome, engine.Answer):
         fields = {"answer": outcome.text.strip(), "confidence": outcome.confidence}
-    if task.document is not None and isinstance(outcome, engine.Answer) and outcome.finish == "length":
+    if (
+        task.document is not None
+        and isinstance(outcome, engine.Answer)
+        and outcome.finish == "length"
+    ):
         return columns(task, CUT, messages)
     if task.document is not None:
         fields["places"] = list(outcome.places) if isinstance(outcome, engine.Answer) else []
     if task.rules.checks and isinstance(outcome, engine.Answer):
-        fields["faults"] = in_words(task.rules.faults(outcome.text, messages, finish=outcome.finish))
+        fields["faults"] = in_words(
+            task.rules.faults(outcome.text, messages, finish=outcome.finish)
+        )
     elif task.rules.checks:
         fields["faults"] = None
     fields["error"] = error_of(outcome)
     if "valid" in names(task):
-        return {"valid": isinstance(outcome, engine.Answer) and task.accepts(outcome.text), **fields}
+        return {
+            "valid": isinstance(outcome, engine.Answer) and task.accepts(outcome.text),
+            **fields,
+        }
     return fields
 
 
 def names(task: Task) -> list[str]:
     """The names of the added columns, in the order in which they are written."""
     added = ["valid"] if task.rules.structured else ["faults"] if task.rules.checks else []
-    return ["answer", "confidence", *added, *(["places"] if task.document is not None else []), "error"]
+    return [
+        "answer",
+        "confidence",
+        *added,
+        *(["places"] if task.document is not None else []),
+        "error",
+    ]
 
 
 def error_of(outcome: Outcome) -> str | None:
@@ -145,9 +175,13 @@ def _problem(row: Row, reading: RowInput) -> str:
 
 
 def _marked_sensitive(row: Row) -> bool:
-    """True for a row that must not be sent; a mark that is not one of NOT_SENSITIVE counts as a yes."""
+    """True for a row that must not be sent; a mark that is not one
+    of NOT_SENSITIVE counts as a yes.
+    """
     cells = [cell for name, cell in row.columns.items() if name.strip().casefold() == "sensitive"]
     return any(
-        cell.strip().casefold() not in NOT_SENSITIVE if isinstance(cell, str) else cell not in (None, False, 0)
+        cell.strip().casefold() not in NOT_SENSITIVE
+        if isinstance(cell, str)
+        else cell not in (None, False, 0)
         for cell in cells
     )

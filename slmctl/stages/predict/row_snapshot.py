@@ -1,7 +1,9 @@
-"""A source and a target -> the rows of the source, read once: later changes of the file reach no answer.
+"""A source and a target -> the rows of the source, read once: later changes of the file reach no
+answer.
 
-A file can be rewritten, replaced, cut or appended to while its rows are answered, which may take hours. So
-every row is parsed once and kept in a nameless temporary file; answers and output are made of these rows alone.
+A file can be rewritten, replaced, cut or appended to while its rows are answered, which may take
+hours. So every row is parsed once and kept in a nameless temporary file; answers and output are
+made of these rows alone.
 """
 
 from __future__ import annotations
@@ -70,10 +72,16 @@ class RowSnapshot:
 
 @contextlib.contextmanager
 def snapshot(
-    source: Path, *, format: str | None, folder: Path | None, sheet: str | None, encoding: str | None,
+    source: Path,
+    *,
+    format: str | None,
+    folder: Path | None,
+    sheet: str | None,
+    encoding: str | None,
     shard: tuple[int, int],
-) -> Iterator[RowSnapshot]:  # fmt: skip
-    """Read a source once, and keep its rows until the context ends; see `file_prediction.Job` for the arguments.
+) -> Iterator[RowSnapshot]:
+    """Read a source once, and keep its rows until the context ends; see `file_prediction.Job` for
+    the arguments.
 
     Args:
         folder: Folder of the packed rows; None for the system's folder for temporary files.
@@ -84,7 +92,11 @@ def snapshot(
     with tempfile.TemporaryFile(dir=folder) as spool:
         before, digest = state(source), hashlib.sha256()
         kind = format or format_of(source)
-        form = text_form(source, format=format, encoding=encoding) if kind in ("csv", "tsv", "jsonl") else None
+        form = (
+            text_form(source, format=format, encoding=encoding)
+            if kind in ("csv", "tsv", "jsonl")
+            else None
+        )
         if form is not None and not form.encoding.certain:
             title, name = form.encoding.title, form.encoding.name
             console.say(f"  {source.name} is taken for {title}; to be certain: --encoding {name}")
@@ -99,7 +111,10 @@ def snapshot(
 
             survey = table_writer.survey(kept())
         if state(source) != before:
-            raise DataError(f"{source.name} has changed while it was read", hint="run it again when it is complete")
+            raise DataError(
+                f"{source.name} has changed while it was read",
+                hint="run it again when it is complete",
+            )
         part, parts = shard
         first, last = survey.rows * (part - 1) // parts, survey.rows * part // parts
         yield RowSnapshot(survey, "sha256:" + digest.hexdigest(), spool, kind, form, first, last)
@@ -109,7 +124,9 @@ BESIDE_TABLES = {"text", "html"}  # kinds of documents that also lie beside tabl
 
 
 def are_documents(source: Path, format: str | None) -> bool:
-    """True for documents, a folder or pattern of them, and a folder with tables too, such as that of their answers."""
+    """True for documents, a folder or pattern of them, and a folder with
+    tables too, such as that of their answers.
+    """
     if format is not None or source == STREAM:
         return False
     whole = Source(path=source)
@@ -120,17 +137,22 @@ def are_documents(source: Path, format: str | None) -> bool:
 
 @contextlib.contextmanager
 def opened(source: Path, target: Path, format: str | None) -> Iterator[tuple[Path, str | None]]:
-    """The file to read and its format, after the target was checked; stdin, pipes and documents become a file first.
+    """The file to read and its format, after the target was checked; stdin, pipes and documents
+    become a file first.
 
     Raises:
         UsageError: The target cannot be written or is the source, or stdin is closed or a terminal.
     """
     require_target(source, target)
     if format is not None and format not in FORMATS.values():
-        raise UsageError(f"--format names no format: '{format}'", hint=", ".join(dict.fromkeys(FORMATS.values())))
+        raise UsageError(
+            f"--format names no format: '{format}'", hint=", ".join(dict.fromkeys(FORMATS.values()))
+        )
     if are_documents(source, format):
         if target != STREAM and target.resolve().is_relative_to(source.resolve()):
-            raise UsageError(f"--output {target} lies in the folder of --input", hint="--output ELSEWHERE")
+            raise UsageError(
+                f"--output {target} lies in the folder of --input", hint="--output ELSEWHERE"
+            )
         with tempfile.TemporaryDirectory(prefix="slmctl-") as place:
             path = Path(place) / f"{source.name}.jsonl"
             with path.open("wb") as copy:
@@ -139,12 +161,17 @@ def opened(source: Path, target: Path, format: str | None) -> Iterator[tuple[Pat
     elif source == STREAM:
         if sys.stdin is None or sys.stdin.isatty():
             what = "closed" if sys.stdin is None else "a terminal"
-            raise UsageError(f"--input - reads stdin, which is {what}", hint="pipe the rows in: … | slmctl predict")
+            raise UsageError(
+                f"--input - reads stdin, which is {what}",
+                hint="pipe the rows in: … | slmctl predict",
+            )
         with _copied(sys.stdin.buffer, "stdin") as path:
             yield path, format or "jsonl"
     elif _mode(source) == stat.S_IFIFO:
         with source.open("rb") as stream, _copied(stream, source.name) as path:
-            named = any(source.name.lower().removesuffix(".gz").endswith(suffix) for suffix in FORMATS)
+            named = any(
+                source.name.lower().removesuffix(".gz").endswith(suffix) for suffix in FORMATS
+            )
             yield path, format or (format_of(source) if named else "jsonl")
     else:
         yield source, format
@@ -168,24 +195,40 @@ def journal_of(target: Path) -> Path:
 
 
 def require_target(source: Path, target: Path) -> None:
-    """Check, before any work, that a target can be written without harm to the source or to a device.
+    """Check, before any work, that a target can be written without harm to the source or to a
+    device.
 
     Raises:
         UsageError: The target is the source under any name, no regular file, or cannot be written.
     """
     if target == STREAM:
         if sys.stdout is None:
-            raise UsageError("--output - writes to stdout, which is closed", hint="--output out.jsonl")
+            raise UsageError(
+                "--output - writes to stdout, which is closed", hint="--output out.jsonl"
+            )
         if _is_source(source, _identity(1)):
             raise UsageError("stdout is the file of --input", hint="redirect it to another file")
         return
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
-             stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a link"}  # fmt: skip
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFLNK: "a link",
+    }
     for path in (target, journal_of(target), atomic.draft_of(target)):
         kind = _mode(path, follow=path == target)
         if _is_source(source, _identity(path)):
-            what = "is the file of --input" if path == target else f"keeps its answers in {path.name}, which is --input"
-            raise UsageError(f"--output {target} {what}", hint="--output ANOTHER_FILE: a source is never overwritten")
+            what = (
+                "is the file of --input"
+                if path == target
+                else f"keeps its answers in {path.name}, which is --input"
+            )
+            raise UsageError(
+                f"--output {target} {what}",
+                hint="--output ANOTHER_FILE: a source is never overwritten",
+            )
         if kind not in (0, stat.S_IFREG):
             raise UsageError(
                 f"{path} cannot be written: it is {kinds.get(kind, 'no file')}",
@@ -195,9 +238,14 @@ def require_target(source: Path, target: Path) -> None:
             raise UsageError(f"{path} cannot be written: it is read-only", hint=f"chmod u+w {path}")
     folder = target.parent
     if not folder.is_dir():
-        raise UsageError(f"{target} cannot be written: there is no folder {folder}", hint=f"mkdir -p {folder}")
+        raise UsageError(
+            f"{target} cannot be written: there is no folder {folder}", hint=f"mkdir -p {folder}"
+        )
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-        raise UsageError(f"{target} cannot be written: the folder {folder} is read-only", hint="--output ELSEWHERE")
+        raise UsageError(
+            f"{target} cannot be written: the folder {folder} is read-only",
+            hint="--output ELSEWHERE",
+        )
 
 
 def _mode(path: Path, *, follow: bool = True) -> int:

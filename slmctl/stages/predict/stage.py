@@ -37,7 +37,8 @@ class Predict(Stage[PredictConfig]):
         model = request.inputs["model"]
         kind = model.kind if isinstance(model, Artifact) else "a model"
         return IntegrityError(
-            f"{kind} has not been measured with this config and data", hint=f"slmctl {asker or self.name}"
+            f"{kind} has not been measured with this config and data",
+            hint=f"slmctl {asker or self.name}",
         )
 
 

@@ -1,4 +1,6 @@
-"""Rows -> CSV, TSV or JSON Lines, each also packed with gzip, Parquet or Excel, written block by block."""
+"""Rows -> CSV, TSV or JSON Lines, each also packed with gzip,
+Parquet or Excel, written block by block.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,8 @@ def format_of(path: Path) -> str:
     if kind not in FORMATS or (kind == "xlsx" and path.suffix.lower() != ".xlsx"):
         raise UsageError(
             f"the suffix of the output '{path.name}' names no format that can be written",
-            hint=".csv, .tsv, .jsonl (each also .gz), .parquet, .xlsx, or - for JSON Lines on stdout",
+            hint=".csv, .tsv, .jsonl (each also .gz), .parquet, .xlsx, or - for JSON Lines on "
+            "stdout",
         )
     return kind
 
@@ -64,11 +67,14 @@ def survey(source_rows: Iterable[Row]) -> SourceSurvey:
             continue
         for column, value in row.columns.items():
             kinds.setdefault(column, set()).add(_kind(value))
-    return SourceSurvey(count, {column: frozenset(types - {"none"}) for column, types in kinds.items()})
+    return SourceSurvey(
+        count, {column: frozenset(types - {"none"}) for column, types in kinds.items()}
+    )
 
 
 def form_for(target: Path, source: str, form: TextForm | None) -> TextForm:
-    """Returns the form of the target's text: the source's if both are CSV or TSV, or both JSON Lines; else the default.
+    """Returns the form of the target's text: the source's if both are CSV or TSV, or both JSON
+    Lines; else the default.
 
     Args:
         target: The file that is written.
@@ -82,7 +88,9 @@ def form_for(target: Path, source: str, form: TextForm | None) -> TextForm:
 
 
 def encodable(form: TextForm, answers: Iterable[dict[str, Any]]) -> TextForm:
-    """Returns the form, with UTF-8 and a byte order mark if an answer holds a character that its encoding lacks."""
+    """Returns the form, with UTF-8 and a byte order mark if an answer
+    holds a character that its encoding lacks.
+    """
     if form.encoding.name.startswith("utf"):
         return form
     for answer in answers:
@@ -91,30 +99,50 @@ def encodable(form: TextForm, answers: Iterable[dict[str, Any]]) -> TextForm:
             text.encode(form.encoding.name)
         except UnicodeEncodeError as error:
             name = form.encoding.title
-            console.say(f"  written as UTF-8: an answer holds '{text[error.start]}', which {name} has not")
+            console.say(
+                f"  written as UTF-8: an answer holds '{text[error.start]}', which {name} has not"
+            )
             return form._replace(encoding=Encoding("utf-8", mark=codecs.BOM_UTF8))
     return form
 
 
 @contextlib.contextmanager
-def writer(raw: IO[bytes], target: Path, survey: SourceSurvey, added: list[str], form: TextForm) -> Iterator[Write]:
-    """A function that writes a block of rows to `raw`, in the format of `target`: the source's columns and `added`."""
+def writer(
+    raw: IO[bytes], target: Path, survey: SourceSurvey, added: list[str], form: TextForm
+) -> Iterator[Write]:
+    """A function that writes a block of rows to `raw`, in the format of
+    `target`: the source's columns and `added`.
+    """
     columns, kind = [*survey.columns, *added], format_of(target)
     if kind in ("parquet", "xlsx"):
-        with _parquet(raw, columns, survey) if kind == "parquet" else workbook_writer.writer(raw, columns) as write:
+        with (
+            _parquet(raw, columns, survey)
+            if kind == "parquet"
+            else workbook_writer.writer(raw, columns) as write
+        ):
             yield write
         return
     packed = target.suffix.lower() == ".gz"
     # no time and no name in the header: equal rows give equal bytes
-    with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if packed else contextlib.nullcontext(raw) as stream:
+    with (
+        gzip.GzipFile("", "wb", fileobj=raw, mtime=0)
+        if packed
+        else contextlib.nullcontext(raw) as stream
+    ):
         stream.write(form.encoding.mark)
 
         def write_text(block: list[dict[str, Any]], *, header: bool = False) -> None:
             if kind == "jsonl":
-                text = "".join(json.dumps(fields, ensure_ascii=False) + form.line_end for fields in block)
+                text = "".join(
+                    json.dumps(fields, ensure_ascii=False) + form.line_end for fields in block
+                )
             else:
                 text = rows.as_csv(
-                    block, columns=columns, header=header, separator=form.delimiter, line_end=form.line_end
+                    block,
+                    columns=columns,
+                    header=header,
+                    separator=form.delimiter,
+                    line_end=form.line_end,
                 )
             stream.write(text.encode(form.encoding.name))
 
@@ -129,12 +157,17 @@ def _parquet(raw: IO[bytes], columns: list[str], survey: SourceSurvey) -> Iterat
 
     kinds = survey.columns | {"confidence": frozenset({"float"}), "valid": frozenset({"bool"})}
     types = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64()}
-    schema = pa.schema([(name, types.get(_common(kinds.get(name, frozenset())), pa.string())) for name in columns])
+    schema = pa.schema(
+        [(name, types.get(_common(kinds.get(name, frozenset())), pa.string())) for name in columns]
+    )
     with parquet.ParquetWriter(raw, schema) as out:
 
         def write(block: list[dict[str, Any]]) -> None:
             cells = {
-                name: [_cell(fields.get(name), text=schema.field(name).type == pa.string()) for fields in block]
+                name: [
+                    _cell(fields.get(name), text=schema.field(name).type == pa.string())
+                    for fields in block
+                ]
                 for name in columns
             }
             out.write_table(pa.table(cells, schema=schema))
@@ -143,10 +176,14 @@ def _parquet(raw: IO[bytes], columns: list[str], survey: SourceSurvey) -> Iterat
 
 
 def _common(kinds: frozenset[str]) -> str:
-    """One type for the values of a column: whole numbers and fractions are numbers, anything else mixed is text."""
+    """One type for the values of a column: whole numbers and fractions are
+    numbers, anything else mixed is text.
+    """
     if kinds and kinds <= {"int", "long"}:
         return "int"
-    return "float" if kinds == {"int", "float"} else next(iter(kinds)) if len(kinds) == 1 else "text"
+    return (
+        "float" if kinds == {"int", "float"} else next(iter(kinds)) if len(kinds) == 1 else "text"
+    )
 
 
 def _kind(value: Any) -> str:
@@ -157,9 +194,14 @@ def _kind(value: Any) -> str:
     if isinstance(value, int):
         if abs(value) <= 2**53:
             return "int"
-        return "long" if -(2**63) <= value < 2**63 else "text"  # no number with a fraction holds each of these
+        # no number with a fraction holds each of these
+        return "long" if -(2**63) <= value < 2**63 else "text"
     return "float" if isinstance(value, float) else "text"
 
 
 def _cell(value: Any, *, text: bool) -> Any:
-    return json.dumps(value, ensure_ascii=False) if text and value is not None and not isinstance(value, str) else value
+    return (
+        json.dumps(value, ensure_ascii=False)
+        if text and value is not None and not isinstance(value, str)
+        else value
+    )

@@ -1,8 +1,9 @@
 """Rows -> an Excel workbook of one sheet, written block by block.
 
-A text stays a text: one that begins with `=` is not a formula, and `007` stays as it is. Python's zip module and
-plain XML are enough: XlsxWriter 3.3 rounds numbers to 16 digits (4/3 is read back as another number), raises on
-half a surrogate pair, keeps the rows in temporary files that a killed run leaves, and takes 2.5 times as long.
+A text stays a text: one that begins with `=` is not a formula, and `007` stays as it is. Python's
+zip module and plain XML are enough: XlsxWriter 3.3 rounds numbers to 16 digits (4/3 is read back as
+another number), raises on half a surrogate pair, keeps the rows in temporary files that a killed
+run leaves, and takes 2.5 times as long.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from xml.sax.saxutils import escape
 from slmctl.errors import DataError
 from slmctl.sources.rows.cells import Row
 
-MAX_ROWS, MAX_COLUMNS, MAX_TEXT = 1_048_576, 16_384, 32_767  # of a sheet, of a cell's characters: Excel's own
+# of a sheet, of a cell's characters: Excel's own
+MAX_ROWS, MAX_COLUMNS, MAX_TEXT = 1_048_576, 16_384, 32_767
 _EXACT = 10**15  # Excel keeps 15 digits of a number
 _MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
 _LINKS = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
@@ -30,14 +32,17 @@ _HEAD = '<?xml version="1.0" encoding="UTF-8" standalone="yes"?>\n'
 _PARTS = {
     "[Content_Types].xml": (
         f'<Types xmlns="{_PACKAGE}/content-types">'
-        '<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
+        '<Default Extension="rels" '
+        'ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
         '<Default Extension="xml" ContentType="application/xml"/>'
         f'<Override PartName="/xl/workbook.xml" ContentType="{_TYPES}.sheet.main+xml"/>'
-        f'<Override PartName="/xl/worksheets/sheet1.xml" ContentType="{_TYPES}.worksheet+xml"/></Types>'
+        '<Override PartName="/xl/worksheets/sheet1.xml" '
+        f'ContentType="{_TYPES}.worksheet+xml"/></Types>'
     ),
     "_rels/.rels": (
         f'<Relationships xmlns="{_PACKAGE}/relationships">'
-        f'<Relationship Id="rId1" Type="{_LINKS}/officeDocument" Target="xl/workbook.xml"/></Relationships>'
+        f'<Relationship Id="rId1" Type="{_LINKS}/officeDocument" '
+        'Target="xl/workbook.xml"/></Relationships>'
     ),
     "xl/workbook.xml": (
         f'<workbook xmlns="{_MAIN}" xmlns:r="{_LINKS}">'
@@ -45,11 +50,14 @@ _PARTS = {
     ),
     "xl/_rels/workbook.xml.rels": (
         f'<Relationships xmlns="{_PACKAGE}/relationships">'
-        f'<Relationship Id="rId1" Type="{_LINKS}/worksheet" Target="worksheets/sheet1.xml"/></Relationships>'
+        f'<Relationship Id="rId1" Type="{_LINKS}/worksheet" '
+        'Target="worksheets/sheet1.xml"/></Relationships>'
     ),
 }
 # Characters that XML forbids, and text that would be read as the escape of one
-_ESCAPED = re.compile(r"[\x00-\x08\x0b\x0c\x0d\x0e-\x1f\ud800-\udfff\ufffe\uffff]|_(?=x[0-9A-Fa-f]{4}_)")
+_ESCAPED = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0d\x0e-\x1f\ud800-\udfff\ufffe\uffff]|_(?=x[0-9A-Fa-f]{4}_)"
+)
 
 
 def require_fits(rows: Iterable[Row], columns: int) -> None:
@@ -70,7 +78,9 @@ def require_fits(rows: Iterable[Row], columns: int) -> None:
 
 
 @contextlib.contextmanager
-def writer(raw: IO[bytes], columns: Sequence[str]) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+def writer(
+    raw: IO[bytes], columns: Sequence[str]
+) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
     """A function that writes a block of rows to `raw`, below a header. Equal rows give equal bytes.
 
     Raises:
@@ -107,7 +117,9 @@ def _letters(place: int) -> str:
 
 
 def _row(number: int, cells: Sequence[Any], letters: Sequence[str]) -> bytes:
-    written = (_cell(f"{letter}{number}", value) for letter, value in zip(letters, cells, strict=True))
+    written = (
+        _cell(f"{letter}{number}", value) for letter, value in zip(letters, cells, strict=True)
+    )
     return f'<row r="{number}">{"".join(written)}</row>'.encode()
 
 
@@ -130,4 +142,6 @@ def _text(value: Any) -> str:
 
 
 def _too_large(what: str, most: str) -> DataError:
-    return DataError(f"a workbook cannot hold {what}: at most {most}", hint="--output answers.csv, or .parquet")
+    return DataError(
+        f"a workbook cannot hold {what}: at most {most}", hint="--output answers.csv, or .parquet"
+    )

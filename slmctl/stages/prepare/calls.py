@@ -1,4 +1,6 @@
-"""The last message of a row -> its answer as kept: from its tool calls, or from a call in its text or cell."""
+"""The last message of a row -> its answer as kept: from its tool calls,
+or from a call in its text or cell.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,9 @@ _CALL_KEYS = {"name", "arguments", "parameters", "id", "type"}
 def answer_in(message: Message, conversation_format: str) -> str:
     """The answer of an assistant's message as it is kept: one call as JSON, or NO_CALL.
 
-    In a chat, a text without a call means that no tool was called. A cell of a table must hold a call as JSON, or one
-    of _SPELLED. A call that stands in the text, as JSON or between a model's control tokens, is read too.
+    In a chat, a text without a call means that no tool was called. A cell of a table must hold a
+    call as JSON, or one of _SPELLED. A call that stands in the text, as JSON or between a model's
+    control tokens, is read too.
 
     Raises:
         RowRejectedError: There are several calls, or one that cannot be read.
@@ -78,7 +81,8 @@ def _is_like_a_call(value: Any) -> bool:
 
 
 def _answer_of_written(value: Any, text: str) -> str:
-    if isinstance(value, dict) and isinstance(value.get("function"), dict):  # an entry of OpenAI's `tool_calls`
+    # an entry of OpenAI's `tool_calls`
+    if isinstance(value, dict) and isinstance(value.get("function"), dict):
         value = value["function"]
     if not isinstance(value, dict) or "name" not in value or not value.keys() <= _CALL_KEYS:
         raise _no_call(text)
@@ -87,11 +91,15 @@ def _answer_of_written(value: Any, text: str) -> str:
 
 def _require_one(made: Sequence[Any]) -> None:
     if len(made) > 1:
-        raise RowRejectedError("several calls", f"the answer has {len(made)} calls, and at most one is learned")
+        raise RowRejectedError(
+            "several calls", f"the answer has {len(made)} calls, and at most one is learned"
+        )
 
 
 def _no_call(text: str) -> RowRejectedError:
-    return RowRejectedError("not a call", f"'{text[:60]}' is neither a call with 'name' and 'arguments' nor 'none'")
+    return RowRejectedError(
+        "not a call", f"'{text[:60]}' is neither a call with 'name' and 'arguments' nor 'none'"
+    )
 
 
 def require_grammar(tools: Sequence[Tool]) -> None:

@@ -1,4 +1,6 @@
-"""The files of a prepared data set but the task contract: splits, rejected and repeated rows, fingerprints."""
+"""The files of a prepared data set but the task contract: splits,
+rejected and repeated rows, fingerprints.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,16 @@ AT_ONCE = 8192  # records whose fingerprints are written together
 ID = slice(len(b'{"id": "'), len(b'{"id": "') + 16)  # the place of the id in a record's line
 
 
-def write(config: PrepareConfig, rows: RecordTable, fates: Fates, overlap: Mapping[str, Overlap], out: Path) -> None:
-    """Write `train.jsonl` … `test.jsonl`, `rejected`, `repeated` and `overlap.jsonl` and `rows.bin` into `out`."""
+def write(
+    config: PrepareConfig,
+    rows: RecordTable,
+    fates: Fates,
+    overlap: Mapping[str, Overlap],
+    out: Path,
+) -> None:
+    """Write `train.jsonl` … `test.jsonl`, `rejected`, `repeated` and
+    `overlap.jsonl` and `rows.bin` into `out`.
+    """
     ids = _write_splits(rows, fates, out, own_ids=any(source.id for source in config.sources))
     _write_fingerprints(rows, fates, ids, out)
     write_jsonl(out / "rejected.jsonl", rejected_rows(config, rows, fates))
@@ -32,14 +42,17 @@ def write(config: PrepareConfig, rows: RecordTable, fates: Fates, overlap: Mappi
 def _write_splits(rows: RecordTable, fates: Fates, out: Path, *, own_ids: bool) -> np.ndarray:
     """Write the records of each split in source order; returns the ids of all records, `(n,)`.
 
-    Ids can be equal if a source gives them (`own_ids`) or a row is repeated: the later record's id gets a number.
+    Ids can be equal if a source gives them (`own_ids`) or a row is repeated: the later record's id
+    gets a number.
     """
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context((out / f"{name}.jsonl").open("wb")) for name in SPLITS]
         ids = np.empty(len(rows), dtype="S16")
         used = Counter[bytes]()
         repeats = own_ids or bool(((fates.repeats.equal >= 0) & (fates.fate == KEPT)).any())
-        for k, (line, fate, split) in enumerate(zip(rows.lines(), fates.fate, fates.splits, strict=True)):
+        for k, (line, fate, split) in enumerate(
+            zip(rows.lines(), fates.fate, fates.splits, strict=True)
+        ):
             ids[k] = identity = line[ID]
             if fate != KEPT:
                 continue
@@ -56,11 +69,15 @@ def _unique_id(identity: bytes, used: Counter[bytes]) -> bytes:
 
 
 def _write_fingerprints(rows: RecordTable, fates: Fates, ids: np.ndarray, out: Path) -> None:
-    """Write the hashes by which `slmctl trace` finds a row; of a redacted record also those of its redacted text."""
+    """Write the hashes by which `slmctl trace` finds a row; of a redacted
+    record also those of its redacted text.
+    """
     changed = (rows.digests != rows.old_digests).any(axis=1)
     with row_fingerprints.FingerprintWriter(out / row_fingerprints.FILENAME) as writer:
         for split in row_fingerprints.SPLITS_AND_REJECTED:
-            indices = np.flatnonzero(fates.fate != KEPT) if split == "rejected" else fates.kept(split)
+            indices = (
+                np.flatnonzero(fates.fate != KEPT) if split == "rejected" else fates.kept(split)
+            )
             for start in range(0, len(indices), AT_ONCE):
                 part = indices[start : start + AT_ONCE]
                 writer.add(split, _names(ids[part]), rows.old_digests[part], rows.old_compact[part])
@@ -75,23 +92,37 @@ def _names(ids: np.ndarray) -> list[str]:
 
 
 def _write_repeated(config: PrepareConfig, rows: RecordTable, fates: Fates, out: Path) -> None:
-    """Write the records that stay although they repeat or contradict another, with the place of the other."""
+    """Write the records that stay although they repeat or contradict
+    another, with the place of the other.
+    """
     policy, repeats = config.duplicates, fates.repeats
     listed = [("duplicate", repeats.equal)] if policy.exact == "list" else []
     listed += [("near duplicate", repeats.near)] if policy.near == "list" else []
     listed += [("conflict", repeats.conflict)]
     lines = (
-        {"rule": rule, "source": place_of(config, rows, index), "repeats": place_of(config, rows, int(other[index]))}
+        {
+            "rule": rule,
+            "source": place_of(config, rows, index),
+            "repeats": place_of(config, rows, int(other[index])),
+        }
         for rule, other in listed
         for index in np.flatnonzero(other >= 0).tolist()
     )
     write_jsonl(out / "repeated.jsonl", lines)
 
 
-def _write_overlap(config: PrepareConfig, rows: RecordTable, overlap: Mapping[str, Overlap], out: Path) -> None:
-    """Write every held-out record that shares a run of words with a training record, with the place of that one."""
+def _write_overlap(
+    config: PrepareConfig, rows: RecordTable, overlap: Mapping[str, Overlap], out: Path
+) -> None:
+    """Write every held-out record that shares a run of words with a
+    training record, with the place of that one.
+    """
     lines = (
-        {"split": split, "source": place_of(config, rows, held_out), "shares": place_of(config, rows, trained)}
+        {
+            "split": split,
+            "source": place_of(config, rows, held_out),
+            "shares": place_of(config, rows, trained),
+        }
         for split, measure in overlap.items()
         for held_out, trained in measure.pairs
     )

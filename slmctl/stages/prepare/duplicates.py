@@ -1,4 +1,6 @@
-"""Records that repeat others: equal, nearly equal, in conflict, or too near a record that is held out."""
+"""Records that repeat others: equal, nearly equal, in conflict, or
+too near a record that is held out.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,12 @@ class Repeats:
     """For each record, `(n,)`, the record that it repeats, or -1.
 
     Attributes:
-        equal: The record with the same normalised input, digits and signs that stays, as `_stays` chooses it.
+        equal: The record with the same normalised input, digits and signs that stays, as `_stays`
+            chooses it.
         near: The earliest nearly equal record, among records without an equal one.
         conflict: The earliest with nearly the same input and another answer.
-        cap: The best accuracy that a model can have, 0 to 1, since it answers equal questions alike.
+        cap: The best accuracy that a model can have, 0 to 1, since it answers equal questions
+            alike.
     """
 
     equal: I64
@@ -62,7 +66,8 @@ def find_repeats(
     close = equal.copy()
     close[alone] = rows.spill.near(CONFLICT, rows=alone, workers=workers)
     paired = np.flatnonzero(close >= 0)
-    paired = paired[rows.digits[paired] == rows.digits[close[paired]]]  # another number or emoji is another question
+    # another number or emoji is another question
+    paired = paired[rows.digits[paired] == rows.digits[close[paired]]]
     same = np.full(len(rows), -1, dtype=np.int64)
     same[paired] = close[paired]
     differs = rows.answers[paired] != rows.answers[same[paired]]
@@ -70,11 +75,18 @@ def find_repeats(
     return Repeats(equal, near, conflict, _accuracy_cap(near_duplicates.roots(same), rows.answers))
 
 
-def near_held_out(rows: RecordTable, splits: np.ndarray, kept: np.ndarray, threshold: float, workers: int) -> I64:
-    """For each training record the earliest held-out record that is at least `threshold` similar, or -1, `(n,)`."""
+def near_held_out(
+    rows: RecordTable, splits: np.ndarray, kept: np.ndarray, threshold: float, workers: int
+) -> I64:
+    """For each training record the earliest held-out record that is at
+    least `threshold` similar, or -1, `(n,)`.
+    """
     near = np.full(len(rows), -1, dtype=np.int64)
     if threshold < 1:
-        train, held_out = np.flatnonzero(kept & (splits == TRAIN)), np.flatnonzero(kept & (splits != TRAIN))
+        train, held_out = (
+            np.flatnonzero(kept & (splits == TRAIN)),
+            np.flatnonzero(kept & (splits != TRAIN)),
+        )
         near[train] = rows.spill.near(threshold, rows=train, among=held_out, workers=workers)
     return near
 
@@ -82,8 +94,9 @@ def near_held_out(rows: RecordTable, splits: np.ndarray, kept: np.ndarray, thres
 def _stays(rows: RecordTable, bound: np.ndarray, splits: np.ndarray) -> I64:
     """For each record the equal one that stays, or -1 where the record itself stays, `(n,)`.
 
-    Of equal records, one that its source binds to a held-out split stays; else the first, unless that is bound to
-    training and another is held out. So a row that is for training alone never displaces a held-out one.
+    Of equal records, one that its source binds to a held-out split stays; else the first, unless
+    that is bound to training and another is held out. So a row that is for training alone never
+    displaces a held-out one.
     """
     own = np.arange(len(rows), dtype=np.int64)
     keys = rows.digests.view(np.uint64) ^ minhash.mixed(rows.digits)[:, None]

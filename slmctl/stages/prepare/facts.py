@@ -1,4 +1,6 @@
-"""The facts of a prepared data set: counts and places for the manifest and the report, never a text of a record."""
+"""The facts of a prepared data set: counts and places for the manifest and
+the report, never a text of a record.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ class DuplicateFacts(TypedDict):
 
 
 class ConflictExample(TypedDict):
-    """Two records with nearly the same input and different answers; labels are named, other answers are empty."""
+    """Two records with nearly the same input and different answers;
+    labels are named, other answers are empty.
+    """
 
     first: RowPlace
     second: RowPlace
@@ -67,7 +71,9 @@ class ConflictExample(TypedDict):
 
 
 class ConflictFacts(TypedDict):
-    """Pairs of nearly the same inputs with different answers; `cap` is the best accuracy that they allow, 0 to 1."""
+    """Pairs of nearly the same inputs with different answers; `cap` is the
+    best accuracy that they allow, 0 to 1.
+    """
 
     pairs: int
     rows: int
@@ -77,7 +83,9 @@ class ConflictFacts(TypedDict):
 
 
 class NearExample(TypedDict):
-    """A row, and a row of the split `side` that is near it; `similarity` only for training rows that were left out."""
+    """A row, and a row of the split `side` that is near it; `similarity`
+    only for training rows that were left out.
+    """
 
     row: RowPlace
     near: RowPlace
@@ -94,7 +102,9 @@ class NearHeldOutFacts(TypedDict):
 
 
 class SplitOverlap(TypedDict):
-    """Numbers of rows of a held-out split: measured, sharing a run of words with training, too short to measure."""
+    """Numbers of rows of a held-out split: measured, sharing a run of
+    words with training, too short to measure.
+    """
 
     measured: int
     overlapping: int
@@ -102,7 +112,9 @@ class SplitOverlap(TypedDict):
 
 
 class OverlapFacts(TypedDict):
-    """Overlap of each held-out split with the training rows; `sides` by split, `gate` is the largest share allowed."""
+    """Overlap of each held-out split with the training rows; `sides` by
+    split, `gate` is the largest share allowed.
+    """
 
     gate: float
     sides: dict[str, SplitOverlap]
@@ -118,7 +130,9 @@ class SplitFacts(TypedDict, total=False):
 
 
 class SourceFacts(TypedDict):
-    """One source: its hash, its rows, the form of its file, and the conversation format (`shape`) of its rows."""
+    """One source: its hash, its rows, the form of its file, and the
+    conversation format (`shape`) of its rows.
+    """
 
     file: str
     form: str
@@ -130,7 +144,9 @@ class SourceFacts(TypedDict):
 
 
 class UnfitAnswers(TypedDict):
-    """The answers, of so many that were checked, that do not satisfy the task's schema, and places of some."""
+    """The answers, of so many that were checked, that do not satisfy
+    the task's schema, and places of some.
+    """
 
     checked: int
     unfit: int
@@ -149,14 +165,16 @@ class PrepareFacts(TypedDict):
     max_rejected: float
     labels: dict[str, dict[str, int]]
     label_typos: list[LabelTypo]
-    together: NotRequired[dict[str, tuple[int, str]]]  # of thin labels: rows that repeat one held-out text, its split
+    # of thin labels: rows that repeat one held-out text, its split
+    together: NotRequired[dict[str, tuple[int, str]]]
     unknown_labels: NotRequired[dict[str, int]]
     cleaning: list[CleaningFact]
     renamed_labels: list[RenamedLabel]
     swapped: Swapped | None
     linear: NotRequired[LinearFacts | None]
     suspects: NotRequired[SuspectFacts | None]
-    standing: NotRequired[dict[str, list[int]]]  # by field: values, and of these the ones that stand in their texts
+    # by field: values, and of these the ones that stand in their texts
+    standing: NotRequired[dict[str, list[int]]]
     unfit_answers: NotRequired[UnfitAnswers]
     odd_answers: dict[str, int]
     sensitive: list[SensitiveFact]
@@ -174,7 +192,11 @@ class PrepareFacts(TypedDict):
 
 
 def collect(
-    config: PrepareConfig, rows: RecordTable, fates: Fates, overlap: dict[str, Overlap], plan: ReadingPlan
+    config: PrepareConfig,
+    rows: RecordTable,
+    fates: Fates,
+    overlap: dict[str, Overlap],
+    plan: ReadingPlan,
 ) -> PrepareFacts:
     kept = {split: fates.kept(split) for split in SPLITS}
     unknown = Counter(row.reason for _, row in rows.rejected if row.rule == "unknown label")
@@ -190,9 +212,14 @@ def collect(
         "rejected": len(rows.rejected) + fates.left_out,
         "rejected_by_reason": fates.rules(rows),
         "max_rejected": config.max_rejected,
-        "labels": {label: {split: by_label[split].get(label, 0) for split in SPLITS} for label in sorted(every)},
+        "labels": {
+            label: {split: by_label[split].get(label, 0) for split in SPLITS}
+            for label in sorted(every)
+        },
         "label_typos": label_typos(every),
-        "cleaning": [{"step": step, "rows": rows.changes["clean", step]} for step in plan.task.cleaning_steps],
+        "cleaning": [
+            {"step": step, "rows": rows.changes["clean", step]} for step in plan.task.cleaning_steps
+        ],
         "renamed_labels": [
             {"label": label, "to": other, "rows": rows.changes["label", label]}
             for label, other in config.task.label_map.items()
@@ -200,7 +227,13 @@ def collect(
         "swapped": swapped_columns(rows),
         "odd_answers": {"equal to the input": rows.echoes} if rows.echoes else {},
         "sensitive": [
-            {"kind": rule.partition("/")[0], "rule": rule, "column": column, "action": action, "count": count}
+            {
+                "kind": rule.partition("/")[0],
+                "rule": rule,
+                "column": column,
+                "action": action,
+                "count": count,
+            }
             for (column, rule, action), count in sorted(rows.tally.counts.items())
         ],
         "sensitive_rows": rows.sensitive,
@@ -227,7 +260,9 @@ def collect(
         collected["tokens"]["estimated"] = True
     if unknown:
         collected["unknown_labels"] = dict(unknown.most_common(LISTED))
-    if marked := {kind: count for (change, kind), count in sorted(rows.changes.items()) if change == "answer"}:
+    if marked := {
+        kind: count for (change, kind), count in sorted(rows.changes.items()) if change == "answer"
+    }:
         collected["marked_answers"] = marked
     return collected
 
@@ -245,7 +280,10 @@ def _conflicts(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Confli
                 "first": place_of(config, rows, other),
                 "second": place_of(config, rows, index),
                 "similarity": _similarity(rows, index, other),
-                "answers": [rows.labels[code] if code >= 0 else "" for code in rows.label_of[[other, index]].tolist()],
+                "answers": [
+                    rows.labels[code] if code >= 0 else ""
+                    for code in rows.label_of[[other, index]].tolist()
+                ],
             }
             for index, other in _pairs(conflicts[:LISTED], earlier)
         ],
@@ -290,7 +328,11 @@ def _overlap(config: PrepareConfig, rows: RecordTable, overlap: dict[str, Overla
             for split, measure in overlap.items()
         },
         "examples": [
-            {"row": place_of(config, rows, held_out), "near": place_of(config, rows, trained), "side": split}
+            {
+                "row": place_of(config, rows, held_out),
+                "near": place_of(config, rows, trained),
+                "side": split,
+            }
             for split, measure in overlap.items()
             for held_out, trained in measure.pairs[:OVERLAPS]
         ],
@@ -308,7 +350,9 @@ def _splits(config: PrepareConfig, rows: RecordTable) -> SplitFacts:
     return {"by": "group", "column": column, "groups": len(sizes), "largest_group": largest}
 
 
-def _sources(config: PrepareConfig, rows: RecordTable, fates: Fates, plan: ReadingPlan) -> list[SourceFacts]:
+def _sources(
+    config: PrepareConfig, rows: RecordTable, fates: Fates, plan: ReadingPlan
+) -> list[SourceFacts]:
     count = len(config.sources)
     left_out = np.bincount(rows.sources[fates.fate != 0], minlength=count).tolist()
     read = np.bincount(rows.sources, minlength=count).tolist()
@@ -323,7 +367,9 @@ def _sources(config: PrepareConfig, rows: RecordTable, fates: Fates, plan: Readi
             "shape": conversation_format.name,
             "split": source.split,
         }
-        for k, (source, conversation_format) in enumerate(zip(config.sources, plan.formats(), strict=True))
+        for k, (source, conversation_format) in enumerate(
+            zip(config.sources, plan.formats(), strict=True)
+        )
     ]
 
 

@@ -24,8 +24,11 @@ HELD_OUT = SPLITS[1:]
 KEPT, EQUAL, CONFLICT, NEAR, NEAR_HELD_OUT = range(5)
 TOGETHER = "{} rows of nearly one text, or of one group, lie together in {}"
 RULES = {
-    EQUAL: "duplicate", CONFLICT: "conflicting duplicate", NEAR: "near duplicate", NEAR_HELD_OUT: "near a held-out row",
-}  # fmt: skip
+    EQUAL: "duplicate",
+    CONFLICT: "conflicting duplicate",
+    NEAR: "near duplicate",
+    NEAR_HELD_OUT: "near a held-out row",
+}
 
 
 class RowPlace(TypedDict):
@@ -67,7 +70,9 @@ class Fates:
         return int((self.fate != KEPT).sum())
 
     def together(self, rows: RecordTable, label: str) -> tuple[int, str] | None:
-        """Returns (rows of a label that one text or group holds out together, their split); None for fewer than two."""
+        """Returns (rows of a label that one text or group holds out together,
+        their split); None for fewer than two.
+        """
         if label not in rows.labels:
             return None
         root = np.where(self.other < 0, np.arange(len(self.other)), self.other)
@@ -90,12 +95,18 @@ class Fates:
 def decide(config: PrepareConfig, rows: RecordTable, workers: int) -> Fates:
     """Assign every record to its split, and leave out records that repeat another."""
     splits = split.assign(config.splits, rows.positions, rows.moments, rows.label_of, rows.labels)
-    bound = np.array([SPLITS.index(s.split) if s.split else -1 for s in config.sources], dtype=np.int8)[rows.sources]
+    bound = np.array(
+        [SPLITS.index(s.split) if s.split else -1 for s in config.sources], dtype=np.int8
+    )[rows.sources]
     splits = np.where(bound >= 0, bound, splits)
     repeats = duplicates.find_repeats(
-        rows, config.duplicates, bound=bound, splits=splits, answers_decide=not kind_of(config.task.kind).is_free,
+        rows,
+        config.duplicates,
+        bound=bound,
+        splits=splits,
+        answers_decide=not kind_of(config.task.kind).is_free,
         workers=workers,
-    )  # fmt: skip
+    )
     fate, other = np.zeros(len(rows), dtype=np.int8), np.full(len(rows), -1, dtype=np.int64)
 
     def leave_out(rule: int, indices: np.ndarray, because_of: np.ndarray) -> None:
@@ -108,9 +119,12 @@ def decide(config: PrepareConfig, rows: RecordTable, workers: int) -> Fates:
         leave_out(EQUAL, equal[agrees], repeats.equal)
         leave_out(CONFLICT, equal[~agrees], repeats.equal)
     if config.duplicates.near == "drop":
-        outranks = (splits != duplicates.TRAIN) & (splits[repeats.near] == duplicates.TRAIN)  # its twin goes below
+        # its twin goes below
+        outranks = (splits != duplicates.TRAIN) & (splits[repeats.near] == duplicates.TRAIN)
         leave_out(NEAR, np.flatnonzero((repeats.near >= 0) & ~outranks), repeats.near)
-    near = duplicates.near_held_out(rows, splits, fate == KEPT, config.duplicates.similarity, workers)
+    near = duplicates.near_held_out(
+        rows, splits, fate == KEPT, config.duplicates.similarity, workers
+    )
     leave_out(NEAR_HELD_OUT, np.flatnonzero(near >= 0), near)
     return Fates(fate, other, splits, repeats)
 
@@ -131,15 +145,21 @@ def place_text(config: PrepareConfig, rows: RecordTable, index: int) -> str:
     return console.place(where["file"], where["row"])
 
 
-def rejected_rows(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iterator[RejectedEntry]:
+def rejected_rows(
+    config: PrepareConfig, rows: RecordTable, fates: Fates
+) -> Iterator[RejectedEntry]:
     """Every row that is in no split, in source order, with its rule and the reason."""
-    unusable = ((source, row.number, row.file, row.rule, row.reason) for source, row in rows.rejected)
+    unusable = (
+        (source, row.number, row.file, row.rule, row.reason) for source, row in rows.rejected
+    )
     left_out = _left_out(config, rows, fates)
     for _, number, file, rule, reason in heapq.merge(unusable, left_out, key=lambda row: row[:2]):
         yield {"source": {"file": file, "row": number}, "rule": rule, "reason": reason}
 
 
-def _left_out(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iterator[tuple[int, int, str, str, str]]:
+def _left_out(
+    config: PrepareConfig, rows: RecordTable, fates: Fates
+) -> Iterator[tuple[int, int, str, str, str]]:
     for index in np.flatnonzero(fates.fate != KEPT).tolist():
         fate, first = int(fates.fate[index]), int(fates.other[index])
         other, label = place_text(config, rows, first), rows.label_of[first]

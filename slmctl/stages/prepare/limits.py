@@ -1,4 +1,6 @@
-"""A data set against the limits of the config: the faults that end the stage, in one sentence with a hint."""
+"""A data set against the limits of the config: the faults that end the
+stage, in one sentence with a hint.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +43,16 @@ def require_labels(config: PrepareConfig, rows: RecordTable) -> None:
     """Refuse labels that nothing can be learned from.
 
     Raises:
-        DataError: All rows have the same label or labels, there are over MAX_LABELS, or the columns look swapped.
+        DataError: All rows have the same label or labels, there are over MAX_LABELS, or the columns
+            look swapped.
     """
     if not config.task.has_labels or not len(rows):
         return
     labels = list(rows.count(np.arange(len(rows))))
     if swapped := swapped_columns(rows):
         raise DataError(
-            f"the columns look swapped: {swapped['inputs']} different inputs have {swapped['answers']} different "
+            f"the columns look swapped: {swapped['inputs']} different inputs have "
+            f"{swapped['answers']} different "
             "labels",
             hint="exchange the columns of 'input' and 'output'",
         )
@@ -66,8 +70,13 @@ def require_labels(config: PrepareConfig, rows: RecordTable) -> None:
 
 
 def swapped_columns(rows: RecordTable) -> Swapped | None:
-    """Numbers of a data set with few different inputs and many answers, as if labels were the inputs; else None."""
-    inputs, answers = int((minhash.first_equal(rows.digests) < 0).sum()), len(np.unique(rows.answers))
+    """Numbers of a data set with few different inputs and many answers, as
+    if labels were the inputs; else None.
+    """
+    inputs, answers = (
+        int((minhash.first_equal(rows.digests) < 0).sum()),
+        len(np.unique(rows.answers)),
+    )
     if len(rows) < MANY or inputs > REPEATED * len(rows) or answers < OFTENER * inputs:
         return None
     return {"inputs": inputs, "answers": answers}
@@ -76,16 +85,20 @@ def swapped_columns(rows: RecordTable) -> Swapped | None:
 def fault_of(
     config: PrepareConfig, rows: RecordTable, fates: Fates, overlap: Mapping[str, Overlap]
 ) -> SlmctlError | None:
-    """All reasons why a model cannot be trained on a data set and measured with it, in one error; None if it can.
+    """All reasons why a model cannot be trained on a data set and measured with it, in one error;
+    None if it can.
 
-    It is a DataError where too many rows are unusable or a split is empty, and a GateError where a split or a label has
-    too few rows or held-out rows have too much in common with training rows; of several reasons, the first decides.
+    It is a DataError where too many rows are unusable or a split is empty, and a GateError where a
+    split or a label has too few rows or held-out rows have too much in common with training rows;
+    of several reasons, the first decides.
     """
     faults = list(_faults(config, rows, fates, overlap))
     if not faults:
         return None
     hints = dict.fromkeys(fault.hint for fault in faults)
-    fault = type(faults[0])("; also, ".join(fault.message for fault in faults), hint="; ".join(hints))
+    fault = type(faults[0])(
+        "; also, ".join(fault.message for fault in faults), hint="; ".join(hints)
+    )
     fault.evidence = EVIDENCE
     return fault
 
@@ -106,13 +119,22 @@ def _faults(
     yield from _unusable(config, rows)
     counts = {name: len(fates.kept(name)) for name in SPLITS}
     filled = [name for name in SPLITS if name == "train" or getattr(config.splits, name) > 0]
-    needed = {name: getattr(config.min_rows, name) for name in filled} | dict.fromkeys(config.bound_splits, 1)
+    needed = {name: getattr(config.min_rows, name) for name in filled} | dict.fromkeys(
+        config.bound_splits, 1
+    )
     reasons = ", ".join(f"{n} {rule}" for rule, n in list(fates.rules(rows).items())[:3]) or "none"
-    came = f"{len(rows) + len(rows.rejected)} came in, {len(rows.rejected) + fates.left_out} were left out ({reasons})"
+    came = (
+        f"{len(rows) + len(rows.rejected)} came in, {len(rows.rejected) + fates.left_out} were "
+        f"left out ({reasons})"
+    )
     empty = next((name for name in needed if not counts[name]), None)
     if empty is not None:
         swapped = swapped_columns(rows)
-        hint = "are 'input' and 'output' swapped?" if swapped else "a data set needs some hundred usable rows"
+        hint = (
+            "are 'input' and 'output' swapped?"
+            if swapped
+            else "a data set needs some hundred usable rows"
+        )
         yield DataError(f"no rows are left for '{empty}': {came}", hint=hint)
     once = f"; {came}" if empty is None else ""
     few = [name for name, least in needed.items() if counts[name] < least and name != empty]
@@ -132,20 +154,27 @@ def _unusable(config: PrepareConfig, rows: RecordTable) -> Iterator[DataError]:
     counts = Counter(row.rule for _, row in rows.rejected).most_common(3)
     _, first = rows.rejected[0]
     yield DataError(
-        f"{unusable} of {total} rows are unusable, more than max_rejected {percent(config.max_rejected)}: "
+        f"{unusable} of {total} rows are unusable, more than max_rejected "
+        f"{percent(config.max_rejected)}: "
         + ", ".join(f"{n} {rule}" for rule, n in counts)
         + f"; first {console.place(first.file, first.number)}: {first.reason}",
-        hint=f"correct the rows, or --set prepare.max_rejected={math.ceil(100 * unusable / total)}%",
+        hint="correct the rows, or --set "
+        f"prepare.max_rejected={math.ceil(100 * unusable / total)}%",
     )
 
 
 def _rare_labels(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iterator[GateError]:
     least, trained = config.min_rows.label, rows.count(fates.kept("train"))
     kept = rows.count(np.concatenate([fates.kept(name) for name in SPLITS]))
-    rare = sorted((label for label in kept if trained.get(label, 0) < least), key=lambda name: (-kept[name], name))
+    rare = sorted(
+        (label for label in kept if trained.get(label, 0) < least),
+        key=lambda name: (-kept[name], name),
+    )
     if not config.task.has_labels or not rare:
         return
-    meant = {slip["label"]: slip["likely"] for slip in label_typos(rows.count(np.arange(len(rows))))}
+    meant = {
+        slip["label"]: slip["likely"] for slip in label_typos(rows.count(np.arange(len(rows))))
+    }
     named = ", ".join(
         f"'{label[:60]}' {trained.get(label, 0)}"
         + (f" (perhaps '{meant[label][:60]}')" if label in meant else "")
@@ -163,23 +192,33 @@ def _rare_labels(config: PrepareConfig, rows: RecordTable, fates: Fates) -> Iter
     yield GateError(
         f"{len(rare)} of {len(kept)} labels have fewer than {least} training rows: {named}{more}",
         reason="min_rows",
-        hint=f"{way}; or --set prepare.min_rows.label={min(trained.get(label, 0) for label in rare)}",
+        hint=f"{way}; or --set "
+        f"prepare.min_rows.label={min(trained.get(label, 0) for label in rare)}",
     )
 
 
-def _overlap(config: PrepareConfig, rows: RecordTable, overlap: Mapping[str, Overlap]) -> Iterator[GateError]:
+def _overlap(
+    config: PrepareConfig, rows: RecordTable, overlap: Mapping[str, Overlap]
+) -> Iterator[GateError]:
     for name, measure in overlap.items():
         if measure.measured and measure.share > config.max_overlap:
             count = measure.measured
-            few = f"; {count} rows are few, each of them {percent(1 / count)}" if count < FEW_MEASURED else ""
+            few = (
+                f"; {count} rows are few, each of them {percent(1 / count)}"
+                if count < FEW_MEASURED
+                else ""
+            )
             long = f" of {SHORT} words and more" if measure.too_short else ""
             held_out, trained = (place_text(config, rows, index) for index in measure.pairs[0])
             yield GateError(
-                f"{measure.overlapping} of {measure.measured} rows of '{name}'{long} ({percent(measure.share)}) share "
-                f"a run of words with training rows, more than max_overlap {percent(config.max_overlap)}; "
+                f"{measure.overlapping} of {measure.measured} rows of '{name}'{long} "
+                f"({percent(measure.share)}) share "
+                "a run of words with training rows, more than max_overlap "
+                f"{percent(config.max_overlap)}; "
                 f"first {held_out} with {trained}",
                 reason="overlap",
-                hint="is a signature in every text? prepare.clean: [signatures]; are rows one sentence with "
-                "other numbers? group them, or for a try, whose score is too good: --set prepare.max_overlap=SHARE"
-                + few,
+                hint="is a signature in every text? prepare.clean: [signatures]; are rows one "
+                "sentence with "
+                "other numbers? group them, or for a try, whose score is too good: --set "
+                "prepare.max_overlap=SHARE" + few,
             )

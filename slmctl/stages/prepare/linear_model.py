@@ -1,4 +1,6 @@
-"""Prepared records -> the score of a linear model on the validation rows, which a fine-tuned model must beat."""
+"""Prepared records -> the score of a linear model on the validation
+rows, which a fine-tuned model must beat.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,15 @@ from slmctl.metrics import linear_baseline
 from slmctl.metrics.statistics import wilson
 from slmctl.task.records import Record
 
-# Bounds of a sample, so that it takes seconds for a million rows: of rows, characters, and rows times labels.
+# Bounds of a sample, so that it takes seconds for a million rows: of rows, characters, and rows
+# times labels.
 ROWS, CHARACTERS, WORK = 10_000, 3_000_000, 1_000_000
 MEASURED = 5_000  # validation rows
 
 
 class LinearFacts(TypedDict):
-    """The linear model's score: right answers of the validation rows, and the 95 % interval of their share.
+    """The linear model's score: right answers of the validation rows, and the 95 % interval of
+    their share.
 
     `trained_on` is the number of training rows that it was trained on, at most all of `train`.
     """
@@ -35,10 +39,12 @@ class LinearFacts(TypedDict):
 
 
 def measure(out: Path, *, train: int, validation: int, labels: int) -> LinearFacts | None:
-    """Train a linear model on the `train` records in `out`, or a sample, and measure it on the `validation` records.
+    """Train a linear model on the `train` records in `out`, or a sample, and measure it on the
+    `validation` records.
 
-    The validation rows also choose its regularisation, but out of three values only, so the score is hardly too high.
-    Returns None without scikit-learn, with fewer than two labels, or with too few validation rows.
+    The validation rows also choose its regularisation, but out of three values only, so the score
+    is hardly too high. Returns None without scikit-learn, with fewer than two labels, or with too
+    few validation rows.
     """
     if validation < linear_baseline.FEWEST or labels < 2:
         return None
@@ -51,7 +57,10 @@ def measure(out: Path, *, train: int, validation: int, labels: int) -> LinearFac
     references = [record.answer for record in measured]
     texts = [record.input for record in measured]
     model = linear_baseline.fit(
-        [record.input for record in learned], [record.answer for record in learned], choosing=texts, chosen=references
+        [record.input for record in learned],
+        [record.answer for record in learned],
+        choosing=texts,
+        chosen=references,
     )
     answers, _ = model.answers(texts)
     right = sum(answer == reference for answer, reference in zip(answers, references, strict=True))
@@ -66,7 +75,9 @@ def measure(out: Path, *, train: int, validation: int, labels: int) -> LinearFac
 
 
 def sample(path: Path, count: int, most: int, characters: int = CHARACTERS) -> Sequence[Record]:
-    """At most `most` of the `count` records of a split, evenly spaced, and with about `characters` bytes at most."""
+    """At most `most` of the `count` records of a split, evenly spaced, and
+    with about `characters` bytes at most.
+    """
     places = set(np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist())
     with path.open("rb") as stream:
         lines = [line for number, line in enumerate(stream) if number in places]

@@ -1,4 +1,6 @@
-"""sources + base -> prepared: training, validation, calibration and test records, and the task contract."""
+"""sources + base -> prepared: training, validation, calibration and
+test records, and the task contract.
+"""
 
 from __future__ import annotations
 
@@ -41,33 +43,41 @@ from slmctl.task.documents import PAGE, WindowForm, standing
 from slmctl.task.kinds import kind_of
 from slmctl.task.records import Record
 
-DENSITY, DENSEST = 2000, 0.1  # documents by which characters a token are measured, and the share of those with fewer
+# documents by which characters a token are measured, and the share of those with fewer
+DENSITY, DENSEST = 2000, 0.1
 UNKNOWN = 3.0  # characters a token, where no base counts tokens
 CHECKED = 2000  # answers that are held against the schema
 SAMPLE, SHOWN = 200, 3  # rows of a source that `explain` reads, and records that it shows
 # Shows a record without a base: a turn a line, tool calls as JSON.
 PLAIN = (
-    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{{ m['tool_calls'] | tojson if m['tool_calls'] }}"
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{{ m['tool_calls'] | tojson if "
+    "m['tool_calls'] }}"
     "{{ '\\n' }}{% endfor %}{{ 'assistant: ' if add_generation_prompt }}"
 )
 
 
 def run(
-    config: PrepareConfig, *, out: Path, base: Artifact | None = None, labelled: Artifact | None = None
+    config: PrepareConfig,
+    *,
+    out: Path,
+    base: Artifact | None = None,
+    labelled: Artifact | None = None,
 ) -> PrepareFacts:
-    """Write `train.jsonl`, `validation.jsonl`, `calibration.jsonl`, `test.jsonl`, `rejected.jsonl`, `task.json`.
+    """Write `train.jsonl`, `validation.jsonl`, `calibration.jsonl`, `test.jsonl`, `rejected.jsonl`,
+    `task.json`.
 
-    Every row that came in is in exactly one of the first five files. Beside them: `repeated.jsonl` lists
-    records that are nearly the same or contradict each other, `overlap.jsonl` held-out records that share a run of
-    words with training, `rows.bin` holds the hashes that `trace` looks up, and of `classify` `suspects.jsonl` lists
-    training records whose label looks wrong.
+    Every row that came in is in exactly one of the first five files. Beside them: `repeated.jsonl`
+    lists records that are nearly the same or contradict each other, `overlap.jsonl` held-out
+    records that share a run of words with training, `rows.bin` holds the hashes that `trace` looks
+    up, and of `classify` `suspects.jsonl` lists training records whose label looks wrong.
 
-    The accepted rows of `labelled` are one more source, for training only: people label the held-out rows.
+    The accepted rows of `labelled` are one more source, for training only: people label the
+    held-out rows.
 
     Raises:
         DataError: A source is unusable, too many rows are, or no model could learn from them.
-        GateError: A split or a label has fewer rows than `min_rows`, or the held-out splits have more in common with
-            training than `max_overlap` allows.
+        GateError: A split or a label has fewer rows than `min_rows`, or the held-out splits have
+            more in common with training than `max_overlap` allows.
     """
     if labelled is not None:
         config = _with_labels(config, labelled)
@@ -94,14 +104,23 @@ def run(
         fault = limits.fault_of(config, rows, decided, overlap)
         if fault is None and rules.chooses:
             collected["linear"] = linear_model.measure(
-                out, train=collected["train"], validation=collected["validation"], labels=len(rows.labels)
+                out,
+                train=collected["train"],
+                validation=collected["validation"],
+                labels=len(rows.labels),
             )
-            collected["suspects"] = suspects.find(out, train=collected["train"], labels=len(rows.labels))
+            collected["suspects"] = suspects.find(
+                out, train=collected["train"], labels=len(rows.labels)
+            )
         if task.is_object:
             collected["unfit_answers"] = _unfit(task, rows)
         if task.document is not None and task.is_object:
-            collected["standing"] = standing(map(Record.from_json, map(json.loads, rows.lines())), task.schema or {})
-        report_page.write(out, collected, base=Base.read(base.path).name if base is not None else "")
+            collected["standing"] = standing(
+                map(Record.from_json, map(json.loads, rows.lines())), task.schema or {}
+            )
+        report_page.write(
+            out, collected, base=Base.read(base.path).name if base is not None else ""
+        )
         if fault is not None:
             raise fault
     console.say(
@@ -115,28 +134,39 @@ def run(
 
 
 def _with_labels(config: PrepareConfig, labelled: Artifact) -> PrepareConfig:
-    """The config with a teacher's labels as the last source, so that of equal rows the people's stay."""
+    """The config with a teacher's labels as the last source, so
+    that of equal rows the people's stay.
+    """
     if not labelled.metrics["accepted"]:
         console.say("  label accepted no row, so there is nothing of a teacher to train on")
         return config
     source = Source(
-        path=labelled.file("accepted.jsonl"), name="labelled", input="input", output="output", id="id", weight="weight",
+        path=labelled.file("accepted.jsonl"),
+        name="labelled",
+        input="input",
+        output="output",
+        id="id",
+        weight="weight",
         split="train",
-    )  # fmt: skip
+    )
     return config.model_copy(update={"sources": [*config.sources, source]})
 
 
 def _plan(config: PrepareConfig, base: Artifact | None, *, keeps: bool) -> ReadingPlan:
-    """The plan for reading the sources; without a base, prompts follow PLAIN and tokens are estimated."""
+    """The plan for reading the sources; without a base, prompts
+    follow PLAIN and tokens are estimated.
+    """
     if not config.sources:
         raise DataError(
-            "no sources are set", hint="prepare: sources: [{path: tickets.csv, input: text, output: category}]"
+            "no sources are set",
+            hint="prepare: sources: [{path: tickets.csv, input: text, output: category}]",
         )
     for source in config.sources:
         for name in ("label", "separator"):
             if getattr(source, name) is not None and not config.task.has(f"sources.{name}"):
                 raise DataError(
-                    f"{source.title} has a '{name}' for its rows, which belongs to {kinds_with(f'sources.{name}')}, "
+                    f"{source.title} has a '{name}' for its rows, which belongs to "
+                    f"{kinds_with(f'sources.{name}')}, "
                     f"and the kind is {config.task.kind}",
                     hint="output: COLUMN",
                 )
@@ -156,7 +186,9 @@ def _plan(config: PrepareConfig, base: Artifact | None, *, keeps: bool) -> Readi
         task = dataclasses.replace(
             task,
             chat_template=model.chat_template,
-            end=end_of_turn(model.chat_template, bos_token=model.bos_token, eos_token=model.eos_token),
+            end=end_of_turn(
+                model.chat_template, bos_token=model.bos_token, eos_token=model.eos_token
+            ),
             bos_token=model.bos_token,
             eos_token=model.eos_token,
             special_tokens=model.special_tokens,
@@ -182,7 +214,8 @@ def _plan(config: PrepareConfig, base: Artifact | None, *, keeps: bool) -> Readi
     )
     for source, conversation_format in zip(config.sources, plan.formats(), strict=True):
         console.detail(
-            f"{source.title}: conversation format {conversation_format.name}, since {conversation_format.reason}"
+            f"{source.title}: conversation format {conversation_format.name}, since "
+            f"{conversation_format.reason}"
         )
     return plan
 
@@ -191,20 +224,26 @@ def _require_splits(config: PrepareConfig) -> None:
     """Refuse splits that rows of a source cannot be drawn for.
 
     Raises:
-        DataError: They go by time, and a source has none; or by label, and a source has groups, which would be torn.
+        DataError: They go by time, and a source has none; or by label, and a source has groups,
+            which would be torn.
     """
     for source in (source for source in config.sources if source.split is None):
         if config.splits.time is not None and source.time is None:
-            raise DataError(f"{source.title} names no time column, and splits.time needs one", hint="time: COLUMN")
+            raise DataError(
+                f"{source.title} names no time column, and splits.time needs one",
+                hint="time: COLUMN",
+            )
         if config.splits.time is None and config.splits.labels and source.group is not None:
             raise DataError(
-                f"splits.labels would tear groups of {source.title} apart, whose rows stay in one split",
+                f"splits.labels would tear groups of {source.title} apart, whose rows stay in one "
+                "split",
                 hint="leave prepare.splits.labels out, or the source's group",
             )
 
 
 def check(config: PrepareConfig) -> None:
-    """Check the schema, and that every source can be read and has the columns that the config names; needs no base.
+    """Check the schema, and that every source can be read and has the columns that the config
+    names; needs no base.
 
     Raises:
         DataError: One of them cannot be used.
@@ -240,35 +279,51 @@ def try_out(config: PrepareConfig) -> None:
 
 
 def _contract(config: TaskConfig, plan: ReadingPlan, rows: RecordTable) -> Task:
-    """The task with the labels of the data, and the system prompt where all rows have the same, as records have it."""
+    """The task with the labels of the data, and the system prompt where all
+    rows have the same, as records have it.
+    """
     task = plan.task
     labels = declared.labels_of(config, rows.count(np.arange(len(rows))))
     windows = _windows(config, rows, counted=plan.tokenizer is not None)
     system = task.system or (next(iter(rows.systems)) if len(rows.systems) == 1 else "")
     return dataclasses.replace(
-        task, system=plan.policy.apply(system).text, descriptions=dict(config.descriptions),
+        task,
+        system=plan.policy.apply(system).text,
+        descriptions=dict(config.descriptions),
         schema=task.rules.schema_of(labels),
-        labels=labels if task.rules.chooses else (), ordered=config.ordered, document=windows,
+        labels=labels if task.rules.chooses else (),
+        ordered=config.ordered,
+        document=windows,
         must=tuple(config.must),
         must_not=tuple(config.must_not),
-    )  # fmt: skip
+    )
 
 
 def _windows(config: TaskConfig, rows: RecordTable, *, counted: bool) -> WindowForm | None:
-    """The windows of the task in characters, by the tokens that a character of its densest documents has."""
+    """The windows of the task in characters, by the tokens that a
+    character of its densest documents has.
+    """
     if config.document is None:
         return None
-    texts = ([message["content"] for message in json.loads(line)["messages"]] for line in rows.lines())
+    texts = (
+        [message["content"] for message in json.loads(line)["messages"]] for line in rows.lines()
+    )
     lengths = np.array([sum(map(len, contents)) for contents in itertools.islice(texts, DENSITY)])
-    a_token = float(np.quantile(lengths / rows.tokens[: len(lengths)], DENSEST)) if counted else UNKNOWN
+    a_token = (
+        float(np.quantile(lengths / rows.tokens[: len(lengths)], DENSEST)) if counted else UNKNOWN
+    )
     return WindowForm(int(config.document.size * a_token), int(config.document.shared * a_token))
 
 
 def _unfit(task: Task, rows: RecordTable) -> UnfitAnswers:
-    """The first answers that do not satisfy the schema: a model learns them, and may not write them."""
+    """The first answers that do not satisfy the schema: a model
+    learns them, and may not write them.
+    """
     records = map(Record.from_json, map(json.loads, itertools.islice(rows.lines(), CHECKED)))
     unfit = [record for record in records if not task.rules.allows(json.loads(record.answer))]
-    places = [console.place(record.source["file"], record.source["row"]) for record in unfit[:SHOWN]]
+    places = [
+        console.place(record.source["file"], record.source["row"]) for record in unfit[:SHOWN]
+    ]
     return {"checked": min(len(rows), CHECKED), "unfit": len(unfit), "places": places}
 
 
@@ -282,8 +337,14 @@ def explain(config: PrepareConfig, *, base: Artifact | None) -> str:
     """
     plan = _plan(config, base, keeps=False)
     reader = RecordReader(plan)
-    lines = [] if base is not None else ["no base is there yet (slmctl pull), so records are shown turn by turn", ""]
-    for k, (source, conversation_format) in enumerate(zip(config.sources, reader.formats, strict=True)):
+    lines = (
+        []
+        if base is not None
+        else ["no base is there yet (slmctl pull), so records are shown turn by turn", ""]
+    )
+    for k, (source, conversation_format) in enumerate(
+        zip(config.sources, reader.formats, strict=True)
+    ):
         lines += [f"{source.title}: {conversation_format.name}, since {conversation_format.reason}"]
         lines += [f"  {part:<12} <- {origin}" for part, origin in conversation_format.mapping]
         lines += [
@@ -293,7 +354,11 @@ def explain(config: PrepareConfig, *, base: Artifact | None) -> str:
         ]
         origins = [origin for _, origin in conversation_format.mapping]
         own = {source.id, source.group, source.time, source.weight}
-        unused = [name for name in plan.columns[k] if name not in own and not any(name in each for each in origins)]
+        unused = [
+            name
+            for name in plan.columns[k]
+            if name not in own and not any(name in each for each in origins)
+        ]
         lines += [f"  not used     {', '.join(unused)}"] if unused else []
         lines += [*_first_records(reader, k), ""]
     return "\n".join(lines).rstrip()
@@ -304,12 +369,18 @@ def _first_records(reader: RecordReader, source: int) -> Iterator[str]:
     plan = reader.plan
     origin = plan.sources[source]
     rows = read_rows(origin.local, **origin.reading)
-    raw: list[RawRow] = [(row.number, row.columns, row.fault) for row in itertools.islice(rows, SAMPLE)]
+    raw: list[RawRow] = [
+        (row.number, row.columns, row.fault) for row in itertools.islice(rows, SAMPLE)
+    ]
     batch = reader.read(source, raw)
     yield f"  of the first {len(raw)} rows {len(batch.lines)} are records"
     for rejected in batch.rejected[:SHOWN]:
-        yield f"  {console.place(rejected.file, rejected.number)}: {rejected.rule}: {rejected.reason}"
-    for number, line in list(zip(batch.measures["numbers"].tolist(), batch.lines, strict=True))[:SHOWN]:
+        yield (
+            f"  {console.place(rejected.file, rejected.number)}: {rejected.rule}: {rejected.reason}"
+        )
+    for number, line in list(zip(batch.measures["numbers"].tolist(), batch.lines, strict=True))[
+        :SHOWN
+    ]:
         record = Record.from_json(json.loads(line))
         answer = plan.task.rules.written(record.answer) + plan.task.end
         text = plan.task.prompt(record.prompt_messages, tools=record.tools) + answer

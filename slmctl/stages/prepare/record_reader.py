@@ -1,4 +1,6 @@
-"""Raw rows -> records, with the measures of each. A batch depends on its rows alone, whatever the number of workers."""
+"""Raw rows -> records, with the measures of each. A batch depends on its rows
+alone, whatever the number of workers.
+"""
 
 from __future__ import annotations
 
@@ -43,14 +45,17 @@ AHEAD = 3  # batches per worker that are read ahead
 REMEMBERED = 4096  # system prompts and labels whose findings are cached
 PARALLEL_BYTES = 4_000_000  # bytes of sources from which starting workers pays
 
-_encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would build an encoder for each row
+# json.dumps would build an encoder for each row
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 _NO_DIGIT = re.compile(r"\D")
-# no letter, and none of the punctuation, currencies, letterlike signs and variation selectors that make no difference
+# no letter, and none of the punctuation, currencies, letterlike signs and variation selectors that
+# make no difference
 _SIGN = re.compile(r"[^\w\s\0-\u02ff\u2000-\u218f\ufe00-\ufe0f\U000e0000-\U000e0fff]")
 _KINDS = ("Mn", "Mc", "Me", "So")  # of signs: those of vowels and other marks, emoji and the like
 
 RawRow = tuple[int, dict[str, Any], str]  # number, columns, fault
-# a step of cleaning, a label that was renamed, or a kind of value with a mark in its place in the answer
+# a step of cleaning, a label that was renamed, or a kind of value with a mark in its place in the
+# answer
 Change = tuple[Literal["clean", "label", "answer"], str]
 
 
@@ -76,7 +81,8 @@ class RecordBatch:
             numbers: Of the rows.
             digests: `minhash.digest` of `texts`.
             old_digests, old_compact: Of the inputs as they came in, before cleaning and redaction.
-            digits: A hash of the digits, vowel signs and emoji of each input, which are alike or missing in `texts`.
+            digits: A hash of the digits, vowel signs and emoji of each input, which are alike or
+                missing in `texts`.
             answers: A hash of each answer.
             positions: Between 0 and 1, from which the split follows.
             moments: Seconds since 1970, NaN without a time column.
@@ -158,7 +164,11 @@ class RecordReader:
     def __init__(self, plan: ReadingPlan) -> None:
         self.plan = plan
         self.formats = plan.formats()
-        self._tokens = TokenCounter(plan.task, plan.tokenizer) if plan.tokenizer is not None else LengthEstimate()
+        self._tokens = (
+            TokenCounter(plan.task, plan.tokenizer)
+            if plan.tokenizer is not None
+            else LengthEstimate()
+        )
         self._labels = frozenset(plan.labels) if plan.labels is not None else None
         self._applied: dict[str, Applied] = {}
 
@@ -166,7 +176,8 @@ class RecordReader:
         """The records among some rows of a source.
 
         Raises:
-            DataError: The policy refuses personal data or a secret of a row, or the base's template takes too long.
+            DataError: The policy refuses personal data or a secret of a row, or the base's template
+                takes too long.
         """
         rejected: list[RejectedRow] = []
         tally, sensitive_rows = Tally(), 0
@@ -179,7 +190,8 @@ class RecordReader:
                 record, original, system = self._record(source, number, columns, changes)
                 record, has_findings = self._apply_policy(source, record, tally, changes)
                 if self.plan.task.rules.calls and has_findings:
-                    self._require_call(record.answer, record.tools)  # a redacted value may break its schema
+                    # a redacted value may break its schema
+                    self._require_call(record.answer, record.tools)
                 sensitive_rows += has_findings
                 line = _encode(record.to_json()).encode()
                 time = self._moment(source, columns)
@@ -196,15 +208,20 @@ class RecordReader:
     def _record(
         self, source: int, number: int, columns: dict[str, Any], changes: Counter[Change]
     ) -> tuple[Record, str, str]:
-        """Returns (record before the policy, input as it came in, the row's own system prompt or '').
+        """Returns (record before the policy, input as it came in, the row's own system prompt or
+        '').
 
-        The id and the split follow from the row as it came in, so that cleaning moves no row to another split.
+        The id and the split follow from the row as it came in, so that cleaning moves no row to
+        another split.
         """
         conversation, origin = self.formats[source].read(columns), self.plan.sources[source]
         system, messages = self._with_task_system(conversation.messages)
         rules = self.plan.task.rules
         if rules.calls:
-            reply: Message = {**messages[-1], "content": calls.answer_in(messages[-1], self.formats[source].name)}
+            reply: Message = {
+                **messages[-1],
+                "content": calls.answer_in(messages[-1], self.formats[source].name),
+            }
             reply.pop("tool_calls", None)
             messages = [*messages[:-1], reply]
             self._require_call(reply["content"], conversation.tools)
@@ -227,7 +244,9 @@ class RecordReader:
         identity = _encode([original, cell if rules.chooses else answer]).encode()
         record = dataclasses.replace(
             record,
-            id=row_fingerprints.id_digits(own_id) if own_id else hashlib.sha256(identity).hexdigest()[:16],
+            id=row_fingerprints.id_digits(own_id)
+            if own_id
+            else hashlib.sha256(identity).hexdigest()[:16],
             messages=self._cleaned(record.messages, changes),
         )
         return record, original, system
@@ -244,10 +263,16 @@ class RecordReader:
             return label
         near = process.extractOne(label, self.plan.labels or (), score_cutoff=60)
         suggestion = f"; did you mean '{near[0]}'?" if near else ""
-        raise RowRejectedError("unknown label", f"'{label[:60]}' is not one of the task's labels{suggestion}")
+        raise RowRejectedError(
+            "unknown label", f"'{label[:60]}' is not one of the task's labels{suggestion}"
+        )
 
-    def _cleaned(self, messages: tuple[Message, ...], changes: Counter[Change]) -> tuple[Message, ...]:
-        """The messages with the user's texts cleaned; each step that changed one of them is counted once."""
+    def _cleaned(
+        self, messages: tuple[Message, ...], changes: Counter[Change]
+    ) -> tuple[Message, ...]:
+        """The messages with the user's texts cleaned; each step that
+        changed one of them is counted once.
+        """
         if not self.plan.task.cleans:
             return messages
         cleaned, steps = list(messages), set[str]()
@@ -260,7 +285,9 @@ class RecordReader:
         return tuple(cleaned)
 
     def _with_task_system(self, messages: Messages) -> tuple[str, Messages]:
-        """Returns (the conversation's own system prompt, its messages with the task's instead, if the task has one)."""
+        """Returns (the conversation's own system prompt, its messages with
+        the task's instead, if the task has one).
+        """
         own = "\n".join(message["content"] for message in messages if message["role"] == "system")
         if not self.plan.task.system:
             return own, messages
@@ -277,13 +304,16 @@ class RecordReader:
         return before
 
     def _tools(self, tools: list[Any] | None) -> tuple[Any, ...] | None:
-        """A conversation's own tools, for a `call` task in the form that calls are checked by; None without any."""
+        """A conversation's own tools, for a `call` task in the form that
+        calls are checked by; None without any.
+        """
         if not tools or not self.plan.task.rules.calls:
             return tuple(tools) if tools else None
         return tuple(tool.to_json() for tool in self.plan.task.rules.offered(tools))
 
     def _require_call(self, answer: str, tools: Sequence[Any] | None) -> None:
-        """Refuse an answer that is neither `none` nor a call of an offered tool with arguments that fit.
+        """Refuse an answer that is neither `none` nor a call of an offered tool with arguments that
+        fit.
 
         Raises:
             RowRejectedError: The answer is neither, or no tools are offered at all.
@@ -293,13 +323,18 @@ class RecordReader:
         except DataError as error:
             raise RowRejectedError("bad tools", error.message) from None
         if not offered:
-            raise RowRejectedError("bad tools", "the row has no tools, and the task has none: task.tools names them")
+            raise RowRejectedError(
+                "bad tools", "the row has no tools, and the task has none: task.tools names them"
+            )
         if tools:  # the task's own tools are checked when the config is read
             calls.require_grammar(offered)
         tool_calls.require_offered(tool_calls.read_answer(answer), offered)
 
-    def _apply_policy(self, source: int, record: Record, tally: Tally, changes: Counter[Change]) -> tuple[Record, bool]:
-        """Returns (record after the policy on personal data and secrets, True if there were findings).
+    def _apply_policy(
+        self, source: int, record: Record, tally: Tally, changes: Counter[Change]
+    ) -> tuple[Record, bool]:
+        """Returns (record after the policy on personal data and secrets, True if there were
+        findings).
 
         A label is searched but never changed, or it would be another label.
 
@@ -326,7 +361,9 @@ class RecordReader:
             kinds = ", ".join(sorted({finding.kind for finding in applied.findings}))
             if applied.action == "refuse":
                 where = console.place(record.source["file"], record.source["row"])
-                raise DataError(f"{where} holds what the config refuses: {kinds}", hint="prepare.sensitive")
+                raise DataError(
+                    f"{where} holds what the config refuses: {kinds}", hint="prepare.sensitive"
+                )
             if applied.action == "drop":
                 raise RowRejectedError("sensitive", f"holds personal data or a secret: {kinds}")
             left = left or applied.sensitive or is_label
@@ -334,7 +371,11 @@ class RecordReader:
                 messages[at] = {**message, "content": applied.text}
             if at == last and messages[at] != message:
                 marked = {finding.kind for finding in applied.findings}
-                changes.update(("answer", kind) for kind in marked if self.plan.policy.actions[kind] == "redact")
+                changes.update(
+                    ("answer", kind)
+                    for kind in marked
+                    if self.plan.policy.actions[kind] == "redact"
+                )
         if not has_findings:
             return record, False
         return dataclasses.replace(record, messages=tuple(messages), sensitive=left), True
@@ -348,7 +389,9 @@ class RecordReader:
         return self._applied[text]
 
     def _apply(self, text: str, *, in_json: bool) -> Applied:
-        """Apply the policy to a text; to each string of an answer in JSON, so that it stays JSON."""
+        """Apply the policy to a text; to each string of an
+        answer in JSON, so that it stays JSON.
+        """
         if not in_json:
             return self.plan.policy.apply(text)
         try:
@@ -366,9 +409,11 @@ class RecordReader:
         return Applied(json.dumps(changed, ensure_ascii=False), findings, action, kept)
 
     def _in_values(self, value: Any, parts: list[Applied], key: str = "") -> Any:
-        """A JSON value with the policy applied to its texts; keys and numbers are searched, and stay what they are.
+        """A JSON value with the policy applied to its texts; keys and numbers are searched, and
+        stay what they are.
 
-        A text or number that stays as it is is searched again behind its key: `{"password": "hunter2"}`.
+        A text or number that stays as it is is searched again behind its key: `{"password":
+        "hunter2"}`.
         """
         if isinstance(value, dict):
             parts += (_unchanged(self._apply_remembered(name)) for name in value)
@@ -379,7 +424,11 @@ class RecordReader:
             return value
         head, written = f"{key}: ", str(value)
         applied = self.plan.policy.apply(written)
-        if key and (applied.action, applied.text) == ("keep", written) and not self._apply_remembered(key).findings:
+        if (
+            key
+            and (applied.action, applied.text) == ("keep", written)
+            and not self._apply_remembered(key).findings
+        ):
             named = self.plan.policy.apply(head + written)
             applied = named if named.findings else applied
         parts.append(applied if isinstance(value, str) else _unchanged(applied))
@@ -407,7 +456,9 @@ class RecordReader:
         records = [row.record for row in rows]
         before = [minhash.normalise(row.original) or row.original for row in rows]
         texts = [
-            old if row.record.input == row.original else minhash.normalise(row.record.input) or row.record.input
+            old
+            if row.record.input == row.original
+            else minhash.normalise(row.record.input) or row.record.input
             for old, row in zip(before, rows, strict=True)
         ]
         signatures = minhash.sketch(texts)
@@ -417,13 +468,18 @@ class RecordReader:
         if changed:
             old_compact[changed] = minhash.compact(minhash.sketch([before[k] for k in changed]))
         keys = [record.group or text for record, text in zip(records, before, strict=True)]
-        title, named = self.plan.sources[source].title, {row.number: row.record.source["file"] for row in rows}
+        title, named = (
+            self.plan.sources[source].title,
+            {row.number: row.record.source["file"] for row in rows},
+        )
         measures: dict[str, np.ndarray] = {
             "numbers": np.array([row.number for row in rows], dtype=np.int64),
             "digests": _digests(texts),
             "old_digests": _digests(before),
             "old_compact": old_compact,
-            "digits": np.array([_hash(_digits(record.input)) for record in records], dtype=np.uint64),
+            "digits": np.array(
+                [_hash(_digits(record.input)) for record in records], dtype=np.uint64
+            ),
             "answers": np.array([_hash(record.answer) for record in records], dtype=np.uint64),
             "positions": np.array([split.position_of(key) for key in keys], dtype=float),
             "moments": np.array([row.moment for row in rows], dtype=float),
@@ -434,7 +490,9 @@ class RecordReader:
             rejected=tuple(rejected),
             lines=tuple(row.line for row in rows),
             texts=tuple(texts),
-            labels=tuple(record.answer if self.plan.task.rules.has_labels else None for record in records),
+            labels=tuple(
+                record.answer if self.plan.task.rules.has_labels else None for record in records
+            ),
             keys=minhash.band_keys(signatures),
             compact=compact,
             measures=measures,
@@ -448,12 +506,15 @@ class RecordReader:
 
 
 def _unchanged(applied: Applied) -> Applied:
-    """The findings of a key or number, which stays, so that its row is sensitive whatever would replace them."""
+    """The findings of a key or number, which stays, so that its row is
+    sensitive whatever would replace them.
+    """
     return dataclasses.replace(applied, sensitive=bool(applied.findings))
 
 
 def read_batches(plan: ReadingPlan, workers: int) -> Generator[RecordBatch, None, None]:
-    """Every row of every source, in order, read by this process, or by workers from PARALLEL_BYTES on.
+    """Every row of every source, in order, read by this process, or by workers from PARALLEL_BYTES
+    on.
 
     Raises:
         DataError: A source cannot be read.
@@ -465,7 +526,9 @@ def read_batches(plan: ReadingPlan, workers: int) -> Generator[RecordBatch, None
             yield reader.read(source, rows)
         return
     # spawned: a fork would copy whatever threads and locks this process holds
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(plan,))
+    pool = ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=_start_worker, initargs=(plan,)
+    )
     waiting: list[Future[RecordBatch]] = []
     try:
         for source, rows in _raw_batches(plan.sources):
@@ -485,7 +548,10 @@ def _raw_batches(sources: Iterable[Source]) -> Iterator[tuple[int, list[RawRow]]
         size = 0
         for row in read_rows(source.local, **source.reading):
             rows.append((row.number, row.columns, row.fault))
-            size += sum(CELL_COST + len(cell if isinstance(cell, str) else str(cell)) for cell in row.columns.values())
+            size += sum(
+                CELL_COST + len(cell if isinstance(cell, str) else str(cell))
+                for cell in row.columns.values()
+            )
             if len(rows) == BATCH or size > BATCH_SIZE:
                 yield index, rows
                 rows, size = [], 0
@@ -508,7 +574,9 @@ def _read_in_worker(source: int, rows: list[RawRow]) -> RecordBatch:
 
 
 def _digests(texts: Sequence[str]) -> U8:
-    return np.frombuffer(b"".join(map(minhash.digest, texts)), dtype=np.uint8).reshape(-1, minhash.DIGEST)
+    return np.frombuffer(b"".join(map(minhash.digest, texts)), dtype=np.uint8).reshape(
+        -1, minhash.DIGEST
+    )
 
 
 def _digits(text: str) -> str:
@@ -521,4 +589,6 @@ def _digits(text: str) -> str:
 
 
 def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    )

@@ -22,7 +22,8 @@ class RecordTable:
 
     Attributes:
         rejected: (source, row) of each unusable row, in order, with its rule and reason.
-        labels: The labels, of which `label_of` holds indices; for rows with several, the lists of labels that occur.
+        labels: The labels, of which `label_of` holds indices; for rows with several, the lists of
+            labels that occur.
         systems: System prompts that rows bring, collected until there are two.
         tally: Findings of personal data and secrets; `sensitive` is the number of their rows.
         echoes: Number of rows whose answer is their question.
@@ -50,7 +51,12 @@ class RecordTable:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._lines.close()
         self.spill.close()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -88,7 +94,9 @@ class RecordTable:
         return len(self.spill)
 
     def __getattr__(self, name: str) -> np.ndarray:
-        """An array over all records: a measure of `RecordBatch`, `sources`, `label_of`, `sizes` (bytes a line)."""
+        """An array over all records: a measure of `RecordBatch`,
+        `sources`, `label_of`, `sizes` (bytes a line).
+        """
         if name.startswith("_") or name not in self._parts:
             raise AttributeError(name)
         parts = self._parts[name]
@@ -104,7 +112,9 @@ class RecordTable:
             yield self._lines.read(size)
 
     def count(self, rows: Iterable[int] | np.ndarray) -> dict[str, int]:
-        """The number of records of each label, among some records; each of a row's several labels counts."""
+        """The number of records of each label, among some records;
+        each of a row's several labels counts.
+        """
         counts: Counter[str] = Counter()
         for code, n in Counter(self.label_of[np.asarray(rows)].tolist()).items():
             if code >= 0:

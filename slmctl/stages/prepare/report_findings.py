@@ -1,4 +1,6 @@
-"""Findings of prepare, a sentence each: the notices of the page with their sections, and the lines of the terminal."""
+"""Findings of prepare, a sentence each: the notices of the page with their
+sections, and the lines of the terminal.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,17 @@ from slmctl.reports.html_page import Notice, Tone, count, either
 from slmctl.stages.prepare.facts import PrepareFacts, SplitOverlap
 from slmctl.stages.prepare.fates import TOGETHER
 
-REPEATS = ("duplicate", "conflicting duplicate", "near duplicate", "near a held-out row")  # rules about good rows
+# rules about good rows
+REPEATS = ("duplicate", "conflicting duplicate", "near duplicate", "near a held-out row")
 SOME = 0.01  # share of unusable rows from which a reader should know why
 MANY = 0.2  # the same for all rows that were left out
 RIGHT = 0.9  # share of right answers for which intervals are given
 WIDE = 5.0  # points on either side of a score; from here two models can hardly be distinguished
-STANDING = 0.95  # share of a field's values that stand in their texts, below which the field is named
+# share of a field's values that stand in their texts, below which the field is named
+STANDING = 0.95
 LINES = 6  # on the terminal, besides the counts of rows and the report's path
-CLOSE = 0.05  # share of a held-out split that overlaps with training from which a score is flattered
+# share of a held-out split that overlaps with training from which a score is flattered
+CLOSE = 0.05
 
 
 def lines(facts: PrepareFacts) -> list[str]:
@@ -48,9 +53,14 @@ def linear_score(facts: PrepareFacts) -> Iterator[str]:
     if linear := facts.get("linear"):
         low, high = linear["interval"]
         part = linear["trained_on"] < linear["train"]
-        trained = f", trained on {linear['trained_on']:,} of the {linear['train']:,} training rows," if part else ""
+        trained = (
+            f", trained on {linear['trained_on']:,} of the {linear['train']:,} training rows,"
+            if part
+            else ""
+        )
         yield (
-            f"A linear model (TF-IDF){trained} gets {percent(linear['accuracy'])} ({percent(low)} to {percent(high)}) "
+            f"A linear model (TF-IDF){trained} gets {percent(linear['accuracy'])} ({percent(low)} "
+            f"to {percent(high)}) "
             f"of {count(linear['rows'], 'validation row')} right: what must be beaten."
         )
 
@@ -59,7 +69,8 @@ def score_interval(facts: PrepareFacts) -> Iterator[str]:
     if rows := facts["test"]:
         low, high = wilson(round(RIGHT * rows), rows)
         yield (
-            f"With {count(rows, 'test row')}, a score of {percent(RIGHT, 0)} means {percent(low)} to {percent(high)} "
+            f"With {count(rows, 'test row')}, a score of {percent(RIGHT, 0)} means {percent(low)} "
+            f"to {percent(high)} "
             "(95 % interval)."
         )
 
@@ -71,7 +82,9 @@ def margin(rows: int) -> float:
 
 
 def overlap_share(overlap: SplitOverlap) -> float:
-    """The share of the measured rows of a split that share a sequence with a training row, 0 to 1."""
+    """The share of the measured rows of a split that share a
+    sequence with a training row, 0 to 1.
+    """
     return overlap["overlapping"] / overlap["measured"] if overlap["measured"] else 0.0
 
 
@@ -81,7 +94,8 @@ def _swapped(facts: PrepareFacts) -> str:
         return ""
     inputs = swapped["inputs"]
     return (
-        f"The columns look swapped: {count(inputs, 'different input')} {either(inputs, 'has', 'have')} "
+        f"The columns look swapped: {count(inputs, 'different input')} "
+        f"{either(inputs, 'has', 'have')} "
         f"{swapped['answers']:,} different answers."
     )
 
@@ -90,9 +104,13 @@ def _sensitive_kept(facts: PrepareFacts) -> str:
     kept = [entry for entry in facts["sensitive"] if entry["action"] == "keep" and entry["count"]]
     if not kept:
         return ""
-    total, kinds = sum(entry["count"] for entry in kept), ", ".join(sorted({entry["kind"] for entry in kept}))
+    total, kinds = (
+        sum(entry["count"] for entry in kept),
+        ", ".join(sorted({entry["kind"] for entry in kept})),
+    )
     return (
-        f"{count(total, 'finding')} of personal data or secrets {either(total, 'stays', 'stay')} in the rows by "
+        f"{count(total, 'finding')} of personal data or secrets {either(total, 'stays', 'stay')} "
+        "in the rows by "
         f"policy ({kinds}): a model can repeat what it was trained on."
     )
 
@@ -103,7 +121,8 @@ def _marked_answers(facts: PrepareFacts) -> str:
         return ""
     named = ", ".join(f"{kind} in {count(rows, 'answer')}" for kind, rows in marked.items())
     return (
-        f"A mark stands in place of a value of answers ({named}), and the model learns to write the mark. "
+        f"A mark stands in place of a value of answers ({named}), and the model learns to write "
+        "the mark. "
         f"prepare.sensitive.{next(iter(marked))}: keep leaves the values."
     )
 
@@ -119,7 +138,8 @@ def _label_typos(facts: PrepareFacts) -> str:
     )
     more = f" and {len(typos) - 3} more" if len(typos) > 3 else ""
     return (
-        f"{count(len(typos), 'label')} may be {either(len(typos), 'a misspelling', 'misspellings')}: "
+        f"{count(len(typos), 'label')} may be "
+        f"{either(len(typos), 'a misspelling', 'misspellings')}: "
         f"{named}{more}. task.labels.map renames them."
     )
 
@@ -131,20 +151,29 @@ def _unknown_labels(facts: PrepareFacts) -> str:
     rows, first = facts["rejected_by_reason"]["unknown label"], next(iter(unknown))
     more = ", and others" if len(unknown) > 1 else ""
     return (
-        f"{count(rows, 'row')} {either(rows, 'is', 'are')} left out for {either(rows, 'its label', 'their labels')} "
-        f"({first}{more}). Name a new label in task.labels to learn it, or rename it by task.labels.map."
+        f"{count(rows, 'row')} {either(rows, 'is', 'are')} left out for "
+        f"{either(rows, 'its label', 'their labels')} "
+        f"({first}{more}). Name a new label in task.labels to learn it, or rename it by "
+        "task.labels.map."
     )
 
 
 def _unusable(facts: PrepareFacts) -> str:
-    rules = {rule: many for rule, many in facts["rejected_by_reason"].items() if rule not in REPEATS}
+    rules = {
+        rule: many for rule, many in facts["rejected_by_reason"].items() if rule not in REPEATS
+    }
     total, rows = sum(rules.values()), max(facts["rows_in"], 1)
     if total > SOME * rows:
         worst = min(rules, key=lambda name: (-rules[name], name))
         rule = f", most of them as “{worst}” ({rules[worst]:,})" if len(rules) > 1 else f": {worst}"
-        return f"{count(total, 'row')} ({percent(total / rows)}) {either(total, 'is', 'are')} unusable{rule}."
+        return (
+            f"{count(total, 'row')} ({percent(total / rows)}) {either(total, 'is', 'are')} "
+            f"unusable{rule}."
+        )
     if facts["rejected"] > MANY * rows:
-        repeats = {rule: many for rule, many in facts["rejected_by_reason"].items() if rule in REPEATS}
+        repeats = {
+            rule: many for rule, many in facts["rejected_by_reason"].items() if rule in REPEATS
+        }
         worst = max(repeats, key=lambda name: (repeats[name], name), default="")
         why = f", most of them as “{worst}” ({repeats[worst]:,})" if worst else ""
         return f"{percent(facts['rejected'] / rows)} of the rows were left out{why}."
@@ -156,8 +185,10 @@ def _conflicts(facts: PrepareFacts) -> str:
     if not pairs:
         return ""
     return (
-        f"{count(pairs, 'pair')} of nearly the same inputs {either(pairs, 'has', 'have')} different answers, so no "
-        f"model can score over {percent(facts['conflicts']['cap'])}. Settling them is the cheapest way to a better "
+        f"{count(pairs, 'pair')} of nearly the same inputs {either(pairs, 'has', 'have')} "
+        "different answers, so no "
+        f"model can score over {percent(facts['conflicts']['cap'])}. Settling them is the cheapest "
+        "way to a better "
         "model."
     )
 
@@ -172,7 +203,8 @@ def _suspects(facts: PrepareFacts) -> str:
     )
     more = "; …" if len(suspects["pairs"]) > 3 else ""
     return (
-        f"{count(suspects['rows'], 'label')} {either(suspects['rows'], 'looks', 'look')} wrong: {named}{more}. "
+        f"{count(suspects['rows'], 'label')} {either(suspects['rows'], 'looks', 'look')} wrong: "
+        f"{named}{more}. "
         "slmctl review shows them, the worst first."
     )
 
@@ -182,11 +214,14 @@ def _overlap(facts: PrepareFacts) -> str:
     for split, side in facts["overlap"]["sides"].items():
         if (share := overlap_share(side)) > CLOSE:
             rows = f"{side['measured']:,} {split} rows of {SHORT} words and more"
-            close.append(f"{percent(share)} of the {rows if side['too_short'] else f'{split} rows'}")
+            close.append(
+                f"{percent(share)} of the {rows if side['too_short'] else f'{split} rows'}"
+            )
     if not close:
         return ""
     return (
-        f"{' and '.join(close)} share long word sequences with training rows: a score on them partly measures memory."
+        f"{' and '.join(close)} share long word sequences with training rows: a score on them "
+        "partly measures memory."
     )
 
 
@@ -195,7 +230,8 @@ def _wide_interval(facts: PrepareFacts) -> str:
     if not rows or margin(rows) <= WIDE:
         return ""
     return (
-        f"{count(rows, 'test row')} {either(rows, 'measures', 'measure')} a score of {percent(RIGHT, 0)} to "
+        f"{count(rows, 'test row')} {either(rows, 'measures', 'measure')} a score of "
+        f"{percent(RIGHT, 0)} to "
         f"±{margin(rows):.1f} points: models that are closer cannot be told apart."
     )
 
@@ -204,10 +240,13 @@ def _thin_labels(facts: PrepareFacts) -> str:
     few, of = _labels_with_fewer(THIN, facts, "train")
     if not few:
         return ""
-    lumps = {name: f"; {TOGETHER.format(*lump)}" for name, lump in facts.get("together", {}).items()}
+    lumps = {
+        name: f"; {TOGETHER.format(*lump)}" for name, lump in facts.get("together", {}).items()
+    }
     names = _first([f"{_quoted(name)} ({rows:,}{lumps.get(name, '')})" for name, rows in few])
     return (
-        f"{of} {either(len(few), 'is', 'are')} thin, with fewer than {THIN} training rows: {names}. More rows help "
+        f"{of} {either(len(few), 'is', 'are')} thin, with fewer than {THIN} training rows: "
+        f"{names}. More rows help "
         "most there."
     )
 
@@ -218,7 +257,8 @@ def _few_test_rows(facts: PrepareFacts) -> str:
         return ""
     return (
         f"{of} {either(len(few), 'has', 'have')} fewer than {FEW} test rows "
-        f"({_first([_quoted(name) for name, _ in few])}): what a model scores on {either(len(few), 'it', 'them')} "
+        f"({_first([_quoted(name) for name, _ in few])}): what a model scores on "
+        f"{either(len(few), 'it', 'them')} "
         "alone says little."
     )
 
@@ -228,7 +268,8 @@ def _unused_renames(facts: PrepareFacts) -> str:
     if not unused:
         return ""
     return (
-        f"No row has the {either(len(unused), 'label', 'labels')} {_first(unused)} that task.labels.map renames: "
+        f"No row has the {either(len(unused), 'label', 'labels')} {_first(unused)} that "
+        "task.labels.map renames: "
         "is it spelled as in the data?"
     )
 
@@ -243,17 +284,27 @@ def _unfit_answers(facts: PrepareFacts) -> str:
     if not unfit or not unfit["unfit"]:
         return ""
     return (
-        f"{unfit['unfit']:,} of {count(unfit['checked'], 'answer')} do not satisfy the schema, and no model may write "
+        f"{unfit['unfit']:,} of {count(unfit['checked'], 'answer')} do not satisfy the schema, and "
+        "no model may write "
         f"them: {', '.join(unfit['places'])}. Correct the schema, or `output`."
     )
 
 
 def _standing(facts: PrepareFacts) -> str:
     few = {
-        path: stand / values for path, (values, stand) in facts.get("standing", {}).items() if stand < STANDING * values
+        path: stand / values
+        for path, (values, stand) in facts.get("standing", {}).items()
+        if stand < STANDING * values
     }
-    named = ", ".join(f"`{path}` {percent(share, 0)}" for path, share in sorted(few.items(), key=lambda pair: pair[1]))
-    return f"Few values stand in their texts, and no other can be learned from windows: {named}." if few else ""
+    named = ", ".join(
+        f"`{path}` {percent(share, 0)}"
+        for path, share in sorted(few.items(), key=lambda pair: pair[1])
+    )
+    return (
+        f"Few values stand in their texts, and no other can be learned from windows: {named}."
+        if few
+        else ""
+    )
 
 
 def _alike_labels(facts: PrepareFacts) -> str:
@@ -264,14 +315,23 @@ def _alike_labels(facts: PrepareFacts) -> str:
         for pair in pairs[:3]
     )
     ask = "Do they mean the same? Then task.labels.map makes one of both."
-    return f"{count(len(pairs), 'label')} may be the same as another: {named}. {ask}" if pairs else ""
+    return (
+        f"{count(len(pairs), 'label')} may be the same as another: {named}. {ask}" if pairs else ""
+    )
 
 
-def _labels_with_fewer(limit: int, facts: PrepareFacts, split: str) -> tuple[list[tuple[str, int]], str]:
-    """The labels with fewer rows in a split, the fewest first, and `2 of 77 labels`; none that may be misspelled."""
+def _labels_with_fewer(
+    limit: int, facts: PrepareFacts, split: str
+) -> tuple[list[tuple[str, int]], str]:
+    """The labels with fewer rows in a split, the fewest first, and `2 of 77
+    labels`; none that may be misspelled.
+    """
     typos = {typo["label"] for typo in facts["label_typos"]}
     rows = {name: splits[split] for name, splits in facts["labels"].items() if name not in typos}
-    few = sorted(((name, many) for name, many in rows.items() if many < limit), key=lambda each: (each[1], each[0]))
+    few = sorted(
+        ((name, many) for name, many in rows.items() if many < limit),
+        key=lambda each: (each[1], each[0]),
+    )
     return few, f"{len(few)} of {count(len(facts['labels']), 'label')}"
 
 

@@ -16,9 +16,17 @@ STRIP = ("0.05", "0.25", "0.5", "0.75", "0.95")  # quantiles of the lengths belo
 
 
 def write(out: Path, facts: PrepareFacts, *, base: str) -> None:
-    """Write `report.html` into `out`; `base` is the name of the base whose tokenizer counted, or ''."""
-    labels = html_page.most_first({name: sum(splits.values()) for name, splits in facts["labels"].items()})
-    answers = [tuple(sorted(pair["answers"])) for pair in facts["conflicts"]["examples"] if all(pair["answers"])]
+    """Write `report.html` into `out`; `base` is the name of the
+    base whose tokenizer counted, or ''.
+    """
+    labels = html_page.most_first(
+        {name: sum(splits.values()) for name, splits in facts["labels"].items()}
+    )
+    answers = [
+        tuple(sorted(pair["answers"]))
+        for pair in facts["conflicts"]["examples"]
+        if all(pair["answers"])
+    ]
     quantiles = facts["tokens"]["quantiles"]
     html_page.write(
         out / "report.html",
@@ -30,9 +38,13 @@ def write(out: Path, facts: PrepareFacts, *, base: str) -> None:
         labels=labels,
         conflicting_labels=sorted(Counter(answers).items(), key=lambda item: (-item[1], item[0])),
         findings_of_rules=sorted(
-            facts["sensitive"], key=lambda entry: (-entry["count"], entry["kind"], entry["rule"], entry["column"])
+            facts["sensitive"],
+            key=lambda entry: (-entry["count"], entry["kind"], entry["rule"], entry["column"]),
         ),
-        shares={split: report_findings.overlap_share(side) for split, side in facts["overlap"]["sides"].items()},
+        shares={
+            split: report_findings.overlap_share(side)
+            for split, side in facts["overlap"]["sides"].items()
+        },
         margin=lambda rows: f"±{report_findings.margin(rows):.1f}",
         strip=[quantiles[share] for share in STRIP if quantiles],
         few=FEW,

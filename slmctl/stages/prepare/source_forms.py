@@ -1,4 +1,6 @@
-"""The form and the columns of each source, before its rows are read; uncertain guesses are printed."""
+"""The form and the columns of each source, before its rows are
+read; uncertain guesses are printed.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ def forms_and_columns(
     """
     forms: list[FileForm] = []
     all_columns: list[Sequence[str]] = []
-    first: dict[str, tuple[Source, list[str]]] = {}  # of the parts of one source, the first with rows
+    # of the parts of one source, the first with rows
+    first: dict[str, tuple[Source, list[str]]] = {}
     remarked: set[tuple[str, str]] = set()
     for source in sources:
         form, columns = form_and_columns(source.local, **source.reading)
@@ -37,18 +40,24 @@ def forms_and_columns(
     for k, source in enumerate(sources):
         if not all_columns[k] and source.whole not in first:
             what = source.whole or source.title
-            raise DataError(f"{what} holds no rows", hint="a header and at least one row are needed")
+            raise DataError(
+                f"{what} holds no rows", hint="a header and at least one row are needed"
+            )
         if not all_columns[k]:
             all_columns[k] = first[source.whole][1]  # a part without rows
     return forms, tuple(map(tuple, all_columns))
 
 
 def _say_guesses(source: Source, form: FileForm, remarked: set[tuple[str, str]]) -> None:
-    """Print the guessed encoding and the rows skipped above the header, once for all parts of a source."""
+    """Print the guessed encoding and the rows skipped above the
+    header, once for all parts of a source.
+    """
     remarks = {}
     if form.encoding is not None and not form.encoding.certain:
         encoding = form.encoding
-        remarks["encoding"] = f"is taken for {encoding.title}; to be certain: encoding: {encoding.name}"
+        remarks["encoding"] = (
+            f"is taken for {encoding.title}; to be certain: encoding: {encoding.name}"
+        )
     if form.header_row > 1 and source.header_row is None:
         where = f"{'line' if form.delimiter else 'row'} {form.header_row}"
         remarks["header"] = f"has its header in {where}; what is above it is no row"
@@ -58,13 +67,19 @@ def _say_guesses(source: Source, form: FileForm, remarked: set[tuple[str, str]])
             console.say(f"  {source.title} {remark}")
 
 
-def _require_same(source: Source, columns: Sequence[str], other: Source, expected: Sequence[str]) -> None:
-    lacking, more = [c for c in expected if c not in columns], [c for c in columns if c not in expected]
+def _require_same(
+    source: Source, columns: Sequence[str], other: Source, expected: Sequence[str]
+) -> None:
+    lacking, more = (
+        [c for c in expected if c not in columns],
+        [c for c in columns if c not in expected],
+    )
     if not lacking and not more:
         return
     column = console.shown((lacking or more)[0], 60)
     what = f"lacks the column '{column}'" if lacking else f"has a column '{column}'"
     raise DataError(
-        f"{source.title} {what}, unlike {other.title}: files and sheets of one source have the same columns",
+        f"{source.title} {what}, unlike {other.title}: files and sheets of one source have the "
+        "same columns",
         hint=f"name them as sources of their own; the columns of {source.title}: {listed(columns)}",
     )

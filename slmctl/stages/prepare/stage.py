@@ -42,7 +42,9 @@ class Prepare(Stage[PrepareConfig]):
         return section.sensitive.pseudonym_key == self.project.root.resolve() / config.PSEUDONYM_KEY
 
     def asks_for(self, role: Role, section: PrepareConfig) -> bool:
-        """Labels do without a base that is not here, for linear models: lengths in tokens are then estimated."""
+        """Labels do without a base that is not here, for linear models:
+        lengths in tokens are then estimated.
+        """
         if role == BASE and self.project.config.encodes:
             return self.project.has_base()
         return super().asks_for(role, section)
@@ -53,17 +55,25 @@ class Prepare(Stage[PrepareConfig]):
             from slmctl.sensitive import stand_ins  # its patterns take a tenth of a second to build
 
             stand_ins.make_key(key)  # its hash is part of the recipe: another key, other stand-ins
-        return section.model_copy(update={"sources": snapshot.gathered(section.sources, self.project.sources)})
+        return section.model_copy(
+            update={"sources": snapshot.gathered(section.sources, self.project.sources)}
+        )
 
     def _is_here(self, source: Source) -> bool:
         """True for a file, and for documents that were read."""
-        is_read = folder.is_documents(source) and snapshot.copy_of(source, self.project.sources).exists()
+        is_read = (
+            folder.is_documents(source) and snapshot.copy_of(source, self.project.sources).exists()
+        )
         return snapshot.is_file(source) or is_read
 
     def checkable(self) -> PrepareConfig:
-        """The section with the sources that are here, and without a key that the first run makes."""
+        """The section with the sources that are here, and
+        without a key that the first run makes.
+        """
         section, sensitive = self.settings, self.settings.sensitive
-        files = snapshot.gathered(list(filter(self._is_here, section.sources)), self.project.sources)
+        files = snapshot.gathered(
+            list(filter(self._is_here, section.sources)), self.project.sources
+        )
         if self._own_key(section):
             sensitive = sensitive.model_copy(update={"pseudonym_key": None})
         return section.model_copy(update={"sources": files, "sensitive": sensitive})
@@ -75,21 +85,31 @@ class Prepare(Stage[PrepareConfig]):
             prepare.check(section)
         if not (count := len(section.sources)):
             return ""
-        return f"{'the source,' if count == 1 else f'{count} sources'} with the columns that the config names"
+        return (
+            f"{'the source,' if count == 1 else f'{count} sources'} with the columns that the "
+            "config names"
+        )
 
     def checks(self) -> Mapping[str, Callable[[], str]]:
-        """The rows themselves before a base is fetched for them, where they are few and in files."""
+        """The rows themselves before a base is fetched for them,
+        where they are few and in files.
+        """
         return {"rows": self._tried}
 
     def _tried(self) -> str:
         pull, section = self.project.stage("pull"), self.settings
         with contextlib.suppress(SlmctlError):  # which the requirement `files` tells
-            if BASE.name in self.project.named or not any(pull.downloads(None)) or pull.default().path.exists():
+            if (
+                BASE.name in self.project.named
+                or not any(pull.downloads(None))
+                or pull.default().path.exists()
+            ):
                 return ""
         if self.project.config.label is not None or not all(map(snapshot.is_file, section.sources)):
             return ""
         section = self.checkable()
-        with contextlib.suppress(ModuleNotFoundError, OSError):  # which the requirements `packages` and `files` tell
+        # which the requirements `packages` and `files` tell
+        with contextlib.suppress(ModuleNotFoundError, OSError):
             if sum(source.local.stat().st_size for source in section.sources) > TRIED_BYTES:
                 return ""
             from slmctl.stages.prepare import prepare
@@ -103,9 +123,13 @@ class Prepare(Stage[PrepareConfig]):
             yield from ["huggingface_hub"] if source.hf is not None else []
             if folder.is_documents(source) and folder.kinds(source) & DOCUMENT_KINDS:
                 yield "pypdfium2"
-            if isinstance(source.answers, AnswerTable) and (form := known_format(source.answers.path)):
+            if isinstance(source.answers, AnswerTable) and (
+                form := known_format(source.answers.path)
+            ):
                 yield from [FORMAT_PACKAGES[form]] if form in FORMAT_PACKAGES else []
-            kind = source.format or (row_estimate.format_of_source(source) if source.path is not None else None)
+            kind = source.format or (
+                row_estimate.format_of_source(source) if source.path is not None else None
+            )
             yield from [FORMAT_PACKAGES[kind]] if kind in FORMAT_PACKAGES else []
 
     def _hosts(self) -> Iterator[str]:
@@ -122,12 +146,17 @@ class Prepare(Stage[PrepareConfig]):
         yield from ((f"a source on {host}", None) for host in self._hosts())
 
     def notes(self, shape: ModelShape | None) -> Iterator[tuple[str, str]]:
-        """Notes on documents that are not read yet, and on calls of tools, which the base does not write."""
+        """Notes on documents that are not read yet, and on calls of
+        tools, which the base does not write.
+        """
         from slmctl.task.kinds import kind_of
 
         for source in filter(folder.is_documents, self.settings.sources):
             if not snapshot.copy_of(source, self.project.sources).exists():
-                text = f"{console.count(len(folder.files(source)), 'document')} of {source.local.name} not read yet"
+                text = (
+                    f"{console.count(len(folder.files(source)), 'document')} of "
+                    f"{source.local.name} not read yet"
+                )
                 yield "documents", f"{text}; rows and times are known after slmctl prepare"
         yield from (("labels", text) for text in self._doubtful_labels())
         settings = self.project.config
@@ -135,50 +164,93 @@ class Prepare(Stage[PrepareConfig]):
         if entry is None or entry.tools is not False or kind_of(settings.task.kind).calls:
             return
         calling = looked = 0
-        with contextlib.suppress(SlmctlError, OSError, ModuleNotFoundError):  # which `files` and `packages` tell
+        # which `files` and `packages` tell
+        with contextlib.suppress(SlmctlError, OSError, ModuleNotFoundError):
             calling, looked = row_estimate.rows_with_calls(self.project)
         if calling:
-            text = f"{calling} of the first {looked} rows hold calls of tools, which {entry.short_name} does not write"
+            text = (
+                f"{calling} of the first {looked} rows hold calls of tools, which "
+                f"{entry.short_name} does not write"
+            )
             yield "calls", f"{text}, so prepare rejects them; slmctl bases --tools lists others"
 
     def _doubtful_labels(self) -> Iterator[str]:
-        """Sentences on labels that the config lacks, and on those of too few rows, where labels are a column's."""
+        """Sentences on labels that the config lacks, and on those of too
+        few rows, where labels are a column's.
+        """
         section = self.settings
         if not section.task.has("sources.label"):
             return
-        counts, names, splits = row_estimate.labels_of(self.project), section.task.label_names, section.splits
+        counts, names, splits = (
+            row_estimate.labels_of(self.project),
+            section.task.label_names,
+            section.splits,
+        )
         counts.pop("", None)
         learned = 1 - splits.validation - splits.calibration - splits.test
-        unknown = {name: rows for name, rows in counts.most_common() if names is not None and name not in names}
+        unknown = {
+            name: rows
+            for name, rows in counts.most_common()
+            if names is not None and name not in names
+        }
         for name, rows in list(unknown.items())[:NAMED]:
-            shows = f"some {round(learned * rows)} of them train a model and {round(splits.test * rows)} test it"
-            few = ", too few for a score of its own" if splits.test * rows < row_estimate.FEW else ""
-            lacks = f"{console.count(rows, 'row')} of the label '{name[:60]}', which task.labels lacks: prepare leaves"
-            yield f"{lacks} them out, so no model learns it and no gate counts them; named there, {shows}{few}"
-        thin = [(n, c) for n, c in counts.items() if n not in unknown and learned * c < row_estimate.THIN]
+            shows = (
+                f"some {round(learned * rows)} of them train a model and "
+                f"{round(splits.test * rows)} test it"
+            )
+            few = (
+                ", too few for a score of its own" if splits.test * rows < row_estimate.FEW else ""
+            )
+            lacks = (
+                f"{console.count(rows, 'row')} of the label '{name[:60]}', which task.labels "
+                "lacks: prepare leaves"
+            )
+            yield (
+                f"{lacks} them out, so no model learns it and no gate counts them; named there, "
+                f"{shows}{few}"
+            )
+        thin = [
+            (n, c)
+            for n, c in counts.items()
+            if n not in unknown and learned * c < row_estimate.THIN
+        ]
         if thin:
-            named = ", ".join(f"'{name[:60]}' {rows}" for name, rows in sorted(thin, key=lambda each: each[1])[:NAMED])
+            named = ", ".join(
+                f"'{name[:60]}' {rows}"
+                for name, rows in sorted(thin, key=lambda each: each[1])[:NAMED]
+            )
             more = ", …" if len(thin) > NAMED else ""
-            of = f"few rows for {len(thin)} of {console.count(len(counts) - len(unknown), 'label')} ({named}{more})"
+            of = (
+                f"few rows for {len(thin)} of "
+                f"{console.count(len(counts) - len(unknown), 'label')} ({named}{more})"
+            )
             few = f"fewer than {row_estimate.THIN} of each train a model"
             yield f"{of}: {few}, and what it scores on such a label alone says little"
 
     def choices(self, sizes: KnownSizes | None = None) -> str:
         names = self.settings.bound_splits
         them = "it" if len(names) == 1 else "them"
-        return f"{' and '.join(names)}: rows of the sources bound to {them}, no share of the others" if names else ""
+        return (
+            f"{' and '.join(names)}: rows of the sources bound to {them}, no share of the others"
+            if names
+            else ""
+        )
 
     def cost(self, sizes: KnownSizes) -> StageEstimate:
         if (rows := sizes.rows) is None:
             return StageEstimate()
         peak = int(PLAIN_BYTES + ROW_BYTES * rows.rows)
-        return StageEstimate(PREPARED_SHARE * rows.size, peak, PREPARE_SECONDS + rows.rows / ROWS_A_SECOND)
+        return StageEstimate(
+            PREPARED_SHARE * rows.size, peak, PREPARE_SECONDS + rows.rows / ROWS_A_SECOND
+        )
 
     def before(self) -> None:
         gathering.gather_sources(self.project)
 
     def after(self, made: Artifact, *, current: bool) -> None:
-        """Say which gates cannot pass on the rows that are there, before a model is trained for them."""
+        """Say which gates cannot pass on the rows that are there,
+        before a model is trained for them.
+        """
         settings = self.project.config
         if not current and (text := self.choices()):
             console.say(f"  {text}")

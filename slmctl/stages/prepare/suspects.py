@@ -1,7 +1,8 @@
 """Training records -> records whose label is probably wrong, each with the label that fits better.
 
-A linear model estimates the probability of each label for every record, after training on the other records.
-Confident learning finds the records for which it is surer of another label. No label is changed: people decide.
+A linear model estimates the probability of each label for every record, after training on the other
+records. Confident learning finds the records for which it is surer of another label. No label is
+changed: people decide.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from slmctl.stages.prepare.fates import RowPlace
 from slmctl.task.records import Record, without_weight, write_jsonl
 
 FILENAME = "suspects.jsonl"
-FOLDS, FEW_FOLDS, MANY = 5, 3, 5_000  # FEW_FOLDS from MANY records on, where each model learns from enough
+# FEW_FOLDS from MANY records on, where each model learns from enough
+FOLDS, FEW_FOLDS, MANY = 5, 3, 5_000
 STRENGTH = 10.0  # inverse regularisation of the models
 FEWEST = 10  # records of a label; rarer ones are left out, since a model learns too little of them
 CREDIBLE = 0.5  # share of the labels that the model must agree with before it may doubt the others
@@ -44,8 +46,8 @@ class SuspectExample(TypedDict):
 class SuspectFacts(TypedDict):
     """Training records whose label is probably wrong.
 
-    `measured` is the number of records that were looked at, at most all of `train`; `agreement` is the share of them
-    whose label the model agrees with, 0 to 1.
+    `measured` is the number of records that were looked at, at most all of `train`; `agreement` is
+    the share of them whose label the model agrees with, 0 to 1.
     """
 
     rows: int
@@ -57,9 +59,11 @@ class SuspectFacts(TypedDict):
 
 
 def find(out: Path, *, train: int, labels: int) -> SuspectFacts | None:
-    """Write the suspects among the `train` records to `suspects.jsonl`, the worst first, and return the facts.
+    """Write the suspects among the `train` records to `suspects.jsonl`, the worst first, and return
+    the facts.
 
-    Returns None and writes no file without scikit-learn, or if fewer than two labels have FEWEST records.
+    Returns None and writes no file without scikit-learn, or if fewer than two labels have FEWEST
+    records.
     """
     if not linear_baseline.is_installed() or labels < 2:
         return None
@@ -71,14 +75,23 @@ def find(out: Path, *, train: int, labels: int) -> SuspectFacts | None:
     index = {name: k for k, name in enumerate(names)}
     labelled = np.array([index[record.answer] for record in records], np.int64)
     chances = linear_baseline.out_of_fold(
-        [record.input for record in records], labelled, folds=folds_of(len(records)), strength=STRENGTH
+        [record.input for record in records],
+        labelled,
+        folds=folds_of(len(records)),
+        strength=STRENGTH,
     )
     if chances is None:
         return None
     agreement = float((chances.argmax(axis=1) == labelled).mean())
     errors = confident_joint.find(chances, labelled)
-    doubts = zip(errors.rows.tolist(), errors.proposed.tolist(), errors.scores.tolist(), strict=True)
-    lines = [(records[row], names[proposed], score) for row, proposed, score in doubts if agreement >= CREDIBLE]
+    doubts = zip(
+        errors.rows.tolist(), errors.proposed.tolist(), errors.scores.tolist(), strict=True
+    )
+    lines = [
+        (records[row], names[proposed], score)
+        for row, proposed, score in doubts
+        if agreement >= CREDIBLE
+    ]
     _write(out / FILENAME, lines)
     pairs = Counter((record.answer, proposed) for record, proposed, _ in lines)
     return {
@@ -88,7 +101,9 @@ def find(out: Path, *, train: int, labels: int) -> SuspectFacts | None:
         "agreement": round(agreement, 4),
         "pairs": [
             {"label": label, "proposed": proposed, "rows": count}
-            for (label, proposed), count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:LISTED]
+            for (label, proposed), count in sorted(
+                pairs.items(), key=lambda item: (-item[1], item[0])
+            )[:LISTED]
         ],
         "examples": [
             {

@@ -1,8 +1,8 @@
 """Lengths of records in the base's tokens; the text that records share is tokenized once.
 
-Tokenizing is the most expensive step of a row. A tokenizer first splits a text at control tokens. So the
-text before the last control token in front of a question is counted once for all rows, and the text from
-the first control token after the question once for each answer.
+Tokenizing is the most expensive step of a row. A tokenizer first splits a text at control tokens.
+So the text before the last control token in front of a question is counted once for all rows, and
+the text from the first control token after the question once for each answer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from slmctl.task.records import Record, RowRejectedError
 
 REMEMBERED = 4096  # answers whose length is cached
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
-LIMITS = (256, 512, 1024, 2048, 4096, 8192)  # tokens that contexts and max_length are commonly set to
+# tokens that contexts and max_length are commonly set to
+LIMITS = (256, 512, 1024, 2048, 4096, 8192)
 BINS = 24  # of the histogram
 _MARK = "\x00"
 _PROBES = ("Is it <b>so</b>?\n\nYes: 5 + 5, {x} and no less", "a", "ÄRGER über 12.5 % 🙂 …")
@@ -91,7 +92,9 @@ class TokenCounter:
             return False
         question = record.messages[-2]["content"]
         # a template may strip a question, and a system prompt of the row's own is not the task's
-        return question == question.strip() and record.messages[0]["content"] == (self._task.system or question)
+        return question == question.strip() and record.messages[0]["content"] == (
+            self._task.system or question
+        )
 
     def _tail_length(self, frame: PromptFrame, answer: str) -> int:
         if answer not in self._tails:
@@ -102,7 +105,10 @@ class TokenCounter:
         return self._tails[answer]
 
     def _token_counts(self, texts: list[str]) -> list[int]:
-        return [len(encoding) for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return [
+            len(encoding)
+            for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ]
 
     def _find_frame(self) -> PromptFrame | None:
         """The frame; None if the template changes a question, or the parts do not add up."""
@@ -124,16 +130,26 @@ class TokenCounter:
             roles=[*(["system"] if task.system else []), "user", "assistant"],
         )
         answered = [f"{text}{probe}{task.end}" for text, probe in zip(whole, _PROBES, strict=True)]
-        parts = [[frame.lead + probe + frame.follow, frame.tail + probe + task.end] for probe in _PROBES]
-        adds_up = self._token_counts(answered) == [frame.head_length + sum(self._token_counts(part)) for part in parts]
-        return frame if adds_up and all(w == before + p + after for w, p in zip(whole, _PROBES, strict=True)) else None
+        parts = [
+            [frame.lead + probe + frame.follow, frame.tail + probe + task.end] for probe in _PROBES
+        ]
+        adds_up = self._token_counts(answered) == [
+            frame.head_length + sum(self._token_counts(part)) for part in parts
+        ]
+        return (
+            frame
+            if adds_up and all(w == before + p + after for w, p in zip(whole, _PROBES, strict=True))
+            else None
+        )
 
 
 class LengthEstimate:
     """Lengths by characters, where there is no tokenizer."""
 
     def countable(self, record: Record) -> CountableText:
-        return CountableText("".join(message["content"] for message in record.messages), TURN_TOKENS)
+        return CountableText(
+            "".join(message["content"] for message in record.messages), TURN_TOKENS
+        )
 
     def count(self, texts: Sequence[CountableText]) -> np.ndarray:
         """The estimated tokens of each record, `(n,)`."""
@@ -152,7 +168,8 @@ class Histogram(TypedDict):
 
 
 class TokenFacts(TypedDict):
-    """Lengths of records in tokens; `longer_than` holds the number of records over each common limit.
+    """Lengths of records in tokens; `longer_than` holds the number of records over each common
+    limit.
 
     `histogram` is missing without records, `estimated` where a base's tokenizer counted.
     """
@@ -179,8 +196,13 @@ def length_facts(lengths: np.ndarray) -> TokenFacts:
         "max": values[-1],
         "total": int(lengths.sum()),
         "quantiles": {f"{share:g}": value for share, value in zip(QUANTILES, values, strict=True)},
-        "histogram": {"edges": [int(edge) for edge in edges], "counts": [int(count) for count in counts]},
-        "longer_than": {str(limit): over for limit in LIMITS if (over := int((lengths > limit).sum()))},
+        "histogram": {
+            "edges": [int(edge) for edge in edges],
+            "counts": [int(count) for count in counts],
+        },
+        "longer_than": {
+            str(limit): over for limit in LIMITS if (over := int((lengths > limit).sum()))
+        },
     }
 
 

@@ -1,7 +1,8 @@
 """Search every text of a release for secrets, personal data and paths of this machine.
 
-Each format is parsed: the strings of JSON, the cells of tables, the metadata of GGUF and safetensors files. Tensors are
-exempt, and so are the texts of the base's own vocabulary. A leak names the place and the rule, never the value.
+Each format is parsed: the strings of JSON, the cells of tables, the metadata of GGUF and
+safetensors files. Tensors are exempt, and so are the texts of the base's own vocabulary. A leak
+names the place and the rule, never the value.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from slmctl.model_files import gguf_header
 SHOWN = 5  # findings named in the refusal
 # keys of the task whose texts a release holds, besides those of the files that it names
 SAID = {"system", "labels", "descriptions", "tools", "must", "must_not"}
-CARRIED = ("LICENSE", "NOTICE", "USE_POLICY")  # files of the base that its license requires in every release
+# files of the base that its license requires in every release
+CARRIED = ("LICENSE", "NOTICE", "USE_POLICY")
 _BINARY = (".model",)  # a sentencepiece vocabulary
 _NUMBERS = (".onnx",)  # an encoder: a graph and its weights, which `encode` writes without a note
 _PRINTABLE = re.compile(rb"[\x20-\x7e]{6,}")
@@ -37,13 +39,16 @@ _PATH = re.compile(
     r"|(?<![\w./])~/[\w.@+-]+"
     r"|(?<![A-Za-z])[A-Za-z]:\\{1,2}[\w.@ $+-]+\\"
     r"|(?<![\\\w])\\\\[\w.-]+\\[\w$.-]+"
-    r"|\b(?:file://|[A-Za-z][\w+.-]{0,30}:///)[^\s\"'<>]+"  # a URL without a host, such as a database's
+    # a URL without a host, such as a database's
+    r"|\b(?:file://|[A-Za-z][\w+.-]{0,30}:///)[^\s\"'<>]+"
 )
 
 
 @dataclass(frozen=True)
 class Leak:
-    """One place that must not be published: the file, the place in it, and the rule that matched."""
+    """One place that must not be published: the file, the place
+    in it, and the rule that matched.
+    """
 
     file: str
     place: str
@@ -53,7 +58,9 @@ class Leak:
         return f"{self.file}{f' ({self.place})' if self.place else ''}: {self.rule}"
 
 
-def require_clean(folder: Path, names: Iterable[str], *, base: Artifact | None, allow: Sequence[str] = ()) -> None:
+def require_clean(
+    folder: Path, names: Iterable[str], *, base: Artifact | None, allow: Sequence[str] = ()
+) -> None:
     """Search files that are about to be published.
 
     Args:
@@ -65,24 +72,41 @@ def require_clean(folder: Path, names: Iterable[str], *, base: Artifact | None, 
         GateError: A file holds a secret, personal data or a path of this machine.
     """
     vocabulary = _vocabulary(base)
-    _require_none([leak for name in sorted(names) for leak in _leaks(folder / name, name, vocabulary, allow)])
+    _require_none(
+        [leak for name in sorted(names) for leak in _leaks(folder / name, name, vocabulary, allow)]
+    )
 
 
 def require_clean_task(config: Config) -> None:
-    """Search what the config and its files say of the task, which every release holds, before anything is trained.
+    """Search what the config and its files say of the task, which every release holds, before
+    anything is trained.
 
     Raises:
         GateError: A text holds a secret, personal data or a path of this machine.
     """
-    files = [path for path in (config.task.json_schema, config.task.tools) if isinstance(path, Path)]
-    task = config.task.model_dump(mode="json", include=SAID - {"tools"} if config.task.tools in files else SAID)
+    files = [
+        path for path in (config.task.json_schema, config.task.tools) if isinstance(path, Path)
+    ]
+    task = config.task.model_dump(
+        mode="json", include=SAID - {"tools"} if config.task.tools in files else SAID
+    )
     replace = [entry.model_dump() for entry in config.prepare.replace]
-    sections = {"task": task, "prepare.replace": replace, "publish.intended_use": config.publish.intended_use}
-    texts = [("slmctl.yaml", *each) for name, value in sections.items() for each in _strings(value, name)]
+    sections = {
+        "task": task,
+        "prepare.replace": replace,
+        "publish.intended_use": config.publish.intended_use,
+    }
+    texts = [
+        ("slmctl.yaml", *each) for name, value in sections.items() for each in _strings(value, name)
+    ]
     texts += [(path.name, *each) for path in files if path.is_file() for each in _written(path)]
     allow = config.publish.allowed_texts
     _require_none(
-        [Leak(name, place, rule) for name, place, text in texts for rule in _rules(text, sensitive.KINDS, allow)]
+        [
+            Leak(name, place, rule)
+            for name, place, text in texts
+            for rule in _rules(text, sensitive.KINDS, allow)
+        ]
     )
 
 
@@ -93,11 +117,14 @@ def _require_none(leaks: Sequence[Leak]) -> None:
         raise GateError(
             f"the release holds secrets, personal data or paths: {listed}{more}",
             reason="leak",
-            hint="remove it from the source, or list the text in publish.allowed_texts if it may be published",
+            hint="remove it from the source, or list the text in publish.allowed_texts if it may "
+            "be published",
         )
 
 
-def _leaks(path: Path, name: str, vocabulary: frozenset[str], allow: Sequence[str]) -> Iterator[Leak]:
+def _leaks(
+    path: Path, name: str, vocabulary: frozenset[str], allow: Sequence[str]
+) -> Iterator[Leak]:
     """The leaks in one file, called `name` in the release; texts in `vocabulary` are exempt."""
     kinds = ("secret",) if Path(name).name.startswith(CARRIED) else sensitive.KINDS
     for place, text in _texts(path, vocabulary):
@@ -114,7 +141,8 @@ def _rules(text: str, kinds: Sequence[str], allow: Sequence[str]) -> Iterator[st
     text = _DECIMAL.sub(" ", _HASH.sub(" ", text))
     if _PATH.search(_ADDRESS.sub(" ", text)):
         yield "a path of this machine"
-    for finding in (*keys, *sensitive.find(text, kinds)):  # a key may be all hexadecimal, as a hash is
+    # a key may be all hexadecimal, as a hash is
+    for finding in (*keys, *sensitive.find(text, kinds)):
         yield finding.rule
 
 
@@ -170,7 +198,10 @@ def _written(path: Path) -> Iterator[tuple[str, str]]:
     if path.suffix == ".jsonl":
         for number, line in enumerate(text.split("\n"), 1):
             if line:
-                yield from ((f"line {number} {place}", string) for place, string in _strings(json.loads(line), ""))
+                yield from (
+                    (f"line {number} {place}", string)
+                    for place, string in _strings(json.loads(line), "")
+                )
     elif path.suffix == ".html":
         yield from (("", string) for string in _Page.texts_of(text))
     else:
@@ -199,7 +230,9 @@ def _gguf(path: Path) -> Iterator[tuple[str, str]]:
     yield from (("a tensor's name", tensor.name) for tensor in head.tensors)
     with path.open("rb") as stream:
         stream.seek(head.end)
-        yield from (("after the tensors", raw.decode()) for raw in _PRINTABLE.findall(stream.read()))
+        yield from (
+            ("after the tensors", raw.decode()) for raw in _PRINTABLE.findall(stream.read())
+        )
 
 
 def _safetensors(path: Path) -> Iterator[tuple[str, str]]:
@@ -211,9 +244,27 @@ def _safetensors(path: Path) -> Iterator[tuple[str, str]]:
 
 
 class _Page(HTMLParser):
-    """The texts and attribute values of an HTML page, each by itself; coordinates of drawings are left out."""
+    """The texts and attribute values of an HTML page, each by itself;
+    coordinates of drawings are left out.
+    """
 
-    DRAWN = frozenset({"d", "points", "transform", "viewbox", "x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "width"})
+    DRAWN = frozenset(
+        {
+            "d",
+            "points",
+            "transform",
+            "viewbox",
+            "x",
+            "y",
+            "x1",
+            "x2",
+            "y1",
+            "y2",
+            "cx",
+            "cy",
+            "width",
+        }
+    )
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""The base model's license: its id, a check that the stated id can be right, and the files that it requires."""
+"""The base model's license: its id, a check that the stated id can be
+right, and the files that it requires.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,13 @@ from slmctl.inference import ENCODER
 from slmctl.model_files.base_model import Base
 from slmctl.stages.publish.leak_scan import CARRIED
 
-_GEMMA = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms."
+_GEMMA = (
+    "Gemma is provided under and subject to the Gemma Terms of Use found at "
+    "ai.google.dev/gemma/terms."
+)
 _LLAMA = (
-    "Llama {0} is licensed under the Llama {0} Community License, Copyright © Meta Platforms, Inc. All Rights Reserved."
+    "Llama {0} is licensed under the Llama {0} Community License, Copyright © Meta "
+    "Platforms, Inc. All Rights Reserved."
 )
 _META = ("llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4")
 
@@ -61,9 +67,14 @@ _TEXTS = (
     ("gemma", re.compile(r"gemma terms of use", re.IGNORECASE)),
     ("llama", re.compile(r"llama \d(?:\.\d)? community license", re.IGNORECASE)),
     ("apache-2.0", re.compile(r"apache license\s+version 2\.0", re.IGNORECASE)),
-    ("mit", re.compile(r"\bmit license\b|permission is hereby granted, free of charge", re.IGNORECASE)),
+    (
+        "mit",
+        re.compile(r"\bmit license\b|permission is hereby granted, free of charge", re.IGNORECASE),
+    ),
 )
-_SPELLINGS = dict.fromkeys(("apache 2.0", "apache2.0", "apache2", "apache license 2.0", "apache"), "apache-2.0")
+_SPELLINGS = dict.fromkeys(
+    ("apache 2.0", "apache2.0", "apache2", "apache license 2.0", "apache"), "apache-2.0"
+)
 
 
 def license_of(base: Artifact, stated: str | None) -> str:
@@ -94,7 +105,9 @@ def license_of(base: Artifact, stated: str | None) -> str:
             else f"set publish.license to one of {', '.join(family.licenses)}",
         )
     for entry in base.manifest.files:
-        text_id = _license_of_text(base.path / entry.path) if entry.path.startswith("LICENSE") else None
+        text_id = (
+            _license_of_text(base.path / entry.path) if entry.path.startswith("LICENSE") else None
+        )
         comparable = label in dict(_TEXTS) or label in _META
         if text_id is not None and comparable and not label.startswith(text_id):
             text = f"the base states {label}, and its {entry.path} is the text of {text_id}"
@@ -103,7 +116,9 @@ def license_of(base: Artifact, stated: str | None) -> str:
 
 
 def carry(base: Artifact, label: str, changes: str, out: Path) -> None:
-    """Write the files that the license requires: the base's own, and a NOTICE that states the changes."""
+    """Write the files that the license requires: the base's own,
+    and a NOTICE that states the changes.
+    """
     for entry in base.manifest.files:
         if entry.path.startswith(CARRIED):
             shutil.copyfile(base.file(entry.path), out / entry.path)
@@ -120,10 +135,13 @@ def carry(base: Artifact, label: str, changes: str, out: Path) -> None:
 
 
 def carry_encoder(source: str, weights: str, label: str, out: Path) -> None:
-    """Write the files that the license of a sentence encoder requires; `weights` says if they were changed."""
+    """Write the files that the license of a sentence encoder requires;
+    `weights` says if they were changed.
+    """
     text = f"{ENCODER} is the sentence encoder {source} as ONNX, its weights {weights}."
     terms = f"License of the original: {label}." if label else "The original states no license."
-    name = "LICENSE.encoder" if (out / "NOTICE").exists() else "LICENSE"  # beside a base, LICENSE is that of the base
+    # beside a base, LICENSE is that of the base
+    name = "LICENSE.encoder" if (out / "NOTICE").exists() else "LICENSE"
     _add_notice([text, terms], out)
     _add_apache(label, out, name)
 
@@ -138,7 +156,8 @@ def _add_apache(label: str, out: Path, name: str = "LICENSE") -> None:
     carried = {_license_of_text(path) for path in out.glob("LICENSE*")}
     if label == "apache-2.0" and label not in carried and not (out / name).exists():
         # Apache 2.0 requires a copy of itself, and slmctl's own is the same text
-        installed = importlib.metadata.distributions(name="slmctl")  # a build's leftovers may stand before the real one
+        # a build's leftovers may stand before the real one
+        installed = importlib.metadata.distributions(name="slmctl")
         texts = [text for package in installed if (text := package.read_text("licenses/LICENSE"))]
         if texts:
             (out / name).write_text(texts[0], encoding="utf-8")
@@ -155,7 +174,9 @@ def _family(base: Artifact, facts: Base) -> Family | None:
     inner = config.get("text_config") or config
     kinds = {str(config.get("model_type", "")), str(inner.get("model_type", ""))}
     for family in FAMILIES:
-        if kinds & family.architectures or any(family.pattern.search(text) for text in (facts.name, facts.source)):
+        if kinds & family.architectures or any(
+            family.pattern.search(text) for text in (facts.name, facts.source)
+        ):
             return family
     if "llama" in kinds and inner.get("vocab_size") in _LLAMA_3_VOCABULARY:
         return FAMILIES[1]

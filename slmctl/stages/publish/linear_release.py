@@ -1,4 +1,6 @@
-"""sum + report + … -> published: a release of linear members alone, without a GGUF file of a language model."""
+"""sum + report + … -> published: a release of linear members alone,
+without a GGUF file of a language model.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +29,23 @@ _IMPORT = re.compile(r"^from slmctl[\w.]* import (\w+)$", re.MULTILINE)
 
 def run(
     config: PublishConfig,
-    *, prepared: Artifact, encoder: Artifact, sum: Artifact, report: Artifact, out: Path,
-    labelled: Artifact | None = None, policy: Artifact | None = None, page: publish.Page | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    *,
+    prepared: Artifact,
+    encoder: Artifact,
+    sum: Artifact,
+    report: Artifact,
+    out: Path,
+    labelled: Artifact | None = None,
+    policy: Artifact | None = None,
+    page: publish.Page | None = None,
+) -> dict[str, Any]:
     """Lay out the release; `policy` and `page` as in `publish.run`.
 
     Memorised rows are not probed: the model gives labels alone, and holds no text of a row.
 
     Raises:
-        GateError: The report did not measure the members, or a text holds a secret or personal data.
+        GateError: The report did not measure the members, or a text holds a secret or personal
+            data.
         IntegrityError: The inputs were not made from each other.
     """
     steps = {"prepared": prepared, "encoder": encoder, "sum": sum, "report": report}
@@ -55,25 +65,56 @@ def run(
     kept = publish.carry_policy(policy, figures, report, page, out)
     slsa_provenance.write(out, steps)
     teaching = publish.teaching_of(labelled)
-    memorisation = {"asked": 0, "regurgitated": 0, "share": 0.0, "max_share": config.memorisation.max_share}
+    memorisation = {
+        "asked": 0,
+        "regurgitated": 0,
+        "share": 0.0,
+        "max_share": config.memorisation.max_share,
+    }
     publish.write_card(
-        out, task, {LINEAR: members["files"]}, figures, config=config, base=None, license=label, members=members,
-        data=publish.summary(prepared), memorisation=memorisation, teaching=teaching, lora={}, policy=kept,
-    )  # fmt: skip
+        out,
+        task,
+        {LINEAR: members["files"]},
+        figures,
+        config=config,
+        base=None,
+        license=label,
+        members=members,
+        data=publish.summary(prepared),
+        memorisation=memorisation,
+        teaching=teaching,
+        lora={},
+        policy=kept,
+    )
     return publish.finished(
-        out, task, config, base=None, license=label, files={LINEAR: sha256}, memorisation=memorisation, sum=members,
-        teachers=teaching.get("teachers"), policy=kept,
-    )  # fmt: skip
+        out,
+        task,
+        config,
+        base=None,
+        license=label,
+        files={LINEAR: sha256},
+        memorisation=memorisation,
+        sum=members,
+        teachers=teaching.get("teachers"),
+        policy=kept,
+    )
 
 
 def carry_answerers(task: Task, out: Path) -> None:
-    """Copy the programs that answer by the files of a release alone, with the modules that clean the task's texts.
+    """Copy the programs that answer by the files of a release alone, with the modules that clean
+    the task's texts.
 
     Texts are cleaned in Python alone.
     """
-    programs, templates = (PYTHON,) if task.cleans else (PYTHON, NODE), resources.files("slmctl.templates")
+    programs, templates = (
+        (PYTHON,) if task.cleans else (PYTHON, NODE),
+        resources.files("slmctl.templates"),
+    )
     sources = {name: templates.joinpath(name).read_text(encoding="utf-8") for name in programs}
     if task.cleans:
-        sources |= {f"{each.__name__.rpartition('.')[2]}.py": inspect.getsource(each) for each in CLEANERS}
+        sources |= {
+            f"{each.__name__.rpartition('.')[2]}.py": inspect.getsource(each) for each in CLEANERS
+        }
     for name, text in sources.items():
-        (out / name).write_text(_IMPORT.sub(r"import \1", text), encoding="utf-8")  # they are beside each other
+        # they are beside each other
+        (out / name).write_text(_IMPORT.sub(r"import \1", text), encoding="utf-8")

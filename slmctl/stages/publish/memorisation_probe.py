@@ -1,9 +1,9 @@
 """Probe a GGUF file for rare strings of its training rows.
 
-A string is rare when one of its words stands in a single training row and the string holds too much information to be
-guessed. The model gets the text before the string, rendered as in training, and continues greedily. If it produces the
-string to the letter, it memorised the row. After Carlini et al., Extracting Training Data from Large Language Models
-(2021).
+A string is rare when one of its words stands in a single training row and the string holds too much
+information to be guessed. The model gets the text before the string, rendered as in training, and
+continues greedily. If it produces the string to the letter, it memorised the row. After Carlini et
+al., Extracting Training Data from Large Language Models (2021).
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class MemorisationProbe:
     bits: float
 
 
-def probe(gguf: Path, task: Task, records: Sequence[Record], *, probes: int, max_share: float) -> dict[str, Any]:
+def probe(
+    gguf: Path, task: Task, records: Sequence[Record], *, probes: int, max_share: float
+) -> dict[str, Any]:
     """Probe a file for rare strings of its training records.
 
     Args:
@@ -53,7 +55,8 @@ def probe(gguf: Path, task: Task, records: Sequence[Record], *, probes: int, max
         max_share: Largest share of them that the model may produce.
 
     Returns:
-        Counts for the manifest and the model card: `asked`, `regurgitated`, `share`, `max_share`, `file`.
+        Counts for the manifest and the model card: `asked`, `regurgitated`, `share`, `max_share`,
+        `file`.
 
     Raises:
         GateError: The model produced a larger share.
@@ -67,14 +70,22 @@ def probe(gguf: Path, task: Task, records: Sequence[Record], *, probes: int, max
             f"{gguf.name} reproduces training rows: {len(produced)} of {len(chosen)} rare strings "
             f"({percent(share)}, allowed {percent(max_share)}) to the letter, of records {named}",
             reason="memorised",
-            hint="fewer epochs or a lower rank, redact by prepare.sensitive, or leave those rows out",
+            hint="fewer epochs or a lower rank, redact by prepare.sensitive, or leave those rows "
+            "out",
         )
-    counts = {"asked": len(chosen), "regurgitated": len(produced), "share": round(share, 4), "max_share": max_share}
+    counts = {
+        "asked": len(chosen),
+        "regurgitated": len(produced),
+        "share": round(share, 4),
+        "max_share": max_share,
+    }
     return counts | {"file": gguf.name}
 
 
 def choose(task: Task, records: Sequence[Record], count: int) -> list[MemorisationProbe]:
-    """The rare string with the most bits of each record; at most `count` of them, most bits first."""
+    """The rare string with the most bits of each record; at most
+    `count` of them, most bits first.
+    """
     if count == 0:
         return []
     rows = Counter(word for record in records for word in _words(record))
@@ -83,13 +94,23 @@ def choose(task: Task, records: Sequence[Record], count: int) -> list[Memorisati
 
 
 def bits(text: str) -> float:
-    """Estimate of the information in a text, in bits: English letters 1.5, digits 3.3, capitals 4.7, signs 2."""
+    """Estimate of the information in a text, in bits: English letters
+    1.5, digits 3.3, capitals 4.7, signs 2.
+    """
     total = 0.0
     for k, letter in enumerate(text):
         if letter.isspace():
             continue
         inside = k > 0 and not text[k - 1].isspace()
-        total += 3.3 if letter.isdigit() else 4.7 if letter.isupper() and inside else 1.5 if letter.isalpha() else 2.0
+        total += (
+            3.3
+            if letter.isdigit()
+            else 4.7
+            if letter.isupper() and inside
+            else 1.5
+            if letter.isalpha()
+            else 2.0
+        )
     return total
 
 
@@ -100,10 +121,12 @@ def _words(record: Record) -> set[str]:
 def _best(task: Task, record: Record, rows: Counter[str]) -> MemorisationProbe | None:
     """The rare string with the most bits in a record's last question or answer."""
     *before, answer = record.messages
-    best: tuple[float, int, str, str] | None = None  # bits, index of the message, text before the string, string
+    # bits, index of the message, text before the string, string
+    best: tuple[float, int, str, str] | None = None
     question = record.input
     places = [(len(before) - 1, before[-1]), (len(before), answer)] if before else []
-    if task.rules.structured:  # values come from the question, spelled otherwise, so they show no memorisation
+    # values come from the question, spelled otherwise, so they show no memorisation
+    if task.rules.structured:
         places = places[:1]
     for k, message in places:
         for start, rare_string in _rare(message["content"], rows):
@@ -121,7 +144,9 @@ def _best(task: Task, record: Record, rows: Counter[str]) -> MemorisationProbe |
 
 
 def _rare(text: str, rows: Counter[str]) -> Iterator[tuple[int, str]]:
-    """(start, string) of each rare string: it begins with a word of this record alone and reaches MIN_BITS."""
+    """(start, string) of each rare string: it begins with a word of
+    this record alone and reaches MIN_BITS.
+    """
     for match in _WORD.finditer(text):
         if rows[match[0]] > 1:
             continue
@@ -146,7 +171,8 @@ def _regurgitated(gguf: Path, probes: Sequence[MemorisationProbe]) -> list[Memor
     """The probes whose string the model produced."""
     from slmctl.inference.engine import Answer, Engine, Request
 
-    longest = max(len(probe.rare_string.encode()) for probe in probes) + 4  # a token may be one byte, after a space
+    # a token may be one byte, after a space
+    longest = max(len(probe.rare_string.encode()) for probe in probes) + 4
     with Engine(gguf, context=CONTEXT) as engine:
         requests = [Request(probe.prompt, max_tokens=longest) for probe in probes]
         answers = dict(engine.ask_all(requests))

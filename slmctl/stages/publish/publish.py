@@ -18,7 +18,13 @@ from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.inference import ENCODER, FILE, escalation_policy
 from slmctl.metrics import gates
 from slmctl.model_files.base_model import MODEL_FILES, Base
-from slmctl.model_files.gguf_choice import LORA_TYPE, answering_sha256, gguf_file, is_tagging, sum_files
+from slmctl.model_files.gguf_choice import (
+    LORA_TYPE,
+    answering_sha256,
+    gguf_file,
+    is_tagging,
+    sum_files,
+)
 from slmctl.reports import html_page
 from slmctl.reports.evaluation_report import EvaluationReport, released, report_of
 from slmctl.reports.scoreboard import table
@@ -27,8 +33,10 @@ from slmctl.task.contract import Task
 from slmctl.task.documents import training
 from slmctl.task.records import SPLITS, read_records
 
-Page = Callable[[Artifact, Artifact, Path], None]  # writes the report of a release: report, policy, file
-POLICY_FIGURES = ("kept", "error", "error_bound", "confidence", "tested_on")  # in the manifest of a release
+# writes the report of a release: report, policy, file
+Page = Callable[[Artifact, Artifact, Path], None]
+# in the manifest of a release
+POLICY_FIGURES = ("kept", "error", "error_bound", "confidence", "tested_on")
 CONTEXT = 2048  # tokens; Ollama's own default truncates longer prompts silently
 # The only files of an artifact that are published.
 REPORT = ("report.json", "report.md", "report.html", "rows.jsonl")
@@ -37,21 +45,38 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
 def run(
     config: PublishConfig,
-    *, base: Artifact, prepared: Artifact, adapter: Artifact, merged: Artifact, gguf: Artifact, report: Artifact,
-    out: Path, labelled: Artifact | None = None, sum: Artifact | None = None, policy: Artifact | None = None,
+    *,
+    base: Artifact,
+    prepared: Artifact,
+    adapter: Artifact,
+    merged: Artifact,
+    gguf: Artifact,
+    report: Artifact,
+    out: Path,
+    labelled: Artifact | None = None,
+    sum: Artifact | None = None,
+    policy: Artifact | None = None,
     page: Page | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Lay out the release.
 
     Args:
         policy: Fitted on what the release answers by; `page` writes the report with it.
 
     Raises:
-        GateError: The report did not measure one of the files, none of them met `evaluate.choose`, the license's
-            label cannot be true, a text holds a secret or personal data, or the model reproduces training rows.
+        GateError: The report did not measure one of the files, none of them met `evaluate.choose`,
+            the license's label cannot be true, a text holds a secret or personal data, or the model
+            reproduces training rows.
         IntegrityError: The inputs were not made from each other.
     """
-    steps = {"base": base, "prepared": prepared, "adapter": adapter, "merged": merged, "gguf": gguf, "report": report}
+    steps = {
+        "base": base,
+        "prepared": prepared,
+        "adapter": adapter,
+        "merged": merged,
+        "gguf": gguf,
+        "report": report,
+    }
     require_chain(steps, labelled)
     figures = report_of(report)
     files = gguf.metrics["files"]
@@ -65,7 +90,9 @@ def run(
     steps |= {"policy": policy} if policy is not None else {}
     task, facts = Task.read(gguf.path), Base.read(gguf.path)
     label = license.license_of(base, config.license)
-    files = {name: _carry_file(gguf, entry, name, config.version, out) for name, entry in files.items()}
+    files = {
+        name: _carry_file(gguf, entry, name, config.version, out) for name, entry in files.items()
+    }
     if lora:
         lora = _carry_file(gguf, lora, LORA_TYPE, config.version, out)
     copy(report, REPORT, out)
@@ -76,24 +103,48 @@ def run(
     memorisation = _probe(out, files, task, prepared, config)
     license.carry(base, label, _changes(facts, config), out)
     if members.get("source"):
-        license.carry_encoder(members["source"], members["encoder_weights"], members["license"], out)
+        license.carry_encoder(
+            members["source"], members["encoder_weights"], members["license"], out
+        )
     slsa_provenance.write(out, steps)
     teaching = teaching_of(labelled)
     _write_texts(
-        out, task, files, figures, config=config, base=facts, base_model=facts.public_name, license=label,
-        data=summary(prepared), memorisation=memorisation, teaching=teaching, lora=lora, members=members,
+        out,
+        task,
+        files,
+        figures,
+        config=config,
+        base=facts,
+        base_model=facts.public_name,
+        license=label,
+        data=summary(prepared),
+        memorisation=memorisation,
+        teaching=teaching,
+        lora=lora,
+        members=members,
         policy=kept,
-    )  # fmt: skip
+    )
     hashes = {name: entry["sha256"] for name, entry in files.items()}
     return finished(
-        out, task, config, base=base, license=label, files=hashes, memorisation=memorisation, lora=lora, sum=members,
-        teachers=teaching.get("teachers"), policy=kept,
-    )  # fmt: skip
+        out,
+        task,
+        config,
+        base=base,
+        license=label,
+        files=hashes,
+        memorisation=memorisation,
+        lora=lora,
+        sum=members,
+        teachers=teaching.get("teachers"),
+        policy=kept,
+    )
 
 
-def finished(out: Path, task: Task, config: PublishConfig, *, base: Artifact | None, **facts: Any) -> dict[str, Any]:
-    """Write the task contract, and search every text of the release; returns its metrics, of `facts` those that say
-    something.
+def finished(
+    out: Path, task: Task, config: PublishConfig, *, base: Artifact | None, **facts: Any
+) -> dict[str, Any]:
+    """Write the task contract, and search every text of the release; returns its metrics, of
+    `facts` those that say something.
 
     Raises:
         GateError: A text holds a secret or personal data.
@@ -107,8 +158,8 @@ def finished(out: Path, task: Task, config: PublishConfig, *, base: Artifact | N
 
 
 def require_allowed(release: Artifact, config: PublishConfig) -> None:
-    """Check a finished release: its manifest is clean, its license is known if it leaves this machine, and the terms
-    of its teachers are `permitted` if it goes public.
+    """Check a finished release: its manifest is clean, its license is known if it leaves this
+    machine, and the terms of its teachers are `permitted` if it goes public.
 
     Raises:
         GateError: It must not be sent to `publish.to`.
@@ -117,7 +168,8 @@ def require_allowed(release: Artifact, config: PublishConfig) -> None:
     members = release.metrics.get("sum", {})
     if members.get("source") and not members["license"] and not config.to.startswith("dir:"):
         raise GateError(
-            f"nobody knows the license of the encoder ({members['source']}): the release must not leave this machine",
+            f"nobody knows the license of the encoder ({members['source']}): the release must not "
+            "leave this machine",
             reason="license",
             hint="encode: {encoder: none} releases the model without it",
         )
@@ -133,7 +185,8 @@ def require_allowed(release: Artifact, config: PublishConfig) -> None:
         if teacher["terms"] != "permitted":
             state = "are declared private" if teacher["terms"] else "are not declared"
             raise GateError(
-                f"the terms of the teacher {teacher['name']}, whose labels are in this model, {state}, and {config.to} "
+                f"the terms of the teacher {teacher['name']}, whose labels are in this model, "
+                f"{state}, and {config.to} "
                 "is public",
                 reason="teacher_terms",
                 hint="label.teachers[].terms: permitted, if the terms of its provider permit it",
@@ -141,9 +194,14 @@ def require_allowed(release: Artifact, config: PublishConfig) -> None:
 
 
 LINKS = (
-    ("gguf", "merged"), ("merged", "adapter"), ("merged", "base"), ("adapter", "prepared"), ("sum", "encoder"),
-    ("encoder", "prepared"), ("prepared", "labelled"),
-)  # fmt: skip
+    ("gguf", "merged"),
+    ("merged", "adapter"),
+    ("merged", "base"),
+    ("adapter", "prepared"),
+    ("sum", "encoder"),
+    ("encoder", "prepared"),
+    ("prepared", "labelled"),
+)
 
 
 def require_chain(steps: Mapping[str, Artifact], labelled: Artifact | None) -> None:
@@ -164,9 +222,14 @@ def require_chain(steps: Mapping[str, Artifact], labelled: Artifact | None) -> N
 
 
 def carry_policy(
-    policy: Artifact | None, figures: EvaluationReport, report: Artifact, page: Page | None, out: Path
+    policy: Artifact | None,
+    figures: EvaluationReport,
+    report: Artifact,
+    page: Page | None,
+    out: Path,
 ) -> dict[str, Any]:
-    """Copy a policy into a release, and write the release's report with it; returns its figures, {} without one.
+    """Copy a policy into a release, and write the release's report with it; returns its figures, {}
+    without one.
 
     Raises:
         IntegrityError: It was fitted on another model than the release answers by.
@@ -174,7 +237,9 @@ def carry_policy(
     if policy is None or page is None:
         return {}
     if released(figures, policy.metrics["sha256"]) != released(figures):
-        text = f"{policy.path} was fitted on another model than {released(figures)}, which is released"
+        text = (
+            f"{policy.path} was fitted on another model than {released(figures)}, which is released"
+        )
         raise IntegrityError(text, hint="slmctl calibrate")
     shutil.copyfile(policy.file(escalation_policy.FILENAME), out / escalation_policy.FILENAME)
     page(report, policy, out / "report.html")
@@ -189,8 +254,11 @@ def copy(source: Artifact, allowed: tuple[str, ...], out: Path) -> None:
             shutil.copyfile(source.file(entry.path), out / entry.path)
 
 
-def _carry_file(gguf: Artifact, entry: dict[str, Any], kind: str, version: str, out: Path) -> dict[str, Any]:
-    """Copy a GGUF file into a release, byte by byte as it was measured; returns its entry with the version in its name.
+def _carry_file(
+    gguf: Artifact, entry: dict[str, Any], kind: str, version: str, out: Path
+) -> dict[str, Any]:
+    """Copy a GGUF file into a release, byte by byte as it was measured; returns its entry with the
+    version in its name.
 
     `SmolLM2-135M-acme-Q8_0.gguf` becomes `SmolLM2-135M-acme-v1.0-Q8_0.gguf`.
     """
@@ -203,11 +271,15 @@ def _require_measured(files: dict[str, Any], figures: EvaluationReport) -> None:
     measured = {model.get("sha256") for model in figures["models"].values()}
     for name, entry in files.items():
         if entry["sha256"] not in measured:
-            raise unmeasured(entry["file"], f"evaluate it: evaluate: models: [..., gguf] measures {name} too")
+            raise unmeasured(
+                entry["file"], f"evaluate it: evaluate: models: [..., gguf] measures {name} too"
+            )
 
 
 def unmeasured(what: str, hint: str) -> GateError:
-    return GateError(f"no report measured {what}: it is not published", reason="not_measured", hint=hint)
+    return GateError(
+        f"no report measured {what}: it is not published", reason="not_measured", hint=hint
+    )
 
 
 def _measured_lora(gguf: Artifact, figures: EvaluationReport) -> dict[str, Any]:
@@ -224,23 +296,33 @@ def _measured_lora(gguf: Artifact, figures: EvaluationReport) -> dict[str, Any]:
             hint="quantize: {lora_gguf: true}",
         )
     measured = {
-        model.get("base_sha256") for model in figures["models"].values() if model.get("sha256") == lora["sha256"]
+        model.get("base_sha256")
+        for model in figures["models"].values()
+        if model.get("sha256") == lora["sha256"]
     }
     bases = {name: entry for name, entry in lora["bases"].items() if entry["sha256"] in measured}
     if not bases:
         raise unmeasured(lora["file"], "evaluate it: evaluate: {models: [..., lora]}")
-    kept = {name: {key: entry[key] for key in ("file", "size", "sha256")} for name, entry in bases.items()}
+    kept = {
+        name: {key: entry[key] for key in ("file", "size", "sha256")}
+        for name, entry in bases.items()
+    }
     return {"file": lora["file"], "size": lora["size"], "sha256": lora["sha256"], "bases": kept}
 
 
 def _members(
-    made: Artifact | None, gguf: Artifact, files: Mapping[str, Any], figures: EvaluationReport, out: Path
+    made: Artifact | None,
+    gguf: Artifact,
+    files: Mapping[str, Any],
+    figures: EvaluationReport,
+    out: Path,
 ) -> dict[str, Any]:
-    """Copy the linear members of the sum that the report measured; returns weights, hashes and the encoder's source,
-    license and size, or {} where the file answers alone.
+    """Copy the linear members of the sum that the report measured; returns weights, hashes and the
+    encoder's source, license and size, or {} where the file answers alone.
 
     Raises:
-        GateError: The report did not measure these files with these members, or the file has no weight among them.
+        GateError: The report did not measure these files with these members, or the file has no
+            weight among them.
     """
     entry = figures.get("sum")
     if made is None or entry is None or entry["model"] in files:
@@ -249,7 +331,8 @@ def _members(
         raise GateError(
             "the file has no weight in the sum: linear members alone answer better than with it",
             reason="beaten",
-            hint="publish: {model: linear} releases those; without a section encode the file alone is released",
+            hint="publish: {model: linear} releases those; without a section encode the file alone "
+            "is released",
         )
     measured = {model.get("sha256") for model in figures["models"].values()}
     for name in files:
@@ -259,19 +342,27 @@ def _members(
 
 
 def copy_members(made: Artifact, out: Path) -> dict[str, Any]:
-    """Copy linear members into a release; returns weights, hashes and the encoder's source, license and size."""
+    """Copy linear members into a release; returns weights, hashes and
+    the encoder's source, license and size.
+    """
     hashes = sum_files(made)
     copy(made, tuple(hashes), out)
     facts = {"weights": made.metrics["weights"], "files": hashes, "source": made.metrics["source"]}
     facts |= {"tagging": True} if is_tagging(made) else {}
     if ENCODER not in hashes:
         return facts
-    weights = "changed: they learned training and validation rows" if made.metrics.get("tuned") else "unchanged"
+    weights = (
+        "changed: they learned training and validation rows"
+        if made.metrics.get("tuned")
+        else "unchanged"
+    )
     terms, size = made.metrics["encoder_license"], made.file(ENCODER).stat().st_size
     return facts | {"license": terms, "size": size, "encoder_weights": weights}
 
 
-def _probe(out: Path, files: dict[str, Any], task: Task, prepared: Artifact, config: PublishConfig) -> dict[str, Any]:
+def _probe(
+    out: Path, files: dict[str, Any], task: Task, prepared: Artifact, config: PublishConfig
+) -> dict[str, Any]:
     """Probe the largest file for memorised rows: it is the closest to the merged model."""
     largest = max(files.values(), key=lambda entry: entry["size"])
     settings = config.memorisation
@@ -280,39 +371,61 @@ def _probe(out: Path, files: dict[str, Any], task: Task, prepared: Artifact, con
         out / largest["file"], task, records, probes=settings.probes, max_share=settings.max_share
     )
     if settings.probes and not counts["asked"]:
-        console.say("  note: no training row holds a rare string, so there was nothing to probe for memorised rows")
+        console.say(
+            "  note: no training row holds a rare string, so there was nothing to probe for "
+            "memorised rows"
+        )
     return counts
 
 
 def _changes(facts: Base, config: PublishConfig) -> str:
     return (
-        f"It was fine-tuned with LoRA on private data and quantized to GGUF as {config.project} {config.version}; "
+        f"It was fine-tuned with LoRA on private data and quantized to GGUF as {config.project} "
+        f"{config.version}; "
         f"the weights of {facts.name} were changed."
     )
 
 
-def _write_texts(out: Path, task: Task, files: dict[str, Any], figures: EvaluationReport, **facts: Any) -> None:
+def _write_texts(
+    out: Path, task: Task, files: dict[str, Any], figures: EvaluationReport, **facts: Any
+) -> None:
     """Write the model card and Ollama's Modelfile; `facts` are further values for the card."""
     if '"""' in task.whole_system:
-        raise UsageError('task.system holds """, which a Modelfile cannot express', hint="rephrase task.system")
+        raise UsageError(
+            'task.system holds """, which a Modelfile cannot express', hint="rephrase task.system"
+        )
     smallest = min(files.values(), key=lambda entry: entry["size"])["file"]
     write_card(out, task, files, figures, smallest=smallest, **facts)
     modelfile = _render("Modelfile", file=smallest, task=task, context=CONTEXT)
     (out / "Modelfile").write_text(modelfile, encoding="utf-8")
 
 
-def write_card(out: Path, task: Task, files: Mapping[str, Any], figures: EvaluationReport, **facts: Any) -> None:
-    """Write the model card of files, by the name of each in the report; `facts` are further values for it."""
+def write_card(
+    out: Path, task: Task, files: Mapping[str, Any], figures: EvaluationReport, **facts: Any
+) -> None:
+    """Write the model card of files, by the name of each in the
+    report; `facts` are further values for it.
+    """
     head, rows = table(figures)
     card = _render(
-        "model_card.md", task=task, report=figures, released=released(figures), head=head, rows=rows, files=files,
-        size=console.size, context=CONTEXT, **facts,
-    )  # fmt: skip
+        "model_card.md",
+        task=task,
+        report=figures,
+        released=released(figures),
+        head=head,
+        rows=rows,
+        files=files,
+        size=console.size,
+        context=CONTEXT,
+        **facts,
+    )
     (out / "README.md").write_text(card, encoding="utf-8")
 
 
 def teaching_of(labelled: Artifact | None) -> dict[str, Any]:
-    """The teachers whose labels were trained on, the number of their labels and the bound; {} without any."""
+    """The teachers whose labels were trained on, the number of their
+    labels and the bound; {} without any.
+    """
     if labelled is None or not labelled.metrics["accepted"]:
         return {}
     facts = labelled.metrics

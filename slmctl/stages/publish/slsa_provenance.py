@@ -1,7 +1,8 @@
-"""A release's lineage as an in-toto statement with SLSA provenance: the files, the inputs and the steps.
+"""A release's lineage as an in-toto statement with SLSA provenance: the files, the inputs and the
+steps.
 
-Plain JSON (https://in-toto.io/Statement/v1, https://slsa.dev/provenance/v1). It holds hashes, settings and versions;
-no path, date, host or name of a data file.
+Plain JSON (https://in-toto.io/Statement/v1, https://slsa.dev/provenance/v1). It holds hashes,
+settings and versions; no path, date, host or name of a data file.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from slmctl.model_files.base_model import Base
 FILENAME = "lineage.intoto.json"
 BUILD_TYPE = "urn:slmctl:pipeline:1"
 _MODELS = (".gguf", ".safetensors", ".npz", ".onnx")
-_APART = ("hosts_contacted", "bytes_out", "not_counted", "processor")  # keys of an environment that reveal the place
-_PRIVATE = ("sources", "task")  # keys of a config with file and column names; the task is published as task.json
+# keys of an environment that reveal the place
+_APART = ("hosts_contacted", "bytes_out", "not_counted", "processor")
+# keys of a config with file and column names; the task is published as task.json
+_PRIVATE = ("sources", "task")
 
 
 def write(out: Path, steps: Mapping[str, Artifact]) -> None:
@@ -31,10 +34,14 @@ def write(out: Path, steps: Mapping[str, Artifact]) -> None:
         {"name": entry.path, "digest": {"sha256": entry.sha256}}
         for entry in scan(out)
         if entry.path.endswith(_MODELS)
-    ]  # fmt: skip
+    ]
     versions: dict[str, str] = {}
     for step in steps.values():
-        versions |= {name: str(value) for name, value in step.manifest.environment.items() if name not in _APART}
+        versions |= {
+            name: str(value)
+            for name, value in step.manifest.environment.items()
+            if name not in _APART
+        }
     statement = {
         "_type": "https://in-toto.io/Statement/v1",
         "subject": subject,
@@ -43,10 +50,14 @@ def write(out: Path, steps: Mapping[str, Artifact]) -> None:
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
                 "externalParameters": {role: _settings(step) for role, step in steps.items()},
-                "internalParameters": {"steps": [_step(role, step) for role, step in steps.items()]},
+                "internalParameters": {
+                    "steps": [_step(role, step) for role, step in steps.items()]
+                },
                 "resolvedDependencies": _dependencies(steps),
             },
-            "runDetails": {"builder": {"id": "urn:slmctl:local", "version": versions | {"slmctl": __version__}}},
+            "runDetails": {
+                "builder": {"id": "urn:slmctl:local", "version": versions | {"slmctl": __version__}}
+            },
         },
     }
     (out / FILENAME).write_bytes(canonical(statement))

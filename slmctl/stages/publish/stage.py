@@ -34,10 +34,15 @@ class Publish(Stage[PublishConfig]):
 
     name = "publish"
     takes = (
-        Role("base", ("base",), when="tuned"), PREPARED, *(Role(each, (each,), when="tuned") for each in TUNED),
-        Role("encoder", ("encoder",), when="linear"), Role("report", ("report",)), LABELLED,
-        Role("sum", ("sum",), when="encode"), Role("policy", ("policy",), when="calibrate"),
-    )  # fmt: skip
+        Role("base", ("base",), when="tuned"),
+        PREPARED,
+        *(Role(each, (each,), when="tuned") for each in TUNED),
+        Role("encoder", ("encoder",), when="linear"),
+        Role("report", ("report",)),
+        LABELLED,
+        Role("sum", ("sum",), when="encode"),
+        Role("policy", ("policy",), when="calibrate"),
+    )
     uses = ("llama_cpp_python", "gguf")
     version = 7
 
@@ -72,7 +77,10 @@ class Publish(Stage[PublishConfig]):
         if to.startswith("dir:"):
             folder, _ = registry.parse(to, self.project.root)
             if (folder / settings.project / settings.version).is_dir():
-                text = f"{to} holds version {settings.version} already and takes no other one: increase 'version'"
+                text = (
+                    f"{to} holds version {settings.version} already and takes no other one: "
+                    "increase 'version'"
+                )
                 yield "version", text
 
     def cost(self, sizes: KnownSizes) -> StageEstimate:
@@ -87,13 +95,21 @@ class Publish(Stage[PublishConfig]):
     def doubt(self) -> Doubt | None:
         """A cheap model that is surely better, and that no gate names."""
         if text := project_gates.unguarded(self.project, self.project.artifact("report")):
-            return Doubt(text, "beaten", (), "release it all the same?", "to release it all the same: slmctl run --yes")
+            return Doubt(
+                text,
+                "beaten",
+                (),
+                "release it all the same?",
+                "to release it all the same: slmctl run --yes",
+            )
         return None
 
     def asks_for(self, role: Role, section: PublishConfig) -> bool:
         if section.linear and role.when == "tuned" and role.name in self.project.named:
-            raise UsageError(f"--{role.name} names a model, and publish.model is linear, which releases none",
-                             hint="--set publish.model=gguf")  # fmt: skip
+            raise UsageError(
+                f"--{role.name} names a model, and publish.model is linear, which releases none",
+                hint="--set publish.model=gguf",
+            )
         return super().asks_for(role, section)
 
     def options(self) -> Mapping[str, object]:
@@ -102,7 +118,9 @@ class Publish(Stage[PublishConfig]):
     def run(self, request: StageRequest, *, out: Path, **more: Any) -> JsonObject:
         """Lay out the release, by the module for its model."""
         section: Any = request.section
-        module = importlib.import_module(f"{__package__}.{'linear_release' if section.linear else self.name}")
+        module = importlib.import_module(
+            f"{__package__}.{'linear_release' if section.linear else self.name}"
+        )
         metrics: JsonObject = module.run(section, out=out, **more, **request.inputs)
         return metrics
 
@@ -135,7 +153,9 @@ STAGE = Publish
 
 
 def plan(project: Project) -> tuple[Outcome, JsonObject, list[str]]:
-    """The release, and the files that `publish` would send and their places, as JSON values and as lines."""
+    """The release, and the files that `publish` would send and their
+    places, as JSON values and as lines.
+    """
     outcome = runner.make(project, Publish.name)
     shipment = _shipment(project, outcome.artifact)
     with _target(project, "publish --plan") as target:
@@ -152,11 +172,16 @@ def plan(project: Project) -> tuple[Outcome, JsonObject, list[str]]:
             "signed": artifact.SIGNATURE in {item.name for item in shipment.items},
             "gates": [verdict.text for verdict in verdicts],
             "files": [
-                {"file": item.name, "size": item.size, "sha256": item.sha256, "to": target.where(shipment, item),
-                 "send": item.name in lacking}
+                {
+                    "file": item.name,
+                    "size": item.size,
+                    "sha256": item.sha256,
+                    "to": target.where(shipment, item),
+                    "send": item.name in lacking,
+                }
                 for item in shipment.items
             ],
-        }  # fmt: skip
+        }
     return outcome, planned, list(_lines(planned))
 
 
@@ -164,7 +189,10 @@ def _lines(planned: JsonObject) -> Iterator[str]:
     width = max(len(entry["file"]) for entry in planned["files"])
     for entry in planned["files"]:
         mark = "send" if entry["send"] else "there"
-        yield f"{mark:<5}  {console.size(entry['size']):>9}  {entry['file']:<{width}}  -> {entry['to']}"
+        yield (
+            f"{mark:<5}  {console.size(entry['size']):>9}  {entry['file']:<{width}}  -> "
+            f"{entry['to']}"
+        )
     yield f"to          {planned['to']}{', which is there already' if planned['there'] else ''}"
     yield f"hosts       {', '.join(planned['hosts']) or 'none'}"
     yield f"visibility  {planned['visibility']}"

@@ -1,4 +1,6 @@
-"""A model folder or a GGUF file, as it came -> the HF folder of a base, checked, with a chat template."""
+"""A model folder or a GGUF file, as it came -> the HF folder of a
+base, checked, with a chat template.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ from tokenizers.pre_tokenizers import PreTokenizer
 from slmctl import console, hardware
 from slmctl.artifacts import bounded_json
 from slmctl.errors import DataError, IntegrityError
-from slmctl.model_files import gguf_header, hf_folder, memory, model_card, safetensors_header, vocabulary
+from slmctl.model_files import (
+    gguf_header,
+    hf_folder,
+    memory,
+    model_card,
+    safetensors_header,
+    vocabulary,
+)
 from slmctl.model_files.base_model import ALLOWED_FILES, FILENAME, Base
 from slmctl.stages.pull import load_check, text_model
 
@@ -39,7 +48,8 @@ CHAT_TEMPLATE = """\
 
 
 def from_folder(folder: Path, source: str, out: Path, *, foreign: bool) -> Base:
-    """Copy the ALLOWED_FILES of an HF folder, or the text model of a multimodal one, and check them.
+    """Copy the ALLOWED_FILES of an HF folder, or the text model of a multimodal one, and check
+    them.
 
     Files of weights that transformers does not load stay behind.
     """
@@ -50,9 +60,13 @@ def from_folder(folder: Path, source: str, out: Path, *, foreign: bool) -> Base:
     loaded = {path.name for path in safetensors_header.weight_files(folder)}
     if safetensors_header.WHOLE not in loaded:
         loaded.add(safetensors_header.INDEX)
-    unread = [path.name for path in files if ".safetensors" in path.name and path.name not in loaded]
+    unread = [
+        path.name for path in files if ".safetensors" in path.name and path.name not in loaded
+    ]
     if unread:
-        console.say(f"  left out, since transformers does not load them: {console.shown(', '.join(unread))}")
+        console.say(
+            f"  left out, since transformers does not load them: {console.shown(', '.join(unread))}"
+        )
     for path in files:
         if not path.is_file():
             raise DataError(f"{path.name} of the base is not a plain file")
@@ -67,15 +81,23 @@ def from_folder(folder: Path, source: str, out: Path, *, foreign: bool) -> Base:
         load_check.require_loadable(out)
     if hf_folder.has_experts(hf_folder.empty_model(out)):
         console.say(
-            "  note: a mixture of experts; finetune leaves the experts as they are and adapts the layers around"
+            "  note: a mixture of experts; finetune leaves the experts as they are and adapts the "
+            "layers around"
         )
     card = model_card.read(out / "README.md")
     name = source.rpartition("/")[2].partition("@")[0]
     note = text.note if text is not None else ""
     described = _describe(
-        out, name=name, source=source, license=card.license, parameters=parameters, note=note, languages=card.languages
+        out,
+        name=name,
+        source=source,
+        license=card.license,
+        parameters=parameters,
+        note=note,
+        languages=card.languages,
     )
-    if (folder / FILENAME).exists():  # the description by `pull` in another project says more than the folder
+    # the description by `pull` in another project says more than the folder
+    if (folder / FILENAME).exists():
         with _refused():
             made = Base.read(folder)
         keys = ["name", "source", "license", "note", "languages"]
@@ -86,29 +108,39 @@ def from_folder(folder: Path, source: str, out: Path, *, foreign: bool) -> Base:
 
 
 def from_gguf(path: Path, source: str, out: Path) -> Base:
-    """Dequantise a GGUF file into an HF folder; float16 holds the values of its blocks almost exactly."""
+    """Dequantise a GGUF file into an HF folder; float16 holds the
+    values of its blocks almost exactly.
+    """
     with _refused():
         head = gguf_header.read(path)
     metadata = head.metadata
     parts = metadata.get("split.count")
     if isinstance(parts, int) and parts > 1:
-        raise DataError(f"{path.name} is one of {parts} parts of a model", hint="llama-gguf-split --merge joins them")
+        raise DataError(
+            f"{path.name} is one of {parts} parts of a model",
+            hint="llama-gguf-split --merge joins them",
+        )
     sizes = [tensor.weights for tensor in head.tensors]
     # in float16, and one tensor expanded
     needed = hardware.held_bytes() + FIXED_BYTES + 2 * sum(sizes) + 8 * max(sizes, default=0)
-    memory.require(needed, "dequantising", hint="the base as safetensors (hf:), or a machine with more")
+    memory.require(
+        needed, "dequantising", hint="the base as safetensors (hf:), or a machine with more"
+    )
     console.say(f"  step 1 of 3: trying {path.name} in a process of its own")
     load_check.require_loadable(path.parent, path.name)
     console.say(f"  step 2 of 3: dequantising {console.count(len(sizes), 'tensor')} of {path.name}")
     with hf_folder.gguf_parsed_once():
         tokenizer = hf_folder.load_tokenizer(path.parent, gguf_file=path.name)
-        loaded = hf_folder.load_model(path.parent, dtype=torch.float16, gguf_file=path.name)  # tensor by tensor
+        # tensor by tensor
+        loaded = hf_folder.load_model(path.parent, dtype=torch.float16, gguf_file=path.name)
     pre_tokenizer = _pre_tokenizer(str(metadata.get("tokenizer.ggml.pre", "")))
     if pre_tokenizer is not None:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizer
-    del loaded.config.quantization_config  # with it, transformers refuses to save what it has dequantised
+    # with it, transformers refuses to save what it has dequantised
+    del loaded.config.quantization_config
     with torch.device("meta"):
-        model = type(loaded)(loaded.config)  # a fresh model of the same config has no memory of the GGUF
+        # a fresh model of the same config has no memory of the GGUF
+        model = type(loaded)(loaded.config)
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.tie_weights()
     model.config.dtype = torch.float16
@@ -132,34 +164,50 @@ def from_gguf(path: Path, source: str, out: Path) -> Base:
 
 @contextlib.contextmanager
 def _refused() -> Iterator[None]:
-    """Turn an IntegrityError on a base's files into a DataError: they are input, not an artifact yet."""
+    """Turn an IntegrityError on a base's files into a DataError:
+    they are input, not an artifact yet.
+    """
     try:
         yield
     except IntegrityError as error:
-        raise DataError(error.message, hint="download the base again, or take another one") from None
+        raise DataError(
+            error.message, hint="download the base again, or take another one"
+        ) from None
 
 
 def _pre_tokenizer(kind: str) -> PreTokenizer | None:
     """The pre-tokenizer of a GGUF's vocabulary where transformers takes another one, else None.
 
-    transformers 5.24 gives every BPE vocabulary of a GGUF the rules of GPT-2; SmolLM's splits digits first,
-    so `\\n 2` was three tokens in training and others in llama.cpp. Ends when transformers reads
-    `tokenizer.ggml.pre`.
+    transformers 5.24 gives every BPE vocabulary of a GGUF the rules of GPT-2; SmolLM's splits
+    digits first, so `\\n 2` was three tokens in training and others in llama.cpp. Ends when
+    transformers reads `tokenizer.ggml.pre`.
     """
     if kind == "smollm":
         return pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
         )
     return None
 
 
 def _describe(
-    out: Path, *, name: str, source: str, license: str, parameters: int, note: str, languages: tuple[str, ...]
+    out: Path,
+    *,
+    name: str,
+    source: str,
+    license: str,
+    parameters: int,
+    note: str,
+    languages: tuple[str, ...],
 ) -> Base:
     """The description of a base in `out`; a base without a chat template gets CHAT_TEMPLATE."""
     rows = bounded_json.read_object(out / "config.json").get("vocab_size")
     if isinstance(rows, int) and (dropped := vocabulary.drop_tokens_without_weights(out, rows)):
-        console.say(f"  left out of the tokenizer, for want of weights: {console.shown(', '.join(dropped))}")
+        console.say(
+            f"  left out of the tokenizer, for want of weights: {console.shown(', '.join(dropped))}"
+        )
     tokenizer = hf_folder.load_tokenizer(out)
     template, origin = tokenizer.chat_template, "base"
     if isinstance(template, dict):  # one of several by name

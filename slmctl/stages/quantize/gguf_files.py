@@ -1,4 +1,6 @@
-"""GGUF files of a merged model: one lossless conversion, a file of every type from it, their real types and sizes."""
+"""GGUF files of a merged model: one lossless conversion, a file of every
+type from it, their real types and sizes.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from slmctl.model_files.gguf_header import GgufHeader
 from slmctl.model_files.quantizer import QuantizedFile
 from slmctl.stages.quantize.stage import WEIGHTED_TYPES
 
-ImportanceMatrix = dict[str, npt.NDArray[np.float32]]  # importance of each input, by the name of a tensor
+# importance of each input, by the name of a tensor
+ImportanceMatrix = dict[str, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,9 @@ class LosslessFile:
 
 
 def convert(config: QuantizeConfig, model: Artifact, base: Base, scratch: Path) -> LosslessFile:
-    """Convert a merged model, or a base, to one GGUF file, in the type that holds its weights without loss."""
+    """Convert a merged model, or a base, to one GGUF file, in the type
+    that holds its weights without loss.
+    """
     kind = _dtype(model.path)
     path = scratch / file_name(config, base, kind.upper())
     gguf_converter.convert(model.path, path, dtype=kind, metadata=metadata(config, base))
@@ -45,19 +50,33 @@ def convert(config: QuantizeConfig, model: Artifact, base: Base, scratch: Path) 
 def plan(config: QuantizeConfig, base: Base, out: Path, *, weighted: bool) -> list[QuantizedFile]:
     """The files to write, each type once."""
     return [
-        QuantizedFile(name, out / file_name(config, base, name), weighted and WEIGHTED_TYPES.match(name) is not None)
+        QuantizedFile(
+            name,
+            out / file_name(config, base, name),
+            weighted and WEIGHTED_TYPES.match(name) is not None,
+        )
         for name in dict.fromkeys(config.types)
     ]
 
 
 def unweighted_twins(targets: Sequence[QuantizedFile], scratch: Path) -> dict[str, QuantizedFile]:
-    """{type: a second file to write without the matrix}, for weighted files of types that can do without it."""
-    able = [target for target in targets if target.weighted and not WEIGHTED_ONLY_TYPES.match(target.type)]
+    """{type: a second file to write without the matrix}, for weighted
+    files of types that can do without it.
+    """
+    able = [
+        target
+        for target in targets
+        if target.weighted and not WEIGHTED_ONLY_TYPES.match(target.type)
+    ]
     return {target.type: QuantizedFile(target.type, scratch / target.path.name) for target in able}
 
 
 def write(
-    lossless: LosslessFile, targets: Sequence[QuantizedFile], matrix: ImportanceMatrix | None = None, *, rows: int = 0
+    lossless: LosslessFile,
+    targets: Sequence[QuantizedFile],
+    matrix: ImportanceMatrix | None = None,
+    *,
+    rows: int = 0,
 ) -> None:
     """Write every target; one of the lossless file's own type becomes a link to it.
 
@@ -74,7 +93,9 @@ def write(
     if not made:
         return
     with console.progress("quantize", len(made), "files") as meter:
-        for _ in quantizer.quantize_all(lossless.path, made, importance=vectors if matrix else None, rows=rows):
+        for _ in quantizer.quantize_all(
+            lossless.path, made, importance=vectors if matrix else None, rows=rows
+        ):
             meter.advance()
 
 
@@ -85,11 +106,14 @@ def save(matrix: ImportanceMatrix, path: Path) -> None:
 
 
 def file_name(config: QuantizeConfig, base: Base, type_name: str) -> str:
-    """A name by the GGUF convention without a version, which a release adds: `SmolLM2-135M-acme-support-Q4_K_M.gguf`;
-    without a project `BASE-TYPE`."""
+    """A name by the GGUF convention without a version, which a release adds:
+    `SmolLM2-135M-acme-support-Q4_K_M.gguf`; without a project `BASE-TYPE`.
+    """
     if not config.project:
         return f"{base.name}-{type_name}.gguf"
-    stem = re.split(r"[-_](?=\d+(?:\.\d+)?[KMBT](?:[-_.]|$))", base.name, maxsplit=1, flags=re.IGNORECASE)[0]
+    stem = re.split(
+        r"[-_](?=\d+(?:\.\d+)?[KMBT](?:[-_.]|$))", base.name, maxsplit=1, flags=re.IGNORECASE
+    )[0]
     return f"{stem}-{base.size_label}-{config.project}-{type_name}.gguf"
 
 
@@ -102,9 +126,10 @@ def listed(path: Path) -> dict[str, Any]:
 def entry(target: QuantizedFile) -> dict[str, Any]:
     """A written file as the manifest's metrics list it.
 
-    It adds to `listed`: `importance`, `bits_per_weight`, `tensor_types` (matrices by type), `matrices` and
-    `fallback_tensors`, which counts matrices with rows that are not a multiple of 256: llama.cpp stores them in a
-    larger type than the requested K, IQ or TQ type; 0 for other types.
+    It adds to `listed`: `importance`, `bits_per_weight`, `tensor_types` (matrices by type),
+    `matrices` and `fallback_tensors`, which counts matrices with rows that are not a multiple of
+    256: llama.cpp stores them in a larger type than the requested K, IQ or TQ type; 0 for other
+    types.
     """
     head, type_name = gguf_header.read(target.path), target.type
     matrices = [tensor for tensor in head.tensors if len(tensor.shape) > 1]
@@ -117,13 +142,16 @@ def entry(target: QuantizedFile) -> dict[str, Any]:
         "importance": target.weighted,
         "bits_per_weight": round(sum(tensor.size for tensor in head.tensors) * 8 / total, 3),
         "tensor_types": dict(sorted(types.items())),
-        "fallback_tensors": sum(tensor.shape[0] % 256 != 0 for tensor in matrices) if in_blocks else 0,
+        "fallback_tensors": sum(tensor.shape[0] % 256 != 0 for tensor in matrices)
+        if in_blocks
+        else 0,
         "matrices": len(matrices),
     }
 
 
 def dominated_files(files: dict[str, Any]) -> list[str]:
-    """A sentence for every file that is larger than another and no closer to the merged model by KL divergence.
+    """A sentence for every file that is larger than another and no closer to the merged model by KL
+    divergence.
 
     Files without a measured divergence are left out.
     """
@@ -131,13 +159,15 @@ def dominated_files(files: dict[str, Any]) -> list[str]:
     measured = {name: entry for name, entry in files.items() if "kl_mean" in entry}
     for name, entry in measured.items():
         better = [
-            other for other, its in measured.items()
+            other
+            for other, its in measured.items()
             if its["size"] < entry["size"] and its["kl_mean"] <= entry["kl_mean"]
-        ]  # fmt: skip
+        ]
         if better:
             least = min(better, key=lambda other: files[other]["kl_mean"])
             notes.append(
-                f"{name} ({console.size(entry['size'])}) is larger than {least} ({console.size(files[least]['size'])}) "
+                f"{name} ({console.size(entry['size'])}) is larger than {least} "
+                f"({console.size(files[least]['size'])}) "
                 "and no closer to the merged model: leave it out"
             )
     return notes

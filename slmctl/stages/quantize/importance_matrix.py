@@ -1,6 +1,7 @@
 """The importance matrix: mean squared input of every linear layer over training records.
 
-llama.cpp weighs rounding errors by it, so that the weights that matter most for the task's texts lose least.
+llama.cpp weighs rounding errors by it, so that the weights that matter most for the task's texts
+lose least.
 """
 
 from __future__ import annotations
@@ -46,10 +47,15 @@ def measure(model: Any, records: Sequence[Sequence[int]], head: GgufHeader) -> I
     handles = []
     for name, module in model.named_modules():
         if name in names:
-            handles.append(module.register_forward_pre_hook(_square_sum_hook(squares, name, lambda: mask)))
+            handles.append(
+                module.register_forward_pre_hook(_square_sum_hook(squares, name, lambda: mask))
+            )
     tokens = 0
     try:
-        with torch.inference_mode(), console.progress("importance", len(records), "records") as meter:
+        with (
+            torch.inference_mode(),
+            console.progress("importance", len(records), "records") as meter,
+        ):
             for batch in parity.batches(records):
                 ids, mask = parity.padded([records[index] for index in batch])
                 tokens += int(mask.sum())
@@ -65,17 +71,25 @@ def measure(model: Any, records: Sequence[Sequence[int]], head: GgufHeader) -> I
     }
     broken = sorted(name for name, values in matrix.items() if not np.isfinite(values).all())
     if broken:
-        raise StageError(f"the inputs of '{broken[0]}' are not finite on the training records", hint="train again")
+        raise StageError(
+            f"the inputs of '{broken[0]}' are not finite on the training records",
+            hint="train again",
+        )
     return matrix
 
 
 def _names(model: Any, head: GgufHeader) -> dict[str, list[str]]:
-    """Names of the linear layers of the model -> names of the GGUF tensors that hold their weights."""
+    """Names of the linear layers of the model -> names of the
+    GGUF tensors that hold their weights.
+    """
     architecture = head.metadata["general.architecture"]
     number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    tensor_names = gguf.get_tensor_name_map(number, int(head.metadata[f"{architecture}.block_count"]))
+    tensor_names = gguf.get_tensor_name_map(
+        number, int(head.metadata[f"{architecture}.block_count"])
+    )
     rows = {tensor.name: tensor.shape[0] for tensor in head.tensors if len(tensor.shape) == 2}
-    inside = {id(module) for module in model.base_model.modules()}  # the output head is left out, as llama.cpp does
+    # the output head is left out, as llama.cpp does
+    inside = {id(module) for module in model.base_model.modules()}
     names = {}
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Linear | Conv1D) or id(module) not in inside:
@@ -84,8 +98,12 @@ def _names(model: Any, head: GgufHeader) -> dict[str, list[str]]:
         tensors = [tensor_names.get_name(f"{name}.weight", try_suffixes=(".weight",))]
         if fused := re.search(r"\.(\d+)\.shared_mlp\.(\w+)$", name):
             parts = _SHARED_MLP.get(fused[2], ())
-            tensors = [f"blk.{fused[1]}.{part}{kind}.weight" for part in parts for kind in ("", "_shexp")]
-        if held := [tensor for tensor in tensors if tensor is not None and rows.get(tensor) == inputs]:
+            tensors = [
+                f"blk.{fused[1]}.{part}{kind}.weight" for part in parts for kind in ("", "_shexp")
+            ]
+        if held := [
+            tensor for tensor in tensors if tensor is not None and rows.get(tensor) == inputs
+        ]:
             names[name] = held
     return names
 
@@ -93,13 +111,16 @@ def _names(model: Any, head: GgufHeader) -> dict[str, list[str]]:
 def _columns(model: Any, tensor: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Values of a layer's inputs in the order of its tensor's columns.
 
-    The converter orders the value heads of Qwen3.5's gated delta net as llama.cpp broadcasts its key heads over them.
+    The converter orders the value heads of Qwen3.5's gated delta net as llama.cpp broadcasts its
+    key heads over them.
     """
     config = model.config.get_text_config()
     if not (config.model_type.startswith("qwen3_5") and tensor.endswith(".ssm_out.weight")):
         return values
     keys = config.linear_num_key_heads
-    return values.reshape(keys, config.linear_num_value_heads // keys, -1).swapaxes(0, 1).reshape(-1)
+    return (
+        values.reshape(keys, config.linear_num_value_heads // keys, -1).swapaxes(0, 1).reshape(-1)
+    )
 
 
 def _square_sum_hook(squares: dict[str, torch.Tensor], name: str, mask: Any) -> Any:

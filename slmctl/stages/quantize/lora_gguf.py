@@ -1,4 +1,6 @@
-"""adapter -> GGUF file of the adapter alone, and base -> its own GGUF file, for one base that serves many adapters."""
+"""adapter -> GGUF file of the adapter alone, and base -> its own GGUF file,
+for one base that serves many adapters.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,11 @@ from slmctl.stages.quantize import gguf_files, parity
 
 
 def write(adapter: Artifact, merged: Artifact, target: Path) -> dict[str, Any]:
-    """Write the adapter's matrices in float16; llama.cpp adds alpha / rank * B A to its base as it computes.
+    """Write the adapter's matrices in float16; llama.cpp adds alpha / rank * B A to its base as it
+    computes.
 
-    The format holds one alpha for all layers, so each layer's own scale (rsLoRA, patterns) is multiplied into its B.
+    The format holds one alpha for all layers, so each layer's own scale (rsLoRA, patterns) is
+    multiplied into its B.
 
     Args:
         merged: The merged model, for the architecture and the names of its tensors.
@@ -47,7 +51,9 @@ def write(adapter: Artifact, merged: Artifact, target: Path) -> dict[str, Any]:
         folder = Path(scratch) / target.stem  # the converter takes the file's general.name from it
         folder.mkdir()
         hf_folder.save(state, folder / lora_adapter.WEIGHTS)
-        (folder / lora_adapter.SETTINGS).write_text(json.dumps({"lora_alpha": alpha}), encoding="utf-8")
+        (folder / lora_adapter.SETTINGS).write_text(
+            json.dumps({"lora_alpha": alpha}), encoding="utf-8"
+        )
         card = merged.path / "README.md"
         if card.exists():  # licence, base and languages go from the card into the file
             shutil.copyfile(card, folder / card.name)
@@ -59,7 +65,8 @@ def write(adapter: Artifact, merged: Artifact, target: Path) -> dict[str, Any]:
 def write_base(config: QuantizeConfig, base: Artifact, out: Path) -> dict[str, Any]:
     """Write the base's own GGUF file of each type; its results are checked with each adapter on it.
 
-    Nothing of a project or of its data goes into it, so every adapter of the base finds the same file.
+    Nothing of a project or of its data goes into it, so every adapter of the base finds the same
+    file.
     """
     facts = Base.read(base.path)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
@@ -68,7 +75,11 @@ def write_base(config: QuantizeConfig, base: Artifact, out: Path) -> dict[str, A
         gguf_files.write(lossless, targets)
     facts.write(out)
     files = {target.type: gguf_files.entry(target) for target in targets}
-    return {"files": files, "of_base": True, "converter_source_sha256": gguf_converter.source_hash()}
+    return {
+        "files": files,
+        "of_base": True,
+        "converter_source_sha256": gguf_converter.source_hash(),
+    }
 
 
 def check_on_bases(
@@ -86,7 +97,8 @@ def check_on_bases(
         files: The merged model's files with their distances, by type.
 
     Returns:
-        By type: the base's file, its size and sha256, the digest of its artifact, and the distances.
+        By type: the base's file, its size and sha256, the digest of its artifact, and the
+        distances.
 
     Raises:
         IntegrityError: A type has no file of the base.
@@ -94,7 +106,9 @@ def check_on_bases(
     """
     by_type = {name: base for base in bases for name in base.metrics["files"]}
     if missing := [name for name in files if name not in by_type]:
-        raise IntegrityError(f"there is no {missing[0]} file of the base alone", hint="slmctl quantize writes it")
+        raise IntegrityError(
+            f"there is no {missing[0]} file of the base alone", hint="slmctl quantize writes it"
+        )
     entries = {}
     for name, merged in files.items():
         entry = gguf_file(by_type[name], name)
@@ -102,24 +116,34 @@ def check_on_bases(
         distances = parity.check(path, reference, scratch=scratch, lora=lora)
         parity.check_adapter(distances, merged, lora.name, path.name)
         if "kl_mean" in distances:
-            console.say(f"  adapter on {path.name}: {distances['kl_mean']:.4f} nats from the merged model")
+            console.say(
+                f"  adapter on {path.name}: {distances['kl_mean']:.4f} nats from the merged model"
+            )
         entries[name] = {
-            "file": entry.path, "size": entry.size, "sha256": entry.sha256, "artifact": by_type[name].digest,
+            "file": entry.path,
+            "size": entry.size,
+            "sha256": entry.sha256,
+            "artifact": by_type[name].digest,
             **distances,
-        }  # fmt: skip
+        }
     return entries
 
 
 def _refuse_other_forms(adapter: lora_adapter.LoraAdapter) -> None:
     forms = {
         "whole layers (modules_to_save)": bool(adapter.replaced),
-        "magnitudes (DoRA)": any(change.magnitude is not None for change in adapter.changes.values()),
-        "an embedding, or layers stored as (in, out)": any(change.transposed for change in adapter.changes.values()),
+        "magnitudes (DoRA)": any(
+            change.magnitude is not None for change in adapter.changes.values()
+        ),
+        "an embedding, or layers stored as (in, out)": any(
+            change.transposed for change in adapter.changes.values()
+        ),
     }
     for form, there in forms.items():
         if there:
             raise StageError(
-                f"an adapter that trained {form} cannot be a GGUF of its own", hint="--set quantize.lora_gguf=false"
+                f"an adapter that trained {form} cannot be a GGUF of its own",
+                hint="--set quantize.lora_gguf=false",
             )
 
 
@@ -128,5 +152,12 @@ def _require_layers(path: Path, layers: int, alpha: float) -> None:
     head = gguf_header.read(path)
     pairs = sum(tensor.name.endswith(".lora_a") for tensor in head.tensors)
     kept = float(head.metadata.get("adapter.lora.alpha", 0))
-    if head.metadata.get("adapter.type") != "lora" or pairs != layers or not np.isclose(kept, alpha):
-        raise StageError(f"{path.name} holds {pairs} of {layers} layers with alpha {kept}, the adapter's is {alpha}")
+    if (
+        head.metadata.get("adapter.type") != "lora"
+        or pairs != layers
+        or not np.isclose(kept, alpha)
+    ):
+        raise StageError(
+            f"{path.name} holds {pairs} of {layers} layers with alpha {kept}, the adapter's is "
+            f"{alpha}"
+        )

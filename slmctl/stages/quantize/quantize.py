@@ -1,4 +1,6 @@
-"""merged -> gguf: files that llama.cpp runs, each held against the merged model before it counts."""
+"""merged -> gguf: files that llama.cpp runs, each held against
+the merged model before it counts.
+"""
 
 from __future__ import annotations
 
@@ -30,24 +32,35 @@ from slmctl.task.documents import training
 from slmctl.task.records import Record, read_records
 
 PROBE_PROMPTS = 8  # held-out prompts that each file must answer
-MAX_PROBE_TOKENS = 256  # within which a free answer must end, or twice the reference answer's if these are more
+# within which a free answer must end, or twice the reference answer's if these are more
+MAX_PROBE_TOKENS = 256
 ENDLESS_PROBE_TOKENS = 8  # of an answer that need not end
-CHILD_BYTES = 200_000_000  # of the converter, or of llama.cpp, without tensors, and of this process by then
+# of the converter, or of llama.cpp, without tensors, and of this process by then
+CHILD_BYTES = 200_000_000
 LARGEST_TENSOR_BYTES = 8  # a weight of the embedding, as it is read and as it is written
 AUTO_RECORDS = 128  # training records for `importance_matrix: auto`
 
 
 def run(
-    config: QuantizeConfig, *, merged: Artifact | None = None, prepared: Artifact | None = None,
-    adapter: Artifact | None = None, base_files: Sequence[Artifact] = (), base: Artifact | None = None, out: Path,
+    config: QuantizeConfig,
+    *,
+    merged: Artifact | None = None,
+    prepared: Artifact | None = None,
+    adapter: Artifact | None = None,
+    base_files: Sequence[Artifact] = (),
+    base: Artifact | None = None,
+    out: Path,
     must_end: bool = True,
-) -> dict[str, Any]:  # fmt: skip
-    """Write one GGUF file a type, from one lossless conversion, and the adapter's own where the config asks for it.
+) -> dict[str, Any]:
+    """Write one GGUF file a type, from one lossless conversion, and the adapter's own where the
+    config asks for it.
 
     Args:
-        base_files: The base's own GGUF files, an artifact a type, on which the adapter's file is checked.
+        base_files: The base's own GGUF files, an artifact a type, on which the adapter's file is
+            checked.
         base: Write the base's own files and nothing else, without the other inputs.
-        must_end: Refuse a file that never ends an answer; False for a model of random weights, which ends none.
+        must_end: Refuse a file that never ends an answer; False for a model of random weights,
+            which ends none.
 
     Raises:
         MissingError: The converter has not been fetched.
@@ -57,8 +70,13 @@ def run(
         return lora_gguf.write_base(config, base, out)
     assert merged is not None and prepared is not None  # the roles of the stage
     facts, task = Base.read(merged.path), Task.read(merged.path)
-    if adapter is not None and merged.manifest.inputs.get("adapter", adapter.digest) != adapter.digest:
-        raise StageError(f"{merged.path} was not merged from {adapter.path}", hint="slmctl run --until merge")
+    if (
+        adapter is not None
+        and merged.manifest.inputs.get("adapter", adapter.digest) != adapter.digest
+    ):
+        raise StageError(
+            f"{merged.path} was not merged from {adapter.path}", hint="slmctl run --until merge"
+        )
     needed = _estimate_bytes(merged.path, config.types)
     memory.require(needed, "quantizing", hint="a smaller base, or a machine with more")
     held_out = training(read_records(prepared.file("validation.jsonl")), task)
@@ -66,7 +84,9 @@ def run(
         scratch = Path(place)
         lossless = gguf_files.convert(config, merged, facts, scratch)
         count = _importance_records(config, facts)
-        reference, matrix, records = _compute_reference(count, merged, prepared, task, held_out, lossless)
+        reference, matrix, records = _compute_reference(
+            count, merged, prepared, task, held_out, lossless
+        )
         checked = parity.check_lossless(lossless.path, reference, scratch=scratch)
         targets = gguf_files.plan(config, facts, out, weighted=bool(matrix))
         both_ways = config.importance_matrix == "auto" and facts.parameters < LARGE
@@ -83,32 +103,48 @@ def run(
             path = out / gguf_files.file_name(config, facts, LORA_TYPE)
             lora = {"lora": lora_gguf.write(adapter, merged, path)}
             if base_files:
-                lora["lora"]["bases"] = lora_gguf.check_on_bases(path, base_files, files, reference, scratch=scratch)
+                lora["lora"]["bases"] = lora_gguf.check_on_bases(
+                    path, base_files, files, reference, scratch=scratch
+                )
     for note in gguf_files.dominated_files(files):
         console.say(f"  note: {note}")
     facts.write(out)
     return {
-        "files": files, "lossless": {"type": lossless.type} | checked, "importance_rows": records,
-        "memory_estimate": needed, "converter_source_sha256": gguf_converter.source_hash(), **lora,
-    }  # fmt: skip
+        "files": files,
+        "lossless": {"type": lossless.type} | checked,
+        "importance_rows": records,
+        "memory_estimate": needed,
+        "converter_source_sha256": gguf_converter.source_hash(),
+        **lora,
+    }
 
 
 def _estimate_bytes(folder: Path, types: Sequence[str]) -> int:
-    """Estimated peak of this stage with its child processes: the reference, the largest tensor, or the answers."""
+    """Estimated peak of this stage with its child processes: the
+    reference, the largest tensor, or the answers.
+    """
     memory.trim_heap()  # memory that a training in this process has freed would count as held
     model, cells = model_size.read(folder), PROBE_PROMPTS * engine.CONTEXT
-    reference = model.stored_bytes(parity.BATCH_TOKENS, kept=2 * parity.MAX_LOGIT_BYTES // (4 * model.vocabulary))
+    reference = model.stored_bytes(
+        parity.BATCH_TOKENS, kept=2 * parity.MAX_LOGIT_BYTES // (4 * model.vocabulary)
+    )
     converter = CHILD_BYTES + LARGEST_TENSOR_BYTES * model.vocabulary * model.hidden
-    answers = CHILD_BYTES + 2 * cells * model.cache + int(memory.repacked_bytes(types) * model.linear)
+    answers = (
+        CHILD_BYTES + 2 * cells * model.cache + int(memory.repacked_bytes(types) * model.linear)
+    )
     return max(reference, hardware.held_bytes() + max(converter, answers))
 
 
 def _importance_records(config: QuantizeConfig, base: Base) -> int:
-    """Number of training records that the importance matrix is measured on; 0 where no type takes one."""
+    """Number of training records that the importance matrix is
+    measured on; 0 where no type takes one.
+    """
     if not any(WEIGHTED_TYPES.match(name) for name in config.types):
         return 0
     auto = AUTO_RECORDS // 2 if base.parameters >= LARGE else AUTO_RECORDS
-    return int({"auto": auto, "off": 0}.get(str(config.importance_matrix), config.importance_matrix))
+    return int(
+        {"auto": auto, "off": 0}.get(str(config.importance_matrix), config.importance_matrix)
+    )
 
 
 def _compute_reference(
@@ -119,20 +155,27 @@ def _compute_reference(
     held_out: Sequence[Record],
     lossless: LosslessFile,
 ) -> tuple[parity.MergedModelReference, ImportanceMatrix, int]:
-    """Load the merged model once in transformers; returns (reference of all files, importance matrix, its records).
+    """Load the merged model once in transformers; returns (reference of all files, importance
+    matrix, its records).
 
     Args:
         count: Training records to measure the matrix on.
     """
-    tokenizer, model = hf_folder.load_tokenizer(merged.path), hf_folder.load_model(merged.path, dtype="stored")
+    tokenizer, model = (
+        hf_folder.load_tokenizer(merged.path),
+        hf_folder.load_model(merged.path, dtype="stored"),
+    )
     reference = parity.reference(model, tokenizer, task, held_out)
     parity.check_head(lossless.path.name, lossless.head, reference)
     if not count:
         return reference, {}, 0
     texts = texts_of(training(read_records(prepared.file("train.jsonl")), task), task, count)
-    if resolve_matmul_dtype("auto") == "bfloat16":  # mean squares need no more, and it takes half the time
+    # mean squares need no more, and it takes half the time
+    if resolve_matmul_dtype("auto") == "bfloat16":
         stored_weights.multiply_in(model, torch.bfloat16)
-    matrix = importance_matrix.measure(model, [parity.encode(tokenizer, text) for text in texts], lossless.head)
+    matrix = importance_matrix.measure(
+        model, [parity.encode(tokenizer, text) for text in texts], lossless.head
+    )
     return reference, matrix, len(texts)
 
 
@@ -140,7 +183,9 @@ def texts_of(records: Sequence[Record], task: Task, count: int) -> list[str]:
     """Rendered prompts with answers of `count` records, spread evenly over all of them."""
     count = min(count, len(records))
     chosen = [records[index * len(records) // count] for index in range(count)]
-    return [prompt_of(task, record) + task.rules.written(record.answer) + task.end for record in chosen]
+    return [
+        prompt_of(task, record) + task.rules.written(record.answer) + task.end for record in chosen
+    ]
 
 
 def prompt_of(task: Task, record: Record) -> str:
@@ -149,15 +194,22 @@ def prompt_of(task: Task, record: Record) -> str:
 
 
 def _closest(
-    target: QuantizedFile, other: QuantizedFile | None, reference: parity.MergedModelReference, scratch: Path
+    target: QuantizedFile,
+    other: QuantizedFile | None,
+    reference: parity.MergedModelReference,
+    scratch: Path,
 ) -> tuple[QuantizedFile, dict[str, Any]]:
-    """Compare a file with the merged model; of two written with and without the matrix keep the closer one."""
+    """Compare a file with the merged model; of two written with and
+    without the matrix keep the closer one.
+    """
     weighted = parity.check(target.path, reference, scratch=scratch)
     if other is None:
         return target, weighted
     plain = parity.check(other.path, reference, scratch=scratch)
     both = {"kl_weighted": weighted.get("kl_mean"), "kl_plain": plain.get("kl_mean")}
-    if not ("kl_mean" in plain and "kl_mean" in weighted and plain["kl_mean"] < weighted["kl_mean"]):
+    if not (
+        "kl_mean" in plain and "kl_mean" in weighted and plain["kl_mean"] < weighted["kl_mean"]
+    ):
         other.path.unlink()
         return target, weighted | both
     atomic.move(other.path, target.path)
@@ -167,22 +219,30 @@ def _closest(
 def _report_file(name: str, entry: dict[str, Any]) -> None:
     parts = [console.size(entry["size"]), f"{entry['bits_per_weight']:.2f} bits a weight"]
     if entry["fallback_tensors"]:
-        parts.append(f"{entry['fallback_tensors']} of {entry['matrices']} tensors kept at a higher type")
+        parts.append(
+            f"{entry['fallback_tensors']} of {entry['matrices']} tensors kept at a higher type"
+        )
     if "kl_mean" in entry:
         parts.append(
-            f"{entry['kl_mean']:.4f} nats from the merged model, {percent(entry['top1_agreement'])} the same tokens"
+            f"{entry['kl_mean']:.4f} nats from the merged model, "
+            f"{percent(entry['top1_agreement'])} the same tokens"
         )
     console.say(f"  {name}: {', '.join(parts)}")
 
 
-def _probe_answers(path: Path, task: Task, probes: Sequence[Record], *, must_end: bool = True) -> dict[str, Any]:
+def _probe_answers(
+    path: Path, task: Task, probes: Sequence[Record], *, must_end: bool = True
+) -> dict[str, Any]:
     """Answer held-out prompts with the engine that will serve the file.
 
     Raises:
         StageError: The engine fails on it, or no answer ends within its tokens and one must.
     """
     with engine.Engine(path, sequences=PROBE_PROMPTS) as model:
-        longest = [_longest_answer(model, task, probe) if must_end else ENDLESS_PROBE_TOKENS for probe in probes]
+        longest = [
+            _longest_answer(model, task, probe) if must_end else ENDLESS_PROBE_TOKENS
+            for probe in probes
+        ]
         requests = [
             engine.Request(prompt_of(task, probe), max_tokens=count)
             for probe, count in zip(probes, longest, strict=True)
@@ -191,17 +251,23 @@ def _probe_answers(path: Path, task: Task, probes: Sequence[Record], *, must_end
     failed = [answer for answer in answers if isinstance(answer, EngineError)]
     if failed:
         raise StageError(f"{path.name} does not answer: {failed[0].message}")
-    stopped = sum(isinstance(a, engine.Answer) and a.finish == "stop" and bool(a.text.strip()) for a in answers)
+    stopped = sum(
+        isinstance(a, engine.Answer) and a.finish == "stop" and bool(a.text.strip())
+        for a in answers
+    )
     if stopped == 0 and must_end:
         raise StageError(
-            f"{path.name} never ends an answer: 0 of {len(answers)} held-out prompts within {max(longest)} tokens",
+            f"{path.name} never ends an answer: 0 of {len(answers)} held-out prompts within "
+            f"{max(longest)} tokens",
             hint="train longer: more finetune.epochs, or finetune.max_steps where it is set",
         )
     return {"probes": len(answers), "probes_stopped": stopped}
 
 
 def _longest_answer(model: engine.Engine, task: Task, probe: Record) -> int:
-    """Tokens within which a held-out prompt must be answered, as far as the context has room for them."""
+    """Tokens within which a held-out prompt must be answered, as
+    far as the context has room for them.
+    """
     reference = model.tokenize(task.rules.written(probe.answer) + task.end)
     context = min(model.info["trained_context"], PROBE_PROMPTS * engine.CONTEXT)
     room = context - len(model.tokenize(prompt_of(task, probe)))

@@ -15,5 +15,7 @@ KINDS: dict[str, type[TaskKind]] = {
 
 
 def kind_of(name: str) -> type[TaskKind]:
-    """The class of a kind by its name, such as `config.task.kind`; a task has an instance as `task.rules`."""
+    """The class of a kind by its name, such as `config.task.kind`; a
+    task has an instance as `task.rules`.
+    """
     return KINDS[name]

@@ -22,9 +22,13 @@ class Calling(TaskKind):
     baselines = ("no_call",)
     empty = NO_CALL
     right = "the call of the reference answer with equal arguments, or no call where it has none"
-    rubric = "The better answer calls the tool that does what is asked, with the right arguments, or none if none fits."
+    rubric = (
+        "The better answer calls the tool that does what is asked, with the right arguments, "
+        "or none if none fits."
+    )
     instruction = (
-        'Answer with one JSON object {{"arguments": {{…}}, "name": "…"}} that calls one of the tools and nothing else, '
+        'Answer with one JSON object {{"arguments": {{…}}, "name": "…"}} that calls one of the '
+        "tools and nothing else, "
         f"or with the word {NO_CALL} where no tool fits. The tools: {{tools}}"
     )
 
@@ -73,7 +77,9 @@ class Calling(TaskKind):
         return first.name == second.name and answer_metrics.equal(first.arguments, second.arguments)
 
     def read_reply(self, text: str) -> str:
-        """The call in the base's form, or in JSON of name and arguments; NO_CALL if the reply is that word."""
+        """The call in the base's form, or in JSON of name and
+        arguments; NO_CALL if the reply is that word.
+        """
         kept = self.kept(text)
         with contextlib.suppress(DataError):
             if self.allows(self.read(kept.strip())):

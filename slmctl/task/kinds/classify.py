@@ -26,16 +26,22 @@ class Classification(TaskKind):
             raise DataError(f"'{text[:60]}' is not one of the {len(self.labels)} labels")
         return text
 
-    def answer_of(self, cell: str, label_of: LabelOf, *, order: Sequence[str] | None, separator: str | None) -> str:
+    def answer_of(
+        self, cell: str, label_of: LabelOf, *, order: Sequence[str] | None, separator: str | None
+    ) -> str:
         return label_of(cell)
 
     def read_reply(self, text: str) -> str:
-        """The label that equals the reply up to case and punctuation, else the only label in it, else the reply."""
+        """The label that equals the reply up to case and punctuation, else
+        the only label in it, else the reply.
+        """
         return label_in(text, self.labels) or text
 
 
 def label_in(text: str, labels: Sequence[str]) -> str | None:
-    """The only label in a text, up to case and punctuation; a label inside a longer one does not count."""
+    """The only label in a text, up to case and punctuation; a label
+    inside a longer one does not count.
+    """
     if text in labels:
         return text
     words = answer_metrics.words(text)
@@ -45,12 +51,22 @@ def label_in(text: str, labels: Sequence[str]) -> str | None:
     whole = by_words.get(tuple(words), [])
     if len(whole) == 1:
         return whole[0]
-    runs = {tuple(words[k : k + size]) for size in set(map(len, by_words)) for k in range(len(words) - size + 1)}
+    runs = {
+        tuple(words[k : k + size])
+        for size in set(map(len, by_words))
+        for k in range(len(words) - size + 1)
+    }
     within = [key for key in by_words if key and key in runs]
-    longest = [key for key in within if not any(key != other and _stands_in(key, list(other)) for other in within)]
+    longest = [
+        key
+        for key in within
+        if not any(key != other and _stands_in(key, list(other)) for other in within)
+    ]
     matches = [label for key in longest for label in by_words[key]]
     return matches[0] if len(matches) == 1 else None
 
 
 def _stands_in(part: Sequence[str], text: Sequence[str]) -> bool:
-    return any(tuple(text[k : k + len(part)]) == tuple(part) for k in range(len(text) - len(part) + 1))
+    return any(
+        tuple(text[k : k + len(part)]) == tuple(part) for k in range(len(text) - len(part) + 1)
+    )

@@ -24,8 +24,13 @@ class Extraction(TaskKind):
     baselines = ("copy", "empty")
     empty = "{}"
     right = "an object equal to the reference answer"
-    rubric = "The better answer holds the values as the text states them: none is wrong, missing or invented."
-    instruction = "Answer with one JSON object and nothing else. It must satisfy this JSON Schema: {schema}"
+    rubric = (
+        "The better answer holds the values as the text states them: none is wrong, missing "
+        "or invented."
+    )
+    instruction = (
+        "Answer with one JSON object and nothing else. It must satisfy this JSON Schema: {schema}"
+    )
 
     def constraint(self, tools: Sequence[Any] | None = None) -> str:
         return json.dumps(self.task.schema)
@@ -42,18 +47,26 @@ class Extraction(TaskKind):
     def same(self, answer: str, other: str) -> bool:
         return answer_metrics.same_json(self.kept(answer.strip()), self.kept(other.strip()))
 
-    def answer_of(self, cell: str, label_of: LabelOf, *, order: Sequence[str] | None, separator: str | None) -> str:
+    def answer_of(
+        self, cell: str, label_of: LabelOf, *, order: Sequence[str] | None, separator: str | None
+    ) -> str:
         """The JSON with sorted keys, the form that a model is trained to write."""
         try:
             value = json.loads(cell)
             if is_deeper(value, deepest := answer_metrics.MAX_DEPTH):
-                raise RowRejectedError("answer is not JSON", f"the answer is nested more than {deepest} deep")
+                raise RowRejectedError(
+                    "answer is not JSON", f"the answer is nested more than {deepest} deep"
+                )
             return json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
         except (ValueError, RecursionError):
-            raise RowRejectedError("answer is not JSON", f"the answer is not JSON: '{cell[:60]}'") from None
+            raise RowRejectedError(
+                "answer is not JSON", f"the answer is not JSON: '{cell[:60]}'"
+            ) from None
 
     def read_reply(self, text: str) -> str:
-        """The reply if it is JSON, else the JSON in it, in a code fence or between the outermost braces."""
+        """The reply if it is JSON, else the JSON in it, in a code
+        fence or between the outermost braces.
+        """
         if answer_metrics.parse(text) is not answer_metrics.INVALID:
             return text
         inner = object_in(text)
@@ -61,7 +74,8 @@ class Extraction(TaskKind):
 
 
 def object_in(text: str) -> str:
-    """The inside of the first code fence that is of JSON or of no language, else the text between outermost braces.
+    """The inside of the first code fence that is of JSON or of no language, else the text between
+    outermost braces.
 
     It takes linear time, as the text is foreign.
     """

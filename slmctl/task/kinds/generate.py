@@ -18,7 +18,8 @@ class Generation(TaskKind):
     baselines = ("copy", "empty")
     right = "the same words in the same order as the reference answer"
     rubric = (
-        "The better answer does what is asked, is right by the conversation, invents nothing, and is no longer "
+        "The better answer does what is asked, is right by the conversation, invents nothing, and "
+        "is no longer "
         "than needed."
     )
     instruction = "Answer with the text and nothing else."
@@ -28,10 +29,17 @@ class Generation(TaskKind):
         unset = {"missing_pattern": not self.task.must, "forbidden_pattern": not self.task.must_not}
         return tuple(check for check in CHECKS if not unset.get(check))
 
-    def faults(self, answer: str, messages: Sequence[Message], *, finish: str | None = None) -> draft_checks.Faults:
+    def faults(
+        self, answer: str, messages: Sequence[Message], *, finish: str | None = None
+    ) -> draft_checks.Faults:
         task = self.task
         return draft_checks.faults(
-            answer, messages, system=task.system, must=task.must, must_not=task.must_not, finish=finish
+            answer,
+            messages,
+            system=task.system,
+            must=task.must,
+            must_not=task.must_not,
+            finish=finish,
         )
 
     def same(self, answer: str, other: str) -> bool:
@@ -40,4 +48,7 @@ class Generation(TaskKind):
     def is_right(self, answer: str, reference: str, min_token_f1: float | None = None) -> bool:
         if min_token_f1 is None:
             return self.same(reference, answer)
-        return answer_metrics.token_f1(answer_metrics.words(reference), answer_metrics.words(answer)) >= min_token_f1
+        return (
+            answer_metrics.token_f1(answer_metrics.words(reference), answer_metrics.words(answer))
+            >= min_token_f1
+        )

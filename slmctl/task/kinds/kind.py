@@ -1,4 +1,6 @@
-"""A kind of task: the answers that it allows, their one form, and how they are read and compared."""
+"""A kind of task: the answers that it allows, their one form,
+and how they are read and compared.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from slmctl.task.draft_checks import Faults
 from slmctl.task.records import Message
 from slmctl.task.tool_calls import CallForm, Tool
 
-LabelOf = Callable[[str], str]  # the label for which a name in the data stands; refuses an unknown one
+# the label for which a name in the data stands; refuses an unknown one
+LabelOf = Callable[[str], str]
 
 
 class Contract(Protocol):
@@ -83,11 +86,14 @@ class TaskKind:
         return ()
 
     def schema_of(self, labels: Sequence[str]) -> JsonObject | None:
-        """The JSON Schema of answers that are made of these labels; the contract's own where labels change nothing."""
+        """The JSON Schema of answers that are made of these labels; the
+        contract's own where labels change nothing.
+        """
         return self.task.schema
 
     def offered(self, tools: Sequence[Any] | None = None) -> tuple[Tool, ...]:
-        """The tools that an answer may call: the conversation's own, or else the task's; () unless the kind is `call`.
+        """The tools that an answer may call: the conversation's own, or else the task's; () unless
+        the kind is `call`.
 
         Raises:
             DataError: The tools are not valid.
@@ -95,7 +101,8 @@ class TaskKind:
         return ()
 
     def constraint(self, tools: Sequence[Any] | None = None) -> str:
-        """The JSON Schema or grammar that every answer satisfies, or ''; `tools` are the conversation's own.
+        """The JSON Schema or grammar that every answer satisfies, or ''; `tools` are the
+        conversation's own.
 
         Raises:
             DataError: The tools are not valid.
@@ -107,7 +114,8 @@ class TaskKind:
         return text
 
     def allows(self, value: Any, tools: Sequence[Any] | None = None) -> bool:
-        """True for the value of an answer that satisfies the schema; `tools` are the conversation's own.
+        """True for the value of an answer that satisfies the schema; `tools` are the conversation's
+        own.
 
         Raises:
             DataError: It calls a tool that is not offered, or with arguments that do not fit.
@@ -122,15 +130,21 @@ class TaskKind:
         return self.task.defused(answer)
 
     def kept(self, text: str) -> str:
-        """The answer in a model's text, as it is kept: a call or a list of labels in its one form; else the text."""
+        """The answer in a model's text, as it is kept: a call or a list of
+        labels in its one form; else the text.
+        """
         return text
 
     def same(self, answer: str, other: str) -> bool:
-        """True for equal answers: the same label, equal values, the same call, or the same words in their order."""
+        """True for equal answers: the same label, equal values, the same
+        call, or the same words in their order.
+        """
         return answer.strip() == other.strip()
 
     def is_right(self, answer: str, reference: str, min_token_f1: float | None = None) -> bool:
-        """True for an answer that a policy counts as right; `min_token_f1` is that of the policy, for free texts."""
+        """True for an answer that a policy counts as right; `min_token_f1`
+        is that of the policy, for free texts.
+        """
         return self.same(reference, answer)
 
     @property
@@ -138,14 +152,19 @@ class TaskKind:
         """The checks of an answer that need no reference, by the names of their metrics."""
         return ()
 
-    def faults(self, answer: str, messages: Sequence[Message], *, finish: str | None = None) -> Faults:
+    def faults(
+        self, answer: str, messages: Sequence[Message], *, finish: str | None = None
+    ) -> Faults:
         """The faults of an answer to a conversation by check; see `draft_checks.faults`."""
         return {}
 
-    def answer_of(self, cell: str, label_of: LabelOf, *, order: Sequence[str] | None, separator: str | None) -> str:
+    def answer_of(
+        self, cell: str, label_of: LabelOf, *, order: Sequence[str] | None, separator: str | None
+    ) -> str:
         """The answer in the cell of a row, as answers are kept.
 
-        `order` holds the labels in order, None if the data names them; `separator` stands between labels in a cell.
+        `order` holds the labels in order, None if the data names them; `separator` stands between
+        labels in a cell.
 
         Raises:
             RowRejectedError: The cell holds no answer of this kind.
@@ -153,5 +172,7 @@ class TaskKind:
         return cell
 
     def read_reply(self, text: str) -> str:
-        """The answer in a stripped reply of a general model, read leniently; the whole reply if no answer is found."""
+        """The answer in a stripped reply of a general model, read leniently;
+        the whole reply if no answer is found.
+        """
         return text

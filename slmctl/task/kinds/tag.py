@@ -15,14 +15,19 @@ from slmctl.task.kinds.kind import LabelOf
 
 
 class Tagging(Extraction):
-    """The array satisfies a schema, which also holds the labels, so it is read and compared as other JSON is."""
+    """The array satisfies a schema, which also holds the labels, so it
+    is read and compared as other JSON is.
+    """
 
     name = "tag"
     has_labels = True
     row_metric = "micro_f1"
     baselines = ("majority", TFIDF_LOGISTIC)
     right = "the reference labels, all of them and no other"
-    instruction = "Answer with a JSON array of those of these labels that fit, [] for none, and nothing else: {labels}"
+    instruction = (
+        "Answer with a JSON array of those of these labels that fit, [] for none, and "
+        "nothing else: {labels}"
+    )
 
     def fault(self) -> str:
         return "" if self.labels else "schema: it is none of several labels"
@@ -40,8 +45,12 @@ class Tagging(Extraction):
     def schema_of(self, labels: Sequence[str]) -> JsonObject:
         return label_sets.schema(labels)
 
-    def answer_of(self, cell: str, label_of: LabelOf, *, order: Sequence[str] | None, separator: str | None) -> str:
-        return label_sets.written([label_of(name) for name in label_sets.read(cell, separator)], order)
+    def answer_of(
+        self, cell: str, label_of: LabelOf, *, order: Sequence[str] | None, separator: str | None
+    ) -> str:
+        return label_sets.written(
+            [label_of(name) for name in label_sets.read(cell, separator)], order
+        )
 
     def read_reply(self, text: str) -> str:
         """The labels of the list in the reply, or of the reply itself, in their order."""

@@ -16,14 +16,20 @@ QUERIES = [text for text, _ in tiny.rows(20, seed=4)]
 
 def test_the_nearest_rows_are_those_of_scikit_learn() -> None:
     vectorizer = TfidfVectorizer(
-        tokenizer=lambda text: minhash.normalise(text).split(), token_pattern=None, lowercase=False, sublinear_tf=True
+        tokenizer=lambda text: minhash.normalise(text).split(),
+        token_pattern=None,
+        lowercase=False,
+        sublinear_tf=True,
     )
     table = vectorizer.fit_transform([text for text, _ in ROWS])
     index = TrainingRows(ROWS)
-    for query in QUERIES:  # of words that are all known: one that is not makes a text less like every row here
+    # of words that are all known: one that is not makes a text less like every row here
+    for query in QUERIES:
         scores = np.asarray((table @ vectorizer.transform([query]).T).todense()).ravel()
         nearest = index.nearest(query)
-        assert [each.similarity for each in nearest] == pytest.approx(np.sort(scores)[::-1][:5], abs=1e-4)
+        assert [each.similarity for each in nearest] == pytest.approx(
+            np.sort(scores)[::-1][:5], abs=1e-4
+        )
         assert all((each.text, each.answer) in ROWS for each in nearest)
         assert index.similarity(query) == pytest.approx(scores.max())
 
@@ -40,4 +46,7 @@ def test_a_text_of_unknown_words_is_near_nothing() -> None:
 def test_the_rows_of_a_data_set_are_read() -> None:
     index = TrainingRows.of(TESTS / "fixtures" / "0.1.0" / "prepared")
     (first, *_) = index.nearest("parcel tracking green phone blue monday chair")
-    assert (first.text, first.answer) == ("parcel tracking green phone blue monday chair", "delivery")
+    assert (first.text, first.answer) == (
+        "parcel tracking green phone blue monday chair",
+        "delivery",
+    )

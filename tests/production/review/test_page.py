@@ -1,4 +1,6 @@
-"""The page of slmctl review in Debian's chromium: by keyboard, for every kind of task, with real files behind it."""
+"""The page of slmctl review in Debian's chromium: by keyboard, for every
+kind of task, with real files behind it.
+"""
 
 from __future__ import annotations
 
@@ -44,18 +46,28 @@ SCHEMA = {
     "additionalProperties": False,
 }
 TASKS = {
-    "classify": Task("classify", "", "", labels=(*production.LABELS, "returns", "refund, other", "warranty", "praise")),
+    "classify": Task(
+        "classify",
+        "",
+        "",
+        labels=(*production.LABELS, "returns", "refund, other", "warranty", "praise"),
+    ),
     "extract": Task("extract", "", "", schema=SCHEMA),
     "generate": Task("generate", "", ""),
 }
-ORDER = '{"items": [{"name": "kettle"}], "order": "A-17", "paid": false, "size": "small", "total": 12.5}'
+ORDER = (
+    '{"items": [{"name": "kettle"}], "order": "A-17", "paid": false, "size": "small", '
+    '"total": 12.5}'
+)
 
 
 @contextmanager
 def opened(queue: Sequence[ReviewRow], folder: Path, *, kind: str = "classify") -> Iterator[Any]:
     """The page over a queue: its address with the token, and its session."""
     with (
-        ReviewSession(queue, task=TASKS[kind], output=folder / "reviewed.jsonl", reviewer="ann") as session,
+        ReviewSession(
+            queue, task=TASKS[kind], output=folder / "reviewed.jsonl", reviewer="ann"
+        ) as session,
         served(ReviewDesk(session, TrainingRows.of(PREPARED), "desk")) as url,
     ):
         yield url, session
@@ -77,8 +89,13 @@ def test_nothing_is_said_without_the_token(tmp_path: Path) -> None:
         assert token not in page.text and "parcel" not in page.text
         for headers in ({}, {"Authorization": "Bearer wrong"}):
             for path in ("next", "decide", "undo"):
-                answer = httpx.post(f"{address}/v1/review/{path}", headers=headers, json={"id": "a"})
-                assert (answer.status_code, "token" in answer.json()["error"]["message"]) == (401, True)
+                answer = httpx.post(
+                    f"{address}/v1/review/{path}", headers=headers, json={"id": "a"}
+                )
+                assert (answer.status_code, "token" in answer.json()["error"]["message"]) == (
+                    401,
+                    True,
+                )
             assert httpx.get(f"{address}/v1/review/task", headers=headers).status_code == 401
         assert lines(session) == []
 
@@ -92,11 +109,18 @@ def test_a_request_that_is_none_is_refused_in_a_sentence(tmp_path: Path) -> None
             ("decide", b"{", "a request is a JSON object"),
             ("decide", b'{"id": 1}', "a decision has the id of a row"),
             ("decide", b'{"id": "a", "answer": "refunds"}', "'refunds' is not one of the 7 labels"),
-            ("decide", b'{"id": "a", "answer": "the token"}', "'the token' is not one of the 7 labels"),
+            (
+                "decide",
+                b'{"id": "a", "answer": "the token"}',
+                "'the token' is not one of the 7 labels",
+            ),
             ("decide", b'{"id": "a", "answer": "\\ud800"}', "whole characters"),
         ):
             answer = httpx.post(f"{address}/v1/review/{path}", headers=headers, content=body)
-            assert (answer.status_code, words in answer.json()["error"]["message"]) == (422, True), answer.text
+            assert (answer.status_code, words in answer.json()["error"]["message"]) == (
+                422,
+                True,
+            ), answer.text
         assert lines(session) == []
 
 
@@ -115,9 +139,14 @@ SCRIPT = """(async (count) => {
 })(50)"""
 
 
-def test_many_rows_are_decided_by_a_script_at_the_keyboard(browser: Browser, tmp_path: Path) -> None:
+def test_many_rows_are_decided_by_a_script_at_the_keyboard(
+    browser: Browser, tmp_path: Path
+) -> None:
     queue = [
-        ReviewRow(collected(f"r{k}", f"where is my parcel {k}", labels={"billing": 0.7, "account": 0.2}), "unsure")
+        ReviewRow(
+            collected(f"r{k}", f"where is my parcel {k}", labels={"billing": 0.7, "account": 0.2}),
+            "unsure",
+        )
         for k in range(50)
     ]
     with opened(queue, tmp_path) as (url, session):
@@ -127,25 +156,49 @@ def test_many_rows_are_decided_by_a_script_at_the_keyboard(browser: Browser, tmp
         assert "Nothing is left to decide." in text_of(browser)
         assert "50 of 50 rows" in text_of(browser, "#figures")
         assert browser.complaints == []
-        assert {request.split("/", 3)[3] for request in browser.requests if request.startswith("http")} <= {
-            "", "v1/review/task", "v1/review/next", "v1/review/decide",
-        }  # fmt: skip
+        assert {
+            request.split("/", 3)[3] for request in browser.requests if request.startswith("http")
+        } <= {
+            "",
+            "v1/review/task",
+            "v1/review/next",
+            "v1/review/decide",
+        }
         reviews = lines(session)
     assert [review.id for review in reviews] == [candidate.id for candidate in queue]
-    assert Counter(review.decision for review in reviews) == {"accepted": 40, "corrected": 5, "skipped": 5}
+    assert Counter(review.decision for review in reviews) == {
+        "accepted": 40,
+        "corrected": 5,
+        "skipped": 5,
+    }
     assert {review.after for review in reviews if review.decision == "corrected"} == {"account"}
     assert {review.reviewer for review in reviews} == {"ann"}
 
 
 def test_every_key_does_what_it_says(browser: Browser, tmp_path: Path) -> None:
-    row = collected("r0", "my parcel tracking is broken", labels={"billing": 0.61, "account": 0.3}, confidence=0.61)
+    row = collected(
+        "r0",
+        "my parcel tracking is broken",
+        labels={"billing": 0.61, "account": 0.3},
+        confidence=0.61,
+    )
     queue = [ReviewRow(row, "unsure")]
-    queue += [ReviewRow(collected(f"r{k}", general_answer="delivery"), "disagreement") for k in range(1, 8)]
+    queue += [
+        ReviewRow(collected(f"r{k}", general_answer="delivery"), "disagreement")
+        for k in range(1, 8)
+    ]
     with opened(queue, tmp_path) as (url, session):
         visit(browser, url)
         shown = text_of(browser)
-        for words in ("the model is unsure", "my parcel tracking is broken", "billing", "61.0 %", "0 of 8 rows",
-                      "Nearest training rows", "delivery"):  # fmt: skip
+        for words in (
+            "the model is unsure",
+            "my parcel tracking is broken",
+            "billing",
+            "61.0 %",
+            "0 of 8 rows",
+            "Nearest training rows",
+            "delivery",
+        ):
             assert words in shown, words
         press(browser, "2")
         assert lines(session)[-1].after == "account"
@@ -155,18 +208,27 @@ def test_every_key_does_what_it_says(browser: Browser, tmp_path: Path) -> None:
         press(browser, "Enter", "s", "/")
         assert browser.ask("document.activeElement.id") == "query"
         browser.type("re")
-        assert browser.ask("[...document.querySelectorAll('#hits li')].map(hit => hit.innerText)") == [
-            "returns", "refund, other",
-        ]  # fmt: skip
+        assert browser.ask(
+            "[...document.querySelectorAll('#hits li')].map(hit => hit.innerText)"
+        ) == [
+            "returns",
+            "refund, other",
+        ]
         press(browser, "ArrowDown", "Enter")
         press(browser, "/", "Escape")
-        assert browser.ask("document.getElementById('search').hidden && document.activeElement.id") == "row"
+        assert (
+            browser.ask("document.getElementById('search').hidden && document.activeElement.id")
+            == "row"
+        )
         press(browser, "9")  # no such option
         decided = [(review.id, review.decision, review.after) for review in lines(session)]
         assert decided == [
-            ("r0", "corrected", "account"), ("r0", "undone", ""), ("r0", "accepted", "billing"), ("r1", "skipped", ""),
+            ("r0", "corrected", "account"),
+            ("r0", "undone", ""),
+            ("r0", "accepted", "billing"),
+            ("r1", "skipped", ""),
             ("r2", "corrected", "refund, other"),
-        ]  # fmt: skip
+        ]
         browser.open("about:blank")
         browser.open(url)
         settle(browser)
@@ -190,9 +252,16 @@ def test_fields_are_a_form_that_is_held_to_the_schema(browser: Browser, tmp_path
         browser.ask("document.getElementById('field-total').value = ''")
         press(browser, "Enter")
         assert json.loads(lines(session)[-1].after) == {
-            "order": "B-18", "total": None, "paid": True, "size": "small", "items": [{"name": "kettle"}],
-        }  # fmt: skip
-        for value, words in (("[{]", "The field items is not JSON."), ('["kettle"]', "does not fit the schema")):
+            "order": "B-18",
+            "total": None,
+            "paid": True,
+            "size": "small",
+            "items": [{"name": "kettle"}],
+        }
+        for value, words in (
+            ("[{]", "The field items is not JSON."),
+            ('["kettle"]', "does not fit the schema"),
+        ):
             browser.ask(f"document.getElementById('field-items').value = {json.dumps(value)}")
             press(browser, "Enter")
             assert words in text_of(browser, "#fault")
@@ -203,7 +272,10 @@ def test_fields_are_a_form_that_is_held_to_the_schema(browser: Browser, tmp_path
 
 def test_a_number_that_a_browser_rounds_is_edited_as_text(browser: Browser, tmp_path: Path) -> None:
     long, short = '{"order": "A-17", "total": 340123450000000017}', '{"order": "A-17", "total": 1}'
-    queue = [ReviewRow(collected(f"r{k}", answer=answer), "unsure") for k, answer in enumerate((long, short))]
+    queue = [
+        ReviewRow(collected(f"r{k}", answer=answer), "unsure")
+        for k, answer in enumerate((long, short))
+    ]
     with opened(queue, tmp_path, kind="extract") as (url, session):
         visit(browser, url)
         assert browser.ask("document.getElementById('text').value") == long
@@ -222,40 +294,70 @@ def test_a_text_is_edited_beside_what_changed(browser: Browser, tmp_path: Path) 
         press(browser, "e")
         browser.ask("document.activeElement.select()")
         browser.type("It left late on Tuesday.")
-        assert browser.ask("[...document.querySelectorAll('#changes del')].map(part => part.innerText)") == ["Monday."]
-        inserted = browser.ask("[...document.querySelectorAll('#changes ins')].map(part => part.innerText.trim())")
+        assert browser.ask(
+            "[...document.querySelectorAll('#changes del')].map(part => part.innerText)"
+        ) == ["Monday."]
+        inserted = browser.ask(
+            "[...document.querySelectorAll('#changes ins')].map(part => part.innerText.trim())"
+        )
         assert inserted == ["late", "Tuesday."]
         assert browser.ask("document.getElementById('accept').firstChild.textContent") == "Save"
         press(browser, "Escape", "Enter")
         assert browser.ask("document.getElementById('accept').firstChild.textContent") == "Right"
         press(browser, "Enter")
-        assert [review.after for review in lines(session)] == ["It left late on Tuesday.", "It left on Monday."]
+        assert [review.after for review in lines(session)] == [
+            "It left late on Tuesday.",
+            "It left on Monday.",
+        ]
 
 
 def test_a_suspect_of_several_turns_is_not_its_own_neighbour(tmp_path: Path) -> None:
-    turns = [{"role": role, "content": f"the {role} of parcel"} for role in ("user", "assistant", "user")]
+    turns = [
+        {"role": role, "content": f"the {role} of parcel"} for role in ("user", "assistant", "user")
+    ]
     suspect = ReviewRow(dataclasses.replace(collected("r0"), messages=turns), "suspect")
-    training = TrainingRows([("\n".join(turn["content"] for turn in turns), "billing"), ("a parcel", "account")])
-    with ReviewSession([suspect], task=TASKS["classify"], output=tmp_path / "out.jsonl", reviewer="ann") as session:
-        assert [near["text"] for near in ReviewDesk(session, training).view(suspect)["near"]] == ["a parcel"]
+    training = TrainingRows(
+        [("\n".join(turn["content"] for turn in turns), "billing"), ("a parcel", "account")]
+    )
+    with ReviewSession(
+        [suspect], task=TASKS["classify"], output=tmp_path / "out.jsonl", reviewer="ann"
+    ) as session:
+        assert [near["text"] for near in ReviewDesk(session, training).view(suspect)["near"]] == [
+            "a parcel"
+        ]
 
 
 def test_a_suspect_is_shown_beside_other_rows_than_itself(browser: Browser, tmp_path: Path) -> None:
     text = "parcel tracking green phone blue monday chair"  # a training row
-    queue = [ReviewRow(collected("r0", text, answer="delivery", time=""), "suspect", proposed="billing")]
+    queue = [
+        ReviewRow(collected("r0", text, answer="delivery", time=""), "suspect", proposed="billing")
+    ]
     with opened(queue, tmp_path) as (url, session):
         visit(browser, url)
         assert "the label of this training row looks wrong" in text_of(browser, "#why")
-        assert text_of(browser, ".answers").split("\n") == ["Label today", "delivery", "Proposed", "billing"]
+        assert text_of(browser, ".answers").split("\n") == [
+            "Label today",
+            "delivery",
+            "Proposed",
+            "billing",
+        ]
         assert browser.ask("document.querySelectorAll('#near tr').length") == 5
         assert text not in text_of(browser, "#near")
         press(browser, "2")
         (review,) = lines(session)
-        assert (review.chosen, review.before, review.after, review.seen) == ("suspect", "delivery", "billing", "")
+        assert (review.chosen, review.before, review.after, review.seen) == (
+            "suspect",
+            "delivery",
+            "billing",
+            "",
+        )
 
 
 def test_hostile_texts_are_texts(browser: Browser, tmp_path: Path) -> None:
-    queue = [ReviewRow(collected(f"r{k}", text, general_answer=text), "unsure") for k, text in enumerate(HOSTILE)]
+    queue = [
+        ReviewRow(collected(f"r{k}", text, general_answer=text), "unsure")
+        for k, text in enumerate(HOSTILE)
+    ]
     with opened(queue, tmp_path) as (url, session):
         visit(browser, url, width=390)
         for _ in HOSTILE:
@@ -287,9 +389,14 @@ def project(tmp_path: Path) -> Path:
     shared_set.parent.mkdir(parents=True)
     shared_set.symlink_to(PREPARED)
     rows = [
-        collected(f"r{k}", f"text {k} about {'parcels' if k % 2 else 'passwords'}", uniform=k < 4,
-                  uniform_probability=0.02) for k in range(20)
-    ]  # fmt: skip
+        collected(
+            f"r{k}",
+            f"text {k} about {'parcels' if k % 2 else 'passwords'}",
+            uniform=k < 4,
+            uniform_probability=0.02,
+        )
+        for k in range(20)
+    ]
     production.written(tmp_path / "collected" / "2026-11-25.jsonl", rows)
     return tmp_path
 
@@ -321,39 +428,63 @@ def test_the_command_writes_and_reads_a_spreadsheet(project: Path) -> None:
     assert (empty.returncode, "its column reviewed_answer is empty" in empty.stderr) == (3, True)
     (project / "rows.csv").write_text("id,reviewed_answer\nr1,account\nr2,nonsense\n")
     some = slmctl("review", "--csv", "rows.csv", "--reviewer", "ann", cwd=project)
-    assert (some.returncode, "row 3: 'nonsense' is not one of the 3 labels" in some.stderr) == (3, True)
+    assert (some.returncode, "row 3: 'nonsense' is not one of the 3 labels" in some.stderr) == (
+        3,
+        True,
+    )
     (line,) = Review.read(project / "reviewed.jsonl")
     assert (line.id, line.after, line.reviewer) == ("r1", "account", "ann")
     (project / "rows.csv").write_text("id,reviewed_answer\nr2,returns\n")
     tiny.ok(slmctl("review", "--csv", "rows.csv", "--label", "returns", cwd=project))
-    assert [line.after for line in Review.read(project / "reviewed.jsonl")] == ["account", "returns"]
+    assert [line.after for line in Review.read(project / "reviewed.jsonl")] == [
+        "account",
+        "returns",
+    ]
 
 
-def test_a_user_without_a_name_is_a_reviewer_by_number(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_name_is_a_reviewer_by_number(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # `docker run --user "$(id -u)"` of container.md: a KeyError of getpwuid
     (project / "rows.csv").write_text("id,reviewed_answer\nr2,account\n")
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 54321)
-    cli.main(["-C", str(project), "review", "--csv", str(project / "rows.csv")], standalone_mode=False)
+    cli.main(
+        ["-C", str(project), "review", "--csv", str(project / "rows.csv")], standalone_mode=False
+    )
     assert [review.reviewer for review in Review.read(project / "reviewed.jsonl")] == ["uid 54321"]
 
 
-def test_suspects_that_prepare_does_not_believe_in_come_last_and_only_on_request(project: Path) -> None:
+def test_suspects_that_prepare_does_not_believe_in_come_last_and_only_on_request(
+    project: Path,
+) -> None:
     made = project / "runs" / "prepared" / "0123456789ab"
     made.unlink()
 
     def fill(place: Path) -> None:
         shutil.copytree(PREPARED, place, dirs_exist_ok=True)
         (place / "manifest.json").unlink()
-        line = {"id": "s1", "split": "train", "messages": [], "label": "billing", "proposed": "account", "score": 0.9}
+        line = {
+            "id": "s1",
+            "split": "train",
+            "messages": [],
+            "label": "billing",
+            "proposed": "account",
+            "score": 0.9,
+        }
         (place / SUSPECTS).write_text(json.dumps(line) + "\n")
 
     handmade.make(made, fill, metrics={"suspects": {"agreement": 0.7}})
     without = slmctl("review", "--csv", "without.csv", cwd=project)
-    assert "1 suspected label is left out: the linear model of prepare is too weak here" in without.stderr
+    assert (
+        "1 suspected label is left out: the linear model of prepare is too weak here"
+        in without.stderr
+    )
     tiny.ok(slmctl("review", "collected", made / SUSPECTS, "--csv", "with.csv", cwd=project))
-    first, second = ((project / name).read_text(encoding="utf-8-sig") for name in ("without.csv", "with.csv"))
+    first, second = (
+        (project / name).read_text(encoding="utf-8-sig") for name in ("without.csv", "with.csv")
+    )
     assert "s1" not in first
     assert second.splitlines()[-1].startswith("s1,suspect,")
     assert second.splitlines()[:-1] == first.splitlines()
@@ -371,7 +502,12 @@ def test_where_there_is_nothing_to_review_it_says_so(project: Path) -> None:
         (bare, [], "the task of the collected answers is not known", 7),
         (project, ["none"], "there is nothing to review: none does not exist", 2),
         (project, [f"gone/{SUSPECTS}", "--csv", "new.csv"], f"gone/{SUSPECTS} does not exist", 2),
-        (project, ["--label", "x", "--set", "task={kind: classify, labels: [account]}"], "does not list 'x'", 2),
+        (
+            project,
+            ["--label", "x", "--set", "task={kind: classify, labels: [account]}"],
+            "does not list 'x'",
+            2,
+        ),
         (project, ["--uniform", "2"], "is no share such as 30% or 0.3", 2),
     ):
         done = slmctl("review", *args, cwd=folder)

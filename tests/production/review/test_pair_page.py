@@ -23,7 +23,9 @@ from slmctl.production.review.pairs import PairDecision, PairSession
 def opened(project: Path) -> Iterator[tuple[str, PairSession]]:
     """The page over a project's pairs: its address with the token, and its session."""
     with (
-        PairSession(judged.models(project), output=project / "pairs.jsonl", reviewer="ann") as session,
+        PairSession(
+            judged.models(project), output=project / "pairs.jsonl", reviewer="ann"
+        ) as session,
         served(PairDesk(session, "desk")) as url,
     ):
         yield url, session
@@ -45,11 +47,17 @@ def test_nothing_that_the_page_gets_names_a_model(tmp_path: Path) -> None:
             row = httpx.post(f"{address}/v1/review/next", headers=headers, json={}).json()["row"]
             body = {"id": row["id"], "answer": word}
             told += httpx.post(f"{address}/v1/review/decide", headers=headers, json=body).text
-        assert not any(word in told for word in (*session.judged.models, *session.judged.names, "first", "kind."))
+        assert not any(
+            word in told
+            for word in (*session.judged.models, *session.judged.names, "first", "kind.")
+        )
         assert set(row) == {"id", "messages", "left", "right"}
         for answer in ("first", "Q8_0", 1):
             body = {"id": session.open_rows()[0].id, "answer": answer}
-            assert httpx.post(f"{address}/v1/review/decide", headers=headers, json=body).status_code == 422
+            assert (
+                httpx.post(f"{address}/v1/review/decide", headers=headers, json=body).status_code
+                == 422
+            )
         assert httpx.post(f"{address}/v1/review/next", json={}).status_code == 401
     assert len(lines(tmp_path)) == 4
 
@@ -62,14 +70,23 @@ def test_a_judge_reads_the_whole_conversation_and_counts_to_the_round(tmp_path: 
         {"role": "tool", "content": "on its way", "name": "find_parcel"},
     ]
     project = judged.project(tmp_path, turns=turns)
-    with PairSession(judged.models(project), output=project / "pairs.jsonl", reviewer="ann") as session:
+    with PairSession(
+        judged.models(project), output=project / "pairs.jsonl", reviewer="ann"
+    ) as session:
         session.begin_round(3)
         with served(PairDesk(session, "desk")) as url:
             address, _, token = url.partition("/#")
             headers = {"Authorization": f"Bearer {token}"}
             row = httpx.post(f"{address}/v1/review/next", headers=headers, json={}).json()["row"]
-            assert [turn["role"] for turn in row["messages"]] == ["user", "assistant", "tool", "user"]
-            assert "I wait." in str(row["messages"]) and "Ulm" in str(row["messages"]), row["messages"]
+            assert [turn["role"] for turn in row["messages"]] == [
+                "user",
+                "assistant",
+                "tool",
+                "user",
+            ]
+            assert "I wait." in str(row["messages"]) and "Ulm" in str(row["messages"]), row[
+                "messages"
+            ]
             for count in (1, 2, 3):
                 body = {"id": row["id"], "answer": "same"}
                 told = httpx.post(f"{address}/v1/review/decide", headers=headers, json=body).json()
@@ -87,9 +104,14 @@ def test_pairs_are_judged_by_keyboard_alone(browser: Browser, tmp_path: Path) ->
         for words in ("where is parcel", "Left", "Right", "Both bad", "0 of 11 rows"):
             assert words in shown, words
         assert "Be kind" not in shown
-        marked = browser.ask("[...document.querySelectorAll('.side mark')].map(part => part.textContent.trim())")
+        marked = browser.ask(
+            "[...document.querySelectorAll('.side mark')].map(part => part.textContent.trim())"
+        )
         assert {"Monday,", "Tuesday,"} <= set(marked)
-        hidden = "['accept', 'find', 'near'].every(id => document.getElementById(id).checkVisibility() === false)"
+        hidden = (
+            "['accept', 'find', 'near'].every(id => "
+            "document.getElementById(id).checkVisibility() === false)"
+        )
         assert browser.ask(hidden)
         expected = []
         for key, side in (("1", 0), ("2", 1), ("ArrowLeft", 0), ("ArrowRight", 1)):
@@ -98,7 +120,9 @@ def test_pairs_are_judged_by_keyboard_alone(browser: Browser, tmp_path: Path) ->
         press(browser, "3", "4", "s")
         press(browser, "Enter", "x", "/", "e", "9")  # do nothing here
         made = lines(project)
-        assert [line.names[("first", "second").index(line.decision)] for line in made[:4]] == expected
+        assert [
+            line.names[("first", "second").index(line.decision)] for line in made[:4]
+        ] == expected
         assert [line.decision for line in made[4:]] == ["same", "neither", "skipped"]
         press(browser, "u")
         assert "6 of 11 rows" in text_of(browser, "#figures")
@@ -113,7 +137,10 @@ def test_a_button_and_a_sides_text_take_the_keyboard(browser: Browser, tmp_path:
         visit(browser, url)
         browser.ask("document.querySelector('.side').focus()")
         assert browser.ask("document.activeElement.className") == "side"
-        assert browser.ask("(({scrollHeight, clientHeight}) => scrollHeight > clientHeight)(document.activeElement)")
+        assert browser.ask(
+            "(({scrollHeight, clientHeight}) => scrollHeight > "
+            "clientHeight)(document.activeElement)"
+        )
         browser.ask("document.getElementById('same').focus()")
         press(browser, "Enter")
     assert [line.decision for line in lines(project)] == ["same"]
@@ -125,12 +152,17 @@ def test_hostile_and_long_texts_are_texts(browser: Browser, tmp_path: Path) -> N
         "<b>long</b> words " * 6_000,
         "W" * 100_000,
     ]
-    project = judged.project(tmp_path, texts, [f"{text} {text[:40]}" for text in texts], questions=texts)
+    project = judged.project(
+        tmp_path, texts, [f"{text} {text[:40]}" for text in texts], questions=texts
+    )
     with opened(project) as (url, session):
         visit(browser, url, width=390)
         for _ in texts:
             assert browser.ask("document.documentElement.scrollWidth <= 390")
-            assert browser.ask("document.querySelectorAll('.side b, .side img, .side script').length") == 0
+            assert (
+                browser.ask("document.querySelectorAll('.side b, .side img, .side script').length")
+                == 0
+            )
             assert max(map(len, browser.ask(SIDES))) < 20_100
             press(browser, "3")
         assert browser.ask("document.title") == "Review · desk"

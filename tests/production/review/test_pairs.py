@@ -1,4 +1,6 @@
-"""Pairs of answers that people judge: which are shown, on which side, and what stands in the file afterwards."""
+"""Pairs of answers that people judge: which are shown, on which side,
+and what stands in the file afterwards.
+"""
 
 from __future__ import annotations
 
@@ -49,9 +51,13 @@ def winner_of(project: Path, line: PairDecision) -> str:
 # The pairs
 
 
-def test_rows_with_other_answers_are_shown_in_an_order_and_on_sides_that_chance_has_drawn(tmp_path: Path) -> None:
+def test_rows_with_other_answers_are_shown_in_an_order_and_on_sides_that_chance_has_drawn(
+    tmp_path: Path,
+) -> None:
     many = [f"draft {k}" for k in range(400)]
-    project = judged.project(tmp_path, many, [*many[:100], *(f"answer {k}" for k in range(100, 400))])
+    project = judged.project(
+        tmp_path, many, [*many[:100], *(f"answer {k}" for k in range(100, 400))]
+    )
     pairs = judged.models(project)
     assert (len(pairs.queue), pairs.equal) == (300, 100)
     assert [pair.id for pair in pairs.queue[:20]] != [f"r{k}" for k in range(100, 120)]
@@ -82,14 +88,20 @@ def test_a_decision_names_the_model_whatever_its_side(project: Path) -> None:
 def test_every_word_of_a_reviewer_is_a_decision(project: Path) -> None:
     with session_of(project) as session:
         for word, decision in (
-            ("same", "same"), (" Neither ", "neither"), (None, "skipped"), ("LEFT", None), ("right", None),
-        ):  # fmt: skip
+            ("same", "same"),
+            (" Neither ", "neither"),
+            (None, "skipped"),
+            ("LEFT", None),
+            ("right", None),
+        ):
             pair = session.next()
             assert pair is not None
             made = session.decide(pair.id, word)
             assert made == decision if decision else made in ("first", "second")
             assert session.decide(pair.id, word) == "unchanged"
-        with pytest.raises(DecisionRefusedError, match="'both' is none of left, right, same, neither"):
+        with pytest.raises(
+            DecisionRefusedError, match="'both' is none of left, right, same, neither"
+        ):
             session.decide(session.open_rows()[0].id, "both")
         undone = session.undo()
         assert undone is not None and session.next() == undone
@@ -121,11 +133,16 @@ def test_models_that_answer_alike_leave_nothing_to_judge(
     tmp_path: Path, tuned: list[str], base: list[str], words: str
 ) -> None:
     done = review(judged.project(tmp_path, tuned, base))
-    assert (done.returncode, words in done.stderr) == (2 if words.startswith("both") else 3, True), done.stderr
+    assert (done.returncode, words in done.stderr) == (
+        2 if words.startswith("both") else 3,
+        True,
+    ), done.stderr
 
 
 def test_a_model_that_no_report_measures_is_named(project: Path) -> None:
-    with pytest.raises(IntegrityError, match="no report below runs/ measures both Q8_0 and Q2_K") as raised:
+    with pytest.raises(
+        IntegrityError, match="no report below runs/ measures both Q8_0 and Q2_K"
+    ) as raised:
         measured_with(project, "Q8_0", "Q2_K")
     assert raised.value.hint == "the newest measures Q4_K_M, Q8_0, adapter, base"
 
@@ -136,13 +153,19 @@ def test_a_plain_name_finds_the_base_with_whatever_examples(tmp_path: Path) -> N
     assert "11 pairs written" in done.stderr, done.stderr
     (_, plain), _ = measured_with(project, "Q8_0", "base")
     assert plain.metrics["model"] == "base (11-shot)"
-    with pytest.raises(IntegrityError, match="no report below runs/ measures both Q8_0 and base \\(4-shot\\)"):
+    with pytest.raises(
+        IntegrityError, match="no report below runs/ measures both Q8_0 and base \\(4-shot\\)"
+    ):
         measured_with(project, "Q8_0", "base (4-shot)")
 
 
 def test_a_plain_name_of_two_forms_in_one_report_is_asked_back() -> None:
-    report = parse_report(small_report({"base (4-shot)": {}, "base (11-shot)": {}, "Q8_0": {}}), where="it")
-    with pytest.raises(UsageError, match=r"'base' may be base \(4-shot\) or base \(11-shot\)") as raised:
+    report = parse_report(
+        small_report({"base (4-shot)": {}, "base (11-shot)": {}, "Q8_0": {}}), where="it"
+    )
+    with pytest.raises(
+        UsageError, match=r"'base' may be base \(4-shot\) or base \(11-shot\)"
+    ) as raised:
         model_named(report, "base")
     assert raised.value.hint == "one of them in quotes: 'base (4-shot)'"
     assert [model_named(report, name) for name in ("base (4-shot)", "Q8_0", "Q8", "")] == [
@@ -158,7 +181,8 @@ def test_a_plain_name_of_two_forms_in_one_report_is_asked_back() -> None:
 
 def test_whoever_judges_five_pairs_at_a_time_ends_each_round_and_goes_on(project: Path) -> None:
     seen: list[str] = []
-    for begun, size, stop in ((0, 5, 2), (2, 5, 3), (0, 5, 5), (0, 1, 1), (1, 1, 0)):  # the second round is resumed
+    # the second round is resumed
+    for begun, size, stop in ((0, 5, 2), (2, 5, 3), (0, 5, 5), (0, 1, 1), (1, 1, 0)):
         with session_of(project) as session:
             session.begin_round(5)
             done = session.progress()
@@ -177,7 +201,10 @@ def test_a_sheet_of_a_round_is_read_back_once_more(project: Path) -> None:
     done = review(project, "--count", "4", "--csv", "sheet.csv")
     assert "4 pairs written" in done.stderr, done.stderr
     filled(project / "sheet.csv", "same")
-    for counted in ("4 the same, 0 both bad, 0 skipped, 0 read before", "0 the same, 0 both bad, 0 skipped, 4 read"):
+    for counted in (
+        "4 the same, 0 both bad, 0 skipped, 0 read before",
+        "0 the same, 0 both bad, 0 skipped, 4 read",
+    ):
         done = review(project, "--count", "4", "--csv", "sheet.csv")
         assert (done.returncode, counted in done.stderr) == (0, True), done.stderr
     done = review(project, "--count", "4", "--csv", "second.csv")
@@ -232,7 +259,11 @@ def test_a_session_that_is_killed_loses_no_decision(project: Path, lines_first: 
     assert written[: len(shown)] == shown and len(written) <= len(shown) + 1
     with session_of(project) as session:
         before = session.progress().decided
-        assert session.decide(session.open_rows()[0].id, "same") == "same" if session.open_rows() else True
+        assert (
+            session.decide(session.open_rows()[0].id, "same") == "same"
+            if session.open_rows()
+            else True
+        )
     assert before == len(standing(lines(project))) - (before < 11)
 
 
@@ -258,7 +289,12 @@ def test_a_sheet_comes_back(project: Path) -> None:
         assert spreadsheet.write_pairs(path, session) == 11
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         text = path.read_text(encoding="utf-8-sig")
-        assert "where is parcel 3?" in text and "Be kind" not in text and "Q8_0" not in text and "base" not in text
+        assert (
+            "where is parcel 3?" in text
+            and "Be kind" not in text
+            and "Q8_0" not in text
+            and "base" not in text
+        )
         filled(path, "")
         read = {"column": "better", "stamp": session.judged.stamp}
         done = spreadsheet.read(path, session, **read)
@@ -287,7 +323,9 @@ def test_hostile_texts_are_cells(tmp_path: Path) -> None:
     with (tmp_path / "sheet.csv").open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     cells = [row[name] for row in rows for name in ("text", "left", "right")]
-    assert len(rows) == len(texts) and not any(cell.startswith(("=", "+", "-", "@")) for cell in cells)
+    assert len(rows) == len(texts) and not any(
+        cell.startswith(("=", "+", "-", "@")) for cell in cells
+    )
     assert max(map(len, cells)) < 20_100
     assert any("… (80,000 characters more)" in cell for cell in cells)
 
@@ -301,20 +339,30 @@ def review(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_command_writes_and_reads_a_sheet(project: Path) -> None:
     done = review(project, "--csv", "sheet.csv")
-    assert tiny.ok(done) == "sheet.csv" and "11 pairs written; fill the column better" in done.stderr
+    assert (
+        tiny.ok(done) == "sheet.csv" and "11 pairs written; fill the column better" in done.stderr
+    )
     filled(project / "sheet.csv", "same")
     done = review(project, "--csv", "sheet.csv", "--reviewer", "ann")
     tiny.ok(done)
-    assert "0 with a better answer, 11 the same, 0 both bad, 0 skipped, 0 read before, 0 without" in done.stderr
+    assert (
+        "0 with a better answer, 11 the same, 0 both bad, 0 skipped, 0 read before, 0 without"
+        in done.stderr
+    )
     assert {line.reviewer for line in lines(project)} == {"ann"}
     filled(project / "sheet.csv", "left or right")
     done = review(project, "--csv", "sheet.csv")
-    assert (done.returncode, "row 2: 'left or right' is none of left" in done.stderr) == (3, True), done.stderr
+    assert (done.returncode, "row 2: 'left or right' is none of left" in done.stderr) == (
+        3,
+        True,
+    ), done.stderr
 
 
 def test_collected_answers_are_no_pairs(project: Path) -> None:
     done = review(project, "collected")
-    assert (done.returncode, "--pairs shows the rows of a report" in done.stderr) == (2, True), done.stderr
+    assert (done.returncode, "--pairs shows the rows of a report" in done.stderr) == (2, True), (
+        done.stderr
+    )
 
 
 @pytest.mark.slow
@@ -329,6 +377,8 @@ def test_from_a_sheet_to_a_gate_that_refuses_the_worse_model(project: Path) -> N
             f"gates: [{{metric: win_rate, model: {model}, against: {against}, min: 0.5}}]\n"
         )
         done = slmctl("evaluate", "--compare", "runs/report/0", cwd=project)
-        assert (done.returncode, f"{model} wins at least" in done.stderr) == (code, True), done.stderr
+        assert (done.returncode, f"{model} wins at least" in done.stderr) == (code, True), (
+            done.stderr
+        )
     assert "People preferred Q8_0 to base in 11 of 11 decided pairs" in done.stderr
     assert "Judged by people" in (project / "runs" / "report.html").read_text()

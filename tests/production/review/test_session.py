@@ -35,7 +35,9 @@ def clock() -> Clock:
 @pytest.fixture
 def session(tmp_path: Path, clock: Clock) -> Iterator[ReviewSession]:
     queue = [ReviewRow(collected(f"r{k}"), "unsure" if k % 2 else "uniform") for k in range(6)]
-    with ReviewSession(queue, task=TASK, output=tmp_path / "reviewed.jsonl", reviewer="ann", clock=clock) as opened:
+    with ReviewSession(
+        queue, task=TASK, output=tmp_path / "reviewed.jsonl", reviewer="ann", clock=clock
+    ) as opened:
         yield opened
 
 
@@ -55,17 +57,26 @@ def test_each_decision_is_a_line_before_the_next_row(session: ReviewSession) -> 
     assert session.decide(id_of(session), None) == "skipped"
     first, second, third = lines(session)
     assert (first.id, first.decision, first.after, first.chosen, first.reviewer) == (
-        "r0", "accepted", "billing", "uniform", "ann",
-    )  # fmt: skip
+        "r0",
+        "accepted",
+        "billing",
+        "uniform",
+        "ann",
+    )
     assert (second.decision, second.before, second.after) == ("corrected", "billing", "delivery")
-    assert (second.chosen, second.messages) == ("unsure", [{"role": "user", "content": "where is parcel r1"}])
+    assert (second.chosen, second.messages) == (
+        "unsure",
+        [{"role": "user", "content": "where is parcel r1"}],
+    )
     assert (third.decision, third.messages, third.after) == ("skipped", [], "")
     assert session.output.stat().st_mode & 0o777 == 0o600
     assert id_of(session) == "r3"
     assert session.progress().decided == 3
 
 
-def test_whoever_reviews_four_labels_at_a_time_goes_on_with_the_next(session: ReviewSession) -> None:
+def test_whoever_reviews_four_labels_at_a_time_goes_on_with_the_next(
+    session: ReviewSession,
+) -> None:
     session.decide("r4", "billing")  # before rounds were thought of
     session.begin_round(4)
     assert [row.id for row in session.queue] == ["r4", "r0", "r1", "r2"]
@@ -78,7 +89,9 @@ def test_whoever_reviews_four_labels_at_a_time_goes_on_with_the_next(session: Re
     assert undone is not None and (undone.id, id_of(session)) == ("r2", "r2")
 
 
-def test_what_the_task_does_not_allow_is_refused_and_changes_nothing(session: ReviewSession) -> None:
+def test_what_the_task_does_not_allow_is_refused_and_changes_nothing(
+    session: ReviewSession,
+) -> None:
     id_of(session)
     for id, answer, words in (
         ("r0", "refunds", "'refunds' is not one of the 3 labels"),
@@ -122,7 +135,10 @@ def test_undo_takes_back_the_last_decision_and_shows_its_row(session: ReviewSess
     assert undone is not None and undone.id == "r1"
     assert id_of(session) == "r1"
     session.decide("r1", "delivery")
-    assert {review.id: review.after for review in decided(lines(session))} == {"r0": "billing", "r1": "delivery"}
+    assert {review.id: review.after for review in decided(lines(session))} == {
+        "r0": "billing",
+        "r1": "delivery",
+    }
     assert session.undo() is not None and session.undo() is not None
     assert session.undo() is None
     assert session.progress().own == 0
@@ -130,7 +146,9 @@ def test_undo_takes_back_the_last_decision_and_shows_its_row(session: ReviewSess
 
 def test_threads_decide_every_row_once(tmp_path: Path) -> None:
     queue = [ReviewRow(collected(f"r{k}"), "unsure") for k in range(40)]
-    with ReviewSession(queue, task=TASK, output=tmp_path / "reviewed.jsonl", reviewer="ann") as session:
+    with ReviewSession(
+        queue, task=TASK, output=tmp_path / "reviewed.jsonl", reviewer="ann"
+    ) as session:
 
         def work() -> None:
             while (candidate := session.next()) is not None:
@@ -161,10 +179,14 @@ def test_a_session_goes_on_where_another_ended(tmp_path: Path) -> None:
         assert [candidate.id for candidate in undone if candidate] == ["r1", "r0"]
 
 
-def test_rows_that_were_forgotten_meanwhile_stay_forgotten(session: ReviewSession, tmp_path: Path) -> None:
+def test_rows_that_were_forgotten_meanwhile_stay_forgotten(
+    session: ReviewSession, tmp_path: Path
+) -> None:
     session.decide("r0", "account")
     session.decide("r1", "account")
-    rewritten = production.written(tmp_path / "new", [review for review in lines(session) if review.id != "r0"])
+    rewritten = production.written(
+        tmp_path / "new", [review for review in lines(session) if review.id != "r0"]
+    )
     rewritten.replace(session.output)
     session.decide("r2", "billing")
     assert [review.id for review in lines(session)] == ["r1", "r2"]
@@ -191,7 +213,10 @@ def test_the_pace_is_rows_an_hour(session: ReviewSession, clock: Clock) -> None:
     clock.now = 10
     session.decide("r0", "billing")
     assert session.progress().per_hour == pytest.approx(360)
-    assert session.summary() == "1 row reviewed: 1 right, 0 corrected, 0 skipped, 360 rows an hour; 1 of 6 done"
+    assert (
+        session.summary()
+        == "1 row reviewed: 1 right, 0 corrected, 0 skipped, 360 rows an hour; 1 of 6 done"
+    )
 
 
 # Other tasks
@@ -200,8 +225,13 @@ def test_the_pace_is_rows_an_hour(session: ReviewSession, clock: Clock) -> None:
 def test_fields_are_compared_as_json_and_held_to_the_schema(tmp_path: Path) -> None:
     schema = {"type": "object", "properties": {"total": {"type": "number"}}, "required": ["total"]}
     task = Task("extract", "", "", schema=schema)
-    queue = [ReviewRow(collected(f"r{k}", answer='{"total": 1, "paid": true}'), "unsure") for k in range(3)]
-    with ReviewSession(queue, task=task, output=tmp_path / "reviewed.jsonl", reviewer="ann") as session:
+    queue = [
+        ReviewRow(collected(f"r{k}", answer='{"total": 1, "paid": true}'), "unsure")
+        for k in range(3)
+    ]
+    with ReviewSession(
+        queue, task=task, output=tmp_path / "reviewed.jsonl", reviewer="ann"
+    ) as session:
         assert session.decide("r0", '{"paid":true,"total":1}') == "accepted"
         assert session.decide("r1", '{"paid": 1, "total": 1}') == "corrected"
         for answer, words in (

@@ -1,4 +1,5 @@
-"""publish and fetch as their user runs them, to real servers of each kind: planned, sent, sent again, fetched.
+"""publish and fetch as their user runs them, to real servers of each kind: planned, sent, sent
+again, fetched.
 
 All servers are on the loopback, so `--offline` forbids none of it.
 """
@@ -18,9 +19,15 @@ from support.released import contents
 
 @pytest.fixture(scope="module")
 def sending() -> Iterator[Forks]:
-    """Forks that have what sends and fetches, but for the hub's client, which reads its address when imported."""
+    """Forks that have what sends and fetches, but for the hub's client,
+    which reads its address when imported.
+    """
     pytest.importorskip("boto3")
-    modules = ("slmctl.pipeline.runner", "slmctl.stages.publish.publish", "slmctl.releases.targets.s3")
+    modules = (
+        "slmctl.pipeline.runner",
+        "slmctl.stages.publish.publish",
+        "slmctl.releases.targets.s3",
+    )
     with Forks("slmctl.cli.main", *modules) as forks:
         yield forks
 
@@ -30,12 +37,18 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str,
     """An address, and the environment that leads there."""
     if request.param == "s3":
         keys = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
-        yield "s3://models/commands", tiny.environment(AWS_ENDPOINT_URL=request.getfixturevalue("s3"), **keys)
+        yield (
+            "s3://models/commands",
+            tiny.environment(AWS_ENDPOINT_URL=request.getfixturevalue("s3"), **keys),
+        )
     else:
         pytest.importorskip("huggingface_hub")
         with hub_server.running() as server:
             server.token = "hf_" + "NeverToBeSeen" * 2
-            yield "hf:acme/desk", hub_server.environment(server.url, tmp_path, HF_TOKEN=server.token)
+            yield (
+                "hf:acme/desk",
+                hub_server.environment(server.url, tmp_path, HF_TOKEN=server.token),
+            )
 
 
 def test_a_release_makes_the_round_trip(

@@ -1,4 +1,6 @@
-"""The Hub: private unless asked otherwise, nothing uploaded before that is read back, one commit and its tag."""
+"""The Hub: private unless asked otherwise, nothing uploaded before that
+is read back, one commit and its tag.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +47,18 @@ def size(made: Artifact) -> int:
 
 
 def test_a_release_goes_private_and_only_what_was_planned_is_sent(
-    capsys: pytest.CaptureFixture[str], hub: hub_server.Hub, target: Target, made: Artifact, tmp_path: Path
+    capsys: pytest.CaptureFixture[str],
+    hub: hub_server.Hub,
+    target: Target,
+    made: Artifact,
+    tmp_path: Path,
 ) -> None:
     targets.plan(target, TO, targets.shipment(made))
-    assert (hub.received, hub.did, target.visibility) == (0, [], "private: the organisation's members")
+    assert (hub.received, hub.did, target.visibility) == (
+        0,
+        [],
+        "private: the organisation's members",
+    )
     assert send(target, made).size == hub.received == size(made)
     assert hub.did == ["create private", "store", "commit", "tag"]
     repo = hub.repos["models/acme/desk"]
@@ -59,7 +69,9 @@ def test_a_release_goes_private_and_only_what_was_planned_is_sent(
     said = capsys.readouterr()
     assert said.err.startswith("  will contact 127.0.0.1 and no other host\n")
     assert TOKEN not in said.out + said.err
-    assert TOKEN.encode() not in b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    assert TOKEN.encode() not in b"".join(
+        file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()
+    )
 
 
 def test_nothing_is_uploaded_where_others_would_see_it(
@@ -70,7 +82,8 @@ def test_nothing_is_uploaded_where_others_would_see_it(
     with pytest.raises(GateError, match=said):
         send(target, made)
     assert (hub.received, hub.did, hub.stored) == (0, ["create public"], {})
-    assert target.visibility == "everybody, and publish asks for private: it would be refused"  # the plan says so too
+    # the plan says so too
+    assert target.visibility == "everybody, and publish asks for private: it would be refused"
     with targets.opened(TO, Settings(public=True), purpose="test") as public:
         send(public, made)
     assert hub.received
@@ -79,8 +92,12 @@ def test_nothing_is_uploaded_where_others_would_see_it(
 
 
 @pytest.mark.slow  # the client tries a cut line again for half a minute
-def test_an_interrupted_upload_shows_nothing_and_goes_on(hub: hub_server.Hub, target: Target, tmp_path: Path) -> None:
-    made = release(tmp_path, weights=b"GGUF" * 9000, **{"merged/model.safetensors": b"tensors" * 5000})
+def test_an_interrupted_upload_shows_nothing_and_goes_on(
+    hub: hub_server.Hub, target: Target, tmp_path: Path
+) -> None:
+    made = release(
+        tmp_path, weights=b"GGUF" * 9000, **{"merged/model.safetensors": b"tensors" * 5000}
+    )
     hub.stop_after = 1
     with pytest.raises(NetworkError):
         send(target, made)
@@ -91,7 +108,9 @@ def test_an_interrupted_upload_shows_nothing_and_goes_on(hub: hub_server.Hub, ta
     hub.stop_after, hub.received = None, 0
     send(target, made)
     assert hub.received == size(made) - len(kept)
-    assert contents(targets.fetch(target, "", None, into=tmp_path / "here").path) == contents(made.path)
+    assert contents(targets.fetch(target, "", None, into=tmp_path / "here").path) == contents(
+        made.path
+    )
 
 
 def test_the_next_version_takes_the_place_of_the_last(
@@ -101,14 +120,20 @@ def test_the_next_version_takes_the_place_of_the_last(
     send(target, release(tmp_path, "1.1"))
     repo = hub.repos["models/acme/desk"]
     assert repo.at("main") == repo.at("v1.1")
-    assert {name for name in repo.commits[repo.head] if name.endswith(".gguf")} == {"tiny-1M-desk-v1.1-Q8_0.gguf"}
+    assert {name for name in repo.commits[repo.head] if name.endswith(".gguf")} == {
+        "tiny-1M-desk-v1.1-Q8_0.gguf"
+    }
     with pytest.raises(UsageError) as caught:
         targets.fetch(target, "", None, into=tmp_path / "here")
     assert caught.value.hint == "#VERSION: 1.0, 1.1"
-    assert contents(targets.fetch(target, "v1.0", None, into=tmp_path / "here").path) == contents(made.path)
+    assert contents(targets.fetch(target, "v1.0", None, into=tmp_path / "here").path) == contents(
+        made.path
+    )
 
 
-def test_whoever_commits_in_between_is_not_overwritten(hub: hub_server.Hub, target: Target, made: Artifact) -> None:
+def test_whoever_commits_in_between_is_not_overwritten(
+    hub: hub_server.Hub, target: Target, made: Artifact
+) -> None:
     hub.meanwhile = {"notes.txt": b"ours"}
     with pytest.raises(NetworkError):
         send(target, made)
@@ -119,14 +144,20 @@ def test_whoever_commits_in_between_is_not_overwritten(hub: hub_server.Hub, targ
     assert repo.at("v1.0") == repo.at("main")
 
 
-def test_a_tag_of_somebody_else_is_no_release(hub: hub_server.Hub, target: Target, made: Artifact) -> None:
-    hub.repos["models/acme/desk"] = Repo(private=True, commits={COMMIT: {"notes.txt": b"ours"}}, tags={"v1.0": COMMIT})
+def test_a_tag_of_somebody_else_is_no_release(
+    hub: hub_server.Hub, target: Target, made: Artifact
+) -> None:
+    hub.repos["models/acme/desk"] = Repo(
+        private=True, commits={COMMIT: {"notes.txt": b"ours"}}, tags={"v1.0": COMMIT}
+    )
     with pytest.raises(IntegrityError, match="that is no release of slmctl"):
         send(target, made)
     assert hub.received == 0
 
 
-def test_without_the_token_nothing_is_there(hub: hub_server.Hub, target: Target, made: Artifact) -> None:
+def test_without_the_token_nothing_is_there(
+    hub: hub_server.Hub, target: Target, made: Artifact
+) -> None:
     hub.token = "another"
     with pytest.raises(NetworkError):
         send(target, made)

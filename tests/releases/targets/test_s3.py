@@ -51,13 +51,20 @@ def test_a_large_file_whose_upload_is_refused_is_not_there(
     assert contents(targets.fetch(bucket, "", None, into=tmp_path).path) == contents(made.path)
 
 
-def test_of_two_who_publish_a_version_the_first_one_stays(bucket: module.Bucket, tmp_path: Path) -> None:
-    ours, theirs = (targets.shipment(release(tmp_path, weights=one)) for one in (b"ours", b"theirs"))
-    plans = [targets.plan(bucket, "s3://models", one) for one in (ours, theirs)]  # neither sees the other
+def test_of_two_who_publish_a_version_the_first_one_stays(
+    bucket: module.Bucket, tmp_path: Path
+) -> None:
+    ours, theirs = (
+        targets.shipment(release(tmp_path, weights=one)) for one in (b"ours", b"theirs")
+    )
+    # neither sees the other
+    plans = [targets.plan(bucket, "s3://models", one) for one in (ours, theirs)]
     targets.deliver(bucket, plans[0])
     with pytest.raises(IntegrityError, match=r"already holds another desk 1\.0"):
         targets.deliver(bucket, plans[1])
-    assert contents(targets.fetch(bucket, "", None, into=tmp_path).path) == contents(ours.release.path)
+    assert contents(targets.fetch(bucket, "", None, into=tmp_path).path) == contents(
+        ours.release.path
+    )
 
 
 def test_a_refusal_is_one_sentence_without_the_secret(
@@ -75,7 +82,9 @@ def test_a_refusal_is_one_sentence_without_the_secret(
 
 
 @pytest.mark.parametrize("region", ["us-east-1", "eu-central-1"])
-def test_the_hosts_are_known_before_they_are_asked(monkeypatch: pytest.MonkeyPatch, region: str) -> None:
+def test_the_hosts_are_known_before_they_are_asked(
+    monkeypatch: pytest.MonkeyPatch, region: str
+) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
@@ -103,7 +112,7 @@ def test_the_hosts_are_known_before_they_are_asked(monkeypatch: pytest.MonkeyPat
 )
 def test_a_variable_that_is_none_is_named(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=words):

@@ -1,4 +1,6 @@
-"""What holds of every target: the second time sends nothing, half is invisible, what comes back is equal."""
+"""What holds of every target: the second time sends nothing, half is
+invisible, what comes back is equal.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ Open = Callable[[], Target]
 
 
 @pytest.fixture(params=["dir", "s3", "hf"])
-def address(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def address(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
     """A target of each kind, empty."""
     if request.param == "dir":
         yield f"dir:{tmp_path / 'registry'}"
@@ -47,7 +51,9 @@ def target(address: str) -> Iterator[Target]:
         yield opened
 
 
-def test_a_round_trip_is_bit_exact_and_the_second_time_sends_nothing(target: Target, tmp_path: Path) -> None:
+def test_a_round_trip_is_bit_exact_and_the_second_time_sends_nothing(
+    target: Target, tmp_path: Path
+) -> None:
     signature = tmp_path / "signature"
     signature.write_bytes(b'{"signed": true}')
     made = release(tmp_path, weights=os.urandom(300_000))
@@ -65,7 +71,8 @@ def test_a_round_trip_is_bit_exact_and_the_second_time_sends_nothing(target: Tar
     assert targets.fetch(target, "", None, into=tmp_path / "here").path == found.path
 
 
-@pytest.mark.parametrize("address", ["dir", "s3"], indirect=True)  # on the Hub all small files come with the commit
+# on the Hub all small files come with the commit
+@pytest.mark.parametrize("address", ["dir", "s3"], indirect=True)
 def test_an_interrupted_delivery_shows_nothing_and_goes_on(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,7 +94,9 @@ def test_an_interrupted_delivery_shows_nothing_and_goes_on(
     assert not (tmp_path / "here" / "desk-1.0").exists()
     left = send(target, made)
     assert {item.name for item in left.missing} == {item.name for item in plan.missing} - sent
-    assert contents(targets.fetch(target, "", None, into=tmp_path / "here").path) == contents(made.path)
+    assert contents(targets.fetch(target, "", None, into=tmp_path / "here").path) == contents(
+        made.path
+    )
 
 
 @pytest.mark.parametrize("address", ["dir"], indirect=True)
@@ -105,7 +114,9 @@ def test_a_target_that_loses_a_file_has_no_delivery(
         send(target, release(tmp_path))
 
 
-def test_a_version_never_changes_and_another_one_shares_its_files(target: Target, tmp_path: Path) -> None:
+def test_a_version_never_changes_and_another_one_shares_its_files(
+    target: Target, tmp_path: Path
+) -> None:
     first = release(tmp_path)
     send(target, first)
     with pytest.raises(IntegrityError, match=r"already holds another desk 1\.0"):
@@ -115,7 +126,10 @@ def test_a_version_never_changes_and_another_one_shares_its_files(target: Target
     with pytest.raises(UsageError, match=r"releases|tags"):
         targets.fetch(target, "", None, into=tmp_path)
     for version in ("1.0", "1.1"):
-        assert targets.fetch(target, version, None, into=tmp_path / "here").metrics["version"] == version
+        assert (
+            targets.fetch(target, version, None, into=tmp_path / "here").metrics["version"]
+            == version
+        )
     assert contents(tmp_path / "here" / "desk-1.0") == contents(first.path)
 
 
@@ -124,7 +138,9 @@ def test_a_signature_may_come_later(target: Target, tmp_path: Path) -> None:
     send(target, made)
     signature.write_bytes(b"{}")
     assert [item.name for item in send(target, made, signature=signature).missing] == ["model.sig"]
-    assert (targets.fetch(target, "1.0", None, into=tmp_path).path / "model.sig").read_bytes() == b"{}"
+    assert (
+        targets.fetch(target, "1.0", None, into=tmp_path).path / "model.sig"
+    ).read_bytes() == b"{}"
 
 
 def another_run(folder: Path) -> Artifact:
@@ -134,16 +150,22 @@ def another_run(folder: Path) -> Artifact:
     return artifact.load(made.path)
 
 
-def test_a_signature_is_not_dropped_where_the_manifest_is_of_another_run(target: Target, tmp_path: Path) -> None:
+def test_a_signature_is_not_dropped_where_the_manifest_is_of_another_run(
+    target: Target, tmp_path: Path
+) -> None:
     made, signature = release(tmp_path), tmp_path / "signature"
     send(target, made)
     again = another_run(tmp_path / "again")
     assert send(target, again).missing == ()  # unsigned, it is there
     signature.write_bytes(b"{}")
-    with pytest.raises(IntegrityError, match=r"already holds desk 1\.0 with the manifest of another run") as caught:
+    with pytest.raises(
+        IntegrityError, match=r"already holds desk 1\.0 with the manifest of another run"
+    ) as caught:
         send(target, again, signature=signature)
     assert "increase 'version'" in caught.value.hint
-    assert contents(targets.fetch(target, "1.0", None, into=tmp_path / "here").path) == contents(made.path)
+    assert contents(targets.fetch(target, "1.0", None, into=tmp_path / "here").path) == contents(
+        made.path
+    )
 
 
 def test_another_release_under_a_version_is_refused(
@@ -161,11 +183,15 @@ def test_another_release_under_a_version_is_refused(
     assert not list(tmp_path.glob("here/*"))
 
 
-def test_of_two_fetches_at_once_the_second_finds_it_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_fetches_at_once_the_second_finds_it_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place, made = FolderTarget(tmp_path / "registry"), release(tmp_path)
     send(place, made)
     begun, waits = threading.Event(), threading.Event()
-    monkeypatch.setattr(targets.console, "say", lambda text="": waits.set() if text.startswith("pid ") else None)
+    monkeypatch.setattr(
+        targets.console, "say", lambda text="": waits.set() if text.startswith("pid ") else None
+    )
 
     def slowly(project: str, version: str, name: str, sha256: str) -> Any:
         if sha256:
@@ -186,14 +212,23 @@ def test_of_two_fetches_at_once_the_second_finds_it_there(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("to", ["hf:acme/desk", "s3://models/x"])
 def test_a_proxy_on_the_way_is_among_the_hosts(to: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("NO_PROXY", "no_proxy", "https_proxy", "HF_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+    for name in (
+        "NO_PROXY",
+        "no_proxy",
+        "https_proxy",
+        "HF_ENDPOINT",
+        "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT_URL_S3",
+    ):
         monkeypatch.delenv(name, raising=False)
     before = set(targets._open(to, Settings()).hosts)
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     assert set(targets._open(to, Settings()).hosts) == before | {"proxy.example"}
 
 
-def test_an_interrupted_fetch_goes_on(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_fetch_goes_on(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = release(tmp_path, weights=os.urandom(50_000))
     send(target, made)
     read, got = target.read, list[str]()
@@ -221,7 +256,9 @@ def test_an_interrupted_fetch_goes_on(target: Target, tmp_path: Path, monkeypatc
     assert not list(tmp_path.glob(".draft-*"))
 
 
-def test_what_came_damaged_is_not_kept(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_came_damaged_is_not_kept(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     send(target, release(tmp_path))
     read, damaged = target.read, contextlib.nullcontext(iter([b"TIM"]))
     monkeypatch.setattr(target, "read", lambda *file: damaged if "LICENSE" in file else read(*file))
@@ -238,9 +275,20 @@ def hostile(made: Artifact, **changes: Any) -> bytes:
 
 @pytest.mark.parametrize(
     "path",
-    ["../outside", "/etc/passwd", "a\0b", "a\nb", "a/../../b", "manifest.json", ".hidden", "a\\b", "model.sig", "",
-     "a//b"],
-)  # fmt: skip
+    [
+        "../outside",
+        "/etc/passwd",
+        "a\0b",
+        "a\nb",
+        "a/../../b",
+        "manifest.json",
+        ".hidden",
+        "a\\b",
+        "model.sig",
+        "",
+        "a//b",
+    ],
+)
 def test_a_manifest_from_elsewhere_writes_nowhere_else(tmp_path: Path, path: str) -> None:
     raw = hostile(release(tmp_path), files=(FileEntry(path, 1, "0" * 64),))
 

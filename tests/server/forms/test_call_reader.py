@@ -16,7 +16,9 @@ from slmctl.task.tool_calls import OWN, CallForm, ToolCall
 FORMS = {
     "tags": CallForm('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>"),
     "own": OWN,
-    "list": CallForm('[TOOL_CALLS] [{"name": "', '", "arguments": ', "}]", control=("[TOOL_CALLS]",)),
+    "list": CallForm(
+        '[TOOL_CALLS] [{"name": "', '", "arguments": ', "}]", control=("[TOOL_CALLS]",)
+    ),
     "control": CallForm("[TOOL_CALLS]", "[ARGS]", "", control=("[TOOL_CALLS]", "[ARGS]")),
 }
 
@@ -39,9 +41,11 @@ values = st.recursive(
 
 
 @given(
-    form=st.sampled_from(list(FORMS)), arguments=st.dictionaries(st.text(), values, max_size=3),
-    name=st.sampled_from(["find", "n", "none-2", "no", "a.b_c"]), cuts=st.lists(st.integers(0, 200), max_size=5),
-)  # fmt: skip
+    form=st.sampled_from(list(FORMS)),
+    arguments=st.dictionaries(st.text(), values, max_size=3),
+    name=st.sampled_from(["find", "n", "none-2", "no", "a.b_c"]),
+    cuts=st.lists(st.integers(0, 200), max_size=5),
+)
 @settings(max_examples=60)
 def test_a_call_is_its_name_and_its_arguments_wherever_it_is_cut(
     form: str, arguments: dict[str, Any], name: str, cuts: list[int]
@@ -49,14 +53,22 @@ def test_a_call_is_its_name_and_its_arguments_wherever_it_is_cut(
     whole = FORMS[form].shown(ToolCall(name, arguments))
     places = [0, *sorted(cuts), len(whole)]
     parts = read(FORMS[form], *(whole[a:b] for a, b in itertools.pairwise(places)))
-    assert joined(parts) == {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False, sort_keys=True)}
+    assert joined(parts) == {
+        "name": name,
+        "arguments": json.dumps(arguments, ensure_ascii=False, sort_keys=True),
+    }
     assert parts[0].kind == "name"
 
 
-@given(form=st.sampled_from(["tags", "own", "list"]), text=st.text(min_size=1), cut=st.integers(0, 40))
+@given(
+    form=st.sampled_from(["tags", "own", "list"]), text=st.text(min_size=1), cut=st.integers(0, 40)
+)
 def test_what_is_no_call_is_a_text(form: str, text: str, cut: int) -> None:
     if text.strip()[:1] not in "[{<":
-        assert joined(read(FORMS[form], text[:cut], text[cut:])).get("text", "").strip() == text.strip()
+        assert (
+            joined(read(FORMS[form], text[:cut], text[cut:])).get("text", "").strip()
+            == text.strip()
+        )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -67,9 +79,12 @@ def test_no_call_is_shown_as_it_is_written(form: str) -> None:
 def test_arguments_are_shown_as_they_come() -> None:
     pieces = ['{"name": "fi', 'nd", "argu', 'ments": {"a": ', '"x}', '"', "}", "}"]
     assert read(OWN, *pieces) == [
-        Part("name", "find"), Part("arguments", '{"a": '), Part("arguments", '"x}'), Part("arguments", '"'),
+        Part("name", "find"),
+        Part("arguments", '{"a": '),
+        Part("arguments", '"x}'),
+        Part("arguments", '"'),
         Part("arguments", "}"),
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(

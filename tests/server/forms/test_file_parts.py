@@ -32,17 +32,24 @@ def with_texts(body: dict[str, Any], settings: ServeConfig) -> dict[str, Any]:
 
 def part(name: str, data: bytes, *, url: bool = True) -> dict[str, Any]:
     encoded = base64.b64encode(data).decode()
-    return {"type": "file", "file": {"filename": name, "file_data": f"data:x/y;base64,{encoded}" if url else encoded}}
+    return {
+        "type": "file",
+        "file": {"filename": name, "file_data": f"data:x/y;base64,{encoded}" if url else encoded},
+    }
 
 
 def chat(*parts: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": list(parts)}]}
+    return {
+        "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": list(parts)}]
+    }
 
 
 @pytest.mark.parametrize("url", [True, False])
 def test_a_document_is_its_text_with_the_pages_marked(url: bool) -> None:
     text = {"type": "text", "text": "and this"}
-    read = with_texts(chat(part("a.pdf", papers.pdf(["Erste Größe", "zweite"]), url=url), text), READS)
+    read = with_texts(
+        chat(part("a.pdf", papers.pdf(["Erste Größe", "zweite"]), url=url), text), READS
+    )
     assert read["messages"][0] == {"role": "system", "content": "s"}
     first, second = read["messages"][1]["content"]
     assert first == {"type": "text", "text": "Erste Größe\fzweite\f"} and second == text
@@ -51,7 +58,12 @@ def test_a_document_is_its_text_with_the_pages_marked(url: bool) -> None:
 
 
 def test_a_body_without_a_file_is_not_touched() -> None:
-    for body in ({"messages": [{"role": "user", "content": "x"}]}, {"messages": 3}, {}, chat({"type": "text"})):
+    for body in (
+        {"messages": [{"role": "user", "content": "x"}]},
+        {"messages": 3},
+        {},
+        chat({"type": "text"}),
+    ):
         assert with_texts(dict(body), ServeConfig()) == body
 
 
@@ -59,20 +71,35 @@ def test_a_body_without_a_file_is_not_touched() -> None:
     ("sent", "words"),
     [
         (part("a.pdf", b"%PDF-1.4"), "a.pdf is cut off: it lacks the end of a PDF"),
-        (part("a.pdf", papers.pdf(["x"], password="secret")), "a.pdf is encrypted: its text needs a password"),
-        (part("../../etc/a.pdf", papers.pdf([None])), "a.pdf has 1 of 1 pages without text: scanned?"),
+        (
+            part("a.pdf", papers.pdf(["x"], password="secret")),
+            "a.pdf is encrypted: its text needs a password",
+        ),
+        (
+            part("../../etc/a.pdf", papers.pdf([None])),
+            "a.pdf has 1 of 1 pages without text: scanned?",
+        ),
         (part("a.docx", papers.pdf(["x"])), "a.docx is no DOCX: by its first bytes it is a PDF"),
         (part("a.exe", b"MZ"), "'a.exe' is no document that is read: .pdf, .docx"),
         # it was "no document that is read: .pdf, .docx, .eml, .mbox"
-        (part("a.mbox", b"From x"), "'a.mbox' is a mailbox, and its mails are read one by one: .pdf, .docx, .eml,"),
+        (
+            part("a.mbox", b"From x"),
+            "'a.mbox' is a mailbox, and its mails are read one by one: .pdf, .docx, .eml,",
+        ),
         (part("a.txt", b""), "a.txt is empty"),
         (part("a.html", b"<html><img src=x></html>"), "a.html holds no text"),
         (part("a\\.pdf", b"x"), "'.pdf' is no document that is read"),
-        ({"type": "file", "file": {"filename": "a.md", "file_data": "no base64!"}}, "'file_data' of 'a.md' is no"),
-        ({"type": "file", "file": {"file_id": "file-1"}}, "a file part needs 'file' with 'filename' and 'file_data'"),
+        (
+            {"type": "file", "file": {"filename": "a.md", "file_data": "no base64!"}},
+            "'file_data' of 'a.md' is no",
+        ),
+        (
+            {"type": "file", "file": {"file_id": "file-1"}},
+            "a file part needs 'file' with 'filename' and 'file_data'",
+        ),
         ({"type": "file"}, "a file part needs 'file'"),
     ],
-)  # fmt: skip
+)
 def test_a_document_that_cannot_be_read_is_one_sentence(sent: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError) as refused:
         with_texts(chat(sent), READS)
@@ -91,7 +118,9 @@ def test_a_server_reads_no_documents_unasked() -> None:
 
 def test_a_request_that_has_ended_holds_no_document() -> None:
     async def ended(body: dict[str, Any]) -> None:
-        reading = asyncio.create_task(file_parts.put_texts(body, READS, Places(file_parts.TOGETHER), ""))
+        reading = asyncio.create_task(
+            file_parts.put_texts(body, READS, Places(file_parts.TOGETHER), "")
+        )
         await asyncio.sleep(0)
         reading.cancel()
         await asyncio.wait((reading,))
@@ -100,8 +129,11 @@ def test_a_request_that_has_ended_holds_no_document() -> None:
     asyncio.run(ended(chat(part("a.txt", b""))))
 
 
-def test_documents_that_are_slow_to_read_stop_no_other_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    # once each of them held a thread that all requests share, and neither a deadline nor SIGTERM reached them
+def test_documents_that_are_slow_to_read_stop_no_other_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # once each of them held a thread that all requests share, and neither a deadline nor SIGTERM
+    # reached them
     is_read, requests = threading.Event(), 8
 
     def read(*args: object, **limits: object) -> Iterator[dict[str, Any]]:
@@ -111,7 +143,9 @@ def test_documents_that_are_slow_to_read_stop_no_other_request(monkeypatch: pyte
     monkeypatch.setattr(file_parts.folder, "read", read)
     with here.in_front(documents=True) as server, ThreadPoolExecutor(requests) as pool:
         try:
-            slow = [pool.submit(post, server.url, chat(part("a.txt", b"text"))) for _ in range(requests)]
+            slow = [
+                pool.submit(post, server.url, chat(part("a.txt", b"text"))) for _ in range(requests)
+            ]
             assert settles(lambda: server.gateway.limits.running == requests)
             assert server.ask("hello").status_code == server.get("/metrics").status_code == 200
             server.loop.call_soon_threadsafe(server.gateway.end_all)
@@ -142,7 +176,9 @@ def test_a_key_that_floods_with_documents_leaves_a_reader_to_another_key(
 
         try:
             flood = [ask("flood") for _ in range(8)]
-            assert settles(lambda: server.gateway.limits.running == 8 and begun == ["flood.txt"] * 2)
+            assert settles(
+                lambda: server.gateway.limits.running == 8 and begun == ["flood.txt"] * 2
+            )
             question = ask("other")
             assert settles(lambda: server.gateway.limits.running == 9)
             go_on.release()

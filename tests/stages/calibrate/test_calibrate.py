@@ -1,4 +1,6 @@
-"""calibrate: what it refuses, what it promises, and whether the promise is kept on rows it never saw."""
+"""calibrate: what it refuses, what it promises, and whether the
+promise is kept on rows it never saw.
+"""
 
 from __future__ import annotations
 
@@ -36,28 +38,47 @@ TEXTS = Task("generate", "", "")
 
 
 def lines(count: int, *, outside: int = 0, seed: int = 0, start: int = 0) -> list[dict[str, Any]]:
-    """Answers of a model that knows how sure it is: right with the probability that it says; the first ones outside."""
+    """Answers of a model that knows how sure it is: right with the
+    probability that it says; the first ones outside.
+    """
     draw, found = np.random.default_rng(seed), []
     for k in range(count):
         odds = draw.normal(0.0, 1.5) if k < outside else draw.normal(3.0, 2.0)
         sure = 1 / (1 + math.exp(-abs(odds)))
         right = draw.random() < 1 / (1 + math.exp(-odds)) and k >= outside
-        found.append({
-            "id": f"row-{start + k}", "answer": "a" if right else "b", "expected": "oos" if k < outside else "a",
-            "confidence": sure, "labels": {"a": sure, "b": 1 - sure}, "logprobs": [math.log(sure)],
-            "raw_logprobs": [math.log(sure) - 0.01], "finish": "stop", "prompt_tokens": 9, "completion_tokens": 3,
-        })  # fmt: skip
+        found.append(
+            {
+                "id": f"row-{start + k}",
+                "answer": "a" if right else "b",
+                "expected": "oos" if k < outside else "a",
+                "confidence": sure,
+                "labels": {"a": sure, "b": 1 - sure},
+                "logprobs": [math.log(sure)],
+                "raw_logprobs": [math.log(sure) - 0.01],
+                "finish": "stop",
+                "prompt_tokens": 9,
+                "completion_tokens": 3,
+            }
+        )
     return found
 
 
-def predictions(folder: Path, rows: list[dict[str, Any]], task: Task = LABELS, **metrics: Any) -> Artifact:
+def predictions(
+    folder: Path, rows: list[dict[str, Any]], task: Task = LABELS, **metrics: Any
+) -> Artifact:
     """An artifact of predictions."""
 
     def fill(place: Path) -> None:
         write_jsonl(place / "predictions.jsonl", rows)
         task.write(place)
 
-    facts = {"model": "Q8_0", "kind": "gguf", "split": "calibration", "sha256": "f" * 64, "n": len(rows)} | metrics
+    facts = {
+        "model": "Q8_0",
+        "kind": "gguf",
+        "split": "calibration",
+        "sha256": "f" * 64,
+        "n": len(rows),
+    } | metrics
     return handmade.make(folder, fill, kind="predictions", metrics=facts)
 
 
@@ -73,7 +94,12 @@ def fitted(
 
 def test_a_policy_says_what_was_measured(tmp_path: Path) -> None:
     policy, metrics = fitted(tmp_path, lines(1500, outside=100), out_of_scope="oos")
-    assert (policy.gguf, policy.task, policy.kind, policy.out_of_scope) == ("f" * 64, LABELS.digest, "classify", "oos")
+    assert (policy.gguf, policy.task, policy.kind, policy.out_of_scope) == (
+        "f" * 64,
+        LABELS.digest,
+        "classify",
+        "oos",
+    )
     assert policy.correct == metrics["correct"] == "the reference label"
     assert metrics["rows"] == 1500 == metrics["fitted_on"] + metrics["tested_on"]
     assert 0.3 < metrics["kept"] < 0.9
@@ -83,8 +109,13 @@ def test_a_policy_says_what_was_measured(tmp_path: Path) -> None:
     kept = [one["kept"] for one in policy.figures["curve"]]
     assert kept == sorted(kept)
     picture = (tmp_path / "out" / "curve.svg").read_text(encoding="utf-8")
-    assert picture.startswith("<svg") and "out of scope, escalated" in picture and "chosen" in picture
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["curve.svg", "policy.json"]
+    assert (
+        picture.startswith("<svg") and "out of scope, escalated" in picture and "chosen" in picture
+    )
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "curve.svg",
+        "policy.json",
+    ]
 
 
 def test_the_figures_are_those_of_the_rows_that_did_not_fit_the_score(tmp_path: Path) -> None:
@@ -99,19 +130,29 @@ def test_the_figures_are_those_of_the_rows_that_did_not_fit_the_score(tmp_path: 
     # what `watch` compares a week with that is just these rows: its estimate and its right answers
     chances = [policy.judge(row, row["answer"]).p_correct for row in tested]
     right = sum(row["answer"] == row["expected"] for row in tested)
-    assert (metrics["p_correct"], metrics["right"]) == (pytest.approx(np.mean(chances)), right / len(tested))
+    assert (metrics["p_correct"], metrics["right"]) == (
+        pytest.approx(np.mean(chances)),
+        right / len(tested),
+    )
     assert abs(metrics["p_correct"] - metrics["right"]) < 0.02
 
 
-def with_members(count: int, *, seed: int = 0, odds: float = 5.0, outside: int = 0) -> list[dict[str, Any]]:
+def with_members(
+    count: int, *, seed: int = 0, odds: float = 5.0, outside: int = 0
+) -> list[dict[str, Any]]:
     """Answers of a sum whose linear members, as calibrated, are sure of other rows."""
     draw, found = np.random.default_rng(seed + 5000), lines(count, outside=outside, seed=seed)
     for k, line in enumerate(found):
         value = draw.normal(0.0, 1.5) if k < outside else draw.normal(odds, 2.5)
         sure = 1 / (1 + math.exp(-abs(value)))
         right = draw.random() < 1 / (1 + math.exp(-value)) and k >= outside
-        line["first"] = {"answer": "a" if right else "b", "confidence": sure, "labels": {"a": sure, "b": 1 - sure},
-                         "logprobs": [math.log(sure)], "evidence": float(draw.normal())}  # fmt: skip
+        line["first"] = {
+            "answer": "a" if right else "b",
+            "confidence": sure,
+            "labels": {"a": sure, "b": 1 - sure},
+            "logprobs": [math.log(sure)],
+            "evidence": float(draw.normal()),
+        }
     return found
 
 
@@ -129,73 +170,108 @@ def kept_in_steps(policy: Policy, rows: list[dict[str, Any]]) -> tuple[list[bool
 
 @pytest.mark.parametrize("outside", [0, 100])
 def test_one_promise_holds_for_all_that_two_steps_keep(tmp_path: Path, outside: int) -> None:
-    # the file's policy was fitted on all rows and judged the hard ones alone: over 5 % in up to 100 of 100 draws
+    # the file's policy was fitted on all rows and judged the hard ones alone: over 5 % in up to 100
+    # of 100 draws
     rows, config = with_members(1500, outside=outside), {"out_of_scope": "oos"} if outside else {}
     policy, metrics = fitted(tmp_path, rows, **config)
     assert policy.first is not None
     tested = [row for row in rows if not answer_score.fits_score(row["id"])]
     (kept, alone), figures = kept_in_steps(policy, tested), policy.first.figures
-    assert (figures["kept"], figures["first_kept"]) == (len(kept) / len(tested), len(alone) / len(tested))
-    assert figures["error"] == kept.count(False) / len(kept) and 0.1 < figures["first_kept"] < figures["kept"]
+    assert (figures["kept"], figures["first_kept"]) == (
+        len(kept) / len(tested),
+        len(alone) / len(tested),
+    )
+    assert (
+        figures["error"] == kept.count(False) / len(kept)
+        and 0.1 < figures["first_kept"] < figures["kept"]
+    )
     assert figures["error_bound"] == error_bound(kept.count(False), len(kept)) <= 0.05
-    assert metrics["first_look"] == {name: value for name, value in figures.items() if name != "curve"}
+    assert metrics["first_look"] == {
+        name: value for name, value in figures.items() if name != "curve"
+    }
     alone_of_sum = [{name: value for name, value in row.items() if name != "first"} for row in rows]
     plain, _ = fitted(tmp_path / "plain", alone_of_sum, **config)
-    assert plain == dataclasses.replace(policy, first=None)  # a server without a first look decides as ever
+    # a server without a first look decides as ever
+    assert plain == dataclasses.replace(policy, first=None)
     assert "first" not in json.loads((tmp_path / "plain" / "out" / "policy.json").read_text())
-    chances = [step.judge(row["first"] if k == 0 else row, "a").p_correct
-               for k, step in enumerate(policy.in_steps()) for row in rows]  # fmt: skip
+    chances = [
+        step.judge(row["first"] if k == 0 else row, "a").p_correct
+        for k, step in enumerate(policy.in_steps())
+        for row in rows
+    ]
     assert max(chances) <= 0.05 ** (1 / 1500) and min(chances) < 0.6
-    members, rest = policy.in_steps()  # the second step says how often the rows are right that are left to it
+    # the second step says how often the rows are right that are left to it
+    members, rest = policy.in_steps()
     hard = [row for row in rows if not members.judge(row["first"], row["first"]["answer"]).keep]
     chance = np.mean([rest.judge(row, row["answer"]).p_correct for row in hard])
     assert abs(chance - np.mean([row["answer"] == row["expected"] for row in hard])) < 0.03
 
 
 def good_average(count: int) -> list[dict[str, Any]]:
-    """Answers of a model that is right on nearly every row; it is hardly sure of a few, a third of them wrong."""
+    """Answers of a model that is right on nearly every row; it is hardly
+    sure of a few, a third of them wrong.
+    """
     found = []
     for k, line in enumerate(lines(count, seed=3)):
         doubtful = k % 25 == 0
         sure, right = (0.6, k % 75 != 0) if doubtful else (0.999, True)
-        line |= {"confidence": sure, "labels": {"a": sure, "b": 1 - sure}, "logprobs": [math.log(sure)]}
+        line |= {
+            "confidence": sure,
+            "labels": {"a": sure, "b": 1 - sure},
+            "logprobs": [math.log(sure)],
+        }
         line |= {"raw_logprobs": [math.log(sure) - 0.01], "answer": "a" if right else "b"}
         found.append(line)
     return found
 
 
-def test_an_answer_that_is_likely_wrong_is_held_back_though_the_average_allows_it(tmp_path: Path) -> None:
+def test_an_answer_that_is_likely_wrong_is_held_back_though_the_average_allows_it(
+    tmp_path: Path,
+) -> None:
     # a ticket model kept "What does a flight to Rome cost?" as a delivery status, p_correct 0.63
     rows = good_average(1500)
     policy, metrics = fitted(tmp_path, rows)
     doubtful, sure = (policy.judge(row, row["answer"]) for row in rows[:2])
     assert (doubtful.keep, doubtful.reason) == (False, "unsure") and doubtful.p_correct < 0.8
     assert (sure.keep, sure.reason) == (True, "kept") and metrics["error"] == 0.0
-    every, figures = fitted(tmp_path / "every", rows, min_p_correct=0.0)  # as before: the average alone decides
+    # as before: the average alone decides
+    every, figures = fitted(tmp_path / "every", rows, min_p_correct=0.0)
     assert every.judge(rows[0], rows[0]["answer"]).keep and 0 < figures["error"] <= 0.05
     assert dataclasses.replace(every, threshold=policy.threshold, figures=policy.figures) == policy
     nearly, _ = fitted(tmp_path / "nearly", rows, min_p_correct=0.5)
     assert nearly.threshold == every.threshold
 
 
-@given(st.lists(st.tuples(st.floats(-5, 5), st.booleans()), min_size=2, max_size=60), st.floats(0.0, 0.99))
-def test_the_least_score_has_the_least_chance_of_being_right(rows: list[tuple[float, bool]], least: float) -> None:
+@given(
+    st.lists(st.tuples(st.floats(-5, 5), st.booleans()), min_size=2, max_size=60),
+    st.floats(0.0, 0.99),
+)
+def test_the_least_score_has_the_least_chance_of_being_right(
+    rows: list[tuple[float, bool]], least: float
+) -> None:
     scores, good = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
     knots = answer_score.isotonic(scores, good)
     policy = Policy("", "", "classify", "", "", {}, 0.0, knots, 0.0)
     floor = answer_score.floor_of(knots, least)
     for score in (*scores.tolist(), -9.0, 9.0):
-        assert (score >= floor) == (policy.p_correct(score) >= least) or math.isclose(score, floor, abs_tol=1e-9)
+        assert (score >= floor) == (policy.p_correct(score) >= least) or math.isclose(
+            score, floor, abs_tol=1e-9
+        )
 
 
-def test_members_that_are_not_sure_take_no_first_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_members_that_are_not_sure_take_no_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     policy, metrics = fitted(tmp_path, with_members(600, odds=0.0))
     assert policy.first is None and "first_look" not in metrics and metrics["kept"] > 0.3
-    assert "no first look: the linear members are sure of too few answers" in capsys.readouterr().err
+    assert (
+        "no first look: the linear members are sure of too few answers" in capsys.readouterr().err
+    )
 
 
 def test_rows_of_one_group_are_counted_as_one(tmp_path: Path) -> None:
-    # groups of ten rows that are right and wrong together were counted as independent: over the limit in a tenth
+    # groups of ten rows that are right and wrong together were counted as independent: over the
+    # limit in a tenth
     rows = [line for line in lines(150, seed=3) for _ in range(10)]
     for k, row in enumerate(rows):
         rows[k] = row | {"id": f"r{k}"}
@@ -203,8 +279,14 @@ def test_rows_of_one_group_are_counted_as_one(tmp_path: Path) -> None:
     config = CalibrateConfig(max_error=0.2)
     found = calibrate.read(rows, LABELS, config, groups)
     assert found.groups is not None
-    sides = [{bool(fits) for fits, own in zip(found.fits, found.groups, strict=True) if own == g} for g in range(150)]
-    assert all(len(side) == 1 for side in sides) and {*map(frozenset, sides)} == {frozenset({True}), frozenset({False})}
+    sides = [
+        {bool(fits) for fits, own in zip(found.fits, found.groups, strict=True) if own == g}
+        for g in range(150)
+    ]
+    assert all(len(side) == 1 for side in sides) and {*map(frozenset, sides)} == {
+        frozenset({True}),
+        frozenset({False}),
+    }
     alone = error_threshold.fit(calibrate.read(rows, LABELS, config), config)["figures"]
     grouped = error_threshold.fit(found, config)["figures"]
     assert grouped["groups"] == 150 and 9 < grouped["design_effect"] < 13
@@ -214,27 +296,36 @@ def test_rows_of_one_group_are_counted_as_one(tmp_path: Path) -> None:
 
 
 def test_groups_without_a_wrong_answer_count_as_one_row_each() -> None:
-    # their rows counted as independent: of 10 groups, a tenth of them wrong, 34 % of the draws passed
+    # their rows counted as independent: of 10 groups, a tenth of them wrong, 34 % of the draws
+    # passed
     config = CalibrateConfig()
     rows = [line | {"answer": line["expected"]} for line in lines(400)]
 
     def fit(size: int) -> dict[str, Any]:
         groups = {row["id"]: f"customer{k // size}" for k, row in enumerate(rows)}
-        return dict(error_threshold.fit(calibrate.read(rows, LABELS, config, groups), config)["figures"])
+        return dict(
+            error_threshold.fit(calibrate.read(rows, LABELS, config, groups), config)["figures"]
+        )
 
-    with pytest.raises(GateError, match=r"2\d\d rows, as many as [1-9] independent ones by their groups, test it"):
+    with pytest.raises(
+        GateError, match=r"2\d\d rows, as many as [1-9] independent ones by their groups, test it"
+    ):
         fit(40)
     assert [round(fit(size)["design_effect"], 1) for size in (1, 2)] == [1.0, 2.0]
 
 
 def test_answers_of_the_testing_rows_do_not_choose_where_the_tests_begin() -> None:
     # how alike the rows of a group are was told by all rows, those that test among them
-    config, rows = CalibrateConfig(max_error=0.3), [line for line in lines(300, seed=5) for _ in range(5)]
+    config, rows = (
+        CalibrateConfig(max_error=0.3),
+        [line for line in lines(300, seed=5) for _ in range(5)],
+    )
     rows = [row | {"id": f"r{k}"} for k, row in enumerate(rows)]
     groups = {row["id"]: f"customer{k // 5}" for k, row in enumerate(rows)}
     found = calibrate.read(rows, LABELS, config, groups)
     mixed = found.right.copy()
-    mixed[~found.fits] = np.random.default_rng(0).permutation(mixed[~found.fits])  # no group is alike any more
+    # no group is alike any more
+    mixed[~found.fits] = np.random.default_rng(0).permutation(mixed[~found.fits])
     other = dataclasses.replace(found, right=mixed)
     alike, apart = (error_threshold.fit(each, config)["figures"] for each in (found, other))
     assert alike["design_effect"] > apart["design_effect"] + 1
@@ -242,10 +333,14 @@ def test_answers_of_the_testing_rows_do_not_choose_where_the_tests_begin() -> No
 
 
 def test_a_model_without_a_wrong_answer_among_the_fitting_rows_is_tested_as_it_is() -> None:
-    config, rows = CalibrateConfig(), [line | {"answer": "a", "expected": "a"} for line in lines(1500)]
+    config, rows = (
+        CalibrateConfig(),
+        [line | {"answer": "a", "expected": "a"} for line in lines(1500)],
+    )
     groups = {row["id"]: f"customer{k // 5}" for k, row in enumerate(rows)}
     found = calibrate.read(rows, LABELS, config, groups)
-    single = np.flatnonzero(~found.fits)[:40:5]  # wrong answers in eight groups, one each: rows are not alike
+    # wrong answers in eight groups, one each: rows are not alike
+    single = np.flatnonzero(~found.fits)[:40:5]
     found.right[single] = False
     figures = error_threshold.fit(found, config)["figures"]
     assert figures["design_effect"] < 1.5 and figures["kept"] == 1 and figures["error"] > 0
@@ -257,11 +352,20 @@ def test_out_of_scope_rows_count_by_their_own_groups() -> None:
     rows = lines(900, outside=300, seed=2)
 
     def bound(size: int, alike: int) -> tuple[float, float]:
-        """The printed bound, and that of independent rows: of out-of-scope rows in groups of `size`, others `alike`."""
-        groups = {row["id"]: f"o{k // size}" if k < 300 else f"c{k // alike}" for k, row in enumerate(rows)}
-        figures = error_threshold.fit(calibrate.read(rows, LABELS, config, groups), config)["figures"]
+        """The printed bound, and that of independent rows: of out-of-scope
+        rows in groups of `size`, others `alike`.
+        """
+        groups = {
+            row["id"]: f"o{k // size}" if k < 300 else f"c{k // alike}"
+            for k, row in enumerate(rows)
+        }
+        figures = error_threshold.fit(calibrate.read(rows, LABELS, config, groups), config)[
+            "figures"
+        ]
         count = figures["out_of_scope_rows"]
-        return figures["out_of_scope_bound"], error_bound(round(figures["out_of_scope_kept"] * count), count)
+        return figures["out_of_scope_bound"], error_bound(
+            round(figures["out_of_scope_kept"] * count), count
+        )
 
     shown, alone = bound(1, 10)
     assert shown == alone
@@ -272,8 +376,12 @@ def test_out_of_scope_rows_count_by_their_own_groups() -> None:
 def test_groups_of_which_none_fits_the_score_are_refused() -> None:
     # the weights were NaN, and writing the policy ended in a traceback
     names = [name for name in map(str, range(20)) if not answer_score.fits_score(name)][:5]
-    rows = calibrate.read(lines(400), LABELS, CalibrateConfig(), {f"row-{k}": names[k % 5] for k in range(400)})
-    with pytest.raises(GateError, match="the rows are of 5 groups, of which none fits the score") as caught:
+    rows = calibrate.read(
+        lines(400), LABELS, CalibrateConfig(), {f"row-{k}": names[k % 5] for k in range(400)}
+    )
+    with pytest.raises(
+        GateError, match="the rows are of 5 groups, of which none fits the score"
+    ) as caught:
         error_threshold.fit(rows, CalibrateConfig(max_error=0.4))
     assert caught.value.hint == "rows of more groups"
 
@@ -290,16 +398,23 @@ def test_the_order_of_rows_changes_nothing(tmp_path: Path) -> None:
     rows = lines(600)
     one, _ = fitted(tmp_path / "a", rows)
     two, _ = fitted(tmp_path / "b", rows[::-1])
-    assert (one.threshold, one.figures["kept"]) == (pytest.approx(two.threshold), two.figures["kept"])
+    assert (one.threshold, one.figures["kept"]) == (
+        pytest.approx(two.threshold),
+        two.figures["kept"],
+    )
 
 
 def promise_kept(seeds: int) -> tuple[int, int]:
-    """Of so many draws, in how many the error on many new rows is at most the one promised; and policies made."""
+    """Of so many draws, in how many the error on many new rows is at most
+    the one promised; and policies made.
+    """
     config, kept, made = CalibrateConfig(max_error=0.05), 0, 0
     new = calibrate.read(lines(8000, seed=10_000), LABELS, config)
     for seed in range(seeds):
         try:
-            fields = error_threshold.fit(calibrate.read(lines(600, seed=seed), LABELS, config), config)
+            fields = error_threshold.fit(
+                calibrate.read(lines(600, seed=seed), LABELS, config), config
+            )
         except GateError:
             continue
         scores = new.signals @ [fields["weights"][name] for name in new.names] + fields["bias"]
@@ -322,8 +437,14 @@ def test_the_promise_holds_as_often_as_it_says() -> None:
 
 
 def test_the_sequence_starts_where_it_bears_a_wrong_prediction() -> None:
-    # of 59 none may be wrong, of 93 one, of 124 two; 93 answers were predicted to hold 2.8 wrong ones, 114 to hold 4
-    cuts = [Cut(3.0, 59, 1.4, 1, 0), Cut(2.5, 93, 2.83, 0, 0), Cut(2.4, 100, 3.2, 0, 0), Cut(2.0, 114, 3.95, 2, 0)]
+    # of 59 none may be wrong, of 93 one, of 124 two; 93 answers were predicted to hold 2.8 wrong
+    # ones, 114 to hold 4
+    cuts = [
+        Cut(3.0, 59, 1.4, 1, 0),
+        Cut(2.5, 93, 2.83, 0, 0),
+        Cut(2.4, 100, 3.2, 0, 0),
+        Cut(2.0, 114, 3.95, 2, 0),
+    ]
     chosen = choose(cuts, 0, CalibrateConfig())
     assert chosen is not None
     assert chosen.kept == 100
@@ -332,13 +453,18 @@ def test_the_sequence_starts_where_it_bears_a_wrong_prediction() -> None:
 def test_a_limit_on_what_is_kept_of_the_out_of_scope_rows(tmp_path: Path) -> None:
     rows = lines(1500, outside=300)
     loose, _ = fitted(tmp_path / "a", rows, out_of_scope="oos", max_error=0.2)
-    tight, metrics = fitted(tmp_path / "b", rows, out_of_scope="oos", max_error=0.2, max_out_of_scope_kept=0.05)
+    tight, metrics = fitted(
+        tmp_path / "b", rows, out_of_scope="oos", max_error=0.2, max_out_of_scope_kept=0.05
+    )
     assert tight.threshold > loose.threshold
     assert metrics["out_of_scope_bound"] <= 0.05 < loose.figures["out_of_scope_bound"]
 
 
 def test_an_answer_that_is_the_out_of_scope_label_is_never_kept(tmp_path: Path) -> None:
-    rows = [{**row, "answer": "oos"} if row["expected"] == "oos" else row for row in lines(1500, outside=400)]
+    rows = [
+        {**row, "answer": "oos"} if row["expected"] == "oos" else row
+        for row in lines(1500, outside=400)
+    ]
     _, metrics = fitted(tmp_path, rows, out_of_scope="oos")
     assert metrics["out_of_scope_kept"] == 0
     assert metrics["kept"] < 0.8
@@ -402,10 +528,17 @@ def test_a_dear_label_has_a_bound_of_its_own(tmp_path: Path) -> None:
     of_b = [row for row in tested if row["expected"] == "b"]
     wrong = sum(row["answer"] == "a" and policy.judge(row, "a").keep for row in of_b)
     assert metrics["labels"] == {"b": (wrong, len(of_b))}
-    assert metrics["label_bounds"] == {"b": error_bound(wrong, len(of_b))} and metrics["label_bounds"]["b"] <= 0.05
+    assert (
+        metrics["label_bounds"] == {"b": error_bound(wrong, len(of_b))}
+        and metrics["label_bounds"]["b"] <= 0.05
+    )
     assert metrics["cost"][0] == pytest.approx(spent(policy, tested, {"b": 5.0}))
     few, figures = fitted(tmp_path / "few", two_labels(1500, dear=30), costs=costs)
-    assert figures["label_bounds"] == {} and 0 < figures["labels"]["b"][1] < 59 and few.threshold <= policy.threshold
+    assert (
+        figures["label_bounds"] == {}
+        and 0 < figures["labels"]["b"][1] < 59
+        and few.threshold <= policy.threshold
+    )
     with pytest.raises(UsageError, match="'fraud' is not one of the task's labels"):
         fitted(tmp_path / "unknown", rows, costs={**COSTS, "label": {"fraud": 5.0}})
 
@@ -415,8 +548,12 @@ def test_a_dear_label_that_is_missed_too_often_ends_with_its_name(tmp_path: Path
     for row in rows:
         if row["expected"] == "b" and not answer_score.fits_score(row["id"]):
             row["answer"] = "a"  # which the rows that fit the score do not tell
-    with pytest.raises(GateError, match=r"at most 15.0 % of the questions 'b' .+: of \d+ such rows \d+ have one"):
-        fitted(tmp_path, rows, max_error=0.15, costs={"person": 5.0, "wrong": 1.0, "label": {"b": 5.0}})
+    with pytest.raises(
+        GateError, match=r"at most 15.0 % of the questions 'b' .+: of \d+ such rows \d+ have one"
+    ):
+        fitted(
+            tmp_path, rows, max_error=0.15, costs={"person": 5.0, "wrong": 1.0, "label": {"b": 5.0}}
+        )
 
 
 def with_words(count: int, odds: float) -> list[dict[str, Any]]:
@@ -427,24 +564,35 @@ def with_words(count: int, odds: float) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize(("odds", "ms", "alone"), [(5.0, 0.2, True), (5.0, 60.0, False), (0.5, 0.2, False)])
-def test_the_first_step_is_the_one_that_costs_least(tmp_path: Path, odds: float, ms: float, alone: bool) -> None:
+@pytest.mark.parametrize(
+    ("odds", "ms", "alone"), [(5.0, 0.2, True), (5.0, 60.0, False), (0.5, 0.2, False)]
+)
+def test_the_first_step_is_the_one_that_costs_least(
+    tmp_path: Path, odds: float, ms: float, alone: bool
+) -> None:
     rows, out = with_words(1500, odds), tmp_path / "out"
     out.mkdir()
     facts = {"step_ms": {"words": ms, "linear": 6.0, "": 50.0}}
     given = predictions(tmp_path / "given", rows, **facts)
-    prices = {"machine_per_hour": 10_000.0, "input": 0.0, "output": 0.0}  # so that a millisecond counts
+    # so that a millisecond counts
+    prices = {"machine_per_hour": 10_000.0, "input": 0.0, "output": 0.0}
     config = CalibrateConfig(costs=COSTS, prices=prices)  # type: ignore[arg-type]
     metrics = calibrate.run(config, predictions=given, out=out)
     policy = Policy.read(out)
-    assert policy.first is not None and policy.first.words_alone == alone == ("words_alone" in metrics["first_look"])
+    assert policy.first is not None and policy.first.words_alone == alone == (
+        "words_alone" in metrics["first_look"]
+    )
     if alone:
         rows = [row | {"first": row["first"]["first"]} for row in rows]
-    kept, first = kept_in_steps(policy, [row for row in rows if not answer_score.fits_score(row["id"])])
+    kept, first = kept_in_steps(
+        policy, [row for row in rows if not answer_score.fits_score(row["id"])]
+    )
     figures = policy.first.figures
     assert figures["error"] == kept.count(False) / len(kept) and figures["error_bound"] <= 0.05
     assert 0 < len(first) < len(kept) and metrics["ms"] == 50.0
-    assert figures["ms"] == pytest.approx((ms if alone else 6.0) + 50 * (1 - figures["first_kept"]), abs=2.5)
+    assert figures["ms"] == pytest.approx(
+        (ms if alone else 6.0) + 50 * (1 - figures["first_kept"]), abs=2.5
+    )
 
 
 def test_the_first_line_is_the_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -455,10 +603,14 @@ def test_the_first_line_is_the_cost(tmp_path: Path, capsys: pytest.CaptureFixtur
         config = CalibrateConfig(costs=costs)  # type: ignore[arg-type]
         figures = calibrate.run(config, predictions=given, out=out)
         capsys.readouterr()
-        stage.show(handmade.make(tmp_path / name, lambda place: None, kind="policy", metrics=figures))
+        stage.show(
+            handmade.make(tmp_path / name, lambda place: None, kind="policy", metrics=figures)
+        )
         written = " ".join(capsys.readouterr().err.split())
         assert written.startswith("costs " if costs else "keeps "), written
-        assert "100 more calibration rows should keep" in written and "ms in place of 50.0" in written
+        assert (
+            "100 more calibration rows should keep" in written and "ms in place of 50.0" in written
+        )
     cost, low, high = figures["cost"]
     assert f"costs {cost:,.2f} EUR a thousand questions ({low:,.2f} to {high:,.2f})" in written
     wrong, count = figures["labels"]["a"]
@@ -489,7 +641,10 @@ def test_the_share_of_wrong_lists_of_labels_is_bounded(tmp_path: Path) -> None:
         for line in lines(1500)
     ]
     policy, figures = fitted(tmp_path, rows, SETS, max_error=0.1)
-    assert (policy.kind, figures["correct"]) == ("tag", "the reference labels, all of them and no other")
+    assert (policy.kind, figures["correct"]) == (
+        "tag",
+        "the reference labels, all of them and no other",
+    )
     kept = [row for row in rows if policy.judge(row, row["answer"]).keep]
     assert 0.3 < len(kept) / len(rows) < 1
     assert sum(row["answer"] != row["expected"] for row in kept) <= 0.1 * len(kept)
@@ -513,7 +668,9 @@ def test_what_counts_as_right() -> None:
 def test_objects_and_texts_are_calibrated_too(tmp_path: Path, task: Task) -> None:
     rows = []
     for row in lines(800):
-        texts = ('{"who": "me"}', '{"who": "you"}') if task is OBJECTS else ("it is me", "it is you")
+        texts = (
+            ('{"who": "me"}', '{"who": "you"}') if task is OBJECTS else ("it is me", "it is you")
+        )
         right = row["answer"] == row["expected"]
         del row["labels"], row["raw_logprobs"]
         rows.append({**row, "expected": texts[0], "answer": texts[0 if right else 1]})
@@ -529,26 +686,58 @@ def test_objects_and_texts_are_calibrated_too(tmp_path: Path, task: Task) -> Non
     ("rows", "facts", "error", "match"),
     [
         (lines(199), {}, DataError, "199 calibration rows are too few: at least 200"),
-        ([{**row, "logprobs": []} for row in lines(300)], {}, DataError,
-         "cannot be calibrated: the answer has no log probabilities"),
-        (lines(250), {"max_error": 0.01}, GateError,
-         r"at most 1.0 % cannot be shown: \d+ rows test it, and at least 299 rows"),
-        ([{**row, "answer": "b" if k % 2 else "a"} for k, row in enumerate(lines(900))], {}, GateError,
-         "no threshold keeps the error at or below 5.0 % with 95 % confidence"),
-        (lines(900, outside=20), {"max_error": 0.2, "max_out_of_scope_kept": 0.05, "out_of_scope": "oos"}, GateError,
-         "at most 5.0 % of the out-of-scope questions with 95 % confidence: of 1. such rows .+ are kept, so up to"),
-        *((lines(300), {"split": split}, UsageError, f"answers the split '{split}'")
-          for split in ("train", "validation", "test")),
-        *((lines(300), {"kind": kind}, UsageError, f"of kind '{kind}', and a policy is for a GGUF file")
-          for kind in ("base", "adapter", "merged")),
+        (
+            [{**row, "logprobs": []} for row in lines(300)],
+            {},
+            DataError,
+            "cannot be calibrated: the answer has no log probabilities",
+        ),
+        (
+            lines(250),
+            {"max_error": 0.01},
+            GateError,
+            r"at most 1.0 % cannot be shown: \d+ rows test it, and at least 299 rows",
+        ),
+        (
+            [{**row, "answer": "b" if k % 2 else "a"} for k, row in enumerate(lines(900))],
+            {},
+            GateError,
+            "no threshold keeps the error at or below 5.0 % with 95 % confidence",
+        ),
+        (
+            lines(900, outside=20),
+            {"max_error": 0.2, "max_out_of_scope_kept": 0.05, "out_of_scope": "oos"},
+            GateError,
+            "at most 5.0 % of the out-of-scope questions with 95 % confidence: of 1. such rows .+ "
+            "are kept, so up to",
+        ),
+        *(
+            (lines(300), {"split": split}, UsageError, f"answers the split '{split}'")
+            for split in ("train", "validation", "test")
+        ),
+        *(
+            (
+                lines(300),
+                {"kind": kind},
+                UsageError,
+                f"of kind '{kind}', and a policy is for a GGUF file",
+            )
+            for kind in ("base", "adapter", "merged")
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_calibrated(
-    tmp_path: Path, rows: list[dict[str, Any]], facts: dict[str, Any], error: type[SlmctlError], match: str
+    tmp_path: Path,
+    rows: list[dict[str, Any]],
+    facts: dict[str, Any],
+    error: type[SlmctlError],
+    match: str,
 ) -> None:
     settings = facts.keys() & CalibrateConfig.model_fields.keys()
     config = CalibrateConfig(**{name: facts[name] for name in settings})
-    answers = predictions(tmp_path / "p", rows, **{name: facts[name] for name in facts.keys() - settings})
+    answers = predictions(
+        tmp_path / "p", rows, **{name: facts[name] for name in facts.keys() - settings}
+    )
     with pytest.raises(error, match=match) as caught:
         calibrate.run(config, predictions=answers, out=tmp_path)
     assert caught.value.hint or "cannot be calibrated" in match
@@ -557,7 +746,11 @@ def test_what_cannot_be_calibrated(
 def test_an_endpoints_rows_without_a_probability_count_for_nothing(tmp_path: Path) -> None:
     facts = {"kind": "endpoint", "sha256": "", "endpoint": "https://host/v1/decisions"}
     none = [row | {"answer": None, "confidence": None} for row in lines(40, start=900)]
-    alone = calibrate.run(CalibrateConfig(), predictions=predictions(tmp_path / "a", lines(900), **facts), out=tmp_path)
+    alone = calibrate.run(
+        CalibrateConfig(),
+        predictions=predictions(tmp_path / "a", lines(900), **facts),
+        out=tmp_path,
+    )
     given = predictions(tmp_path / "b", [*lines(900), *none], **facts)
     assert calibrate.run(CalibrateConfig(), predictions=given, out=tmp_path) == alone
     assert (alone["rows"], len(alone["sha256"]), alone["remote"]) == (900, 64, True)
@@ -572,7 +765,10 @@ def test_out_of_scope_rows_come_from_validation_and_the_same_file(tmp_path: Path
     there = predictions(tmp_path / "there", more, split="validation")
     found = calibrate.run(config, predictions=main, outside=there, out=tmp_path)
     assert found["rows"] == 860  # of the validation rows those out of scope alone
-    for wrong, match in (({"split": "test"}, "validation or calibration"), ({"sha256": "e" * 64}, "another file")):
+    for wrong, match in (
+        ({"split": "test"}, "validation or calibration"),
+        ({"sha256": "e" * 64}, "another file"),
+    ):
         other = predictions(tmp_path / match, more, **{"split": "validation", **wrong})
         with pytest.raises(UsageError, match=match):
             calibrate.run(config, predictions=main, outside=other, out=tmp_path)
@@ -587,10 +783,16 @@ def test_out_of_scope_rows_come_from_validation_and_the_same_file(tmp_path: Path
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=1, max_size=60), st.floats(0.5, 9))
+@given(
+    st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=1, max_size=60),
+    st.floats(0.5, 9),
+)
 def test_isotonic_rises_and_keeps_the_mean(rows: list[tuple[int, bool]], scale: float) -> None:
     rows = 9 * rows  # many share a score
-    scores, good = np.array([scale * score for score, _ in rows]), np.array([right for _, right in rows])
+    scores, good = (
+        np.array([scale * score for score, _ in rows]),
+        np.array([right for _, right in rows]),
+    )
     knots = answer_score.isotonic(scores, good)
     assert len(knots) <= len({*scores.tolist()})
     assert [score for score, _ in knots] == sorted({score for score, _ in knots})
@@ -598,7 +800,8 @@ def test_isotonic_rises_and_keeps_the_mean(rows: list[tuple[int, bool]], scale: 
     assert all(0 <= p <= 1 for _, p in knots)
 
 
-@pytest.mark.parametrize("digits", [1, 16])  # rows with one score were several blocks, the upper one always right
+# rows with one score were several blocks, the upper one always right
+@pytest.mark.parametrize("digits", [1, 16])
 def test_isotonic_agrees_with_scikit_learn(digits: int) -> None:
     isotonic = pytest.importorskip("sklearn.isotonic")
     draw = np.random.default_rng(0)
@@ -620,7 +823,9 @@ def test_logistic_agrees_with_scikit_learn() -> None:
     assert weights[:3] == pytest.approx(theirs.coef_[0].tolist(), abs=0.01)
     assert bias == pytest.approx(float(theirs.intercept_[0]), abs=0.02)
     assert weights[3] == pytest.approx(0.0)
-    separable, _ = answer_score.logistic(np.array([[float(k)] for k in range(40)]), np.arange(40) > 19)
+    separable, _ = answer_score.logistic(
+        np.array([[float(k)] for k in range(40)]), np.arange(40) > 19
+    )
     assert math.isfinite(separable[0]) and separable[0] > 0
 
 
@@ -634,8 +839,13 @@ def test_calibrate_of_given_predictions_and_serve_with_another_file(
     found = sorted((desk / "runs" / "gguf").glob("*/*F16.gguf"))[0]
     task = Task.read(found.parent)
     labels = tuple(task.labels)
-    rows = [{**row, "answer": labels[0 if row["answer"] == "a" else 1], "expected": labels[0]} for row in lines(500)]
-    given = predictions(desk / "given", rows, task, sha256=artifact.sha256_file(found).removeprefix("sha256:"))
+    rows = [
+        {**row, "answer": labels[0 if row["answer"] == "a" else 1], "expected": labels[0]}
+        for row in lines(500)
+    ]
+    given = predictions(
+        desk / "given", rows, task, sha256=artifact.sha256_file(found).removeprefix("sha256:")
+    )
     calibration = "calibrate", "--predictions", str(given.path), "--max-error"
     teacher.slmctl(desk, *calibration, "10%")
     made, said = capsys.readouterr()
@@ -644,7 +854,8 @@ def test_calibrate_of_given_predictions_and_serve_with_another_file(
     assert json.loads((policy / "manifest.json").read_bytes())["metrics"]["max_error"] == 0.1
     teacher.slmctl(desk, *calibration, "0.1")
     assert capsys.readouterr().out == made
-    with pytest.raises(IntegrityError, match="the policy is for another GGUF file"):  # a release serves its Q8_0
+    # a release serves its Q8_0
+    with pytest.raises(IntegrityError, match="the policy is for another GGUF file"):
         teacher.slmctl(desk, "serve", "--port", "0", "--policy", str(policy))
     with pytest.raises(DataError, match="calibration rows are too few"):
         teacher.slmctl(desk, "calibrate")
@@ -653,14 +864,19 @@ def test_calibrate_of_given_predictions_and_serve_with_another_file(
 
 
 @pytest.mark.slow
-def test_run_calibrates_where_its_section_asks_for_it(stages: Forks, tiny_base: Path, tmp_path: Path) -> None:
+def test_run_calibrates_where_its_section_asks_for_it(
+    stages: Forks, tiny_base: Path, tmp_path: Path
+) -> None:
     desk = tmp_path / "desk"
     shutil.copytree(tiny_base, desk / "base")
     tiny.write_csv(desk / "tickets.csv", tiny.rows())
     tiny.write_csv(desk / "more.csv", tiny.rows(700)[300:])
     more = "{path: more.csv, input: text, output: category, split: calibration}"
-    text = tiny.CONFIG.replace("category}]", f"category}}, {more}]\n  duplicates: {{near: keep, similarity: 1}}")
-    assert "epochs: 14, learning_rate: 4e-3" in text  # with alike rows kept, that learns by chance alone
+    text = tiny.CONFIG.replace(
+        "category}]", f"category}}, {more}]\n  duplicates: {{near: keep, similarity: 1}}"
+    )
+    # with alike rows kept, that learns by chance alone
+    assert "epochs: 14, learning_rate: 4e-3" in text
     text = text.replace("epochs: 14, learning_rate: 4e-3", "epochs: 30, learning_rate: 4e-3")
     # so large an error that whatever a tiny model learned by chance can be kept
     (desk / "slmctl.yaml").write_text(text + "calibrate: {max_error: 45%}\n", encoding="utf-8")
@@ -669,21 +885,33 @@ def test_run_calibrates_where_its_section_asks_for_it(stages: Forks, tiny_base: 
     names = [line.split()[0] for line in done.stderr.splitlines() if line.split()]
     assert names.index("evaluate") < names.index("calibrate") < names.index("publish")
     policy = Path(tiny.ok(stages.run(desk, "calibrate")))  # current
-    served = min((desk / "registry" / "tiny-desk" / "1.0").glob("*.gguf"), key=lambda path: path.stat().st_size)
+    served = min(
+        (desk / "registry" / "tiny-desk" / "1.0").glob("*.gguf"),
+        key=lambda path: path.stat().st_size,
+    )
     Policy.read(policy).require(artifact.sha256_file(served), Task.read(served.parent).digest)
     assert len(list((desk / "runs" / "policy").iterdir())) == 1
     assert (served.parent / "policy.json").read_bytes() == (policy / "policy.json").read_bytes()
     (desk / "slmctl.yaml").write_text(text, encoding="utf-8")
     refused = stages.run(desk, "run", "--yes")  # a release without the policy is another one
-    assert (refused.returncode, "already holds another tiny-desk 1.0" in refused.stderr) == (7, True), refused.stderr
+    assert (refused.returncode, "already holds another tiny-desk 1.0" in refused.stderr) == (
+        7,
+        True,
+    ), refused.stderr
     without = stages.run(desk, "run", "--yes", "--set", "publish.to=dir:./other")
     tiny.ok(without)
     assert not (desk / "other" / "tiny-desk" / "1.0" / "policy.json").exists()
-    assert "calibrate" not in [line.split()[0] for line in without.stderr.splitlines() if line.split()]
+    assert "calibrate" not in [
+        line.split()[0] for line in without.stderr.splitlines() if line.split()
+    ]
     (desk / "slmctl.yaml").write_text(text + "calibrate: {max_error: 45%}\n", encoding="utf-8")
-    outside = stages.run(desk, "calibrate", "--out-of-scope", "billing")  # any label, so validation rows enter too
+    # any label, so validation rows enter too
+    outside = stages.run(desk, "calibrate", "--out-of-scope", "billing")
     assert outside.returncode in (0, 5)
-    made = {json.loads(path.read_bytes())["config"]["split"] for path in desk.glob("runs/predictions/*/manifest.json")}
+    made = {
+        json.loads(path.read_bytes())["config"]["split"]
+        for path in desk.glob("runs/predictions/*/manifest.json")
+    }
     assert made == {"calibration", "test", "validation"}
 
 

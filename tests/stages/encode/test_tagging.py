@@ -27,21 +27,27 @@ from slmctl.task.field_habits import Row
 from slmctl.task.records import read_records
 from slmctl.task.spans import SpanMark
 
-pytestmark = pytest.mark.usefixtures("forked_children")  # the converter is a child that imports torch
+# the converter is a child that imports torch
+pytestmark = pytest.mark.usefixtures("forked_children")
 
 TEXT = {"type": "string"}
 SCHEMA = {
-    "type": "object", "required": ["goods", "place", "kind"], "additionalProperties": False,
+    "type": "object",
+    "required": ["goods", "place", "kind"],
+    "additionalProperties": False,
     "properties": {
-        "goods": {"type": "array", "items": TEXT}, "place": {"type": ["string", "null"]},
+        "goods": {"type": "array", "items": TEXT},
+        "place": {"type": ["string", "null"]},
         "kind": {"enum": ["ask", "thank"]},
     },
-}  # fmt: skip
+}
 FILLER = [word for word in tiny.FILLER.split() if word not in ("house", "thanks")]
 
 
 def rows(count: int, seed: int = 0, length: int = 5) -> list[Row]:
-    """Texts whose goods are words of billing, whose place is one of delivery, and whose kind a word tells."""
+    """Texts whose goods are words of billing, whose place is one of
+    delivery, and whose kind a word tells.
+    """
     choose, made = random.Random(seed), list[Row]()
     for _ in range(count):
         goods, place = (
@@ -53,7 +59,10 @@ def rows(count: int, seed: int = 0, length: int = 5) -> list[Row]:
         words += ["thanks"] if kind == "thank" else []
         choose.shuffle(words)
         made.append(
-            (" ".join(words), {"goods": [word for word in words if word in goods], "place": place, "kind": kind})
+            (
+                " ".join(words),
+                {"goods": [word for word in words if word in goods], "place": place, "kind": kind},
+            )
         )
     return made
 
@@ -65,7 +74,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fitted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tagger that learned 300 rows; the tiny encoder begins at random, so it learns faster than a real one."""
+    """A tagger that learned 300 rows; the tiny encoder begins at random,
+    so it learns faster than a real one.
+    """
     out = tmp_path_factory.mktemp("fitted")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tagging, "RATE", 3e-3)
@@ -91,7 +102,9 @@ def test_it_learns_to_answer_with_places_and_probabilities(fitted: Path) -> None
         for place in answer.places:
             assert text[place["start"] : place["end"]] == place["value"] and place["page"] == 1
         assert 0 < answer.confidence <= 1 and all(0 < share <= 1 for share in answer.probabilities)
-        assert len(answer.places) == len(answer.read.answer["goods"]) + (answer.read.answer["place"] is not None)
+        assert len(answer.places) == len(answer.read.answer["goods"]) + (
+            answer.read.answer["place"] is not None
+        )
     sure = [answer.confidence for answer in answers]
     assert abs(sum(sure) / 100 - sum(right) / 100) < 0.1  # as often right as it says
 
@@ -109,7 +122,9 @@ def test_a_place_that_an_edge_cuts_is_learned_by_the_neighbour(cutter: Cutter) -
     assert begun >= len(marks) and any(tagging.UNKNOWN in example.classes for example in examples)
 
 
-def test_the_weights_that_make_held_out_rows_likeliest_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_weights_that_make_held_out_rows_likeliest_stay(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     losses = iter([3.0, 1.0, 2.0, 4.0, 5.0, 6.0])
     kept: list[Any] = []
     made = tagging._Learner.__init__
@@ -130,7 +145,10 @@ def test_the_weights_that_make_held_out_rows_likeliest_stay(folder: Path, monkey
 
 
 def test_work_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few, many = tuning_bounds.tagging_seconds(100, 50, 23e6), tuning_bounds.tagging_seconds(1e6, 50, 23e6)
+    few, many = (
+        tuning_bounds.tagging_seconds(100, 50, 23e6),
+        tuning_bounds.tagging_seconds(1e6, 50, 23e6),
+    )
     assert 0 < few < many == tuning_bounds.tagging_seconds(1e7, 50, 23e6) < 1000
     monkeypatch.setattr(tagging, "TAG_WORK", 1.0)
     _, head, _ = extraction.fit(
@@ -165,13 +183,22 @@ def test_the_artifact_says_how_each_field_is_read(encoded: Path) -> None:
     made = artifact.load(path)
     assert not artifact.verify(made)
     assert {entry.path for entry in made.manifest.files} == {
-        "encoder.onnx", "tokenizer.json", "encoder.json", TAGGER_FILE, "task.json",
-    }  # fmt: skip
+        "encoder.onnx",
+        "tokenizer.json",
+        "encoder.json",
+        TAGGER_FILE,
+        "task.json",
+    }
     facts = made.metrics
     assert facts["fields"]["items[].name"]["read"] == "tagged as text"
     topic = facts["fields"]["topic"]
-    assert topic["read"] == "concluded from the whole text, of 3 values" and topic["standing"] == 0 < topic["values"]
-    assert (facts["license"], facts["weights_in"]) == ("mit", "int8") and 0 <= facts["right"] <= facts["rows"]
+    assert (
+        topic["read"] == "concluded from the whole text, of 3 values"
+        and topic["standing"] == 0 < topic["values"]
+    )
+    assert (facts["license"], facts["weights_in"]) == ("mit", "int8") and 0 <= facts[
+        "right"
+    ] <= facts["rows"]
 
 
 def test_a_report_has_it_as_a_baseline(encoded: Path) -> None:
@@ -188,7 +215,13 @@ def test_a_report_has_it_as_a_baseline(encoded: Path) -> None:
 def test_it_answers_a_file(encoded: Path, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("text\ninvoice refund please\n")
     teacher.slmctl(
-        encoded, "predict", "encoder", "--input", str(tmp_path / "in.csv"), "--output", str(tmp_path / "o.csv")
+        encoded,
+        "predict",
+        "encoder",
+        "--input",
+        str(tmp_path / "in.csv"),
+        "--output",
+        str(tmp_path / "o.csv"),
     )
     assert "topic" in (tmp_path / "o.csv").read_text()
 
@@ -197,7 +230,11 @@ def test_a_release_without_a_language_model_answers_as_it_was_measured(encoded: 
     teacher.slmctl(encoded, "run", "--yes", "--set", "publish.model=linear", "--set", "gates=[]")
     (path,) = encoded.glob("runs/published/[!.]*")
     release = artifact.load(path)
-    assert not artifact.verify(release) and (path / TAGGER_FILE).is_file() and not [*path.glob("*.gguf")]
+    assert (
+        not artifact.verify(release)
+        and (path / TAGGER_FILE).is_file()
+        and not [*path.glob("*.gguf")]
+    )
     (lines,) = [
         path.read_text().splitlines()
         for path in encoded.glob("runs/predictions/[!.]*/predictions.jsonl")
@@ -213,7 +250,9 @@ def test_a_release_without_a_language_model_answers_as_it_was_measured(encoded: 
     assert [(answer.text, answer.confidence) for answer in answers] == [
         (line["answer"], line["confidence"]) for line in measured
     ]
-    assert one.text == answers[0].text and one.confidence == pytest.approx(answers[0].confidence, abs=0.01)
+    assert one.text == answers[0].text and one.confidence == pytest.approx(
+        answers[0].confidence, abs=0.01
+    )
 
 
 @pytest.mark.parametrize(
@@ -223,7 +262,9 @@ def test_a_release_without_a_language_model_answers_as_it_was_measured(encoded: 
         (tiny.SCHEMA, "encode.tune=false", "a tagger is an encoder that learns"),
     ],
 )
-def test_what_cannot_be_tagged_is_refused(encoded: Path, tmp_path: Path, schema: Any, setting: str, why: str) -> None:
+def test_what_cannot_be_tagged_is_refused(
+    encoded: Path, tmp_path: Path, schema: Any, setting: str, why: str
+) -> None:
     desk = Path(shutil.copytree(encoded, tmp_path / "desk"))
     (desk / "schema.json").write_text(json.dumps(schema))
     with pytest.raises((DataError, UsageError), match=why):

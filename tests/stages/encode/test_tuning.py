@@ -1,4 +1,6 @@
-"""encode with an encoder that learns the rows: what it learns, when it takes the frozen one's place, its release."""
+"""encode with an encoder that learns the rows: what it learns, when it
+takes the frozen one's place, its release.
+"""
 
 from __future__ import annotations
 
@@ -33,20 +35,28 @@ from slmctl.pipeline.estimates import KnownSizes, RowEstimate, StageEstimate
 from slmctl.stages.encode import stage as encode_stage
 from slmctl.stages.encode import tuning, tuning_bounds
 
-pytestmark = pytest.mark.usefixtures("forked_children")  # the converter is a child that imports torch
+# the converter is a child that imports torch
+pytestmark = pytest.mark.usefixtures("forked_children")
 
-PAIRS = {("invoice", "parcel"): "alike", ("courier", "refund"): "alike", ("invoice", "courier"): "other",
-         ("parcel", "refund"): "other"}  # fmt: skip
+PAIRS = {
+    ("invoice", "parcel"): "alike",
+    ("courier", "refund"): "alike",
+    ("invoice", "courier"): "other",
+    ("parcel", "refund"): "other",
+}
 CONFIG = tiny.CONFIG.replace("evaluate: {models: [base, adapter, gguf]}\n", "") + (
     "encode: {encoder: ./words}\nsum: {floor: 0}\npublish: {model: linear}\n"
 )
 
 
-KEPT = {"encoder.onnx", "tokenizer.json", "float32", "model", "seal.json"}  # of an encoder below runs/.encoders
+# of an encoder below runs/.encoders
+KEPT = {"encoder.onnx", "tokenizer.json", "float32", "model", "seal.json"}
 
 
 def pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:
-    """Texts whose category follows from two words together and from none of them alone, nor from vectors' mean."""
+    """Texts whose category follows from two words together and from none
+    of them alone, nor from vectors' mean.
+    """
     choose, made = random.Random(seed), dict[str, str]()
     while len(made) < count:
         words, label = choose.choice([*PAIRS.items()])
@@ -63,7 +73,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny encoder begins at random, so it learns faster than a real one, by more passes over its few rows."""
+    """The tiny encoder begins at random, so it learns faster than a real
+    one, by more passes over its few rows.
+    """
     monkeypatch.setattr(tuning, "RATE", 1e-2)
     monkeypatch.setattr(tuning, "GROWTH", 0.0)
     monkeypatch.setattr(tuning, "OF_HEAD", 1)
@@ -89,10 +101,14 @@ def desk(prepared: Path, tmp_path: Path) -> Path:
 
 def made_by(desk: Path) -> list[Artifact]:
     """The artifacts of `encode`, the newest last."""
-    return sorted(map(artifact.load, desk.glob("runs/encoder/[!.]*")), key=lambda made: made.manifest.started)
+    return sorted(
+        map(artifact.load, desk.glob("runs/encoder/[!.]*")), key=lambda made: made.manifest.started
+    )
 
 
-def test_what_the_mean_of_words_does_not_tell_is_learned(folder: Path, tmp_path: Path, quick: None) -> None:
+def test_what_the_mean_of_words_does_not_tell_is_learned(
+    folder: Path, tmp_path: Path, quick: None
+) -> None:
     texts, labels = zip(*pairs(300), strict=True)
     asked, wanted = zip(*pairs(500)[300:], strict=True)
     encoder_export.export(folder, tmp_path / "frozen", "mean")
@@ -103,19 +119,27 @@ def test_what_the_mean_of_words_does_not_tell_is_learned(folder: Path, tmp_path:
     encoder_source.convert(tmp_path / "tuned", tmp_path / "int8")
     with Encoder(tmp_path / "int8") as encoder:
         tuned = encoder.encode(asked)
-    frozen, right = (label_sum.right(head.labels, each.evidence(own), wanted) / len(wanted)
-                     for each, own in ((begun, others), (head, tuned)))  # fmt: skip
+    frozen, right = (
+        label_sum.right(head.labels, each.evidence(own), wanted) / len(wanted)
+        for each, own in ((begun, others), (head, tuned))
+    )
     assert frozen < 0.7 < 0.95 < right
     again = tuning.tune(folder, texts, labels, begun, tmp_path / "again", tuning_bounds.PASSES)
     assert np.array_equal(again.weights, head.weights)
-    assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "tuned/model.safetensors").read_bytes()
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (
+        tmp_path / "tuned/model.safetensors"
+    ).read_bytes()
     begin, end = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "tuned"))
     changed = {name for name, weight in end.items() if not torch.equal(weight, begin[name])}
     assert changed and not any("embedding" in name for name in changed)
 
 
-@pytest.mark.parametrize(("mode", "key"), [("mean", "pooling_mode_mean_tokens"), ("cls", "pooling_mode_cls_token")])
-def test_vectors_are_those_of_transformers(folder: Path, tmp_path: Path, mode: str, key: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "key"), [("mean", "pooling_mode_mean_tokens"), ("cls", "pooling_mode_cls_token")]
+)
+def test_vectors_are_those_of_transformers(
+    folder: Path, tmp_path: Path, mode: str, key: str
+) -> None:
     place = Path(shutil.copytree(folder, tmp_path / "words"))
     (place / "1_Pooling" / "config.json").write_text(json.dumps({key: True}))
     texts = ["invoice parcel please", "a courier", "please " * 100]
@@ -124,16 +148,22 @@ def test_vectors_are_those_of_transformers(folder: Path, tmp_path: Path, mode: s
         vectors = encoder.encode(texts)
     model, tokenizer = hf_folder.load_encoder(place).eval(), hf_folder.load_tokenizer(place)
     batch = tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
-    own = tuning.pooled(model(**batch).last_hidden_state, batch["attention_mask"], first=mode == "cls")
+    own = tuning.pooled(
+        model(**batch).last_hidden_state, batch["attention_mask"], first=mode == "cls"
+    )
     assert np.allclose(own.detach().numpy(), vectors, atol=1e-4)
 
 
-def test_of_many_rows_fewer_passes_are_learned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_rows_fewer_passes_are_learned(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, tokens = hf_folder.load_encoder(folder), [[0] * 20] * 1600
     assert tuning.steps_of(model, tokens, 10) == 10 * tuning.steps_of(model, tokens, 1) == 1000
     monkeypatch.setattr(tuning, "WORK", tuning.WORK / 1e6)
     few = tuning.steps_of(model, tokens, 10)
-    assert 1 <= few < 100 and tuning.steps_of(model, [[0] * 40] * 1600, 10) == pytest.approx(few / 2, abs=1)
+    assert 1 <= few < 100 and tuning.steps_of(model, [[0] * 40] * 1600, 10) == pytest.approx(
+        few / 2, abs=1
+    )
     assert tuning.steps_of(model, tokens, 5) == pytest.approx(few / 2, abs=1)
 
 
@@ -148,20 +178,35 @@ def test_where_held_out_rows_say_so_it_takes_the_frozen_ones_place(desk: Path, q
     teacher.slmctl(desk, "encode")
     (made,) = made_by(desk)
     tuned, count = made.metrics["tuned"], made.metrics["rows"]
-    assert tuned["kept"] and tuned["right"] == made.metrics["right"] and tuned["right"] - tuned["frozen"] > count / 5
+    assert (
+        tuned["kept"]
+        and tuned["right"] == made.metrics["right"]
+        and tuned["right"] - tuned["frozen"] > count / 5
+    )
     assert made.metrics["curve"][-1]["encoder"] == tuned["frozen"]  # a curve of one kind
     (kept,) = desk.glob("runs/.encoders/*/encoder.onnx")
     assert kept.read_bytes() != made.file("encoder.onnx").read_bytes()
     assert {path.name for path in made.path.iterdir()} == {
-        "encoder.onnx", "tokenizer.json", "encoder.json", "manifest.json", "sum.npz", "task.json", "validation.npz"
-    }  # fmt: skip
+        "encoder.onnx",
+        "tokenizer.json",
+        "encoder.json",
+        "manifest.json",
+        "sum.npz",
+        "task.json",
+        "validation.npz",
+    }
     (rows,) = desk.glob("runs/prepared/[!.]*")
     records = [json.loads(line) for line in (rows / "validation.jsonl").read_text().splitlines()]
     model = LabelSum.read(made.file("sum.npz"))
     with Encoder(made.path) as encoder, np.load(made.file("validation.npz")) as before:
-        answers = model.logprobs(texts := [r["messages"][-2]["content"] for r in records], encoder.encode(texts))
+        answers = model.logprobs(
+            texts := [r["messages"][-2]["content"] for r in records], encoder.encode(texts)
+        )
         places = np.array([model.labels.index(r["messages"][-1]["content"]) for r in records])
-        known, judged = (float(each["encoder"][np.arange(len(places)), places].mean()) for each in (answers, before))
+        known, judged = (
+            float(each["encoder"][np.arange(len(places)), places].mean())
+            for each in (answers, before)
+        )
         assert known > judged  # it was judged before it learned these rows
     teacher.slmctl(desk, "encode", "--set", "encode.tune=false")
     frozen = made_by(desk)[-1]
@@ -175,17 +220,24 @@ def test_a_release_says_that_its_encoder_has_learned(desk: Path, quick: None) ->
     teacher.slmctl(desk, "run")
     release = artifact.load(desk / "registry/tiny-desk/1.0")
     learned = "its weights changed: they learned training and validation rows"
-    assert learned in release.file("NOTICE").read_text() and learned in release.file("README.md").read_text()
+    assert (
+        learned in release.file("NOTICE").read_text()
+        and learned in release.file("README.md").read_text()
+    )
     assert not artifact.verify(release)
     with np.load(release.file("sum.npz"), allow_pickle=False) as kept:
-        assert {text for name in kept for text in kept[name].flat if kept[name].dtype.kind == "U"} <= {
+        assert {
+            text for name in kept for text in kept[name].flat if kept[name].dtype.kind == "U"
+        } <= {
             "",
             *PAIRS.values(),
         }
 
 
 @pytest.mark.slow
-def test_an_encoder_that_learns_nothing_stays_frozen(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoder_that_learns_nothing_stays_frozen(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny.write_csv(desk / "tickets.csv", tiny.rows(500))  # which frozen vectors tell
     teacher.slmctl(desk, "prepare")
     monkeypatch.setattr(tuning, "RATE", 0.5)  # so that it answers at random, or computes NaN
@@ -207,7 +259,9 @@ def test_an_encoder_that_learns_nothing_stays_frozen(desk: Path, monkeypatch: py
         ({"pooling_mode_lasttoken": True}, False),
     ],
 )
-def test_other_poolings_are_not_tuned(folder: Path, tmp_path: Path, facts: dict[str, Any], possible: bool) -> None:
+def test_other_poolings_are_not_tuned(
+    folder: Path, tmp_path: Path, facts: dict[str, Any], possible: bool
+) -> None:
     place = Path(shutil.copytree(folder, tmp_path / "words"))
     (place / "1_Pooling" / "config.json").write_text(json.dumps(facts))
     assert ("neither the mean" in tuning_bounds.obstacle(place)) is not possible
@@ -237,19 +291,30 @@ def test_what_cannot_be_tuned_stays_frozen_with_a_reason(
 def test_the_plan_counts_a_tuning_that_happens(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def estimate(*sets: str) -> StageEstimate:
         project = opened(desk, *sets)
-        return project.stage("encode").cost(KnownSizes(project.config, None, row_estimate.of(project), {}))
+        return project.stage("encode").cost(
+            KnownSizes(project.config, None, row_estimate.of(project), {})
+        )
 
     tuned, frozen = estimate(), estimate("encode.tune=false")
-    assert tuned.memory_bytes and frozen.memory_bytes and tuned.memory_bytes > frozen.memory_bytes + 0.8e9
+    assert (
+        tuned.memory_bytes
+        and frozen.memory_bytes
+        and tuned.memory_bytes > frozen.memory_bytes + 0.8e9
+    )
     assert tuned.seconds and frozen.seconds and tuned.seconds > frozen.seconds
     monkeypatch.setattr(tuning_bounds, "FEWEST", 400)
     assert estimate() == frozen
 
 
-def test_the_plan_counts_the_steps_of_short_rows(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It said 8 min 40 s of 4,926 steps, which take a time of their own however short the rows are."""
+def test_the_plan_counts_the_steps_of_short_rows(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said 8 min 40 s of 4,926 steps, which take a time of
+    their own however short the rows are.
+    """
     assert tuning_bounds.STEP_ROWS == tuning.BATCH
-    monkeypatch.setattr(encode_stage, "WEIGHTS", safetensors_header.parameter_count(desk / "words"))  # as slow as one
+    # as slow as one
+    monkeypatch.setattr(encode_stage, "WEIGHTS", safetensors_header.parameter_count(desk / "words"))
     step = tuning_bounds.STEP_SECONDS / tuning.BATCH
     passes = tuning_bounds.PASSES * 400 + tuning_bounds.PASSES_WHOLE * 500
 
@@ -262,8 +327,11 @@ def test_the_plan_counts_the_steps_of_short_rows(desk: Path, monkeypatch: pytest
         return tuned - frozen
 
     for tokens in (1, 20):
-        assert seconds(tokens) == pytest.approx(passes * (tokens / tuning_bounds.TOKENS_A_SECOND + step))
-    monkeypatch.setattr(tuning_bounds, "MOST_SECONDS", 10)  # so that WORK ends the tuning before its passes do
+        assert seconds(tokens) == pytest.approx(
+            passes * (tokens / tuning_bounds.TOKENS_A_SECOND + step)
+        )
+    # so that WORK ends the tuning before its passes do
+    monkeypatch.setattr(tuning_bounds, "MOST_SECONDS", 10)
     bounded = 10 * (1 + tuning_bounds.PASSES_WHOLE / tuning_bounds.PASSES)
     assert seconds(20) == pytest.approx(bounded * (1 + step * tuning_bounds.TOKENS_A_SECOND / 20))
 
@@ -285,7 +353,9 @@ def test_weights_that_lack_a_layer_are_refused(folder: Path, tmp_path: Path) -> 
         hf_folder.load_encoder(place)
 
 
-def test_a_killed_encode_leaves_no_scratch_folder_to_the_next_one(folder: Path, tmp_path: Path) -> None:
+def test_a_killed_encode_leaves_no_scratch_folder_to_the_next_one(
+    folder: Path, tmp_path: Path
+) -> None:
     """What it had fetched, some 90 MB, stayed below runs/.encoders for ever."""
     section = EncodeConfig(project="desk", encoder=str(folder))
     left = atomic.draft_of(encoder_source.folder_of(section, tmp_path))
@@ -306,7 +376,8 @@ def test_who_kills_encode_while_the_encoder_learns_gets_the_same_artifact_of_the
     assert "tuned" in wanted.metrics
     seconds = time.monotonic() - begun
     child = stages.start(desk, "encode")
-    time.sleep(share * seconds)  # wherever it is then, or at its end where this machine was slower before
+    # wherever it is then, or at its end where this machine was slower before
+    time.sleep(share * seconds)
     child.kill()
     assert child.wait().code in (-signal.SIGKILL, 0)
     assert all(artifact.verify_folder(path.parent) == [] for path in desk.rglob(artifact.MANIFEST))

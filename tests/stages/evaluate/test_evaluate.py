@@ -1,4 +1,6 @@
-"""evaluate: what goes into a report, and what its reader is told first. Its figures are in test_recompute."""
+"""evaluate: what goes into a report, and what its reader is told
+first. Its figures are in test_recompute.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,11 @@ def records_of(answers: Sequence[str], inputs: Sequence[str] = (), **more: Any) 
 
 
 def line(k: int, expected: str, answer: str | dict[str, Any]) -> dict[str, Any]:
-    return {"id": f"r{k}", "expected": expected, **(answer if isinstance(answer, dict) else {"answer": answer})}
+    return {
+        "id": f"r{k}",
+        "expected": expected,
+        **(answer if isinstance(answer, dict) else {"answer": answer}),
+    }
 
 
 @pytest.fixture
@@ -76,8 +82,14 @@ def report(tmp_path: Path) -> Any:
         prepared = tmp_path / "prepared"
         prepared.mkdir(exist_ok=True)
         task_of(kind).write(prepared)
-        for split, answers in (("test", wanted), ("validation", wanted), ("train", train or wanted)):
-            write_jsonl(prepared / f"{split}.jsonl", (r.to_json() for r in records_of(answers, **more)))
+        for split, answers in (
+            ("test", wanted),
+            ("validation", wanted),
+            ("train", train or wanted),
+        ):
+            write_jsonl(
+                prepared / f"{split}.jsonl", (r.to_json() for r in records_of(answers, **more))
+            )
 
         def predictions(split: str, answers: dict[str, Sequence[Any]]) -> list[Artifact]:
             made = []
@@ -88,13 +100,21 @@ def report(tmp_path: Path) -> Any:
                     folder / "predictions.jsonl",
                     (
                         line(k, expected, answer)
-                        for k, (expected, answer) in enumerate(itertools.zip_longest(wanted[: len(texts)], texts))
+                        for k, (expected, answer) in enumerate(
+                            itertools.zip_longest(wanted[: len(texts)], texts)
+                        )
                     ),
                 )
                 known = {
-                    "model": name, "kind": "gguf", "split": split, "size": 9 - place, "sha256": name,
-                    "latency_ms": {"median": 1.0, "p95": 2.0, "n": 1}, "rows_per_s": 2.0, "prompt_lists_labels": False,
-                }  # fmt: skip
+                    "model": name,
+                    "kind": "gguf",
+                    "split": split,
+                    "size": 9 - place,
+                    "sha256": name,
+                    "latency_ms": {"median": 1.0, "p95": 2.0, "n": 1},
+                    "rows_per_s": 2.0,
+                    "prompt_lists_labels": False,
+                }
                 made.append(wrap(folder, "predictions", known | (facts or {}).get(name, {})))
             return made
 
@@ -112,12 +132,18 @@ def report(tmp_path: Path) -> Any:
 
 
 def wrap(folder: Path, kind: str, facts: dict[str, Any]) -> Artifact:
-    files = tuple(FileEntry(path.name, path.stat().st_size, "") for path in sorted(folder.iterdir()))
-    return Artifact(folder, Manifest(kind, "test/1", f"sha256:{folder.name}", "", {}, {}, files, facts))
+    files = tuple(
+        FileEntry(path.name, path.stat().st_size, "") for path in sorted(folder.iterdir())
+    )
+    return Artifact(
+        folder, Manifest(kind, "test/1", f"sha256:{folder.name}", "", {}, {}, files, facts)
+    )
 
 
 def rows_of(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    head, *rows = [json.loads(text) for text in (folder / "out" / "rows.jsonl").read_text().splitlines()]
+    head, *rows = [
+        json.loads(text) for text in (folder / "out" / "rows.jsonl").read_text().splitlines()
+    ]
     return head, rows
 
 
@@ -128,34 +154,76 @@ GIVEN = ["a", "b", "a", "a", " c\n", "b", "c", "nonsense", "a", "a"]
 @pytest.mark.parametrize(
     ("said", "others", "remarks"),
     [
-        ("wwwwwwww", 0, ["People preferred Q8_0 to base in 8 of 8 decided pairs, and found 0 alike: it wins 100.0 % "
-                         "(58.2 % to 100.0 %), more than chance (sign test, p=0.0078)."]),
-        ("wwls-n", 1, ["People preferred Q8_0 to base in 2 of 3 decided pairs, and found 2 alike: it wins 60.0 % "
-                       "(11.6 % to 96.6 %), which may be chance (sign test, p=1); about 65 more pairs like these would "
-                       "decide.",
-                       "1 decision on pairs is about other answers than those measured here, and does not count."]),
-        ("lwlw", 0, ["People preferred Q8_0 to base in 2 of 4 decided pairs, and found 0 alike: it wins 50.0 % "
-                     "(6.8 % to 93.2 %), which may be chance (sign test, p=1); more such pairs would not decide."]),
-        ("", 2, ["2 decisions on pairs are about other answers than those measured here, and do not count."]),
+        (
+            "wwwwwwww",
+            0,
+            [
+                "People preferred Q8_0 to base in 8 of 8 decided pairs, and found 0 alike: it wins "
+                "100.0 % "
+                "(58.2 % to 100.0 %), more than chance (sign test, p=0.0078)."
+            ],
+        ),
+        (
+            "wwls-n",
+            1,
+            [
+                "People preferred Q8_0 to base in 2 of 3 decided pairs, and found 2 alike: it wins "
+                "60.0 % "
+                "(11.6 % to 96.6 %), which may be chance (sign test, p=1); about 65 more pairs "
+                "like these would "
+                "decide.",
+                "1 decision on pairs is about other answers than those measured here, and does not "
+                "count.",
+            ],
+        ),
+        (
+            "lwlw",
+            0,
+            [
+                "People preferred Q8_0 to base in 2 of 4 decided pairs, and found 0 alike: it wins "
+                "50.0 % "
+                "(6.8 % to 93.2 %), which may be chance (sign test, p=1); more such pairs would "
+                "not decide."
+            ],
+        ),
+        (
+            "",
+            2,
+            [
+                "2 decisions on pairs are about other answers than those measured here, and do not "
+                "count."
+            ],
+        ),
     ],
-)  # fmt: skip
-def test_judged_pairs_are_told(report: Any, tmp_path: Path, said: str, others: int, remarks: list[str]) -> None:
+)
+def test_judged_pairs_are_told(
+    report: Any, tmp_path: Path, said: str, others: int, remarks: list[str]
+) -> None:
     models = ("sha256:test-Q8_0", "sha256:test-base")
     words = {"w": "first", "l": "second", "s": "same", "n": "neither", "-": "skipped"}
     with JsonLines(tmp_path / "pairs.jsonl") as stream:
         for k, word in enumerate(said):
             stream.append(PairDecision(f"r{k}", "12:00", "ann", words[word], models).to_json())  # type: ignore[arg-type]
         for k in range(others):
-            stream.append(PairDecision(f"r{k}", "12:00", "ann", "first", (models[0], "sha256:older")).to_json())
+            stream.append(
+                PairDecision(
+                    f"r{k}", "12:00", "ann", "first", (models[0], "sha256:older")
+                ).to_json()
+            )
     answers = [f"{text} it is" for text in WANTED]
     made = report(
-        "generate", WANTED, {"Q8_0": WANTED[:8] + answers[8:], "base": answers},
-        facts={"base": {"kind": "base"}}, config=EvaluateConfig(pairs=tmp_path / "pairs.jsonl"),
-    )  # fmt: skip
+        "generate",
+        WANTED,
+        {"Q8_0": WANTED[:8] + answers[8:], "base": answers},
+        facts={"base": {"kind": "base"}},
+        config=EvaluateConfig(pairs=tmp_path / "pairs.jsonl"),
+    )
     assert [each for each in made["remarks"] if "pairs" in each] == remarks
     assert [entry["equal"] for entry in made["judged"]["entries"]] == [2] * bool(said)
     table = (tmp_path / "out" / "report.md").read_text()
-    assert ("| Q8_0 | base | 100.0 % | 58.2 % to 100.0 % | 8 | 0 | 0 | 0 | 0.0078 |" in table) is (said == "w" * 8)
+    assert ("| Q8_0 | base | 100.0 % | 58.2 % to 100.0 % | 8 | 0 | 0 | 0 | 0.0078 |" in table) is (
+        said == "w" * 8
+    )
 
 
 def test_pairs_that_nobody_has_judged_yet_are_no_part_of_a_recipe(tmp_path: Path) -> None:
@@ -164,8 +232,13 @@ def test_pairs_that_nobody_has_judged_yet_are_no_part_of_a_recipe(tmp_path: Path
         Project(tmp_path, parse(text + more, root=tmp_path)).stage("evaluate")
         for more in ("", "evaluate: {pairs: pairs.jsonl}\n")
     ]
-    assert recipe(stages[0].completed(stages[0].settings)) == recipe(stages[1].completed(stages[1].settings))
-    assert "nobody" not in stages[0].checks()["pairs"]() and "slmctl review --pairs" in stages[1].checks()["pairs"]()
+    assert recipe(stages[0].completed(stages[0].settings)) == recipe(
+        stages[1].completed(stages[1].settings)
+    )
+    assert (
+        "nobody" not in stages[0].checks()["pairs"]()
+        and "slmctl review --pairs" in stages[1].checks()["pairs"]()
+    )
     (tmp_path / "pairs.jsonl").write_text("{}\n")
     assert recipe(stages[1].completed(stages[1].settings))["pairs"].startswith("sha256:")
     assert stages[1].checks()["pairs"]() == ""
@@ -197,9 +270,12 @@ def test_the_focus_is_what_would_ship(report: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "verdict"), [("b", "the baseline is the cheaper and better choice."), ("a", "as good, and cheaper.")]
+    ("answer", "verdict"),
+    [("b", "the baseline is the cheaper and better choice."), ("a", "as good, and cheaper.")],
 )
-def test_a_baseline_that_wins_or_is_as_good_is_said_first(report: Any, answer: str, verdict: str) -> None:
+def test_a_baseline_that_wins_or_is_as_good_is_said_first(
+    report: Any, answer: str, verdict: str
+) -> None:
     found = report("classify", ["a"] * 10, {"Q8_0": [answer] * 10}, train=["a"] * 3 + ["b"])
     assert found["remarks"][0].endswith(verdict)
     assert found["remarks"][-1] == "Only 10 rows were measured: the intervals are wide."
@@ -211,23 +287,38 @@ def test_the_linear_baseline_that_wins_is_said_first(report: Any) -> None:
     bad = ["b", *wanted[1:30], *["a"] * 10]
     found = report("classify", wanted, {"Q8_0": bad}, inputs=words)
     assert found["baselines"]["tfidf_logistic"]["metrics"]["accuracy"] == 1.0
-    assert found["remarks"][0].startswith("The baseline tfidf_logistic scores 100.0 %, the best model (Q8_0) 85.0 %")
+    assert found["remarks"][0].startswith(
+        "The baseline tfidf_logistic scores 100.0 %, the best model (Q8_0) 85.0 %"
+    )
 
 
 def test_no_difference_is_not_over_read(report: Any) -> None:
     wanted = ["a", "b"] * 30
     almost = ["b", *wanted[1:]]
-    found = report("classify", wanted, {"adapter": wanted, "Q8_0": almost}, facts={"adapter": {"kind": "adapter"}})
+    found = report(
+        "classify",
+        wanted,
+        {"adapter": wanted, "Q8_0": almost},
+        facts={"adapter": {"kind": "adapter"}},
+    )
     (said,) = [remark for remark in found["remarks"] if "cannot be told apart" in remark]
     detectable = found["pairs"]["adapter|Q8_0"]["metrics"]["accuracy"]["detectable"]
     assert said.startswith("Q8_0 and adapter cannot be told apart: -1.7 points (")
-    assert f"60 rows show a true difference from {100 * detectable:.1f} points on (80 % of the time)" in said
+    assert (
+        f"60 rows show a true difference from {100 * detectable:.1f} points on (80 % of the time)"
+        in said
+    )
 
 
 def test_a_slice_that_got_worse_is_named(report: Any) -> None:
     wanted = ["a"] * 40 + ["b"] * 40
     worse = ["a"] * 40 + ["a"] * 30 + ["b"] * 10
-    found = report("classify", wanted, {"adapter": wanted, "Q8_0": worse}, facts={"adapter": {"kind": "adapter"}})
+    found = report(
+        "classify",
+        wanted,
+        {"adapter": wanted, "Q8_0": worse},
+        facts={"adapter": {"kind": "adapter"}},
+    )
     assert any(
         remark.startswith("On the rows with label b (n=40) Q8_0 scores 75.0 points below adapter")
         for remark in found["remarks"]
@@ -237,9 +328,21 @@ def test_a_slice_that_got_worse_is_named(report: Any) -> None:
 
 def test_rows_that_were_not_sent_are_left_out_of_every_comparison(report: Any) -> None:
     wanted = ["a", "b"] * 20
-    kept = [{"answer": None, "not_sent": "sensitive"} if k < 10 else {"answer": text} for k, text in enumerate(wanted)]
+    kept = [
+        {"answer": None, "not_sent": "sensitive"} if k < 10 else {"answer": text}
+        for k, text in enumerate(wanted)
+    ]
     failed = [*kept[:39], {"answer": None, "error": "HTTP 500"}]
-    facts = {"large": {"kind": "endpoint", "size": None, "sha256": "", "not_sent": 10, "failed": 1, "shots": 3}}
+    facts = {
+        "large": {
+            "kind": "endpoint",
+            "size": None,
+            "sha256": "",
+            "not_sent": 10,
+            "failed": 1,
+            "shots": 3,
+        }
+    }
     wrong = ["c"] * 10 + wanted[10:]
     found = report("classify", wanted, {"Q8_0": wrong, "large": failed}, facts=facts)
     pair = found["pairs"]["Q8_0|large"]
@@ -251,16 +354,26 @@ def test_rows_that_were_not_sent_are_left_out_of_every_comparison(report: Any) -
 
 def test_a_model_that_was_asked_a_sample_is_compared_on_it(report: Any) -> None:
     wanted = ["a", "b"] * 20
-    skipped = {"answer": None, "not_sent": "not of the sample", "prompt_tokens": 0, "completion_tokens": 0}
+    skipped = {
+        "answer": None,
+        "not_sent": "not of the sample",
+        "prompt_tokens": 0,
+        "completion_tokens": 0,
+    }
     answer = {"answer": "a", "prompt_tokens": 9, "completion_tokens": 2}
     facts = {"base": {"kind": "base", "sample": 16, "rows_per_s": 4.0}}
-    found = report("classify", wanted, {"base": [skipped] * 24 + [answer] * 16, "Q8_0": wanted}, facts=facts)
+    found = report(
+        "classify", wanted, {"base": [skipped] * 24 + [answer] * 16, "Q8_0": wanted}, facts=facts
+    )
     base, pair = found["models"]["base"], found["pairs"]["base|Q8_0"]
     assert (base["n"], base["right"], base["sample"], base["not_sent"]) == (16, 8, 16, 0)
     assert base["interval"] == pytest.approx(wilson(8, 16, 0.95), abs=1e-6)
     assert base["tokens_per_s"] == pytest.approx(8.0)
     assert (pair["n"], pair["both"], pair["only_second"]) == (16, 8, 8)
-    assert any(remark.startswith("base answered 16 of the 40 rows, drawn by a hash") for remark in found["remarks"])
+    assert any(
+        remark.startswith("base answered 16 of the 40 rows, drawn by a hash")
+        for remark in found["remarks"]
+    )
     assert "(n = 16)" in next(row for row in scoreboard.table(found)[1] if row[0] == "base")[3]
 
 
@@ -268,19 +381,30 @@ def test_a_model_that_was_asked_a_sample_is_compared_on_it(report: Any) -> None:
 
 
 def test_a_report_holds_no_text_of_the_records(report: Any, tmp_path: Path) -> None:
-    report("generate", ["Dear Ann"] * 3, {"Q8_0": ["hello", "", "Dear Ann"]}, inputs=["write to Ann Secret"] * 3)
+    report(
+        "generate",
+        ["Dear Ann"] * 3,
+        {"Q8_0": ["hello", "", "Dear Ann"]},
+        inputs=["write to Ann Secret"] * 3,
+    )
     everything = "".join(path.read_text() for path in (tmp_path / "out").iterdir())
     assert not re.search("Ann|hello|Secret", everything)
     _, rows = rows_of(tmp_path)
     assert rows[2]["answers"][-1] == [None, 1, None, 1.0]
 
 
-def test_texts_are_shown_where_asked_for_but_never_of_a_sensitive_record(report: Any, tmp_path: Path) -> None:
+def test_texts_are_shown_where_asked_for_but_never_of_a_sensitive_record(
+    report: Any, tmp_path: Path
+) -> None:
     inputs = ["write to Ann please", "write to Bob please"]
     report(
-        "generate", ["Dear Ann", "Dear Bob"], {"Q8_0": ["hello Ann", "hello Bob"]},
-        inputs=inputs, sensitive={1}, config=EvaluateConfig(shown_characters=12),
-    )  # fmt: skip
+        "generate",
+        ["Dear Ann", "Dear Bob"],
+        {"Q8_0": ["hello Ann", "hello Bob"]},
+        inputs=inputs,
+        sensitive={1},
+        config=EvaluateConfig(shown_characters=12),
+    )
     head, rows = rows_of(tmp_path)
     assert head["cut"] == 12
     assert rows[0]["texts"]["input"] == "write to Ann"
@@ -290,19 +414,38 @@ def test_texts_are_shown_where_asked_for_but_never_of_a_sensitive_record(report:
 
 
 def test_faults_of_drafts_are_named_where_texts_are_shown(report: Any, tmp_path: Path) -> None:
-    drafts = {"Q8_0": ["It costs 17 €.", "It costs 20 €.", {"answer": "It costs 19 €, and", "finish": "length"}]}
+    drafts = {
+        "Q8_0": [
+            "It costs 17 €.",
+            "It costs 20 €.",
+            {"answer": "It costs 19 €, and", "finish": "length"},
+        ]
+    }
     for cut, values in ((0, []), (40, ["amount 17"])):
         entry = report(
-            "generate", ["It costs 20 €."] * 3, drafts, inputs=["is it 20 €?"] * 3, sensitive={2},
+            "generate",
+            ["It costs 20 €."] * 3,
+            drafts,
+            inputs=["is it 20 €?"] * 3,
+            sensitive={2},
             config=EvaluateConfig(shown_characters=cut),
-        )["models"]["Q8_0"]  # fmt: skip
-        assert (entry["metrics"]["ungrounded"], entry["metrics"]["unfinished"]) == (0.666667, 0.333333)
+        )["models"]["Q8_0"]
+        assert (entry["metrics"]["ungrounded"], entry["metrics"]["unfinished"]) == (
+            0.666667,
+            0.333333,
+        )
         _, rows = rows_of(tmp_path)
         assert rows[0]["faults"] == [{}, {}, {"ungrounded": values}]
         assert "faults" not in rows[1]
         assert rows[2]["faults"][-1] == {"ungrounded": [], "unfinished": []}  # of a sensitive row
-        page, text = ((tmp_path / "out" / name).read_text() for name in ("report.html", "report.md"))
-        assert "Checks of each draft" in page and ("amount 17" in page) == bool(cut) and "amount 19" not in page
+        page, text = (
+            (tmp_path / "out" / name).read_text() for name in ("report.html", "report.md")
+        )
+        assert (
+            "Checks of each draft" in page
+            and ("amount 17" in page) == bool(cut)
+            and "amount 19" not in page
+        )
         assert "| ungrounded | 66.7 % |" in text
 
 
@@ -313,8 +456,13 @@ def test_rows_say_who_was_right(report: Any, tmp_path: Path) -> None:
     assert head["participants"] == ["majority", "tfidf_logistic", "Q8_0"]
     assert head["labels"] == list(LABELS)
     assert rows[2] | {"answers": 0} == {
-        "id": "r2", "source": ["x.csv", 3], "length": 7, "sensitive": False, "expected": 2, "answers": 0,
-    }  # fmt: skip
+        "id": "r2",
+        "source": ["x.csv", 3],
+        "length": 7,
+        "sensitive": False,
+        "expected": 2,
+        "answers": 0,
+    }
     assert rows[2]["answers"][2] == [0, 0, 0.9123, 0.0]
     assert rows[7]["answers"][2][0] == -1  # `nonsense`
 
@@ -328,44 +476,69 @@ def test_slices_by_label_source_length_and_group(report: Any) -> None:
     groups = ["big" if k < 20 else f"small{k}" for k in range(60)]
     found = report("classify", wanted, {"Q8_0": wanted}, inputs=inputs, groups=groups)["slices"]
     assert [(one["by"], one["name"], one["n"]) for one in found] == [
-        ("label", "a", 30), ("label", "b", 30),
-        ("length", "0 to 15 characters", 15), ("length", "16 to 30 characters", 15),
-        ("length", "31 to 45 characters", 15), ("length", "46 to 60 characters", 15),
+        ("label", "a", 30),
+        ("label", "b", 30),
+        ("length", "0 to 15 characters", 15),
+        ("length", "16 to 30 characters", 15),
+        ("length", "31 to 45 characters", 15),
+        ("length", "46 to 60 characters", 15),
         ("group", "#1", 20),  # whose name may be a customer's
-    ]  # fmt: skip
+    ]
     shown = report(
-        "classify", wanted, {"Q8_0": wanted}, inputs=inputs, groups=groups, config=EvaluateConfig(shown_characters=1)
-    )["slices"]  # fmt: skip
+        "classify",
+        wanted,
+        {"Q8_0": wanted},
+        inputs=inputs,
+        groups=groups,
+        config=EvaluateConfig(shown_characters=1),
+    )["slices"]
     assert [one["name"] for one in shown if one["by"] == "group"] == ["big"]
 
 
 def test_rows_of_one_group_tell_less(report: Any, tmp_path: Path) -> None:
     wanted = ["a", "b"] * 30
-    given = {"first": [answer if k // 10 != 3 else "c" for k, answer in enumerate(wanted)], "second": wanted}
+    given = {
+        "first": [answer if k // 10 != 3 else "c" for k, answer in enumerate(wanted)],
+        "second": wanted,
+    }
     alone = report("classify", wanted, given)
     grouped = report("classify", wanted, given, groups=[f"g{k // 10}" for k in range(60)])
     (low, high), (lower, higher) = (one["models"]["first"]["interval"] for one in (alone, grouped))
     few = (stats.t.ppf(0.975, 5) / stats.norm.ppf(0.975)) ** 2
-    assert grouped["models"]["first"]["design_effect"] == pytest.approx(12 * few)  # 10 rows a group, and 6 / 5
+    # 10 rows a group, and 6 / 5
+    assert grouped["models"]["first"]["design_effect"] == pytest.approx(12 * few)
     assert lower < low < high < higher
-    before, after = (one["pairs"]["first|second"]["metrics"]["accuracy"] for one in (alone, grouped))
+    before, after = (
+        one["pairs"]["first|second"]["metrics"]["accuracy"] for one in (alone, grouped)
+    )
     assert before["p"] < 0.01 and before["interval"][0] > 0
     assert after["p"] == 1 and after["interval"][0] < 0
     gain = Gate(metric="accuracy", model="second", against="first", min_gain=0)
     assert [gates.check([gain], one)[0].passed for one in (alone, grouped)] == [True, False]
-    (low, high), (lower, higher) = (one["models"]["first"]["intervals"]["macro_f1"] for one in (alone, grouped))
+    (low, high), (lower, higher) = (
+        one["models"]["first"]["intervals"]["macro_f1"] for one in (alone, grouped)
+    )
     assert higher - lower > 1.5 * (high - low)  # whole groups are drawn
-    remark = "60 rows are of 6 groups, and rows of one group are alike: they tell as much as 3 independent rows"
+    remark = (
+        "60 rows are of 6 groups, and rows of one group are alike: they tell as much as 3 "
+        "independent rows"
+    )
     assert remark in " ".join(grouped["remarks"])
     drop = Gate(metric="accuracy", model="second", against="second_copy", max_drop=0.05)
     twice = report(
-        "classify", wanted, {"second": wanted, "second_copy": wanted}, groups=[f"g{k // 10}" for k in range(60)]
+        "classify",
+        wanted,
+        {"second": wanted, "second_copy": wanted},
+        groups=[f"g{k // 10}" for k in range(60)],
     )
     with pytest.raises(GateError, match="measured: equal\\), on 60 rows of 6 groups") as caught:
         gates.enforce([drop], twice)
-    assert caught.value.hint.startswith("rows of one group are alike, so 6 groups show no small difference")
+    assert caught.value.hint.startswith(
+        "rows of one group are alike, so 6 groups show no small difference"
+    )
     assert "design_effect" not in alone["models"]["first"]
-    assert [row["group"] for row in rows_of(tmp_path)[1]] == [k // 10 for k in range(60)]  # numbers, no names
+    # numbers, no names
+    assert [row["group"] for row in rows_of(tmp_path)[1]] == [k // 10 for k in range(60)]
     report("classify", wanted, {"second": wanted})
     assert not any("group" in row for row in rows_of(tmp_path)[1])
 
@@ -387,7 +560,9 @@ def chosen(
 ) -> dict[str, Any]:
     config = EvaluateConfig(choose=Choose(**{"smallest_within": 0.02, **rule}))
     test = {name: ["a"] * 100 for name in ("F16", "Q8_0", "Q4_0")}
-    found = report("classify", ["a"] * 100, test, validation=files(*wrong), config=config, facts=facts)
+    found = report(
+        "classify", ["a"] * 100, test, validation=files(*wrong), config=config, facts=facts
+    )
     return dict(found["choice"]) | {"focus": found["focus"], "remarks": found["remarks"]}
 
 
@@ -402,11 +577,16 @@ def chosen(
         ((5, 5, 8), {"smallest_within": 0.03}, "Q4_0"),
     ],
 )
-def test_the_smallest_file_within_the_loss_is_chosen(report: Any, wrong: Any, rule: dict[str, Any], name: str) -> None:
+def test_the_smallest_file_within_the_loss_is_chosen(
+    report: Any, wrong: Any, rule: dict[str, Any], name: str
+) -> None:
     found = chosen(report, wrong, **rule)
     assert found["model"] == found["focus"] == name
     assert found["split"] == "validation"
-    assert any(remark.startswith(f"Chosen: {name}, the smallest file within") for remark in found["remarks"])
+    assert any(
+        remark.startswith(f"Chosen: {name}, the smallest file within")
+        for remark in found["remarks"]
+    )
     assert [one["model"] for one in found["candidates"]] == ["Q4_0", "Q8_0", "F16"]
 
 
@@ -417,11 +597,15 @@ def test_a_file_that_is_too_slow_is_not_chosen(report: Any) -> None:
     assert [one["tokens_per_s"] for one in found["candidates"]] == [10.0, 40.0, 20.0]
     found = chosen(report, (5, 5, 5), min_tokens_per_s=1000)
     assert found["model"] is None
-    assert any("none is chosen, and none will be published" in remark for remark in found["remarks"])
+    assert any(
+        "none is chosen, and none will be published" in remark for remark in found["remarks"]
+    )
 
 
 def test_choosing_looks_at_validation_rows_alone(report: Any) -> None:
-    """The smallest file is hopeless on the test rows, and is chosen all the same: test only reports."""
+    """The smallest file is hopeless on the test rows, and is
+    chosen all the same: test only reports.
+    """
     config = EvaluateConfig(choose=Choose(smallest_within=0.02))
     test = {"F16": ["a"] * 100, "Q8_0": ["a"] * 100, "Q4_0": ["b"] * 100}
     found = report("classify", ["a"] * 100, test, validation=files(5, 5, 5), config=config)
@@ -433,17 +617,23 @@ def test_a_release_holds_the_chosen_file_alone(stages: Forks, desk: Path) -> Non
     with (desk / "slmctl.yaml").open("a") as stream:
         stream.write("gates: [{metric: accuracy, model: chosen, min: 0.1}]\n")
     rule = "evaluate.choose={smallest_within: 0.5}"
-    folder = Path(tiny.ok(stages.run(desk, "run", "--yes", "--set", rule, "--set", 'version="1.1"')))
+    folder = Path(
+        tiny.ok(stages.run(desk, "run", "--yes", "--set", rule, "--set", 'version="1.1"'))
+    )
     release = load(folder)
     (shipped,) = release.metrics["files"]
     assert shipped == "Q8_0"
-    assert [path.name for path in folder.glob("*.gguf")] == [path.name for path in folder.glob("*Q8_0.gguf")]
+    assert [path.name for path in folder.glob("*.gguf")] == [
+        path.name for path in folder.glob("*Q8_0.gguf")
+    ]
     assert "F16.gguf" not in (folder / "Modelfile").read_text()
     asked = stages.run(desk, "evaluate", "--model", "gguf", "--set", rule)
     assert "gate passed: accuracy of Q8_0 is" in asked.stderr
 
 
-def test_compare_sets_models_and_reports_side_by_side(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_sets_models_and_reports_side_by_side(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def compared(*names: str) -> Artifact:
         teacher.slmctl(desk, "evaluate", "--compare", *names)
         return load(Path(capsys.readouterr().out.strip()))
@@ -466,16 +656,27 @@ def test_compare_sets_models_and_reports_side_by_side(desk: Path, capsys: pytest
 
 def test_break_even_by_hand() -> None:
     prices = MachinePrices(machine_per_hour=0.36, input=2, output=10)
-    model = {"kind": "gguf", "n": 100, "tokens": {"prompt": 10_000, "completion": 1000}, "rows_per_s": 10.0}
-    found = break_even(prices, {"Q8_0": model, "old": model | {"tokens": None}, "large": model | {"kind": "endpoint"}})
+    model = {
+        "kind": "gguf",
+        "n": 100,
+        "tokens": {"prompt": 10_000, "completion": 1000},
+        "rows_per_s": 10.0,
+    }
+    found = break_even(
+        prices,
+        {"Q8_0": model, "old": model | {"tokens": None}, "large": model | {"kind": "endpoint"}},
+    )
     assert found is not None
     # a row: 100 tokens at 2 and 10 at 10 a million, 0.0003; the machine does 36,000 rows an hour
     assert found["models"]["Q8_0"] == pytest.approx(
         {
-            "api_per_1000_rows": 0.3, "rows_per_hour": 36_000, "machine_per_1000_rows": 0.01,
-            "break_even_rows_per_hour": 1200, "share_of_capacity": 1 / 30,
+            "api_per_1000_rows": 0.3,
+            "rows_per_hour": 36_000,
+            "machine_per_1000_rows": 0.01,
+            "break_even_rows_per_hour": 1200,
+            "share_of_capacity": 1 / 30,
         }
-    )  # fmt: skip
+    )
     assert found["models"]["large"] == pytest.approx({"api_per_1000_rows": 0.3})
     assert set(found["models"]) == {"Q8_0", "large"}
     assert break_even(None, {}) is None
@@ -491,7 +692,9 @@ def test_break_even_by_hand() -> None:
         ("extract", ["{"], "the reference answer is not JSON"),
     ],
 )
-def test_a_row_whose_answer_cannot_be_wanted(report: Any, kind: str, wanted: list[str], said: str) -> None:
+def test_a_row_whose_answer_cannot_be_wanted(
+    report: Any, kind: str, wanted: list[str], said: str
+) -> None:
     with pytest.raises(DataError, match=said):
         report(kind, wanted, {"Q8_0": wanted}, train=["a", "b"])
 
@@ -504,7 +707,9 @@ def test_models_are_compared_on_the_same_rows_only(report: Any) -> None:
 def test_a_model_is_given_once(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     twice = [artifacts["predictions"]] * 2
     with pytest.raises(UsageError, match="two of the models have the name"):
-        evaluate.run(EvaluateConfig(), predictions=twice, prepared=artifacts["prepared"], out=tmp_path)
+        evaluate.run(
+            EvaluateConfig(), predictions=twice, prepared=artifacts["prepared"], out=tmp_path
+        )
 
 
 def test_models_that_share_a_name_are_told_apart_by_their_digests(report: Any) -> None:
@@ -522,10 +727,13 @@ def test_models_that_share_a_name_are_told_apart_by_their_digests(report: Any) -
 def test_a_file_that_may_be_chosen_keeps_its_name(report: Any) -> None:
     test = {name: ["a"] * 100 for name in ("F16", "Q8_0", "Q4_0", "old")}
     found = report(
-        "classify", ["a"] * 100, test, validation=files(5, 5, 5),
+        "classify",
+        ["a"] * 100,
+        test,
+        validation=files(5, 5, 5),
         config=EvaluateConfig(choose=Choose(smallest_within=0.02)),
         facts={"old": {"model": "Q4_0", "sha256": "feedbeef0000"}},
-    )  # fmt: skip
+    )
     assert found["choice"]["model"] == found["focus"] == "Q4_0"
     assert set(found["models"]) == {"F16", "Q8_0", "Q4_0", "Q4_0 (feedbeef)"}
 
@@ -534,12 +742,19 @@ def test_the_report_is_its_metrics(artifacts: dict[str, Artifact]) -> None:
     made = json.loads(artifacts["report"].file("report.json").read_bytes())
     assert made == artifacts["report"].metrics
     assert sorted(entry.path for entry in artifacts["report"].manifest.files) == [
-        "report.html", "report.json", "report.md", "rows.jsonl", "task.json",
-    ]  # fmt: skip
+        "report.html",
+        "report.json",
+        "report.md",
+        "rows.jsonl",
+        "task.json",
+    ]
 
 
 def test_the_table_shows_the_figures(artifacts: dict[str, Artifact]) -> None:
-    made, text = artifacts["report"].metrics, artifacts["report"].file("report.md").read_text(encoding="utf-8")
+    made, text = (
+        artifacts["report"].metrics,
+        artifacts["report"].file("report.md").read_text(encoding="utf-8"),
+    )
     for name, model in made["models"].items():
         row = next(line for line in text.splitlines() if re.match(rf"\|\s*{name}\s*\|", line))
         assert f"{100 * model['metrics']['accuracy']:.1f} %" in row
@@ -563,23 +778,39 @@ RELEASE = {"production": {"kind": "release", "release": "desk 1.0", "size": 1}}
 
 
 def test_old_and_new_rows_of_a_release_are_reported_apart(report: Any, tmp_path: Path) -> None:
-    """A candidate that knows a new label, and forgot an old one: better on average, worse on the old rows."""
+    """A candidate that knows a new label, and forgot an old one:
+    better on average, worse on the old rows.
+    """
     wanted = ["a"] * 40 + ["b"] * 40 + ["d"] * 40
     candidate = ["c"] * 12 + ["a"] * 28 + ["b"] * 40 + ["d"] * 40
     production = ["a"] * 40 + ["b"] * 38 + ["a"] * 42
-    inputs = [f"{'old' if k < 80 else 'new'} question {chr(97 + k % 26)}{chr(97 + k // 26)}" for k in range(120)]
-    seen = data_set_of(tmp_path / "seen", {"train": inputs[:2], "test": inputs[2:80], "rejected": inputs[80:82]})
+    inputs = [
+        f"{'old' if k < 80 else 'new'} question {chr(97 + k % 26)}{chr(97 + k // 26)}"
+        for k in range(120)
+    ]
+    seen = data_set_of(
+        tmp_path / "seen", {"train": inputs[:2], "test": inputs[2:80], "rejected": inputs[80:82]}
+    )
     given = {"Q8_0": candidate, "production": production}
     found = report("classify", wanted, given, facts=RELEASE, released=seen, inputs=inputs)
     release = found["release"]
-    assert (release["name"], release["title"], release["trained_on"]) == ("production", "desk 1.0", 2)
+    assert (release["name"], release["title"], release["trained_on"]) == (
+        "production",
+        "desk 1.0",
+        2,
+    )
     assert {title: part["n"] for title, part in release["rows"].items()} == {"old": 80, "new": 40}
     old, new = release["rows"]["old"], release["rows"]["new"]
     assert old["values"]["production"]["accuracy"] == pytest.approx(78 / 80)
     assert old["differences"]["Q8_0"]["accuracy"] | {"interval": [], "p": 0, "detectable": 0} == {
-        "difference": -0.125, "interval": [], "p": 0, "detectable": 0, "test": "mcnemar", "only_first": 12,
+        "difference": -0.125,
+        "interval": [],
+        "p": 0,
+        "detectable": 0,
+        "test": "mcnemar",
+        "only_first": 12,
         "only_second": 2,
-    }  # fmt: skip
+    }
     assert new["values"]["Q8_0"] == {"accuracy": 1.0, "macro_f1": 1.0}
     assert found["focus"] == "Q8_0"  # though the release's file is the smaller one
     remark = "On the 80 rows that production already had Q8_0 scores 12.5 points below it"
@@ -587,22 +818,30 @@ def test_old_and_new_rows_of_a_release_are_reported_apart(report: Any, tmp_path:
     assert told.endswith("although it is better on average.")
     assert "production was trained on 2 of these rows, which favours it." in found["remarks"]
     gate = {"metric": "accuracy", "model": "Q8_0", "against": "production", "max_drop": 0.01}
-    verdicts = gates.check([Gate(**gate), Gate(**gate, rows="old"), Gate(**gate, rows="new")], found)
+    verdicts = gates.check(
+        [Gate(**gate), Gate(**gate, rows="old"), Gate(**gate, rows="new")], found
+    )
     assert [verdict.passed for verdict in verdicts] == [True, False, True]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Against production" in page
     assert "## Old and new rows" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_without_its_data_set_a_release_is_compared_on_all_rows(report: Any, tmp_path: Path) -> None:
+def test_without_its_data_set_a_release_is_compared_on_all_rows(
+    report: Any, tmp_path: Path
+) -> None:
     found = report("classify", WANTED, {"Q8_0": GIVEN, "production": WANTED}, facts=RELEASE)
     assert found["release"]["rows"] == {}
-    assert any("The data set of production (desk 1.0) is not here" in line for line in found["remarks"])
+    assert any(
+        "The data set of production (desk 1.0) is not here" in line for line in found["remarks"]
+    )
     assert "Its data set is not below runs/" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_release_is_no_part_of_the_question_what_a_baseline_beats(report: Any) -> None:
     texts = [f"{word} {k}" for k in range(30) for word in ("alpha", "beta", "gamma")]
     wanted = ["a", "b", "c"] * 30
-    found = report("classify", wanted, {"Q8_0": ["a"] * 90, "production": wanted}, facts=RELEASE, inputs=texts)
+    found = report(
+        "classify", wanted, {"Q8_0": ["a"] * 90, "production": wanted}, facts=RELEASE, inputs=texts
+    )
     assert any("the best model (Q8_0)" in line for line in found["remarks"])

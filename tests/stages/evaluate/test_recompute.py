@@ -1,4 +1,6 @@
-"""tests/support/recompute.py, which shares no code with slmctl, finds every figure of a report again."""
+"""tests/support/recompute.py, which shares no code with slmctl,
+finds every figure of a report again.
+"""
 
 from __future__ import annotations
 
@@ -71,19 +73,27 @@ class Data:
         source = {"file": f"{'ab'[k % 2]}.csv", "row": k}
         more = {"label": answer} if self.kind == "classify" else {}
         return {
-            "id": f"{split}{k}", "messages": messages, **more, "group": "large" if k < 12 else f"g{k // 3}",
-            "sensitive": k % 7 == 3, "source": source,
-        }  # fmt: skip
+            "id": f"{split}{k}",
+            "messages": messages,
+            **more,
+            "group": "large" if k < 12 else f"g{k // 3}",
+            "sensitive": k % 7 == 3,
+            "source": source,
+        }
 
     def labels(self) -> str:
         return json.dumps([label for label in LABELS if self.chance.random() < 0.45])
 
     def value(self, words: list[str]) -> Any:
-        items = [{"name": word, "qty": self.chance.choice([1, 1.0, True, 2, None])} for word in words[:3]]
+        items = [
+            {"name": word, "qty": self.chance.choice([1, 1.0, True, 2, None])} for word in words[:3]
+        ]
         return {"topic": words[0], "items": items, "tags": words[1:3], "empty": {}, "none": []}
 
     def call(self, label: str, arguments: dict[str, Any]) -> str:
-        return "none" if label == LABELS[-1] else json.dumps({"arguments": arguments, "name": label})
+        return (
+            "none" if label == LABELS[-1] else json.dumps({"arguments": arguments, "name": label})
+        )
 
     def answer(self, wanted: str, skill: float) -> str:
         if self.chance.random() < skill:
@@ -91,23 +101,44 @@ class Data:
         if self.kind == "classify":
             return self.chance.choice([*LABELS, "nonsense", "", "Billing"])
         if self.kind == "tag":
-            odd = ['["billing", "billing"]', '["nonsense"]', "", "{}", f"[{wanted}]", wanted.replace("[", "[ ")]
-            return self.chance.choice([*odd, *[self.labels()] * 6, json.dumps(json.loads(wanted)[::-1])])
+            odd = [
+                '["billing", "billing"]',
+                '["nonsense"]',
+                "",
+                "{}",
+                f"[{wanted}]",
+                wanted.replace("[", "[ "),
+            ]
+            return self.chance.choice(
+                [*odd, *[self.labels()] * 6, json.dumps(json.loads(wanted)[::-1])]
+            )
         if self.kind == "generate":
             words = wanted.split()
             self.chance.shuffle(words)
             draft = " ".join(words[: self.chance.randint(0, 4)])
-            faulty = ["other words", "You get 99 € back.", "we are sorry " * self.chance.randint(2, 4)]
-            return self.chance.choice([draft, wanted.upper(), "", *faulty, "Wir haben das nicht für Sie auf Lager."])
+            faulty = [
+                "other words",
+                "You get 99 € back.",
+                "we are sorry " * self.chance.randint(2, 4),
+            ]
+            return self.chance.choice(
+                [draft, wanted.upper(), "", *faulty, "Wir haben das nicht für Sie auf Lager."]
+            )
         if self.kind == "call":
-            other = self.call(self.chance.choice(LABELS), self.chance.choice([{}, {"n": 1, "words": ["please"]}]))
+            other = self.call(
+                self.chance.choice(LABELS), self.chance.choice([{}, {"n": 1, "words": ["please"]}])
+            )
             value = {"name": LABELS[0], "arguments": {}} if wanted == "none" else json.loads(wanted)
             words = value["arguments"].get("words", ["please"])[: self.chance.randint(1, 5)]
             mine = self.call(value["name"], {"n": 2, "words": words})
-            wild = self.chance.choice([self.call("fly", {}), self.call(LABELS[0], {"n": "1"}), '{"name": "billing"}'])
+            wild = self.chance.choice(
+                [self.call("fly", {}), self.call(LABELS[0], {"n": "1"}), '{"name": "billing"}']
+            )
             return self.chance.choice([other, *[mine] * 4, wild, *["none"] * 4, "", wanted + "}"])
         value = json.loads(wanted)
-        return self.chance.choice([self.broken(value), "", "{}", "[]", "null", '{"a": NaN}', wanted + "}", "3"])
+        return self.chance.choice(
+            [self.broken(value), "", "{}", "[]", "null", '{"a": NaN}', wanted + "}", "3"]
+        )
 
     def broken(self, value: dict[str, Any]) -> str:
         self.chance.shuffle(value["items"])
@@ -119,27 +150,47 @@ class Data:
         return json.dumps(value)
 
 
-def predictions(root: Path, data: Data, name: str, split: str, skill: float, **facts: Any) -> Artifact:
+def predictions(
+    root: Path, data: Data, name: str, split: str, skill: float, **facts: Any
+) -> Artifact:
     """Made-up answers of a model to one split."""
     kind = facts.get("kind", "gguf")
     lines = []
     for record in data.rows[split]:
         wanted = record["messages"][-1]["content"]
-        line: dict[str, Any] = {"id": record["id"], "answer": data.answer(wanted, skill), "expected": wanted}
+        line: dict[str, Any] = {
+            "id": record["id"],
+            "answer": data.answer(wanted, skill),
+            "expected": wanted,
+        }
         line |= {"confidence": data.chance.random() ** 0.3 if kind != "endpoint" else None}
-        line |= {"finish": data.chance.choice(["stop", "stop", "length"])} if data.kind == "generate" else {}
-        line |= {"prompt_tokens": data.chance.randint(20, 60), "completion_tokens": data.chance.randint(1, 9)}
+        line |= (
+            {"finish": data.chance.choice(["stop", "stop", "length"])}
+            if data.kind == "generate"
+            else {}
+        )
+        line |= {
+            "prompt_tokens": data.chance.randint(20, 60),
+            "completion_tokens": data.chance.randint(1, 9),
+        }
         if kind == "endpoint" and record["sensitive"]:
             line |= {"answer": None, "not_sent": "sensitive"}
         elif kind == "endpoint" and data.chance.random() < 0.1:
             line |= {"answer": None, "error": "HTTP 500"}
         lines.append(line)
     known = {
-        "model": name, "kind": kind, "split": split, "n": len(lines),
-        "size": 1000, "sha256": name, "latency_ms": {"median": 3.0, "p95": 4.0, "n": 9}, "rows_per_s": 7.0,
-        "prompt_lists_labels": False, "not_sent": sum("not_sent" in line for line in lines),
+        "model": name,
+        "kind": kind,
+        "split": split,
+        "n": len(lines),
+        "size": 1000,
+        "sha256": name,
+        "latency_ms": {"median": 3.0, "p95": 4.0, "n": 9},
+        "rows_per_s": 7.0,
+        "prompt_lists_labels": False,
+        "not_sent": sum("not_sent" in line for line in lines),
         "failed": sum("error" in line for line in lines),
-    } | facts  # fmt: skip
+    } | facts
 
     def fill(place: Path) -> None:
         write_jsonl(place / "predictions.jsonl", lines)
@@ -153,34 +204,55 @@ def seen(root: Path, data: Data) -> Artifact:
 
     def fill(place: Path) -> None:
         with row_fingerprints.FingerprintWriter(place / row_fingerprints.FILENAME) as writer:
-            for split, part in (("train", texts[:3]), ("test", texts[3:36]), ("rejected", texts[36:46])):
-                writer.add_texts(split, [f"{k}" for k in range(len(part))], [text.upper() for text in part])
+            for split, part in (
+                ("train", texts[:3]),
+                ("test", texts[3:36]),
+                ("rejected", texts[36:46]),
+            ):
+                writer.add_texts(
+                    split, [f"{k}" for k in range(len(part))], [text.upper() for text in part]
+                )
 
     return make(root, "prepared", {"model": "seen"}, fill)
 
 
 def judge(root: Path, data: Data, made: dict[str, Artifact]) -> None:
-    """Made-up decisions on pairs of answers; some are undone, skipped, or of models that the report does not have."""
+    """Made-up decisions on pairs of answers; some are undone, skipped, or
+    of models that the report does not have.
+    """
     with JsonLines(root / "pairs.jsonl") as stream:
-        for models, skill in ((("Q8_0", "base"), 0.8), (("production", "Q4_K_M"), 0.5), (("Q8_0", "general"), 1.0)):
+        for models, skill in (
+            (("Q8_0", "base"), 0.8),
+            (("production", "Q4_K_M"), 0.5),
+            (("Q8_0", "general"), 1.0),
+        ):
             first, second = sorted(made[name].digest for name in models)
             better = "first" if made[models[0]].digest == first else "second"
             worse = "second" if better == "first" else "first"
             for row in data.rows["test"][: 73 if skill == 1.0 else 50]:
-                said = ["neither", "skipped", worse, better][data.chance.choice([0, 1, 2, 3, 3, 3, 3])]
+                said = ["neither", "skipped", worse, better][
+                    data.chance.choice([0, 1, 2, 3, 3, 3, 3])
+                ]
                 said = [better, "same"][row["sensitive"]] if skill == 1.0 else said
                 by = data.chance.choice("ab")
                 line = PairDecision(row["id"], "12:00", by, said, (first, second))  # type: ignore[arg-type] # a text
                 undone = [replace(line, decision="same"), replace(line, decision="undone")]
                 for each in (*undone[: 2 * (row["source"]["row"] % 5 == 0)], line):
                     stream.append(each.to_json())
-        stream.append(PairDecision("test0", "12:00", "a", "first", ("sha256:0", "sha256:1")).to_json())
-        stream.append(PairDecision("test0", "12:00", "a", "same", (made["base"].digest, "sha256:f")).to_json())
+        stream.append(
+            PairDecision("test0", "12:00", "a", "first", ("sha256:0", "sha256:1")).to_json()
+        )
+        stream.append(
+            PairDecision("test0", "12:00", "a", "same", (made["base"].digest, "sha256:f")).to_json()
+        )
 
 
 ARGUMENTS = {
     "type": "object",
-    "properties": {"n": {"type": "integer"}, "words": {"type": "array", "items": {"type": "string"}}},
+    "properties": {
+        "n": {"type": "integer"},
+        "words": {"type": "array", "items": {"type": "string"}},
+    },
     "additionalProperties": False,
 }
 TOOLS = tuple(Tool(name, "", ARGUMENTS).to_json() for name in LABELS[:-1])
@@ -193,10 +265,16 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     data = Data(kind)
     schema = {"extract": tiny.SCHEMA, "tag": label_sets.schema(LABELS)}.get(kind)
     task = Task(
-        kind, "", "", labels=LABELS if kind == "classify" else (), schema=schema,
-        ordered=kind == "classify", tools=TOOLS if kind == "call" else (), call_form=OWN if kind == "call" else None,
+        kind,
+        "",
+        "",
+        labels=LABELS if kind == "classify" else (),
+        schema=schema,
+        ordered=kind == "classify",
+        tools=TOOLS if kind == "call" else (),
+        call_form=OWN if kind == "call" else None,
         **({"must": ("Grüße",), "must_not": ("(?i)other",)} if kind == "generate" else {}),
-    )  # fmt: skip
+    )
 
     def fill(place: Path) -> None:
         task.write(place)
@@ -209,9 +287,31 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         "prepared": prepared,
         "predictions": [
             predictions(tmp_path, data, "base", "test", 0.2, kind="base", size=3000),
-            *(predictions(tmp_path, data, name, "test", 0.8, size=sizes[name]) for name in ("Q8_0", "Q4_K_M")),
-            predictions(tmp_path, data, "production", "test", 0.7, kind="release", release="desk 1.0", size=400),
-            predictions(tmp_path, data, "general", "test", 0.5, kind="endpoint", size=None, sha256="", shots=4),
+            *(
+                predictions(tmp_path, data, name, "test", 0.8, size=sizes[name])
+                for name in ("Q8_0", "Q4_K_M")
+            ),
+            predictions(
+                tmp_path,
+                data,
+                "production",
+                "test",
+                0.7,
+                kind="release",
+                release="desk 1.0",
+                size=400,
+            ),
+            predictions(
+                tmp_path,
+                data,
+                "general",
+                "test",
+                0.5,
+                kind="endpoint",
+                size=None,
+                sha256="",
+                shots=4,
+            ),
         ],
         "released": seen(tmp_path, data),
         "validation": [
@@ -234,7 +334,11 @@ def test_every_figure_is_found_again(made: Artifact, capsys: pytest.CaptureFixtu
     for model in made.metrics["models"].values():
         assert 0 < model["right"] < model["n"]
         assert model["invalid"] > 0
-    assert made.metrics["models"]["general"]["not_sent"] > 0 < made.metrics["models"]["general"]["failed"]
+    assert (
+        made.metrics["models"]["general"]["not_sent"]
+        > 0
+        < made.metrics["models"]["general"]["failed"]
+    )
     assert made.metrics["choice"]["model"] is not None
     judged = made.metrics["judged"]
     assert {frozenset((entry["model"], entry["against"])) for entry in judged["entries"]} == JUDGED
@@ -242,7 +346,9 @@ def test_every_figure_is_found_again(made: Artifact, capsys: pytest.CaptureFixtu
     assert judged["of_others"] == 2
 
 
-JUDGED = {frozenset(pair) for pair in (("Q4_K_M", "production"), ("Q8_0", "base"), ("Q8_0", "general"))}
+JUDGED = {
+    frozenset(pair) for pair in (("Q4_K_M", "production"), ("Q8_0", "base"), ("Q8_0", "general"))
+}
 FIGURES = {
     "classify": [
         ("models", "Q8_0", "metrics", "macro_f1"),
@@ -300,7 +406,9 @@ def test_a_figure_that_is_wrong_is_named(made: Artifact) -> None:
     """What checks must be able to fail: each figure is spoilt in turn."""
     wrong = recompute.Recomputed(made.path)
     ours = wrong.whole()
-    theirs: Any = {name: value for name, value in wrong.report.items() if name not in recompute.WORDS_ONLY}
+    theirs: Any = {
+        name: value for name, value in wrong.report.items() if name not in recompute.WORDS_ONLY
+    }
     if theirs["task"] == "generate":
         recompute.unordered(ours["pairs"], theirs["pairs"])
     for path in FIGURES[made.metrics["task"]]:
@@ -317,16 +425,25 @@ def test_a_figure_that_is_wrong_is_named(made: Artifact) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["extract", "generate", "call"])
-def test_the_whole_chain_of_a_tiny_project(stages: Forks, kind: str, tiny_base: Path, tmp_path: Path) -> None:
+def test_the_whole_chain_of_a_tiny_project(
+    stages: Forks, kind: str, tiny_base: Path, tmp_path: Path
+) -> None:
     extra = "evaluate: {models: [base, adapter, gguf], choose: {smallest_within: 0.5}}\n"
     tagged = kind == "extract"
     if tagged:  # by an encoder beside the models
         extra += "encode: {encoder: ./words}\ngates: [{metric: field_f1, model: tagger, min: 0}]\n"
     folder = tiny.project(tmp_path / "desk", tiny_base, kind, extra=extra)
     tiny.build_encoder_folder(folder / "words")
-    if tagged:  # without their sum, in which a model of 50 steps has no weight, so no release has it
+    # without their sum, in which a model of 50 steps has no weight, so no release has it
+    if tagged:
         tiny.ok(stages.run(folder, "run", "--until", "quantize"))
-        tiny.ok(stages.run(folder, "evaluate", *(f"--model={name}" for name in ("encoder", "base", "adapter", "gguf"))))
+        tiny.ok(
+            stages.run(
+                folder,
+                "evaluate",
+                *(f"--model={name}" for name in ("encoder", "base", "adapter", "gguf")),
+            )
+        )
     else:
         tiny.ok(stages.run(folder, "run"))
     (report,) = (folder / "runs" / "report").iterdir()

@@ -24,7 +24,9 @@ BARE = Opening("desk 1.0", "", "", "2026-01-02 10:00 UTC")
 def words(out: Path, report: dict[str, Any], **more: Any) -> str:
     """The page as its text."""
     report_page.write(out / "report.html", report, **more)
-    text = re.sub(r"(?s)<(style|script|svg).*?</\1>", " ", (out / "report.html").read_text(encoding="utf-8"))
+    text = re.sub(
+        r"(?s)<(style|script|svg).*?</\1>", " ", (out / "report.html").read_text(encoding="utf-8")
+    )
     return " ".join(unescape(re.sub(r"<[^>]*>", " ", text)).split())
 
 
@@ -33,7 +35,8 @@ def words(out: Path, report: dict[str, Any], **more: Any) -> str:
     [
         (
             (20, 60, 90, 91, 88),
-            "Q4_K_M answers 88.0 % of 100 held-out rows right, 68.0 points more than the linear baseline",
+            "Q4_K_M answers 88.0 % of 100 held-out rows right, 68.0 points more than the linear "
+            "baseline",
         ),
         (
             (87, 60, 90, 91, 88),
@@ -42,11 +45,13 @@ def words(out: Path, report: dict[str, Any], **more: Any) -> str:
         ),
         (
             (89, 60, 90, 91, 88),
-            "The linear baseline answers 89.0 % of 100 held-out rows right, Q4_K_M 88.0 %: the baseline is better",
+            "The linear baseline answers 89.0 % of 100 held-out rows right, Q4_K_M 88.0 %: the "
+            "baseline is better",
         ),
         (
             (88, 60, 90, 91, 88),
-            "The linear baseline answers 88.0 % of 100 held-out rows right, Q4_K_M 88.0 %: the baseline is as good",
+            "The linear baseline answers 88.0 % of 100 held-out rows right, Q4_K_M 88.0 %: the "
+            "baseline is as good",
         ),
     ],
 )
@@ -57,30 +62,38 @@ def test_the_headline_says_who_wins_and_a_baseline_that_does_first(
     assert text.index(headline) < text.index("Scoreboard")
     title = re.search(r"<h1>(.*?)</h1>", (tmp_path / "report.html").read_text())
     assert title is not None
-    assert title[1].startswith(headline.replace(" %", "\u00a0%"))  # no line ends between a number and its sign
+    # no line ends between a number and its sign
+    assert title[1].startswith(headline.replace(" %", "\u00a0%"))
 
 
 def test_the_best_model_is_named_where_it_is_not_the_one_that_ships(tmp_path: Path) -> None:
     text = words(tmp_path, evaluate_report())
     assert (
-        "The best model is Q8_0 with 91.0 %; Q4_K_M is the one to release. The difference is more than chance (p=0.03)."
-        in text
+        "The best model is Q8_0 with 91.0 %; Q4_K_M is the one to release. The difference is more "
+        "than chance (p=0.03)." in text
     )
 
 
 def test_the_tile_says_if_a_model_is_too_sure_or_too_modest(tmp_path: Path) -> None:
     report = evaluate_report()
-    assert "Calibration error 3.1 % mean gap to the share right; beyond 3.9 % by chance" in words(tmp_path, report)
+    assert "Calibration error 3.1 % mean gap to the share right; beyond 3.9 % by chance" in words(
+        tmp_path, report
+    )
     report["models"]["Q4_K_M"]["calibration"] |= {"confidence": 0.944, "accuracy": 0.968}
     text = words(tmp_path, report)
     assert "Calibration error 3.1 % said 94.4 %, right 96.8 %; beyond 3.9 % by chance" in text
-    assert "Q4_K_M 100 94.4 % 96.8 % 0.031 0.050 0.039 0.055" in text and "Q8_0 100 - - 0.031" in text
+    assert (
+        "Q4_K_M 100 94.4 % 96.8 % 0.031 0.050 0.039 0.055" in text and "Q8_0 100 - - 0.031" in text
+    )
 
 
 def test_a_p_value_is_in_words_for_a_reader(tmp_path: Path) -> None:
     # the chart had p=2.4e-112
     report = evaluate_report()
-    report["pairs"]["adapter|Q4_K_M"]["metrics"]["accuracy"] |= {"p": 2.4e-112, "interval": [-0.04, -0.01]}
+    report["pairs"]["adapter|Q4_K_M"]["metrics"]["accuracy"] |= {
+        "p": 2.4e-112,
+        "interval": [-0.04, -0.01],
+    }
     text = words(tmp_path, report)
     page = unescape((tmp_path / "report.html").read_text(encoding="utf-8")).replace("\u00a0", " ")
     assert "-2.0 (-4.0 to -1.0), p < 0.001: not chance" in page
@@ -95,7 +108,8 @@ def test_every_part_may_be_empty(tmp_path: Path) -> None:
     always = ParticipantEntry.__required_keys__
     bare = {
         group: {
-            name: {key: value for key, value in entry.items() if key in always} for name, entry in whole[group].items()
+            name: {key: value for key, value in entry.items() if key in always}
+            for name, entry in whole[group].items()
         }
         for group in ("models", "baselines")
     }
@@ -153,14 +167,19 @@ def test_the_page_stays_small_and_says_what_it_left_out(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").stat().st_size < 500_000
 
 
-def test_the_grid_of_errors_has_what_was_right_on_its_diagonal_and_no_label_last(tmp_path: Path) -> None:
+def test_the_grid_of_errors_has_what_was_right_on_its_diagonal_and_no_label_last(
+    tmp_path: Path,
+) -> None:
     confusion = report_charts.confusion(ReportView(evaluate_report()))
     assert confusion is not None
-    drawn = re.findall(r"<title>([^<]* answered as [^<]*)</title>.*?fill-(c[12])", str(confusion.svg), re.DOTALL)
+    drawn = re.findall(
+        r"<title>([^<]* answered as [^<]*)</title>.*?fill-(c[12])", str(confusion.svg), re.DOTALL
+    )
     assert drawn == [
-        ("billing answered as billing: 36", "c1"), ("billing answered as returns: 4", "c2"),
+        ("billing answered as billing: 36", "c1"),
+        ("billing answered as returns: 4", "c2"),
         ("returns answered as (no label): 2", "c2"),
-    ]  # fmt: skip
+    ]
     assert confusion.errors == [("billing", "returns", 4), ("returns", "", 2)]
     text = words(tmp_path, evaluate_report())
     assert "6 rows wrong, 2 pairs of labels confused." in text
@@ -171,7 +190,10 @@ def test_where_a_machine_never_pays_the_page_says_so(tmp_path: Path) -> None:
     report = evaluate_report()
     report["break_even"]["models"]["Q4_K_M"] |= {"rows_per_hour": 1000, "share_of_capacity": 3.3}
     text = words(tmp_path, report)
-    assert "One machine answers at most 1,000 rows an hour with Q4_K_M, below the break-even of 3,333" in text
+    assert (
+        "One machine answers at most 1,000 rows an hour with Q4_K_M, below the break-even of 3,333"
+        in text
+    )
 
 
 # Row by row
@@ -195,8 +217,10 @@ def test_no_pair_is_crowded_out(monkeypatch: pytest.MonkeyPatch) -> None:
     table = changes(evaluate_rows(report, LABELS), report, ("tfidf_logistic", "Q8_0", "Q4_K_M"))
     assert len(table.rows) == 20
     assert table.total == 71
-    listed = {name.partition(":")[0]: (name, sum(k in row.choices for row in table.rows))
-              for k, name in enumerate(table.choices)}  # fmt: skip
+    listed = {
+        name.partition(":")[0]: (name, sum(k in row.choices for row in table.rows))
+        for k, name in enumerate(table.choices)
+    }
     name, rows = listed["Q8_0 right, Q4_K_M wrong"]
     assert (name.endswith("3 rows"), rows) == (True, 3)
     name, rows = listed["Q8_0 right, tfidf_logistic wrong"]
@@ -205,7 +229,9 @@ def test_no_pair_is_crowded_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_sensitive_row_shows_its_place_alone() -> None:
     report = evaluate_report()
-    table = changes(evaluate_rows(report, LABELS, "secret words", cut=200), report, ("Q8_0", "Q4_K_M"))
+    table = changes(
+        evaluate_rows(report, LABELS, "secret words", cut=200), report, ("Q8_0", "Q4_K_M")
+    )
     lines = {line.cells[0].text: [cell.text for cell in line.cells] for line in table.rows}
     assert lines["90"][1] == "(sensitive)"
     assert lines["89"][1] == "secret words"
@@ -247,7 +273,8 @@ def test_the_page_opens_with_the_project_its_gates_and_its_training(tmp_path: Pa
     ):
         assert line in text
     assert text.index("Gate failed") < text.index("Gate passed")
-    assert '<header class="bad">' in (tmp_path / "report.html").read_text()  # whatever the headline says
+    # whatever the headline says
+    assert '<header class="bad">' in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -259,7 +286,9 @@ def test_the_page_opens_with_the_project_its_gates_and_its_training(tmp_path: Pa
         ([(False, "a")], "1 of 1 failed", ' class="bad"'),
     ],
 )
-def test_the_verdict_of_the_gates(gates: list[tuple[bool, str]], verdict: str, tone: str, tmp_path: Path) -> None:
+def test_the_verdict_of_the_gates(
+    gates: list[tuple[bool, str]], verdict: str, tone: str, tmp_path: Path
+) -> None:
     words(tmp_path, evaluate_report(), opening=replace(BARE, gates=gates))
     assert f"<dt>Gates</dt><dd{tone}>{verdict}" in (tmp_path / "report.html").read_text()
 
@@ -276,7 +305,9 @@ def test_a_day_adds_up_and_escalates_only_where_a_policy_does(tmp_path: Path) ->
     assert "slmctl calibrate fits one" in words(tmp_path, evaluate_report(), opening=BARE)
 
 
-def test_the_first_figure_is_the_cost_of_a_thousand_questions_if_the_policy_knows_prices(tmp_path: Path) -> None:
+def test_the_first_figure_is_the_cost_of_a_thousand_questions_if_the_policy_knows_prices(
+    tmp_path: Path,
+) -> None:
     dear = replace(BARE, policy=PolicyShares(0.7, 0.02, 300, (81.2, 60.0, 1_104.5), "EUR"))
     text = words(tmp_path, evaluate_report(), opening=dear)
     assert "A thousand questions 81.20 EUR 60.00 to 1,104.50, with the policy" in text
@@ -288,19 +319,27 @@ def test_a_day_has_its_cost_where_prices_are_known(tmp_path: Path) -> None:
     report = evaluate_report()
     entry = {"api_per_1000_rows": 0.5, "rows_per_hour": 3600.0, "break_even_rows_per_hour": 100.0}
     prices = {
-        "machine_per_hour": 0.05, "api_per_million_input_tokens": 1.0, "api_per_million_output_tokens": 1.0,
-        "currency": "EUR", "models": {report["focus"]: entry},
-    }  # fmt: skip
+        "machine_per_hour": 0.05,
+        "api_per_million_input_tokens": 1.0,
+        "api_per_million_output_tokens": 1.0,
+        "currency": "EUR",
+        "models": {report["focus"]: entry},
+    }
     text = words(tmp_path, report | {"break_even": prices})
     assert "Through an API they cost 0.0500 EUR a day" in text
     assert "1.20 EUR: it is the cheaper one from 2,400 requests a day on" in text
     entry["rows_per_hour"] = 50.0
     text = words(tmp_path, report | {"break_even": prices})
-    assert "and one machine cannot answer enough rows to be cheaper." in text and "requests a day on" not in text
+    assert (
+        "and one machine cannot answer enough rows to be cheaper." in text
+        and "requests a day on" not in text
+    )
     assert "With prices" in words(tmp_path, report | {"break_even": None})
 
 
-def test_without_a_project_around_it_the_page_says_only_what_the_report_holds(tmp_path: Path) -> None:
+def test_without_a_project_around_it_the_page_says_only_what_the_report_holds(
+    tmp_path: Path,
+) -> None:
     text = words(tmp_path, evaluate_report())
     assert '<dl class="facts">' not in (tmp_path / "report.html").read_text()
     assert "Of 100 requests a day" in text

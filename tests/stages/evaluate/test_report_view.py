@@ -54,7 +54,8 @@ def test_the_page_reaches_base_data_and_training_by_lineage(kept: tuple[Path, Ar
 
 
 def test_a_line_separator_in_a_shown_text_ends_no_line(kept: tuple[Path, Artifact]) -> None:
-    # `evaluate.shown_characters` with U+2028 in a held-out text: `run` ended in a traceback after `evaluate`
+    # `evaluate.shown_characters` with U+2028 in a held-out text: `run` ended in a traceback after
+    # `evaluate`
     root, report = kept
     path = report.path / "rows.jsonl"
     head, first, rest = path.read_text(encoding="utf-8").split("\n", 2)
@@ -64,25 +65,34 @@ def test_a_line_separator_in_a_shown_text_ends_no_line(kept: tuple[Path, Artifac
     assert "above below" in words(root, report)
 
 
-def test_gates_are_those_of_today_and_one_that_cannot_be_checked_failed(kept: tuple[Path, Artifact]) -> None:
+def test_gates_are_those_of_today_and_one_that_cannot_be_checked_failed(
+    kept: tuple[Path, Artifact],
+) -> None:
     root, report = kept
     before = artifact.verify(report)
     text = words(root, report, GATES)
     assert "Gates 2 of 3 failed: it is not published" in text
     assert "Gate passed: accuracy of F16 is 16.7 % (at least 10.0 % required)." in text
-    assert "Gate failed: a gate names the model 'chosen' (evaluate.choose: {smallest_within: 0.01} picks one)." in text
+    assert (
+        "Gate failed: a gate names the model 'chosen' (evaluate.choose: {smallest_within: 0.01} "
+        "picks one)." in text
+    )
     assert "Gates none is set" in words(root, report)  # written anew, without a new measurement
     assert before == artifact.verify(report) == []
 
 
-def test_a_page_of_the_same_report_gates_and_artifacts_is_not_written_again(kept: tuple[Path, Artifact]) -> None:
+def test_a_page_of_the_same_report_gates_and_artifacts_is_not_written_again(
+    kept: tuple[Path, Artifact],
+) -> None:
     root, report = kept
     text, before = words(root, report, GATES), (root / "runs" / "report.html").stat()
     assert words(root, report, GATES) == text
     assert (root / "runs" / "report.html").stat() == before
 
 
-@pytest.mark.parametrize(("max_error", "kept_share"), [(0.4, 0.25), (0.3, 0.5), (0.1, 0.5), (None, 0.5)])
+@pytest.mark.parametrize(
+    ("max_error", "kept_share"), [(0.4, 0.25), (0.3, 0.5), (0.1, 0.5), (None, 0.5)]
+)
 def test_the_policy_of_the_page_is_the_one_for_the_share_of_errors_that_is_configured(
     kept: tuple[Path, Artifact], max_error: float | None, kept_share: float
 ) -> None:
@@ -91,7 +101,9 @@ def test_the_policy_of_the_page_is_the_one_for_the_share_of_errors_that_is_confi
     made = {}
     for day, allowed, share in ((1, 0.4, 0.25), (2, 0.3, 0.5)):
         figures = first.metrics | {"max_error": allowed, "kept": share}
-        manifest = dataclasses.replace(first.manifest, metrics=figures, started=f"2026-11-0{day}T00:00:00Z")
+        manifest = dataclasses.replace(
+            first.manifest, metrics=figures, started=f"2026-11-0{day}T00:00:00Z"
+        )
         made[str(day)] = Artifact(first.path, manifest)
     shares = report_view._policy(made, first.metrics["sha256"], max_error)
     assert shares is not None and shares.kept == kept_share

@@ -27,7 +27,11 @@ MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {  # class, settings, plai
     "Llama": ("LlamaConfig", {"tie_word_embeddings": False}, True),
     "Llama, tied": ("LlamaConfig", {}, True),
     "Granite, scaled logits": ("GraniteConfig", {"logits_scaling": 8.0}, False),
-    "Gemma 2, capped logits": ("Gemma2Config", {"final_logit_softcapping": 5.0, "head_dim": 16}, False),
+    "Gemma 2, capped logits": (
+        "Gemma2Config",
+        {"final_logit_softcapping": 5.0, "head_dim": 16},
+        False,
+    ),
 }
 
 
@@ -49,7 +53,9 @@ def test_through_the_models_own_layers_it_is_that_of_all_logits(name: str, packe
 
 
 @pytest.mark.parametrize("name", ["Llama, tied", "Gemma 2, capped logits"])
-def test_smoothed_targets_give_torchs_loss_and_only_in_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smoothed_targets_give_torchs_loss_and_only_in_training(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(answer_loss, "VOCABULARY_BLOCK", 64)
     kind, settings, _ = MODELS[name]
     plain, fast = adapted(kind, settings), adapted(kind, settings)
@@ -63,17 +69,23 @@ def test_smoothed_targets_give_torchs_loss_and_only_in_training(name: str, monke
 
 
 class LogitRows(TorchDispatchMode):
-    """Counts how many rows of logits the largest tensor over the vocabulary holds, in any operation."""
+    """Counts how many rows of logits the largest tensor over the
+    vocabulary holds, in any operation.
+    """
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
         self.vocabulary, self.rows = vocabulary, 0
 
-    def __torch_dispatch__(self, function: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, kinds: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         result = function(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else [result]:
             if isinstance(tensor, torch.Tensor):
-                self.rows = max(self.rows, tensor.numel() // self.vocabulary if tensor.numel() else 0)
+                self.rows = max(
+                    self.rows, tensor.numel() // self.vocabulary if tensor.numel() else 0
+                )
         return result
 
 
@@ -90,7 +102,8 @@ def test_training_never_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> Non
         return seen.rows
 
     assert rows_of_logits() < len(batch["labels"])
-    monkeypatch.setattr(answer_loss, "is_plain_head", lambda core, trunk: False)  # the model's own full logits
+    # the model's own full logits
+    monkeypatch.setattr(answer_loss, "is_plain_head", lambda core, trunk: False)
     assert rows_of_logits() >= len(batch["labels"])
 
 
@@ -99,9 +112,13 @@ def test_a_loss_that_is_far_off_stays_finite() -> None:
     hidden = (torch.randn(4, 8) * 100).requires_grad_()
     targets, weights = torch.tensor([0, 17, 18, 49]), torch.tensor([1.0, 0.5, 0.0, 2.0])
     got = answer_loss.BlockwiseCrossEntropy.apply(hidden, head, targets, weights).sum()
-    wanted = (torch.nn.functional.cross_entropy(hidden @ head.T, targets, reduction="none") * weights).sum()
+    wanted = (
+        torch.nn.functional.cross_entropy(hidden @ head.T, targets, reduction="none") * weights
+    ).sum()
     torch.testing.assert_close(got, wanted)
-    torch.testing.assert_close(*(torch.autograd.grad(loss, hidden)[0] for loss in (got, wanted)), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(loss, hidden)[0] for loss in (got, wanted)), atol=1e-3, rtol=1e-4
+    )
 
 
 def test_mixed_precision_does_not_reach_into_the_sum() -> None:
@@ -116,24 +133,40 @@ def test_mixed_precision_does_not_reach_into_the_sum() -> None:
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (0.25, 0.25), (0.1, 3.0)])
-def test_the_loss_that_is_told_is_nats_a_token_whatever_tokens_weigh(weights: tuple[float, float]) -> None:
+def test_the_loss_that_is_told_is_nats_a_token_whatever_tokens_weigh(
+    weights: tuple[float, float],
+) -> None:
     # answers of weight 0.25, such as windows of a document, had a quarter of the loss
     rows = [
-        {"input_ids": [1, 2, 3, 4], "labels": [-100, -100, 3, 4], "weights": [0.0, 0.0, weight, weight]}
+        {
+            "input_ids": [1, 2, 3, 4],
+            "labels": [-100, -100, 3, 4],
+            "weights": [0.0, 0.0, weight, weight],
+        }
         for weight in weights
     ]
     model = Uniform()
     trainer = SimpleNamespace(
-        check=lambda: None, model=model, validation=rows, batches=PaddedBatches(0), labels=None, control=None,
-        args=SimpleNamespace(per_device_train_batch_size=8), state=SimpleNamespace(global_step=0),
-        accelerator=SimpleNamespace(process_index=0, num_processes=1), callback_handler=SimpleNamespace(
-            on_evaluate=lambda *_: None
-        ), _prepare_inputs=lambda piece: piece, log=lambda metrics: None, is_interrupted=lambda: False,
-        progress=Progress(), mean_tokens=2.0,
-    )  # fmt: skip
+        check=lambda: None,
+        model=model,
+        validation=rows,
+        batches=PaddedBatches(0),
+        labels=None,
+        control=None,
+        args=SimpleNamespace(per_device_train_batch_size=8),
+        state=SimpleNamespace(global_step=0),
+        accelerator=SimpleNamespace(process_index=0, num_processes=1),
+        callback_handler=SimpleNamespace(on_evaluate=lambda *_: None),
+        _prepare_inputs=lambda piece: piece,
+        log=lambda metrics: None,
+        is_interrupted=lambda: False,
+        progress=Progress(),
+        mean_tokens=2.0,
+    )
     assert AnswerTrainer.evaluate(trainer)["eval_loss"] == pytest.approx(2.5)
     assert [block[1] for block in trainer.blocks] == [2 * weight for weight in weights]
-    assert weights[0] != 1 or all(type(block[1]) is int for block in trainer.blocks)  # as manifests have had them
+    # as manifests have had them
+    assert weights[0] != 1 or all(type(block[1]) is int for block in trainer.blocks)
     batch = AnswerTrainer._collate(trainer, rows)
     _, divisor = AnswerTrainer.get_batch_samples(trainer, iter([batch]), 1, "cpu")
     assert divisor == 4.0  # of the gradient, which weights do not change

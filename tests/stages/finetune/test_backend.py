@@ -1,4 +1,6 @@
-"""Which library trains, and what doctor says of the processor: decided from what is here, without torch."""
+"""Which library trains, and what doctor says of the processor:
+decided from what is here, without torch.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("node", "kind"), [("nvidia0", "cuda"), ("nvidiactl", "cuda"), ("dxg", "cuda"), ("kfd", "rocm"), ("null", "")]
+    ("node", "kind"),
+    [("nvidia0", "cuda"), ("nvidiactl", "cuda"), ("dxg", "cuda"), ("kfd", "rocm"), ("null", "")],
 )
 def test_an_accelerator_is_known_by_its_device_node(nodes: Path, node: str, kind: str) -> None:
     assert hardware.accelerator() == ""
@@ -37,9 +40,12 @@ def test_an_accelerator_is_known_by_its_device_node(nodes: Path, node: str, kind
 
 
 @pytest.mark.parametrize(
-    ("visible", "kind"), [("", ""), ("-1", ""), (" -1 ", ""), ("0", "cuda"), ("1,0", "cuda"), ("GPU-1f", "cuda")]
+    ("visible", "kind"),
+    [("", ""), ("-1", ""), (" -1 ", ""), ("0", "cuda"), ("1,0", "cuda"), ("GPU-1f", "cuda")],
 )
-def test_one_that_is_hidden_is_none(nodes: Path, monkeypatch: pytest.MonkeyPatch, visible: str, kind: str) -> None:
+def test_one_that_is_hidden_is_none(
+    nodes: Path, monkeypatch: pytest.MonkeyPatch, visible: str, kind: str
+) -> None:
     # torch sees none then, and unsloth cannot be imported without one
     (nodes / "nvidia0").touch()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -55,11 +61,21 @@ def test_one_that_is_hidden_is_none(nodes: Path, monkeypatch: pytest.MonkeyPatch
         ("transformers", True, True, "transformers"),
         ("unsloth", True, True, "unsloth"),
         ("unsloth", False, True, f"backend unsloth is not installed: {pip_line('cuda')}"),
-        ("unsloth", True, False, "backend unsloth needs a GPU, and none is here: --set finetune.backend=transformers"),
+        (
+            "unsloth",
+            True,
+            False,
+            "backend unsloth needs a GPU, and none is here: --set finetune.backend=transformers",
+        ),
     ],
 )
 def test_who_trains(
-    nodes: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, installed: bool, gpu: bool, chosen: str
+    nodes: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: str,
+    installed: bool,
+    gpu: bool,
+    chosen: str,
 ) -> None:
     found = importlib.util.find_spec("json") if installed else None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
@@ -74,7 +90,9 @@ def test_who_trains(
 
 
 def products(
-    monkeypatch: pytest.MonkeyPatch, chosen: str, run: Callable[..., subprocess.CompletedProcess[str]]
+    monkeypatch: pytest.MonkeyPatch,
+    chosen: str,
+    run: Callable[..., subprocess.CompletedProcess[str]],
 ) -> doctor_checks.Check:
     """What doctor says of the products when they were timed like this."""
     monkeypatch.setattr(doctor_checks, "_version", lambda name: "2.13.0")
@@ -89,8 +107,16 @@ def products(
 @pytest.mark.parametrize(
     ("chosen", "rates", "remedy"),
     [
-        ("float32", {"float32": 100.0, "bfloat16": 900.0}, "--set finetune.matmul_dtype=bfloat16 is faster here"),
-        ("bfloat16", {"float32": 100.0, "bfloat16": 40.0}, "--set finetune.matmul_dtype=float32 is faster here"),
+        (
+            "float32",
+            {"float32": 100.0, "bfloat16": 900.0},
+            "--set finetune.matmul_dtype=bfloat16 is faster here",
+        ),
+        (
+            "bfloat16",
+            {"float32": 100.0, "bfloat16": 40.0},
+            "--set finetune.matmul_dtype=float32 is faster here",
+        ),
         ("bfloat16", {"float32": 100.0, "bfloat16": 900.0}, ""),
         ("bfloat16", {"float32": 100.0, "bfloat16": 90.0}, ""),  # too little to say
     ],

@@ -1,4 +1,6 @@
-"""Checkpoints: a training that is killed goes on as if nothing had happened, whatever it left behind."""
+"""Checkpoints: a training that is killed goes on as if nothing had
+happened, whatever it left behind.
+"""
 
 from __future__ import annotations
 
@@ -59,12 +61,16 @@ def until_saved(folder: Path, count: int) -> None:
 @pytest.fixture(scope="module")
 def digest(stages: Forks, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The digest of an adapter whose training nothing disturbed."""
-    desk = untrained(Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("undisturbed") / "desk")))
+    desk = untrained(
+        Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("undisturbed") / "desk"))
+    )
     tiny.ok(stages.run(desk, *TRAIN))
     return whole(desk).digest
 
 
-def test_a_killed_training_goes_on_to_the_same_adapter(stages: Forks, desk: Path, digest: str) -> None:
+def test_a_killed_training_goes_on_to_the_same_adapter(
+    stages: Forks, desk: Path, digest: str
+) -> None:
     folder = untrained(desk) / "runs" / "adapter"
     before = sorted(desk.glob("runs/**/manifest.json"))
     child = stages.start(desk, *TRAIN)
@@ -81,7 +87,9 @@ def test_a_killed_training_goes_on_to_the_same_adapter(stages: Forks, desk: Path
     assert whole(desk).digest == digest
 
 
-def test_an_interrupted_training_says_what_it_kept_and_goes_on(stages: Forks, desk: Path, digest: str) -> None:
+def test_an_interrupted_training_says_what_it_kept_and_goes_on(
+    stages: Forks, desk: Path, digest: str
+) -> None:
     folder = untrained(desk) / "runs" / "adapter"
     child = stages.start(desk, *TRAIN)
     until_saved(folder, 1)
@@ -102,7 +110,8 @@ def test_an_interrupted_training_says_what_it_kept_and_goes_on(stages: Forks, de
 
 
 def test_what_a_kill_behind_the_rename_left_is_tidied_up(stages: Forks, desk: Path) -> None:
-    # seen once in hundreds of kills: the artifact was whole, and its checkpoints lay beside it for ever
+    # seen once in hundreds of kills: the artifact was whole, and its checkpoints lay beside it for
+    # ever
     (folder,) = (desk / "runs" / "adapter").iterdir()
     left = folder.parent / f".resume-{folder.name}"
     (left / "step-4").mkdir(parents=True)
@@ -118,7 +127,9 @@ class Cut(Exception):  # noqa: N818 - it stands for a power cut
 
 
 def train(artifacts: dict[str, Artifact], out: Path, keep: Path, **settings: Any) -> dict[str, Any]:
-    return trained(artifacts, out, keep, **{"max_steps": 10, "validate_every": 3, "batch_size": 8} | settings)
+    return trained(
+        artifacts, out, keep, **{"max_steps": 10, "validate_every": 3, "batch_size": 8} | settings
+    )
 
 
 def cut_off(artifacts: dict[str, Artifact], keep: Path, **settings: Any) -> Path:
@@ -135,7 +146,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def undisturbed(
+    artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
     """What a training leaves that nothing cuts off."""
     folder = tmp_path_factory.mktemp("undisturbed")
     train(artifacts, folder / "whole", folder / "keep")
@@ -144,7 +157,9 @@ def undisturbed(artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="module")
 def saved(artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoints of a training that was cut off after its last step; copy them to change them."""
+    """The checkpoints of a training that was cut off after its
+    last step; copy them to change them.
+    """
     return cut_off(artifacts, tmp_path_factory.mktemp("cut") / "keep")
 
 
@@ -157,16 +172,23 @@ def cut(saved: Path, tmp_path: Path) -> Path:
 def test_the_last_two_checkpoints_are_kept(saved: Path) -> None:
     assert sorted(path.name for path in saved.iterdir()) == ["step-00000006", "step-00000009"]
     assert sorted(path.name for path in (saved / "step-00000009").iterdir()) == [
-        "best.safetensors", "hashes.json", "optimizer.safetensors", "progress.json", "trainer_state.json",
+        "best.safetensors",
+        "hashes.json",
+        "optimizer.safetensors",
+        "progress.json",
+        "trainer_state.json",
         "weights.safetensors",
-    ]  # fmt: skip
+    ]
     assert str(saved) not in (saved / "step-00000009" / "trainer_state.json").read_text()
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
-    artifacts: dict[str, Artifact], undisturbed: dict[str, bytes], cut: Path, tmp_path: Path,
+    artifacts: dict[str, Artifact],
+    undisturbed: dict[str, bytes],
+    cut: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     for path in (cut / "step-00000009").iterdir():
         flip(path)
         assert checkpoint.newest(cut) == cut / "step-00000006", path.name
@@ -181,9 +203,12 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
 
 
 def test_no_checkpoint_is_used_when_none_is_whole(
-    artifacts: dict[str, Artifact], undisturbed: dict[str, bytes], cut: Path, tmp_path: Path,
+    artifacts: dict[str, Artifact],
+    undisturbed: dict[str, bytes],
+    cut: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     flip(cut / "step-00000009" / "best.safetensors")
     (cut / "step-00000006" / "progress.json").unlink()
     (cut / ".draft-step-00000010").mkdir()
@@ -191,7 +216,10 @@ def test_no_checkpoint_is_used_when_none_is_whole(
     train(artifacts, tmp_path / "again", cut)
     said = capsys.readouterr().err
     assert "going on" not in said
-    left = "step-00000006, step-00000009 of an earlier run left aside as damaged; none is whole, so the training starts"
+    left = (
+        "step-00000006, step-00000009 of an earlier run left aside as damaged; none is whole, "
+        "so the training starts"
+    )
     assert f"note: {left} over" in said
     assert contents(tmp_path / "again") == undisturbed
 
@@ -220,7 +248,11 @@ def test_a_training_cut_off_after_it_stopped_early_stops_there_again(
     artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # at a rate this high what is learned soon holds for the training rows alone
-    monkeypatch.setattr(trainer.AnswerTrainer, "is_surely_worse", lambda self: self.blocks != self.progress.best_blocks)
+    monkeypatch.setattr(
+        trainer.AnswerTrainer,
+        "is_surely_worse",
+        lambda self: self.blocks != self.progress.best_blocks,
+    )
     settings = {"max_steps": 300, "learning_rate": 5e-2, "patience": 2, "lr_scheduler": "constant"}
     metrics = train(artifacts, tmp_path / "whole", tmp_path / "other", **settings)
     assert metrics["stopped_early"]

@@ -1,4 +1,6 @@
-"""The fast layers give the loss and the gradients that transformers and PEFT give, whatever the architecture."""
+"""The fast layers give the loss and the gradients that transformers and
+PEFT give, whatever the architecture.
+"""
 
 from __future__ import annotations
 
@@ -32,86 +34,164 @@ WINDOW = 9  # shorter than every record below
 # The class of the config, what it is given, and how many of the three layers are fast.
 FAST: dict[str, tuple[str, dict[str, Any], int]] = {
     "Llama": ("LlamaConfig", {}, 3),
-    "Mistral, a window told by its config only": ("MistralConfig", {"sliding_window": WINDOW, "head_dim": 16}, 3),
+    "Mistral, a window told by its config only": (
+        "MistralConfig",
+        {"sliding_window": WINDOW, "head_dim": 16},
+        3,
+    ),
     "Qwen2, biases": ("Qwen2Config", {}, 3),
     "Qwen2, a window from the second layer on": (
-        "Qwen2Config", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}, 3,
+        "Qwen2Config",
+        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+        3,
     ),
     "Qwen3, normed queries and keys": ("Qwen3Config", {"head_dim": 32}, 3),
     "Gemma, norms of 1 + w": ("GemmaConfig", {"head_dim": 32}, 3),
     "Gemma 2, capped scores and logits": (
         "Gemma2Config",
-        {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": WINDOW, "attn_logit_softcapping": 5.0,
-         "final_logit_softcapping": 3.0}, 3,
+        {
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": WINDOW,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 3.0,
+        },
+        3,
     ),
     "Gemma 3, windows and normed queries and keys": (
         "Gemma3TextConfig",
-        {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": WINDOW,
-         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}, 3,
+        {
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        },
+        3,
     ),
     "Gemma 4, heads of two sizes, inputs to every layer, keys and values of an earlier one": (
         "Gemma4TextConfig",
-        {"head_dim": 16, "global_head_dim": 32, "sliding_window": WINDOW, "hidden_size_per_layer_input": 8,
-         "vocab_size_per_layer_input": 300, "num_kv_shared_layers": 1, "use_double_wide_mlp": True,
-         "layer_types": ["sliding_attention", "full_attention", "full_attention"]}, 3,
+        {
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "sliding_window": WINDOW,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 300,
+            "num_kv_shared_layers": 1,
+            "use_double_wide_mlp": True,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        },
+        3,
     ),
     "Gemma 4, keys that are the values": (
         "Gemma4TextConfig",
-        {"head_dim": 16, "global_head_dim": 32, "num_global_key_value_heads": 1, "sliding_window": WINDOW,
-         "hidden_size_per_layer_input": 0, "attention_k_eq_v": True,
-         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}, 3,
+        {
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "num_global_key_value_heads": 1,
+            "sliding_window": WINDOW,
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": True,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        },
+        3,
     ),
     "Granite, scaled everywhere": (
         "GraniteConfig",
-        {"logits_scaling": 4.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3},
+        {
+            "logits_scaling": 4.0,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.3,
+        },
         3,
     ),
     "Granite 4, a hybrid's class with attention alone": (
         "GraniteMoeHybridConfig",
-        {"logits_scaling": 4.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3,
-         "num_local_experts": 0, "shared_intermediate_size": 96, "position_embedding_type": "rope",
-         "layer_types": ["attention"] * 3}, 3,
+        {
+            "logits_scaling": 4.0,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.3,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 96,
+            "position_embedding_type": "rope",
+            "layer_types": ["attention"] * 3,
+        },
+        3,
     ),
     "SmolLM3, a layer without positions": ("SmolLM3Config", {"no_rope_layers": [1, 0, 1]}, 3),
     "EXAONE 4, norms after, windows, a layer without positions": (
         "Exaone4Config",
-        {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}, 3,
+        {
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        },
+        3,
     ),
     "OLMo 2, norms over all heads": ("Olmo2Config", {}, 3),
     "OLMo 3, and windows": (
         "Olmo3Config",
-        {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}, 3,
+        {
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        },
+        3,
     ),
     "ERNIE 4.5, pairs side by side": ("Ernie4_5Config", {"head_dim": 16}, 3),
     "GLM-4, the same in a part of each head, four norms": (
-        "Glm4Config", {"head_dim": 16, "attention_bias": True}, 3,
+        "Glm4Config",
+        {"head_dim": 16, "attention_bias": True},
+        3,
     ),
     "Hunyuan, norms after the rotation": ("HunYuanDenseV1Config", {"head_dim": 16}, 3),
     "Cohere 2, attention beside the MLP": (
         "Cohere2Config",
-        {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}, 3,
+        {
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        },
+        3,
     ),
-    "LFM2, convolutions": ("Lfm2Config", {"layer_types": ["conv", "full_attention", "conv"], "conv_bias": True}, 3),
+    "LFM2, convolutions": (
+        "Lfm2Config",
+        {"layer_types": ["conv", "full_attention", "conv"], "conv_bias": True},
+        3,
+    ),
     "Phi, part of each head is turned, an MLP without gate": ("PhiConfig", {}, 3),
     "Apertus, an activation of its own": ("ApertusConfig", {}, 3),
     "Phi 3, fused projections": ("Phi3Config", {"sliding_window": WINDOW}, 3),
     "Phi 4 mini, the same and part of each head is turned": (
         "Phi3Config",
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}}, 3,
+        {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.75,
+            }
+        },
+        3,
     ),
     "Qwen3 with experts": (
-        "Qwen3MoeConfig", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16}, 0,
+        "Qwen3MoeConfig",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16},
+        0,
     ),
     "GPT-NeoX": ("GPTNeoXConfig", {}, 0),
-}  # fmt: skip
+}
 PADDED: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3-Next, a recurrence": (
         "Qwen3NextConfig",
-        {"head_dim": 16, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
-         "linear_value_head_dim": 16, "num_experts": 0},
+        {
+            "head_dim": 16,
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+            "num_experts": 0,
+        },
     ),
     "StableLM, an attention of its own": ("StableLmConfig", {}),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(params=["compiled", "torch"])
@@ -126,7 +206,8 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answer_loss, "VOCABULARY_BLOCK", 64)  # 300 words in five blocks, the last one short
+    # 300 words in five blocks, the last one short
+    monkeypatch.setattr(answer_loss, "VOCABULARY_BLOCK", 64)
 
 
 def fast(make: Callable[[], Any], fast_layers: int = 3) -> tuple[Any, Any]:
@@ -142,28 +223,50 @@ COMPILED = {(name, "compiled") for name in FAST}
 
 @pytest.mark.parametrize(
     ("name", "kernels"),
-    sampled(itertools.product(FAST, ("compiled", "torch")), {*COMPILED, *((name, "torch") for name in [*FAST][::4])}),
+    sampled(
+        itertools.product(FAST, ("compiled", "torch")),
+        {*COMPILED, *((name, "torch") for name in [*FAST][::4])},
+    ),
     indirect=["kernels"],
 )
 def test_every_architecture_gives_its_own_loss_and_gradients(name: str, kernels: str) -> None:
     kind, settings, fast_layers = FAST[name]
-    # of a wild Gemma 4 transformers' own gradients are 2.4e-3 from those in float64, those of the kernels 1e-3
+    # of a wild Gemma 4 transformers' own gradients are 2.4e-3 from those in float64, those of the
+    # kernels 1e-3
     loose = kernels == "compiled" and name.startswith("Gemma 4")
     compare(*fast(lambda: adapted(kind, settings), fast_layers), near=3e-3 if loose else 5e-4)
 
 
 # of those whose norms, activations or projections are of one form, one
-FORMS = {"Llama", "Qwen3", "Gemma", "Gemma 2", "Gemma 4", "OLMo 2", "Cohere 2", "LFM2", "Phi", "Apertus", "Phi 3",
-         "Qwen3 with experts", "GPT-NeoX"}  # fmt: skip
+FORMS = {
+    "Llama",
+    "Qwen3",
+    "Gemma",
+    "Gemma 2",
+    "Gemma 4",
+    "OLMo 2",
+    "Cohere 2",
+    "LFM2",
+    "Phi",
+    "Apertus",
+    "Phi 3",
+    "Qwen3 with experts",
+    "GPT-NeoX",
+}
 
 
-@pytest.mark.parametrize("name", sampled(FAST, [name for name in FAST if name.partition(",")[0] in FORMS]))
+@pytest.mark.parametrize(
+    "name", sampled(FAST, [name for name in FAST if name.partition(",")[0] in FORMS])
+)
 def test_every_architecture_trains_with_weights_in_bfloat16(name: str) -> None:
-    # layer norms once stayed in bfloat16, which torch refuses to multiply with the float32 around them
+    # layer norms once stayed in bfloat16, which torch refuses to multiply with the float32 around
+    # them
     kind, settings, fast_layers = FAST[name]
-    # as its class makes it: a wild one makes so much of every rounding that nothing could be compared
+    # as its class makes it: a wild one makes so much of every rounding that nothing could be
+    # compared
     plain, replaced = fast(lambda: in_bfloat16(adapted(kind, settings, wild=0)), fast_layers)
-    # Gemma 4 does not scale its scores down: over eight draws of the weights both are 0.15 to 0.94 off
+    # Gemma 4 does not scale its scores down: over eight draws of the weights both are 0.15 to 0.94
+    # off
     compare(plain.float(), replaced, near=0.4 if "Gemma4" in kind else 0.1)
 
 
@@ -179,7 +282,8 @@ def test_a_model_that_would_mix_packed_records_is_found_and_padded(name: str) ->
     compare(plain, other, lambda model: model(**batch).loss, near=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # `merge` unties them
+# `merge` unties them
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
 @pytest.mark.parametrize(
     ("name", "lora", "fast_layers", "half"),
     [
@@ -190,7 +294,12 @@ def test_a_model_that_would_mix_packed_records_is_found_and_padded(name: str) ->
         # the head's frozen weight alone was multiplied, and its update stayed at zero
         ("Llama", {"target_modules": ["lm_head", "q_proj"]}, 3, True),
         ("Granite, scaled everywhere", {"target_modules": ["lm_head", "q_proj"]}, 3, False),
-        ("Gemma 3, windows and normed queries and keys", {"target_modules": ["lm_head", "embed_tokens"]}, 3, False),
+        (
+            "Gemma 3, windows and normed queries and keys",
+            {"target_modules": ["lm_head", "embed_tokens"]},
+            3,
+            False,
+        ),
     ],
 )
 def test_every_shape_of_adapter_gives_the_plain_gradients(
@@ -198,7 +307,9 @@ def test_every_shape_of_adapter_gives_the_plain_gradients(
 ) -> None:
     kind, settings, _ = FAST[name]
     if half:
-        plain, replaced = fast(lambda: in_bfloat16(adapted(kind, settings, lora, wild=0)), fast_layers)
+        plain, replaced = fast(
+            lambda: in_bfloat16(adapted(kind, settings, lora, wild=0)), fast_layers
+        )
         compare(plain.float(), replaced, near=0.1)
     else:
         compare(*fast(lambda: adapted(kind, settings, lora), fast_layers))
@@ -230,15 +341,18 @@ def test_dropout_is_before_the_update_and_its_gradient_goes_the_same_way() -> No
     weights = torch.randn_like(got)
     for mine, own in zip(
         torch.autograd.grad((got * weights).sum(), (x, a, b)),
-        torch.autograd.grad((wanted * weights).sum(), (x, a, b)), strict=True,
-    ):  # fmt: skip
+        torch.autograd.grad((wanted * weights).sum(), (x, a, b)),
+        strict=True,
+    ):
         torch.testing.assert_close(mine, own)
     stack.dropout.eval()
     torch.testing.assert_close(stack(x), x @ layer.weight.T + x @ a.T @ b.T * 2)
 
 
 def test_dropout_does_not_keep_a_layer_slow_and_is_not_lost() -> None:
-    plain, replaced = fast(lambda: adapted("LlamaConfig", {"attention_dropout": 0.4}, {"dropout": 0.3}).train())
+    plain, replaced = fast(
+        lambda: adapted("LlamaConfig", {"attention_dropout": 0.4}, {"dropout": 0.3}).train()
+    )
     assert replaced.training
     for module in replaced.modules():
         if type(module) is torch.nn.Dropout:

@@ -1,4 +1,6 @@
-"""Records become token ids with the loss on the answers, and a preview shows which tokens those are."""
+"""Records become token ids with the loss on the answers, and a
+preview shows which tokens those are.
+"""
 
 from __future__ import annotations
 
@@ -63,52 +65,70 @@ def conversation(*turns: tuple[str, str] | tuple[str, str, float]) -> Record:
     return Record(id="abc", messages=messages, source={"file": "chats.jsonl", "row": 7})
 
 
-def test_the_loss_is_on_the_answer_only(records: list[Record], encode: Any, task: Task, tokenizer: Any) -> None:
+def test_the_loss_is_on_the_answer_only(
+    records: list[Record], encode: Any, task: Task, tokenizer: Any
+) -> None:
     (row,), _ = encode(records[0])
     answer = [token for token in row["labels"] if token != IGNORED]
     assert tokenizer.decode(answer) == records[0].answer + task.end
     assert row["labels"] == [IGNORED] * (len(row["input_ids"]) - len(answer)) + answer
     assert row["input_ids"][-len(answer) :] == answer
-    assert tokenizer.decode(row["input_ids"][: -len(answer)]) == task.prompt(records[0].prompt_messages)
+    assert tokenizer.decode(row["input_ids"][: -len(answer)]) == task.prompt(
+        records[0].prompt_messages
+    )
 
 
-def test_a_control_token_in_an_answer_is_learned_as_text(encode: Any, learned: Any, task: Task, tokenizer: Any) -> None:
+def test_a_control_token_in_an_answer_is_learned_as_text(
+    encode: Any, learned: Any, task: Task, tokenizer: Any
+) -> None:
     # it was once a real end of turn, though prompt, predict and serve would show it broken up
     answer = "Type <|im_end|> to stop"
-    record = conversation(("user", "card price"), ("assistant", answer), ("user", "and"), ("assistant", "billing"))
+    record = conversation(
+        ("user", "card price"), ("assistant", answer), ("user", "and"), ("assistant", "billing")
+    )
     (row,), _ = encode(record)
     end = tokenizer.convert_tokens_to_ids(task.end)
     assert [label for label in row["labels"] if label != IGNORED].count(end) == 2
     assert learned(row) == f"{task.defused(answer)}{task.end}billing{task.end}"
 
 
-def test_every_answer_of_a_conversation_is_learned(encode: Any, learned: Any, task: Task, tokenizer: Any) -> None:
+def test_every_answer_of_a_conversation_is_learned(
+    encode: Any, learned: Any, task: Task, tokenizer: Any
+) -> None:
     turns = [("system", "Name the category."), ("user", "card price"), ("assistant", "billing")]
     record = conversation(*turns, ("user", "parcel late"), ("assistant", "delivery"))
     (row,), _ = encode(record)
     assert learned(row) == f"billing{task.end}delivery{task.end}"
     whole = task.render(record.messages, add_generation_prompt=False)
     assert tokenizer.decode(row["input_ids"]) == whole.rstrip("\n")
-    assert {w for w, label in zip(row["weights"], row["labels"], strict=True) if label != IGNORED} == {1.0}
+    assert {
+        w for w, label in zip(row["weights"], row["labels"], strict=True) if label != IGNORED
+    } == {1.0}
 
 
 def test_an_answer_counts_by_its_weight_and_one_of_weight_0_is_read_only(
     encode: Any, learned: Any, task: Task, tokenizer: Any
 ) -> None:
     record = conversation(
-        ("user", "card price"), ("assistant", "billing", 0), ("user", "parcel late"), ("assistant", "delivery", 0.5)
+        ("user", "card price"),
+        ("assistant", "billing", 0),
+        ("user", "parcel late"),
+        ("assistant", "delivery", 0.5),
     )
     (row,), _ = encode(record)
     assert learned(row) == f"delivery{task.end}"
     assert "billing" in tokenizer.decode(row["input_ids"])
-    assert {w for w, label in zip(row["weights"], row["labels"], strict=True) if label != IGNORED} == {0.5}
+    assert {
+        w for w, label in zip(row["weights"], row["labels"], strict=True) if label != IGNORED
+    } == {0.5}
 
 
 @pytest.mark.parametrize(
     ("record", "settings", "message"),
     [
         (
-            conversation(("user", "please help"), ("assistant", "billing " * 40)), {"max_length": 16},
+            conversation(("user", "please help"), ("assistant", "billing " * 40)),
+            {"max_length": 16},
             r"record abc \(chats\.jsonl line 7\) has \d+ tokens, max_length is 16",
         ),
         (
@@ -118,14 +138,16 @@ def test_an_answer_counts_by_its_weight_and_one_of_weight_0_is_read_only(
         ),
         (
             conversation(("user", "please help"), ("assistant", "billing " * 40)),
-            {"max_length": 16, "too_long": "drop"}, "no record is left: all 5 are longer than max_length 16",
+            {"max_length": 16, "too_long": "drop"},
+            "no record is left: all 5 are longer than max_length 16",
         ),
         (
-            conversation(("user", "card price"), ("assistant", "billing", 0)), {},
+            conversation(("user", "card price"), ("assistant", "billing", 0)),
+            {},
             r"nothing to learn in chats\.jsonl line 7, .*, chats\.jsonl line 7 and 2 more",
         ),
     ],
-)  # fmt: skip
+)
 def test_records_that_cannot_be_learned_are_named(
     encode: Any, record: Record, settings: dict[str, Any], message: str
 ) -> None:
@@ -163,7 +185,11 @@ def test_a_cut_inside_a_character_takes_all_of_it(encode: Any, task: Task, token
         assert cut["truncated"] == 1
         assert limit - 4 < len(row["input_ids"]) <= limit
         text = tokenizer.decode(row["input_ids"])
-        assert text == task.prompt([{"role": "user", "content": "🙂" * text.count("🙂")}]) + f"billing{task.end}"
+        assert (
+            text
+            == task.prompt([{"role": "user", "content": "🙂" * text.count("🙂")}])
+            + f"billing{task.end}"
+        )
 
 
 def test_a_share_of_the_records_follows_from_their_content(records: list[Record]) -> None:
@@ -175,9 +201,15 @@ def test_a_share_of_the_records_follows_from_their_content(records: list[Record]
     assert encoding.share_of(records[::-1], 0.25) == shares[0.25][::-1]
 
 
-def test_a_preview_shows_what_the_model_sees(stages: Forks, tiny_run: Path, records: list[Record]) -> None:
+def test_a_preview_shows_what_the_model_sees(
+    stages: Forks, tiny_run: Path, records: list[Record]
+) -> None:
     lines = tiny.ok(stages.run(tiny_run, "finetune", "--preview", "2")).splitlines()
-    heads = [k for k, line in enumerate(lines) if line.startswith(tuple(record.id for record in records[:2]))]
+    heads = [
+        k
+        for k, line in enumerate(lines)
+        if line.startswith(tuple(record.id for record in records[:2]))
+    ]
     for head, record, end in zip(heads, records[:2], [heads[1], len(lines)], strict=True):
         body = lines[head + 1 : end]
         marked = [line for line in body if line.startswith("*")]
@@ -186,7 +218,10 @@ def test_a_preview_shows_what_the_model_sees(stages: Forks, tiny_run: Path, reco
         assert body[0].endswith("'<|im_start|>'")
         assert marked == body[-len(marked) :]
         assert marked[-1].endswith("'<|im_end|>'")
-        assert "".join(ast.literal_eval(line.split(maxsplit=2)[2]).strip() for line in marked[:-1]) == record.answer
+        assert (
+            "".join(ast.literal_eval(line.split(maxsplit=2)[2]).strip() for line in marked[:-1])
+            == record.answer
+        )
 
 
 def test_a_preview_says_what_becomes_of_a_long_record(artifacts: dict[str, Artifact]) -> None:
@@ -199,8 +234,13 @@ def test_a_preview_says_what_becomes_of_a_long_record(artifacts: dict[str, Artif
     size = int(re.findall(r"(\d+) tokens", whole)[0])
     assert whole.endswith(" to learn")
     assert head(max_length=size) == whole
-    assert head(max_length=size - 1) == f"{whole}; longer than max_length {size - 1}, which finetune refuses"
-    assert head(max_length=size - 1, too_long="drop").endswith(f"; longer than max_length {size - 1}, so it is dropped")
+    assert (
+        head(max_length=size - 1)
+        == f"{whole}; longer than max_length {size - 1}, which finetune refuses"
+    )
+    assert head(max_length=size - 1, too_long="drop").endswith(
+        f"; longer than max_length {size - 1}, so it is dropped"
+    )
     cut = head(max_length=size - 1, too_long="truncate")
     assert cut.endswith(f"; cut from {size} to fit max_length {size - 1}")
     assert int(re.findall(r"(\d+) tokens", cut)[0]) < size

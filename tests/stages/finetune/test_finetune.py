@@ -1,4 +1,6 @@
-"""finetune: settings reach the training, what it leaves describes it, and what cannot go well ends it at once."""
+"""finetune: settings reach the training, what it leaves describes it, and
+what cannot go well ends it at once.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ def model(artifacts: dict[str, Artifact]) -> Any:
 @torch.no_grad()
 def loss_of(model: Any, rows: list[Any]) -> float:
     """Mean loss of an answer token, each row alone."""
-    return float(plain_loss(model, rows)) / sum(label != IGNORED for row in rows for label in row["labels"])
+    return float(plain_loss(model, rows)) / sum(
+        label != IGNORED for row in rows for label in row["labels"]
+    )
 
 
 def log_of(out: Path) -> list[dict[str, Any]]:
@@ -79,10 +83,19 @@ def log_of(out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def stopped(artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """A training at far too high a rate, which stops after its third validation that is worse than the best one."""
+def stopped(
+    artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path]:
+    """A training at far too high a rate, which stops after its third
+    validation that is worse than the best one.
+    """
     out = tmp_path_factory.mktemp("stopped") / "one"
-    settings = {"learning_rate": 5e-2, "lr_scheduler": "constant", "batch_size": 8, "validate_every": 5}
+    settings = {
+        "learning_rate": 5e-2,
+        "lr_scheduler": "constant",
+        "batch_size": 8,
+        "validate_every": 5,
+    }
     blocks: list[tuple[int, float, float]] = []  # of the kept weights
 
     def is_worse(self: trainer.AnswerTrainer) -> bool:
@@ -99,7 +112,9 @@ def test_a_training_that_no_longer_helps_stops_and_keeps_the_best(
     stopped: tuple[dict[str, Any], Path], artifacts: dict[str, Artifact], rows: list[Any]
 ) -> None:
     metrics, out = stopped
-    validations = {entry["step"]: entry["eval_loss"] for entry in log_of(out) if "eval_loss" in entry}
+    validations = {
+        entry["step"]: entry["eval_loss"] for entry in log_of(out) if "eval_loss" in entry
+    }
     best = min(itertools.islice(validations, 1, None), key=validations.__getitem__)
     assert metrics["best_step"] == best
     assert metrics["validation_loss"] == pytest.approx(validations[best], abs=1e-5)
@@ -120,8 +135,9 @@ def test_a_training_that_no_longer_helps_stops_and_keeps_the_best(
 def test_the_log_has_these_columns(stopped: tuple[dict[str, Any], Path]) -> None:
     entries = log_of(stopped[1])
     assert {tuple(entry) for entry in entries} == {
-        ("step", "epoch", "loss", "learning_rate", "grad_norm"), ("step", "epoch", "eval_loss"),
-    }  # fmt: skip
+        ("step", "epoch", "loss", "learning_rate", "grad_norm"),
+        ("step", "epoch", "eval_loss"),
+    }
     steps = [entry["step"] for entry in entries]
     assert steps == sorted(steps)
 
@@ -138,9 +154,13 @@ def test_the_curve_is_an_image_of_both_losses(stopped: tuple[dict[str, Any], Pat
     words = [element.text for element in root.iter() if element.text]
     assert {"training loss", "validation loss", "step"} <= set(words)
     best = metrics["validation_loss"]
-    assert [word for word in words if "(kept)" in word] == [f"step {metrics['best_step']}: {best:.4f} (kept)"]
+    assert [word for word in words if "(kept)" in word] == [
+        f"step {metrics['best_step']}: {best:.4f} (kept)"
+    ]
     assert loss_curve.svg(history, metrics["best_step"]) == text
-    ElementTree.fromstring(loss_curve.svg([{"step": 1, "loss": 0.0}, {"step": 1, "eval_loss": 0.0}], 1))
+    ElementTree.fromstring(
+        loss_curve.svg([{"step": 1, "loss": 0.0}, {"step": 1, "eval_loss": 0.0}], 1)
+    )
 
 
 def test_another_seed_gives_another_adapter(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
@@ -148,16 +168,29 @@ def test_another_seed_gives_another_adapter(artifacts: dict[str, Artifact], tmp_
         trained(artifacts, tmp_path / name, max_steps=2, seed=seed)
     names = ["adapter_config.json", "adapter_model.safetensors", "loss.svg", "metrics.jsonl"]
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == names
-    same = {name: (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names}
+    same = {
+        name: (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+        for name in names
+    }
     assert same == dict.fromkeys(names, False) | {"adapter_config.json": True}
 
 
-def test_an_adapter_is_tensors_and_text_without_a_path(artifacts: dict[str, Artifact], tiny_run: Path) -> None:
+def test_an_adapter_is_tensors_and_text_without_a_path(
+    artifacts: dict[str, Artifact], tiny_run: Path
+) -> None:
     adapter = artifacts["adapter"]
-    assert json.loads(adapter.file("adapter_config.json").read_text())["base_model_name_or_path"] == "base"
+    assert (
+        json.loads(adapter.file("adapter_config.json").read_text())["base_model_name_or_path"]
+        == "base"
+    )
     assert {path.name for path in adapter.path.iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "loss.svg", "manifest.json", "metrics.jsonl", "task.json",
-    }  # fmt: skip
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "loss.svg",
+        "manifest.json",
+        "metrics.jsonl",
+        "task.json",
+    }
     for path in adapter.path.iterdir():
         raw = path.read_bytes()
         assert str(tiny_run.parent).encode() not in raw, path.name
@@ -184,10 +217,14 @@ def test_the_best_weights_are_kept_only_where_the_last_are_surely_worse(
     first, second = ([(8, 10, 10 * loss) for loss in losses] for losses in (best, last))
     weights, last_entry = {"a": torch.zeros(2)}, {"eval_loss": 1.4, "step": 9}
     stub = types.SimpleNamespace(
-        progress=trainer.Progress(best=1.0, best_step=3, best_blocks=first), blocks=second,
-        trained=lambda: weights, best_weights={"a": torch.ones(2)},
-        state=types.SimpleNamespace(log_history=[{"eval_loss": 1.0}] * earlier + [last_entry, {"loss": 0.1}]),
-    )  # fmt: skip
+        progress=trainer.Progress(best=1.0, best_step=3, best_blocks=first),
+        blocks=second,
+        trained=lambda: weights,
+        best_weights={"a": torch.ones(2)},
+        state=types.SimpleNamespace(
+            log_history=[{"eval_loss": 1.0}] * earlier + [last_entry, {"loss": 0.1}]
+        ),
+    )
     stub.is_surely_worse = lambda: trainer.AnswerTrainer.is_surely_worse(stub)
     trainer.AnswerTrainer.settle(stub)
     assert weights["a"].tolist() == [float(is_surely_worse)] * 2
@@ -205,7 +242,10 @@ def test_patience_counts_validations_in_a_row_that_are_surely_worse() -> None:
     for step in range(4):
         control = transformers.TrainerControl()
         monitor.on_evaluate(
-            None, types.SimpleNamespace(global_step=step, max_steps=9), control, metrics={"eval_loss": 1.5}
+            None,
+            types.SimpleNamespace(global_step=step, max_steps=9),
+            control,
+            metrics={"eval_loss": 1.5},
         )
         stops.append(control.should_training_stop)
     assert stops == [False, False, False, True]
@@ -215,23 +255,38 @@ def test_patience_counts_validations_in_a_row_that_are_surely_worse() -> None:
     ("validations", "best", "verdict", "note"),
     [
         ([2.0, 1.5, 1.0], 2, (True, False), ""),
-        ([2.0, 2.5, 2.1], 2, (False, False), "it learned nothing: validation loss is 2.100, before training 2.000"),
         (
-            [2.0, 1.0, 1.1], 1, (True, True),
+            [2.0, 2.5, 2.1],
+            2,
+            (False, False),
+            "it learned nothing: validation loss is 2.100, before training 2.000",
+        ),
+        (
+            [2.0, 1.0, 1.1],
+            1,
+            (True, True),
             "it overfitted: validation loss rose to 1.100 while training loss fell; kept is step 1",
         ),
         (
-            [2.0, 1.0, 1.03], 2, (True, False),
+            [2.0, 1.0, 1.03],
+            2,
+            (True, False),
             "validation loss was 1.000 at step 1, which may be luck: the last step is kept",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_training_says_what_became_of_it(
-    capsys: pytest.CaptureFixture[str], validations: list[float], best: int, verdict: tuple[bool, bool], note: str
+    capsys: pytest.CaptureFixture[str],
+    validations: list[float],
+    best: int,
+    verdict: tuple[bool, bool],
+    note: str,
 ) -> None:
     history = [{"step": k, "eval_loss": loss} for k, loss in enumerate(validations)]
     history += [{"step": k, "loss": 1.0 - k / 10} for k in range(3)]
-    progress = trainer.Progress(validations[0], validations[best], best, stopped_early=bool(note), worse=3)
+    progress = trainer.Progress(
+        validations[0], validations[best], best, stopped_early=bool(note), worse=3
+    )
     result = finetune.TrainingResult(history, 2, 2, 1.0, progress)
     assert (result.learned, result.overfitted) == verdict
     finetune._report(result, {"dropped": 0, "truncated": 7 * bool(note)})
@@ -244,7 +299,10 @@ def test_an_interruption_in_the_last_validation_keeps_the_adapter_and_ends_the_r
     desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # it was swallowed, and `run` went on to merge and quantize
-    validate, before = trainer.AnswerTrainer.evaluate, signal.signal(signal.SIGINT, signal.default_int_handler)
+    validate, before = (
+        trainer.AnswerTrainer.evaluate,
+        signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
 
     def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == 2:
@@ -252,7 +310,9 @@ def test_an_interruption_in_the_last_validation_keeps_the_adapter_and_ends_the_r
         return validate(self, *args, **kwargs)
 
     monkeypatch.setattr(trainer.AnswerTrainer, "evaluate", interrupted)
-    project = Project(root=desk, config=config.load(desk / config.FILENAME, ["finetune.max_steps=2"]))
+    project = Project(
+        root=desk, config=config.load(desk / config.FILENAME, ["finetune.max_steps=2"])
+    )
     try:
         made = runner.make(project, "finetune")
     finally:
@@ -286,9 +346,13 @@ def message_of(desk: Path) -> tuple[str, Path]:
 @pytest.mark.parametrize(
     ("where", "step", "value"),
     [
-        ("loss", 1, "nan"), ("loss", 3, "inf"), ("gradient", 3, "nan"), ("gradient", 8, "inf"), ("weight", 3, "nan"),
+        ("loss", 1, "nan"),
+        ("loss", 3, "inf"),
+        ("gradient", 3, "nan"),
+        ("gradient", 8, "inf"),
+        ("weight", 3, "nan"),
     ],
-)  # fmt: skip
+)
 def test_a_training_that_diverges_stops_at_that_step(
     desk: Path, monkeypatch: pytest.MonkeyPatch, where: str, step: int, value: str
 ) -> None:
@@ -300,7 +364,9 @@ def test_a_training_that_diverges_stops_at_that_step(
         return loss * float(value) if now else loss
 
     def broken_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        parameter = next(parameter for name, parameter in self.trained().items() if "lora_B" in name)
+        parameter = next(
+            parameter for name, parameter in self.trained().items() if "lora_B" in name
+        )
         if self.state.global_step == step - 1 and where == "weight":
             parameter.data[0, 0] = float(value)
         loss = whole_step(self, *args, **kwargs)
@@ -334,7 +400,11 @@ def test_a_device_that_is_looked_at_every_few_steps_saves_nothing_broken(
         loss = whole_step(self, *args, **kwargs)
         return loss.fill_(float("nan")) if self.state.global_step == 2 else loss
 
-    monkeypatch.setattr(device_plan, "for_cpu", lambda *args: dataclasses.replace(whole_plan(*args), check_every=100))
+    monkeypatch.setattr(
+        device_plan,
+        "for_cpu",
+        lambda *args: dataclasses.replace(whole_plan(*args), check_every=100),
+    )
     monkeypatch.setattr(trainer.AnswerTrainer, "training_step", broken_step)
     message, keep = message_of(desk)
     assert message.startswith("training diverged: the loss is nan at step 3;")
@@ -342,7 +412,9 @@ def test_a_device_that_is_looked_at_every_few_steps_saves_nothing_broken(
     assert [path.name for path in keep.glob("step-*")] == ["step-00000002"]
 
 
-def test_weights_that_break_in_the_last_update_are_seen(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_break_in_the_last_update_are_seen(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = trainer.TrainingMonitor.on_step_end
 
     def broken(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -365,7 +437,9 @@ def test_weights_that_are_not_finite_are_refused(model: Any) -> None:
 # Settings reach the training
 
 
-def test_the_shape_of_the_adapter_is_the_one_asked_for(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+def test_the_shape_of_the_adapter_is_the_one_asked_for(
+    artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
     lora = {"rank": 2, "alpha": 6, "target_modules": ["q_proj", "down_proj"], "dropout": 0.25}
     metrics = trained(artifacts, tmp_path / "one", max_steps=2, lora=lora)
     found = json.loads((tmp_path / "one" / "adapter_config.json").read_text())
@@ -377,7 +451,9 @@ def test_the_shape_of_the_adapter_is_the_one_asked_for(artifacts: dict[str, Arti
     assert (metrics["steps"], metrics["fast_layers"]) == (2, 2)
 
 
-def test_dora_learns_lengths_with_pefts_own_layers(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+def test_dora_learns_lengths_with_pefts_own_layers(
+    artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
     metrics = trained(artifacts, tmp_path / "one", max_steps=4, lora={"rank": 2, "dora": True})
     assert metrics["fast_layers"] == 0
     assert metrics["learned"]
@@ -388,14 +464,30 @@ def test_dora_learns_lengths_with_pefts_own_layers(artifacts: dict[str, Artifact
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_the_rate_rises_and_falls_as_the_schedule_says(tmp_path: Path, schedule: str) -> None:
     settings = FinetuneConfig.model_validate(
-        {"max_steps": 40, "learning_rate": 4e-4, "batch_size": 16, "warmup_ratio": 0.25, "lr_scheduler": schedule}
+        {
+            "max_steps": 40,
+            "learning_rate": 4e-4,
+            "batch_size": 16,
+            "warmup_ratio": 0.25,
+            "lr_scheduler": schedule,
+        }
     )
     given = finetune._sft_config(settings, 100, tmp_path, device_plan.on_cpu(settings))
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=given.learning_rate)
-    scheduler = transformers.get_scheduler(given.lr_scheduler_type, optimizer, given.warmup_steps, given.max_steps)
-    rates = [scheduler.get_last_lr()[0] for _ in range(40) if optimizer.step() is None and scheduler.step() is None]
+    scheduler = transformers.get_scheduler(
+        given.lr_scheduler_type, optimizer, given.warmup_steps, given.max_steps
+    )
+    rates = [
+        scheduler.get_last_lr()[0]
+        for _ in range(40)
+        if optimizer.step() is None and scheduler.step() is None
+    ]
     share = (29 - 10) / 30  # of the way down, before the 30th step
-    wanted = {"cosine": 0.5 * (1 + math.cos(math.pi * share)), "linear": 1 - share, "constant": 1.0}[schedule]
+    wanted = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * share)),
+        "linear": 1 - share,
+        "constant": 1.0,
+    }[schedule]
     assert rates[8] == pytest.approx(4e-4 * 9 / 10)
     assert rates[28] == pytest.approx(4e-4 * wanted)
 
@@ -406,9 +498,16 @@ def test_weights_decay_and_a_gradient_that_is_clipped_away_teaches_nothing(
     norms = []
     for decay in (0.0, 0.9):
         out = tmp_path / str(decay)
-        settings = {"max_steps": 10, "weight_decay": decay, "lr_scheduler": "constant", "warmup_ratio": 0.0}
+        settings = {
+            "max_steps": 10,
+            "weight_decay": decay,
+            "lr_scheduler": "constant",
+            "warmup_ratio": 0.0,
+        }
         metrics = trained(artifacts, out, max_grad_norm=1e-13, **settings)
-        assert metrics["validation_loss"] == pytest.approx(metrics["validation_loss_before"], abs=1e-3)
+        assert metrics["validation_loss"] == pytest.approx(
+            metrics["validation_loss_before"], abs=1e-3
+        )
         assert log_of(out)[0]["grad_norm"] > 0.01  # as it was before it was clipped
         tensors = load_file(out / "adapter_model.safetensors")
         norms.append(sum(float(t.norm()) for name, t in tensors.items() if "lora_A" in name))
@@ -416,17 +515,24 @@ def test_weights_decay_and_a_gradient_that_is_clipped_away_teaches_nothing(
 
 
 def test_every_answer_token_of_an_epoch_counts_the_same(
-    artifacts: dict[str, Artifact], rows: list[Any], model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    artifacts: dict[str, Artifact],
+    rows: list[Any],
+    model: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # records of like length share a step, and each step had divided by its own tokens: those of short answers won
+    # records of like length share a step, and each step had divided by its own tokens: those of
+    # short answers won
     short, long = rows[0], rows[-1]
     more = [token for token in long["labels"] if token != IGNORED] * 6
     longer = {
-        "input_ids": long["input_ids"] + more, "labels": long["labels"] + more,
+        "input_ids": long["input_ids"] + more,
+        "labels": long["labels"] + more,
         "weights": long["weights"] + [1.0] * len(more),
-    }  # fmt: skip
+    }
     records = [*[short] * 4, *[longer] * 4]
-    trained_on = iter([records])  # in place of what is encoded first; the validation rows come after it
+    # in place of what is encoded first; the validation rows come after it
+    trained_on = iter([records])
 
     def encode(*args: Any, **options: Any) -> Any:
         encoded, cut = encoding.encode(*args, **options)
@@ -443,12 +549,14 @@ def test_every_answer_token_of_an_epoch_counts_the_same(
 
     monkeypatch.setattr(finetune, "encode", encode)
     monkeypatch.setattr(trainer.AnswerTrainer, "compute_loss", compute_loss)
-    monkeypatch.setattr(label_loss.LabelTokens, "spell", lambda *_: False)  # labels as any other text
+    # labels as any other text
+    monkeypatch.setattr(label_loss.LabelTokens, "spell", lambda *_: False)
     trained(artifacts, tmp_path / "one", learning_rate=1e-12, batch_size=4, matmul_dtype="float32")
     assert sum(steps) / 2 == pytest.approx(loss_of(model, records), abs=1e-4)
     by_step = sorted(loss_of(model, part) for part in (records[:4], records[4:]))
     logged = sorted(entry["loss"] for entry in log_of(tmp_path / "one") if "loss" in entry)
-    assert logged == pytest.approx(by_step, abs=1e-4)  # what is shown is the mean over the step's own tokens
+    # what is shown is the mean over the step's own tokens
+    assert logged == pytest.approx(by_step, abs=1e-4)
 
 
 def test_the_tokenizer_is_gone_before_the_first_step(
@@ -475,7 +583,8 @@ def test_the_tokenizer_is_gone_before_the_first_step(
     assert loaded
 
 
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # `merge` unties them
+# `merge` unties them
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
 @pytest.mark.parametrize("packs", [True, False])
 def test_head_and_embeddings_are_trained_packed_and_padded(
     artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packs: bool
@@ -484,7 +593,8 @@ def test_head_and_embeddings_are_trained_packed_and_padded(
     lora = {"rank": 4, "target_modules": ["lm_head", "embed_tokens", "q_proj"]}
     trained(artifacts, tmp_path / "one", max_steps=2, lora=lora)
     updates = load_file(tmp_path / "one" / "adapter_model.safetensors")
-    ups = [name for name in updates if name.endswith((".lora_B.weight", ".lora_embedding_A"))]  # they begin at zero
+    # they begin at zero
+    ups = [name for name in updates if name.endswith((".lora_B.weight", ".lora_embedding_A"))]
     assert not any(".base_layer." in name for name in updates)
     assert sum(name.endswith("lm_head.lora_B.weight") for name in ups) == 1
     assert sum("embed_tokens" in name for name in ups) == 1
@@ -495,9 +605,13 @@ def test_head_and_embeddings_are_trained_packed_and_padded(
 
 
 @pytest.fixture(scope="module")
-def plain(artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def plain(
+    artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """A short training on this processor."""
-    return trained(artifacts, tmp_path_factory.mktemp("plain") / "cpu", max_steps=6, matmul_dtype="float32")
+    return trained(
+        artifacts, tmp_path_factory.mktemp("plain") / "cpu", max_steps=6, matmul_dtype="float32"
+    )
 
 
 @pytest.fixture
@@ -516,12 +630,20 @@ def large_batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_the_way_of_a_gpu_trains_alike(
-    artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: dict[str, Any], packed: bool
+    artifacts: dict[str, Artifact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plain: dict[str, Any],
+    packed: bool,
 ) -> None:
     # its plan, mixed precision and the model's own layers, on this processor
     whole = device_plan.DevicePlan.arguments
-    monkeypatch.setattr(device_plan, "gpu_here", lambda: device_plan.Gpu(bf16=True, free=10**10, visible=1))
-    monkeypatch.setattr(device_plan.DevicePlan, "arguments", lambda plan: whole(plan) | {"use_cpu": True})
+    monkeypatch.setattr(
+        device_plan, "gpu_here", lambda: device_plan.Gpu(bf16=True, free=10**10, visible=1)
+    )
+    monkeypatch.setattr(
+        device_plan.DevicePlan, "arguments", lambda plan: whole(plan) | {"use_cpu": True}
+    )
     monkeypatch.setattr(device_plan.DevicePlan, "peak_bytes", lambda plan: 1)
     if not packed:
         monkeypatch.setattr(packing_check, "supports_packing", lambda model: False)
@@ -534,7 +656,10 @@ def test_the_way_of_a_gpu_trains_alike(
 
 
 def test_a_model_that_cannot_be_packed_is_computed_in_pieces_too(
-    artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large_batches: list[int]
+    artifacts: dict[str, Artifact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    large_batches: list[int],
 ) -> None:
     # the estimate counts on it, and a batch of 64 was once computed as a whole
     monkeypatch.setattr(packing_check, "supports_packing", lambda model: False)
@@ -543,9 +668,12 @@ def test_a_model_that_cannot_be_packed_is_computed_in_pieces_too(
 
 
 def test_pieces_become_smaller_before_a_training_is_refused(
-    artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    artifacts: dict[str, Artifact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
     large_batches: list[int],
-) -> None:  # fmt: skip
+) -> None:
     fitting = iter([False, False, True, True])
     monkeypatch.setattr(memory, "fits", lambda needed, processes: next(fitting))
     metrics = trained(artifacts, tmp_path / "one", max_steps=1)
@@ -557,9 +685,13 @@ def test_pieces_become_smaller_before_a_training_is_refused(
 def test_what_cannot_fit_is_refused_before_anything_is_loaded(
     artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hf_folder, "load_model", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        hf_folder, "load_model", lambda *args, **kwargs: pytest.fail("the model was loaded")
+    )
     monkeypatch.setattr(memory, "available_bytes", lambda: 10_000_000)
-    with pytest.raises(StageError, match=r"training needs about \S+ [MG]B of memory, and \S+ [MG]B are free") as caught:
+    with pytest.raises(
+        StageError, match=r"training needs about \S+ [MG]B of memory, and \S+ [MG]B are free"
+    ) as caught:
         trained(artifacts, tmp_path / "one")
     assert "a smaller base" in caught.value.hint
     assert "finetune.max_length" in caught.value.hint
@@ -567,7 +699,9 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded(
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_a_split_without_records_is_named(artifacts: dict[str, Artifact], tmp_path: Path, split: str) -> None:
+def test_a_split_without_records_is_named(
+    artifacts: dict[str, Artifact], tmp_path: Path, split: str
+) -> None:
     # "all 0 are longer than max_length" was said of it
     prepared = Path(shutil.copytree(artifacts["prepared"].path, tmp_path / "prepared"))
     (prepared / f"{split}.jsonl").write_text("")
@@ -575,7 +709,9 @@ def test_a_split_without_records_is_named(artifacts: dict[str, Artifact], tmp_pa
     word = {"train": "training", "validation": "validation"}[split]
     with pytest.raises(DataError, match=f"there are no {word} records") as caught:
         trained(without, tmp_path / "one")
-    assert {"train": "rejected.jsonl", "validation": "prepare.splits.validation: 0.1"}[split] in caught.value.hint
+    assert {"train": "rejected.jsonl", "validation": "prepare.splits.validation: 0.1"}[
+        split
+    ] in caught.value.hint
 
 
 def test_weights_that_get_no_gradient_are_not_counted_as_trained(
@@ -598,7 +734,10 @@ def test_a_longer_record_or_a_larger_rank_needs_more_memory(artifacts: dict[str,
     model = model_size.read(artifacts["base"].path)
     small = device_plan.cpu_bytes(model, FinetuneConfig(), 100)
     assert device_plan.cpu_bytes(model, FinetuneConfig(), 5000) > small
-    assert device_plan.cpu_bytes(model, FinetuneConfig.model_validate({"lora": {"rank": 512}}), 100) > small
+    assert (
+        device_plan.cpu_bytes(model, FinetuneConfig.model_validate({"lora": {"rank": 512}}), 100)
+        > small
+    )
 
 
 def test_processes_share_a_batch_and_need_memory_each(
@@ -619,47 +758,83 @@ def test_processes_share_a_batch_and_need_memory_each(
 @pytest.mark.parametrize("kind", ["GPT2Config", "OPTConfig", "FalconConfig", "BloomConfig"])
 def test_configs_that_name_no_inner_size_are_estimated(tmp_path: Path, kind: str) -> None:
     getattr(transformers, kind)().save_pretrained(tmp_path)
-    assert device_plan.cpu_bytes(model_size.read(tmp_path), FinetuneConfig(matmul_dtype="float32"), 500) > 5e8
+    assert (
+        device_plan.cpu_bytes(
+            model_size.read(tmp_path), FinetuneConfig(matmul_dtype="float32"), 500
+        )
+        > 5e8
+    )
 
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "SmolLM2-135M": (
         "LlamaConfig",
-        {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-         "num_attention_heads": 9, "num_key_value_heads": 3},
+        {
+            "vocab_size": 49152,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+        },
     ),
     "gemma-3-270m": (
         "Gemma3TextConfig",
-        {"vocab_size": 262144, "hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18,
-         "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "sliding_window": 512},
+        {
+            "vocab_size": 262144,
+            "hidden_size": 640,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 18,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "head_dim": 256,
+            "sliding_window": 512,
+        },
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES if FULL else list(SHAPES)[:1])
-def test_the_memory_estimate_is_near_what_is_used(tiny_project: Path, tmp_path: Path, name: str) -> None:
+def test_the_memory_estimate_is_near_what_is_used(
+    tiny_project: Path, tmp_path: Path, name: str
+) -> None:
     kind, sizes = SHAPES[name]
     desk = Path(shutil.copytree(tiny_project, tmp_path / "desk"))
     torch.manual_seed(0)
-    shape = getattr(transformers, kind)(**sizes, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2)
-    transformers.AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16).save_pretrained(desk / "base")
+    shape = getattr(transformers, kind)(
+        **sizes, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2
+    )
+    transformers.AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16).save_pretrained(
+        desk / "base"
+    )
     # long enough that what the records share, which is computed once, is little of them
-    tiny.write_csv(desk / "tickets.csv", [(" ".join([text] * 6), label) for text, label in tiny.rows()])
+    tiny.write_csv(
+        desk / "tickets.csv", [(" ".join([text] * 6), label) for text, label in tiny.rows()]
+    )
     tiny.ok(tiny.slmctl(desk, "run", "--until", "prepare"))
-    sets = [f"--set=finetune.{one}" for one in ("max_steps=2", "batch_size=16", "learning_rate=1e-4")]
+    sets = [
+        f"--set=finetune.{one}" for one in ("max_steps=2", "batch_size=16", "learning_rate=1e-4")
+    ]
     done = tiny.slmctl(desk, "finetune", "--json", *sets, env=tiny.environment(OMP_NUM_THREADS="2"))
     metrics = json.loads(tiny.ok(done))["metrics"]
     assert metrics["memory_estimate"] == pytest.approx(metrics["memory_peak"], rel=0.15)
 
 
-def test_a_full_memory_is_said_whoever_meets_it(desk: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_full_memory_is_said_whoever_meets_it(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     # torch's allocator raises a RuntimeError on a CPU, which was once a traceback
-    monkeypatch.setattr(trainer.AnswerTrainer, "compute_loss", lambda *args, **kwargs: torch.empty(1 << 50))
+    monkeypatch.setattr(
+        trainer.AnswerTrainer, "compute_loss", lambda *args, **kwargs: torch.empty(1 << 50)
+    )
     project = Project(root=desk, config=config.load(desk / config.FILENAME, EIGHT))
     with pytest.raises(StageError, match="finetune ran out of memory"):
         runner.run(project, project.request("finetune"))
-    with pytest.raises(StageError, match="it ran out of memory"), system_errors.spoken("it", tmp_path):
+    with (
+        pytest.raises(StageError, match="it ran out of memory"),
+        system_errors.spoken("it", tmp_path),
+    ):
         raise torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(RuntimeError, match="another fault"), system_errors.spoken("it", tmp_path):
         raise RuntimeError("another fault")

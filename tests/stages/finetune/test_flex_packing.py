@@ -16,7 +16,13 @@ from slmctl.stages.finetune import flex_packing, packing  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without:UserWarning")
 
 CPU = torch.device("cpu")
-LAYOUTS = [(5, 3, 15, None), (200, 5, 70, None), (0, 3, 100, None), (130, 4, 129, 64), (40, 1, 300, None)]
+LAYOUTS = [
+    (5, 3, 15, None),
+    (200, 5, 70, None),
+    (0, 3, 100, None),
+    (130, 4, 129, 64),
+    (40, 1, 300, None),
+]
 
 
 @pytest.mark.parametrize(("prefix", "count", "length", "window"), LAYOUTS)
@@ -29,10 +35,19 @@ def test_it_gives_what_the_other_way_gives(
     query, key, value = (torch.randn(1, heads, tokens, 16) for heads in (4, 2, 2))
     module: Any = types.SimpleNamespace(is_causal=True)
     wanted, _ = packing.attention(
-        module, query, key, value, None,
-        layout=(prefix, count), scaling=0.25, sliding_window=window, softcap=softcap,
-    )  # fmt: skip
-    got = flex_packing.attend(query, key, value, (prefix, count), scaling=0.25, window=window, softcap=softcap)
+        module,
+        query,
+        key,
+        value,
+        None,
+        layout=(prefix, count),
+        scaling=0.25,
+        sliding_window=window,
+        softcap=softcap,
+    )
+    got = flex_packing.attend(
+        query, key, value, (prefix, count), scaling=0.25, window=window, softcap=softcap
+    )
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -43,10 +58,13 @@ def test_no_block_that_is_seen_is_skipped_and_few_are_read_in_vain(
     tokens = prefix + count * length
     own = flex_packing.block_mask(prefix, count, length, window, CPU)
     sees = flex_packing.visible(prefix, length, window)
-    exact = create_block_mask(sees, 1, 1, tokens, tokens, device="cpu", BLOCK_SIZE=flex_packing.BLOCK)
+    exact = create_block_mask(
+        sees, 1, 1, tokens, tokens, device="cpu", BLOCK_SIZE=flex_packing.BLOCK
+    )
     read, needed = own.to_dense().bool(), exact.to_dense().bool()
     assert not (needed & ~read).any()
-    assert window is not None or torch.equal(read, needed)  # a window's blocks are masked, not skipped
+    # a window's blocks are masked, not skipped
+    assert window is not None or torch.equal(read, needed)
 
 
 def test_a_processor_and_dropout_go_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:

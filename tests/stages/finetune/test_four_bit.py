@@ -10,7 +10,13 @@ import torch
 from support.training import adapted, compare, packed_loss, some_rows, trained
 
 from slmctl.artifacts.artifact import Artifact
-from slmctl.stages.finetune import answer_loss, cpu_kernels, four_bit, layer_replacement, packing_check
+from slmctl.stages.finetune import (
+    answer_loss,
+    cpu_kernels,
+    four_bit,
+    layer_replacement,
+    packing_check,
+)
 from slmctl.stages.finetune.batches import PaddedBatches
 from slmctl.stages.finetune.four_bit import BLOCK, VALUES, FourBitWeight
 
@@ -19,7 +25,9 @@ from .test_cpu_kernels import FAST
 
 def test_what_nf4_can_say_comes_back_as_it_was() -> None:
     choose = torch.Generator().manual_seed(0)
-    blocks = torch.tensor(VALUES, dtype=torch.bfloat16)[torch.randint(0, 16, (33, 4, BLOCK), generator=choose)]
+    blocks = torch.tensor(VALUES, dtype=torch.bfloat16)[
+        torch.randint(0, 16, (33, 4, BLOCK), generator=choose)
+    ]
     blocks[:, :, 0] = 1  # the largest magnitude of its block
     weight = (blocks * torch.tensor(0.375, dtype=torch.bfloat16)).flatten(1)
     assert torch.equal(FourBitWeight(weight).whole(torch.bfloat16), weight)
@@ -50,7 +58,9 @@ def both(name: str, lora: dict[str, Any] | None = None) -> tuple[Any, Any]:
     kind, settings, _ = FAST[name]
     plain, packed = adapted(kind, settings, lora, wild=0), adapted(kind, settings, lora, wild=0)
     layer_replacement.hold_in_4bit(packed, torch.float32)
-    layers = [module for module in packed.modules() if isinstance(module, cpu_kernels.FourBitLinear)]
+    layers = [
+        module for module in packed.modules() if isinstance(module, cpu_kernels.FourBitLinear)
+    ]
     assert len(layers) >= 3
     for path, module in packed.named_modules():
         if isinstance(module, cpu_kernels.FourBitLinear):
@@ -58,7 +68,9 @@ def both(name: str, lora: dict[str, Any] | None = None) -> tuple[Any, Any]:
     return plain, packed
 
 
-@pytest.mark.parametrize("name", ["Llama", "Qwen2, biases", "LFM2, convolutions", "Phi 3, fused projections"])
+@pytest.mark.parametrize(
+    "name", ["Llama", "Qwen2, biases", "LFM2, convolutions", "Phi 3, fused projections"]
+)
 def test_fast_layers_compute_with_the_weights_that_are_held(name: str) -> None:
     plain, packed = both(name)
     assert packing_check.supports_packing(packed)
@@ -74,7 +86,9 @@ def test_so_do_the_layers_of_transformers(lora: dict[str, Any]) -> None:
     compare(plain, packed, lambda model: model(**batch).loss, near=1e-3)
 
 
-def test_a_matrix_made_for_one_product_is_not_read_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_matrix_made_for_one_product_is_not_read_by_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The layers share their room: each product makes its matrix anew, backward too."""
     _, packed = both("Llama")
     assert packing_check.supports_packing(packed)
@@ -93,7 +107,9 @@ def test_a_matrix_made_for_one_product_is_not_read_by_the_next(monkeypatch: pyte
     assert made == 2 * held
 
 
-def test_a_training_learns_with_weights_in_4_bits(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+def test_a_training_learns_with_weights_in_4_bits(
+    artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
     metrics = trained(artifacts, tmp_path / "one", load_in_4bit=True, max_steps=12)
     assert metrics["learned"]
     assert metrics["fast_layers"] == metrics["layers"] == 2

@@ -16,7 +16,8 @@ from slmctl import hardware  # noqa: E402
 from slmctl.stages.finetune import attention_kernels, cpu_kernels, fused_kernels  # noqa: E402
 
 ROWS = (1, 7, 130)
-NEAR = {torch.float32: 1e-5, torch.bfloat16: 6e-3}  # where a product gives bfloat16, torch rounds at each operation
+# where a product gives bfloat16, torch rounds at each operation
+NEAR = {torch.float32: 1e-5, torch.bfloat16: 6e-3}
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,9 @@ def _compiled() -> None:
     assert fused_kernels.load() is not None
 
 
-def both_ways(monkeypatch: pytest.MonkeyPatch, run: Callable[[Any], Any], x: Any) -> list[list[Any]]:
+def both_ways(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[[Any], Any], x: Any
+) -> list[list[Any]]:
     """Outputs and the gradient of x, by the compiled kernels and by torch's operations."""
     ways = []
     for load in (fused_kernels.load, lambda: None):
@@ -35,7 +38,9 @@ def both_ways(monkeypatch: pytest.MonkeyPatch, run: Callable[[Any], Any], x: Any
         outputs = run(own)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         weights = torch.Generator().manual_seed(1)
-        sum((out.float() * torch.randn(out.shape, generator=weights)).sum() for out in outputs).backward()
+        sum(
+            (out.float() * torch.randn(out.shape, generator=weights)).sum() for out in outputs
+        ).backward()
         ways.append([*(out.detach() for out in outputs), own.grad])
     return ways
 
@@ -52,7 +57,11 @@ def assert_equal(ways: list[list[Any]], near: float) -> None:
 def test_a_norm(rows: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     weight = torch.randn(size)
-    ways = both_ways(monkeypatch, lambda x: cpu_kernels.RmsNorm.apply(x, weight, 1e-6), torch.randn(2, rows, size))
+    ways = both_ways(
+        monkeypatch,
+        lambda x: cpu_kernels.RmsNorm.apply(x, weight, 1e-6),
+        torch.randn(2, rows, size),
+    )
     assert_equal(ways, NEAR[torch.float32])
 
 
@@ -62,7 +71,10 @@ def test_a_norm(rows: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gate(rows: int, kind: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     both = (torch.randn(rows, 2 * 30) * 4).to(dtype)
-    assert_equal(both_ways(monkeypatch, lambda x: cpu_kernels.GatedActivation.apply(x, kind), both), NEAR[dtype])
+    assert_equal(
+        both_ways(monkeypatch, lambda x: cpu_kernels.GatedActivation.apply(x, kind), both),
+        NEAR[dtype],
+    )
 
 
 @pytest.mark.parametrize("kind", ["silu", "gelu"])
@@ -73,7 +85,9 @@ def test_a_gate_far_from_zero(kind: str) -> None:
     both = torch.cat([gate, torch.ones_like(gate)], dim=1)
     torch.testing.assert_close(fused.gated(both, kind), gate.clamp_min(0), rtol=1e-6, atol=1e-7)
     slopes = fused.gated_backward(both, torch.ones_like(gate), kind)[:, : gate.shape[1]]
-    torch.testing.assert_close(slopes[:, 1:6], torch.tensor([[0.0, 0.0, 0.5, 1.0, 1.0]]), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        slopes[:, 1:6], torch.tensor([[0.0, 0.0, 0.5, 1.0, 1.0]]), rtol=1e-5, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("dtype", NEAR)
@@ -83,7 +97,7 @@ def test_a_gate_far_from_zero(kind: str) -> None:
 )
 def test_heads(
     rotation: Any, late: bool | None, wide: bool, dtype: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     torch.manual_seed(0)
 
     def norm(heads: int) -> Any:
@@ -96,7 +110,9 @@ def test_heads(
     ]
     angles, x = torch.randn(9, 1, 6), torch.randn(9, 8 * 16).to(dtype)  # 12 of 16 values are turned
     ways = both_ways(
-        monkeypatch, lambda x: attention_kernels.SplitHeads.apply(x, groups, angles.cos(), angles.sin()), x
+        monkeypatch,
+        lambda x: attention_kernels.SplitHeads.apply(x, groups, angles.cos(), angles.sin()),
+        x,
     )
     assert_equal(ways, NEAR[dtype])
 
@@ -108,13 +124,15 @@ def test_dropout(compiled: bool, dtype: Any, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(fused_kernels, "load", lambda: None)
     x = torch.ones(400, 130, dtype=dtype)[:, :100]  # columns side by side, rows apart
     dropped = fused_kernels.dropout(x, 0.2, seed=7)
-    assert torch.equal(dropped, fused_kernels.dropout(x, 0.2, seed=7))  # as the backward pass needs it
+    # as the backward pass needs it
+    assert torch.equal(dropped, fused_kernels.dropout(x, 0.2, seed=7))
     assert set(dropped.unique().tolist()) == {0.0, 1.25}
     gone = (dropped == 0).float()
     other = (fused_kernels.dropout(x, 0.2, seed=8) == 0).float()
     assert gone.mean() == pytest.approx(0.2, abs=0.01)
     assert (gone * other).mean() == pytest.approx(0.04, abs=0.005)
-    # over 400 rows a column's share has a standard deviation of 0.02, over 100 columns a row's of 0.04
+    # over 400 rows a column's share has a standard deviation of 0.02, over 100 columns a row's of
+    # 0.04
     assert gone.mean(dim=0).std() == pytest.approx(0.02, abs=0.005)
     assert gone.mean(dim=1).std() == pytest.approx(0.04, abs=0.008)
     for shift in ((0, 1), (1, 0)):
@@ -131,13 +149,17 @@ def test_what_is_not_finite_is_seen() -> None:
     for kind in fused_kernels.ACTIVATIONS:
         for dtype in NEAR:
             assert torch.isnan(fused.gated(broken.to(dtype), kind)).any()
-            assert torch.isnan(fused.gated_backward(broken.to(dtype), torch.ones(2, 4, dtype=dtype), kind)).any()
+            assert torch.isnan(
+                fused.gated_backward(broken.to(dtype), torch.ones(2, 4, dtype=dtype), kind)
+            ).any()
 
 
 @pytest.fixture
 def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     """The kernels as a process loads them whose user's cache is a folder, compiled in less time."""
-    monkeypatch.setattr(fused_kernels, "FLAGS", tuple(flag for flag in fused_kernels.FLAGS if flag != "-O3"))
+    monkeypatch.setattr(
+        fused_kernels, "FLAGS", tuple(flag for flag in fused_kernels.FLAGS if flag != "-O3")
+    )
 
     def load(cache: str) -> Any:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
@@ -146,13 +168,16 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], An
     return load
 
 
-def test_built_once_and_again_where_the_kept_file_is_no_library(tmp_path: Path, built: Callable[[str], Any]) -> None:
+def test_built_once_and_again_where_the_kept_file_is_no_library(
+    tmp_path: Path, built: Callable[[str], Any]
+) -> None:
     assert built("first") is not None
     (kept,) = (tmp_path / "first" / "slmctl" / "kernels").iterdir()
     built_at = kept.stat().st_mtime_ns
     assert built("first") is not None
     assert kept.stat().st_mtime_ns == built_at
-    broken = tmp_path / "second" / "slmctl" / "kernels" / kept.name  # under a name that is not loaded yet
+    # under a name that is not loaded yet
+    broken = tmp_path / "second" / "slmctl" / "kernels" / kept.name
     broken.parent.mkdir(parents=True)
     broken.write_bytes(b"cut off")
     assert built("second") is not None
@@ -162,7 +187,7 @@ def test_built_once_and_again_where_the_kept_file_is_no_library(tmp_path: Path, 
 @pytest.mark.parametrize("missing", ["compiler", "cache", "source"])
 def test_without(
     missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: Callable[[str], Any]
-) -> None:  # fmt: skip
+) -> None:
     if missing == "compiler":
         monkeypatch.setenv("PATH", str(tmp_path))
     elif missing == "source":

@@ -22,10 +22,16 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not hardware.accelerator(), reason="no accelerator is here"),
 ]
-needs_unsloth = pytest.mark.skipif(importlib.util.find_spec("unsloth") is None, reason="unsloth is not installed")
+needs_unsloth = pytest.mark.skipif(
+    importlib.util.find_spec("unsloth") is None, reason="unsloth is not installed"
+)
 
 # few steps at a low rate: two runs that differ by a rounding have not drifted apart yet
-RECIPE = ["--set=finetune.max_steps=24", "--set=finetune.learning_rate=3e-3", "--set=finetune.batch_size=8"]
+RECIPE = [
+    "--set=finetune.max_steps=24",
+    "--set=finetune.learning_rate=3e-3",
+    "--set=finetune.batch_size=8",
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +45,19 @@ def desk(tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     set_seed(0)
     LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=256, intermediate_size=512, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096, initializer_range=0.05,
-            bos_token_id=1, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=True,
+            vocab_size=len(tokenizer),
+            hidden_size=256,
+            intermediate_size=512,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+            initializer_range=0.05,
+            bos_token_id=1,
+            eos_token_id=tokenizer.eos_token_id,
+            tie_word_embeddings=True,
         )
-    ).save_pretrained(folder / "base")  # fmt: skip
+    ).save_pretrained(folder / "base")
     tiny.ok(tiny.slmctl(folder, "run", "--until", "prepare"))
     return folder
 
@@ -59,7 +73,9 @@ def trained(desk: Path, into: Path, *options: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def plain(desk: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return trained(desk, tmp_path_factory.mktemp("plain") / "desk", "--set=finetune.backend=transformers")
+    return trained(
+        desk, tmp_path_factory.mktemp("plain") / "desk", "--set=finetune.backend=transformers"
+    )
 
 
 def test_transformers_trains_on_it(plain: dict[str, Any]) -> None:
@@ -69,10 +85,13 @@ def test_transformers_trains_on_it(plain: dict[str, Any]) -> None:
 
 @needs_unsloth
 @pytest.mark.parametrize("load_4bit", ["false", "true"])
-def test_unsloth_trains_alike(desk: Path, plain: dict[str, Any], tmp_path: Path, load_4bit: str) -> None:
+def test_unsloth_trains_alike(
+    desk: Path, plain: dict[str, Any], tmp_path: Path, load_4bit: str
+) -> None:
     metrics = trained(desk, tmp_path / "desk", f"--set=finetune.load_in_4bit={load_4bit}")
     assert metrics["backend"] == "unsloth"  # which is what `auto` takes here
-    near = 0.3 if load_4bit == "true" else 0.1  # rounding weights that are random costs more than usual
+    # rounding weights that are random costs more than usual
+    near = 0.3 if load_4bit == "true" else 0.1
     for loss in ("train_loss", "validation_loss", "validation_loss_before"):
         assert metrics[loss] == pytest.approx(plain[loss], rel=near), loss
 
@@ -80,11 +99,18 @@ def test_unsloth_trains_alike(desk: Path, plain: dict[str, Any], tmp_path: Path,
 def test_a_float32_run_on_the_processor_gives_nearly_the_same(
     desk: Path, plain: dict[str, Any], tmp_path: Path
 ) -> None:
-    # packed attention by one kernel, mixed precision and the head in blocks, against the path that is exact
+    # packed attention by one kernel, mixed precision and the head in blocks, against the path that
+    # is exact
     folder = Path(shutil.copytree(desk, tmp_path / "desk"))
     options = ["--set=finetune.backend=transformers", "--set=finetune.matmul_dtype=float32"]
     done = tiny.slmctl(
-        folder, "finetune", "--json", *RECIPE, *options, env=tiny.environment(CUDA_VISIBLE_DEVICES=""), timeout=900
+        folder,
+        "finetune",
+        "--json",
+        *RECIPE,
+        *options,
+        env=tiny.environment(CUDA_VISIBLE_DEVICES=""),
+        timeout=900,
     )
     exact = json.loads(tiny.ok(done))["metrics"]
     assert exact["computed_tokens"] == plain["computed_tokens"]  # both packed
@@ -105,7 +131,9 @@ def test_a_killed_training_goes_on(desk: Path, plain: dict[str, Any], tmp_path: 
         assert time.monotonic() < until
         time.sleep(0.01)
     tiny.kill_group(child)
-    assert list(folder.glob("runs/adapter/*/manifest.json")) == [], "it ended before it could be killed"
+    assert list(folder.glob("runs/adapter/*/manifest.json")) == [], (
+        "it ended before it could be killed"
+    )
     done = tiny.slmctl(folder, "finetune", "--json", *options, timeout=900)
     metrics = json.loads(tiny.ok(done))["metrics"]
     assert "going on from step-" in done.stderr
@@ -115,11 +143,17 @@ def test_a_killed_training_goes_on(desk: Path, plain: dict[str, Any], tmp_path: 
 
 def test_two_processes_share_one_gpu(desk: Path, plain: dict[str, Any], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(desk, tmp_path / "desk"))
-    train = tiny.command(folder, "finetune", "--json", *RECIPE, "--set=finetune.backend=transformers")
+    train = tiny.command(
+        folder, "finetune", "--json", *RECIPE, "--set=finetune.backend=transformers"
+    )
     done = subprocess.run(
-        [*train[:2], "torch.distributed.run", "--standalone", "--nproc_per_node=2", *train[1:]], text=True,
-        capture_output=True, env=tiny.environment(CUDA_VISIBLE_DEVICES="0"), timeout=900, check=False,
-    )  # fmt: skip
+        [*train[:2], "torch.distributed.run", "--standalone", "--nproc_per_node=2", *train[1:]],
+        text=True,
+        capture_output=True,
+        env=tiny.environment(CUDA_VISIBLE_DEVICES="0"),
+        timeout=900,
+        check=False,
+    )
     metrics = json.loads(tiny.ok(done))["metrics"]
     assert metrics["processes"] == 2
     assert metrics["train_loss"] == pytest.approx(plain["train_loss"], rel=0.05)
@@ -131,7 +165,9 @@ def test_what_does_not_fit_is_refused_before_it_is_loaded(desk: Path, tmp_path: 
 
     folder = Path(shutil.copytree(desk, tmp_path / "desk"))
     taken = torch.empty(int(torch.cuda.mem_get_info()[0] - 1.0e9), dtype=torch.uint8, device="cuda")
-    done = tiny.slmctl(folder, "finetune", *RECIPE, "--set=finetune.backend=transformers", timeout=900)
+    done = tiny.slmctl(
+        folder, "finetune", *RECIPE, "--set=finetune.backend=transformers", timeout=900
+    )
     del taken
     torch.cuda.empty_cache()
     assert done.returncode == 6, done.stderr
@@ -139,10 +175,13 @@ def test_what_does_not_fit_is_refused_before_it_is_loaded(desk: Path, tmp_path: 
     assert "Traceback" not in done.stderr
 
 
-def test_an_adapter_is_merged_and_evaluated_by_the_rest_of_the_chain(desk: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_merged_and_evaluated_by_the_rest_of_the_chain(
+    desk: Path, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(desk, tmp_path / "desk"))
     tiny.ok(tiny.slmctl(folder, "run", "--yes", "--until", "merge", *RECIPE, timeout=900))
-    models = "--set=evaluate.models=[base, adapter, merged]"  # no GGUF: llama.cpp is not installed here
+    # no GGUF: llama.cpp is not installed here
+    models = "--set=evaluate.models=[base, adapter, merged]"
     for model in ("base", "adapter", "merged"):
         tiny.ok(tiny.slmctl(folder, "predict", model, *RECIPE, models, timeout=900))
     tiny.ok(tiny.slmctl(folder, "evaluate", *RECIPE, models, timeout=900))

@@ -1,4 +1,6 @@
-"""Ctrl-C in a training: the first one asks, the second one interrupts, and other threads are left alone."""
+"""Ctrl-C in a training: the first one asks, the second one
+interrupts, and other threads are left alone.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from slmctl.stages.finetune.interruption import first_interrupt
 
 @pytest.fixture(autouse=True)
 def _interruptible() -> Iterator[None]:
-    """Python's own handler, which a process that a shell started in the background does not have."""
+    """Python's own handler, which a process that a shell started
+    in the background does not have.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

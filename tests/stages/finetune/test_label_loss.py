@@ -1,4 +1,6 @@
-"""The loss on labels: at each token among those that the labels allow there, as the label search chooses it."""
+"""The loss on labels: at each token among those that the labels allow
+there, as the label search chooses it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ def row(prompt: list[int], answer: list[int], weight: float = 1.0) -> EncodedRec
     return EncodedRecord(input_ids=prompt + answer, labels=labels, weights=weights)
 
 
-ROWS = [row(prompt, label, weight) for prompt, label, weight in zip(PROMPTS, LABELS, (1.0, 0.5, 2.0), strict=True)]
+ROWS = [
+    row(prompt, label, weight)
+    for prompt, label, weight in zip(PROMPTS, LABELS, (1.0, 0.5, 2.0), strict=True)
+]
 
 
 @pytest.fixture
@@ -38,9 +43,15 @@ def tokens() -> LabelTokens:
     return LabelTokens(LabelTrie(["refund", "repair", "setup"], LABELS))
 
 
-@pytest.mark.parametrize(("kind", "packed"), [("Llama", True), ("Llama", False), ("Gemma2", True), ("Gemma2", False)])
-def test_it_is_the_label_searchs_own_probability(kind: str, packed: bool, tokens: LabelTokens) -> None:
-    settings: dict[str, Any] = {"final_logit_softcapping": 5.0, "head_dim": 16} if kind == "Gemma2" else {}
+@pytest.mark.parametrize(
+    ("kind", "packed"), [("Llama", True), ("Llama", False), ("Gemma2", True), ("Gemma2", False)]
+)
+def test_it_is_the_label_searchs_own_probability(
+    kind: str, packed: bool, tokens: LabelTokens
+) -> None:
+    settings: dict[str, Any] = (
+        {"final_logit_softcapping": 5.0, "head_dim": 16} if kind == "Gemma2" else {}
+    )
     plain, model = adapted(f"{kind}Config", settings), adapted(f"{kind}Config", settings)
     if packed:
         packing_check.core_model(model).config._attn_implementation = packing.ATTENTION_NAME
@@ -51,13 +62,16 @@ def test_it_is_the_label_searchs_own_probability(kind: str, packed: bool, tokens
     among = torch.zeros(())
     for prompt, label, each in zip(PROMPTS, LABELS, ROWS, strict=True):
         logits = plain(torch.tensor([prompt + label])).logits[0, len(prompt) - 1 :].float()
-        first = torch.log_softmax(logits[0, [20, 30]], 0)[[20, 30].index(label[0])]  # where the labels part
+        # where the labels part
+        first = torch.log_softmax(logits[0, [20, 30]], 0)[[20, 30].index(label[0])]
         second = torch.log_softmax(logits[1, [21, 22]], 0)[label[1] - 21] if label[0] == 20 else 0.0
         among = among - (first + second) * each["weights"][-1]
     wanted = label_loss.SHARE * over_all + (1 - label_loss.SHARE) * among
     torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=1e-5)
     gradient = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
-    assert all(torch.isfinite(each).all() for each in gradient) and any(each.any() for each in gradient)
+    assert all(torch.isfinite(each).all() for each in gradient) and any(
+        each.any() for each in gradient
+    )
 
 
 def test_labels_of_the_same_tokens_are_refused() -> None:

@@ -1,4 +1,6 @@
-"""lora_targets: linear layers of the text decoder that train on every path, and a refusal for anything else."""
+"""lora_targets: linear layers of the text decoder that train on every
+path, and a refusal for anything else.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,11 @@ from slmctl.stages.finetune import lora_targets  # noqa: E402
 
 def empty(name: str) -> Any:
     config = architectures.config(name, vocabulary=640)
-    factory = AutoModelForImageTextToText if architectures.ARCHITECTURES[name].multimodal else AutoModelForCausalLM
+    factory = (
+        AutoModelForImageTextToText
+        if architectures.ARCHITECTURES[name].multimodal
+        else AutoModelForCausalLM
+    )
     with torch.device("meta"):
         return factory.from_config(config)
 
@@ -35,15 +41,25 @@ def test_towers_are_left_alone(name: str) -> None:
     ("name", "target", "reason"),
     [
         ("llama", "query", "the base has no layer 'query'"),
-        ("llama", "input_layernorm", "'input_layernorm' is a LlamaRMSNorm, and LoRA here adapts linear layers"),
+        (
+            "llama",
+            "input_layernorm",
+            "'input_layernorm' is a LlamaRMSNorm, and LoRA here adapts linear layers",
+        ),
         ("gemma3", "fc1", "'fc1' lies outside the text model of the base"),
-        ("falcon-h1", "out_proj", "'out_proj' of a state-space layer is multiplied past its adapter"),
+        (
+            "falcon-h1",
+            "out_proj",
+            "'out_proj' of a state-space layer is multiplied past its adapter",
+        ),
         ("qwen3-moe", "experts", "'experts' is a Qwen3MoeExperts"),
         ("deepseek-v3", "gate_proj", "'gate_proj' belongs to a mixture of experts"),
         ("mamba2", "conv1d", "'conv1d' is a Conv1d"),
     ],
 )
-def test_a_target_that_cannot_be_adapted_is_refused_with_what_can(name: str, target: str, reason: str) -> None:
+def test_a_target_that_cannot_be_adapted_is_refused_with_what_can(
+    name: str, target: str, reason: str
+) -> None:
     with pytest.raises(UsageError, match=reason) as caught:
         lora_targets.adapted_layers(empty(name), [target])
     assert caught.value.hint.startswith("all-linear, or some of ")
@@ -55,7 +71,10 @@ def test_targets_are_refused_before_weights_are_read(tmp_path: Path) -> None:
     config = FinetuneConfig.model_validate({"lora": {"target_modules": ["q_proj", "c_attn"]}})
     with pytest.raises(UsageError, match="'c_attn'") as caught:
         lora_targets.require(config, tmp_path)
-    assert caught.value.hint == "all-linear, or some of down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
+    assert (
+        caught.value.hint
+        == "all-linear, or some of down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
+    )
 
 
 def test_head_and_embedding_are_targets_only_by_name() -> None:

@@ -50,7 +50,10 @@ def test_records_of_a_batch_are_of_like_length() -> None:
     made = order(480)
     indices = list(made)
     batches = [indices[k : k + 8] for k in range(0, len(indices), 8)]
-    spread = [max(made.lengths[k] for k in batch) - min(made.lengths[k] for k in batch) for batch in batches]
+    spread = [
+        max(made.lengths[k] for k in batch) - min(made.lengths[k] for k in batch)
+        for batch in batches
+    ]
     assert max(spread) <= 90 / made.WINDOW * 3
     means = [sum(made.lengths[k] for k in batch) for batch in batches]
     assert means != sorted(means), "long batches come among short ones"
@@ -67,7 +70,8 @@ def test_several_processes_fill_the_last_batch_with_rows_that_say_nothing() -> N
 
 def test_a_shared_prefix_ends_before_the_place_that_predicts() -> None:
     rows = [row([1, 2, 3], [7, 8]), row([1, 2, 3], [7, 9])]
-    assert shared_prefix_length(rows) == 2  # the 3 predicts the first answer token, so each record has its own
+    # the 3 predicts the first answer token, so each record has its own
+    assert shared_prefix_length(rows) == 2
     batch = pack(rows)
     assert batch["layout"] == (2, 2)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 7, 8, 3, 7, 9]]
@@ -115,16 +119,25 @@ def test_a_record_sees_the_prefix_and_its_own_past() -> None:
 
 @pytest.mark.parametrize("cap", [None, 2.0])
 @pytest.mark.parametrize("window", [None, 3])
-def test_packed_attention_is_that_of_each_record_alone(cap: float | None, window: int | None) -> None:
+def test_packed_attention_is_that_of_each_record_alone(
+    cap: float | None, window: int | None
+) -> None:
     torch.manual_seed(0)
     prefix, records, length, heads, kv, size = 4, 3, 5, 4, 2, 8
     tokens = prefix + records * length
     query = torch.randn(1, heads, tokens, size)
     key, value = torch.randn(2, 1, kv, tokens, size)
     got, _ = packing.attention(
-        torch.nn.Identity(), query, key, value, None,
-        layout=(prefix, records), scaling=0.3, sliding_window=window, softcap=cap,
-    )  # fmt: skip
+        torch.nn.Identity(),
+        query,
+        key,
+        value,
+        None,
+        layout=(prefix, records),
+        scaling=0.3,
+        sliding_window=window,
+        softcap=cap,
+    )
     places = torch.arange(prefix + length)
     far = places[:, None] - places[None, :]
     hidden = (far < 0) | (far >= (window or 99))
@@ -133,7 +146,9 @@ def test_packed_attention_is_that_of_each_record_alone(cap: float | None, window
         q, k, v = query[0, :, own], key[0, :, own].repeat_interleave(2, dim=0), value[0, :, own]
         scores = q @ k.transpose(1, 2) * 0.3
         scores = scores if cap is None else cap * torch.tanh(scores / cap)
-        wanted = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1) @ v.repeat_interleave(2, dim=0)
+        wanted = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1) @ v.repeat_interleave(
+            2, dim=0
+        )
         torch.testing.assert_close(got[0, own], wanted.transpose(0, 1))
 
 
@@ -163,14 +178,21 @@ def test_no_piece_is_larger_than_the_estimate(limit: int) -> None:
     choose = random.Random(limit)
     for _ in range(60):
         heads = [[k + 1] * choose.choice([0, 3, 50, 400]) for k in range(choose.choice([1, 1, 2]))]
-        questions = [[choose.randrange(9)] * choose.randrange(1, 120) for _ in range(choose.randrange(1, 40))]
-        rows = sorted((row(choose.choice(heads) + question, [8] * 3) for question in questions), key=size)
+        questions = [
+            [choose.randrange(9)] * choose.randrange(1, 120) for _ in range(choose.randrange(1, 40))
+        ]
+        rows = sorted(
+            (row(choose.choice(heads) + question, [8] * 3) for question in questions), key=size
+        )
         together = choose.choice([1, 2, 16])
         bound = batches.largest_piece(rows, together, limit)
         for start in range(0, len(rows) - together + 1, together):
             for kind in (batches.PackedBatches(limit=limit), batches.PaddedBatches(0, limit)):
-                largest = max(piece["input_ids"].numel() for piece in kind(rows[start : start + together]))
-                assert largest - kind.padded <= bound.tokens  # a batch of like lengths has little padding
+                largest = max(
+                    piece["input_ids"].numel() for piece in kind(rows[start : start + together])
+                )
+                # a batch of like lengths has little padding
+                assert largest - kind.padded <= bound.tokens
 
 
 def size(record: Any) -> int:

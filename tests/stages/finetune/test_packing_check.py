@@ -1,4 +1,6 @@
-"""Packed batches are given to the models that compute every record as if it were alone, and to no other."""
+"""Packed batches are given to the models that compute every record as
+if it were alone, and to no other.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def test_a_window_that_is_lost_shows_however_long_it_is(monkeypatch: pytest.Monk
             owner.sliding_window = 4096
     assert packing_check.supports_packing(model)
     whole = packing.causal_bias
-    monkeypatch.setattr(packing, "causal_bias", lambda prefix, length, window: whole(prefix, length, None))
+    monkeypatch.setattr(
+        packing, "causal_bias", lambda prefix, length, window: whole(prefix, length, None)
+    )
     assert not packing_check.supports_packing(model)
     assert packing_check.supports_packing(architectures.model("llama"))
 
@@ -51,7 +55,8 @@ def test_records_that_see_each_other_are_found(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_record_that_another_one_changes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    # the leak shows in the batch with the changed record alone, so that comparing with each record alone misses it
+    # the leak shows in the batch with the changed record alone, so that comparing with each record
+    # alone misses it
     own, model, calls = packing.attention, architectures.model("llama"), itertools.count()
 
     def leaking(*args: Any, **kwargs: Any) -> Any:
@@ -70,10 +75,14 @@ def test_layers_are_of_one_kind_by_their_settings() -> None:
     assert [kind == kinds[0] for kind in kinds] == [True] * 5 + [False]
 
 
-@pytest.mark.parametrize("strange", [{"s_aux": torch.ones(4)}, {"position_bias": torch.ones(4)}, {"is_causal": False}])
+@pytest.mark.parametrize(
+    "strange", [{"s_aux": torch.ones(4)}, {"position_bias": torch.ones(4)}, {"is_causal": False}]
+)
 def test_attention_of_another_form_is_refused(strange: dict[str, Any]) -> None:
     query = torch.randn(1, 4, 8, 16)
-    packing.attention(torch.nn.Identity(), query, query, query, None, layout=(2, 3), use_cache=False, s_aux=None)
+    packing.attention(
+        torch.nn.Identity(), query, query, query, None, layout=(2, 3), use_cache=False, s_aux=None
+    )
     with pytest.raises(ValueError, match="cannot be packed"):
         packing.attention(torch.nn.Identity(), query, query, query, None, layout=(2, 3), **strange)
     with pytest.raises(ValueError, match="a mask of its own cannot be packed"):

@@ -57,9 +57,14 @@ def test_tensorboard_follows_a_run_without_changing_it(stages: Forks, desk: Path
     ],
 )
 def test_a_tracker_that_cannot_follow_is_refused_before_anything_is_loaded(
-    artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    tracker: str, code: int, message: str, hint: str,
-) -> None:  # fmt: skip
+    artifacts: dict[str, Artifact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tracker: str,
+    code: int,
+    message: str,
+    hint: str,
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SlmctlError) as caught:
         trained(artifacts, tmp_path / "one", report_to=[tracker])

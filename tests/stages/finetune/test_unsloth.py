@@ -2,8 +2,8 @@
 
 Unsloth rewrites libraries when it is imported, so whatever needs it runs in a process of its own:
 the functions named `child_*`. On a processor it knows two ways to be, and both are used here. With
-UNSLOTH_ALLOW_CPU it is what it is on a GPU, but cannot load a model; with UNSLOTH_FORCE_CPU it loads
-and trains one, over transformers and PEFT.
+UNSLOTH_ALLOW_CPU it is what it is on a GPU, but cannot load a model; with UNSLOTH_FORCE_CPU it
+loads and trains one, over transformers and PEFT.
 """
 
 from __future__ import annotations
@@ -27,15 +27,24 @@ from support import TESTS, tiny
 
 pytestmark = [
     pytest.mark.unsloth,
-    pytest.mark.skipif(importlib.util.find_spec("unsloth") is None, reason="unsloth is not installed"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("unsloth") is None, reason="unsloth is not installed"
+    ),
 ]
 
 RECIPE = {"epochs": 2, "learning_rate": 1e-2, "batch_size": 8, "lora": {"rank": 16, "alpha": 32}}
 HOOKS = (
-    "get_batch_samples", "training_step", "compute_loss", "_clip_grad_norm", "evaluate",
-    "_save_checkpoint", "_load_from_checkpoint", "_load_optimizer_and_scheduler", "_load_rng_state",
+    "get_batch_samples",
+    "training_step",
+    "compute_loss",
+    "_clip_grad_norm",
+    "evaluate",
+    "_save_checkpoint",
+    "_load_from_checkpoint",
+    "_load_optimizer_and_scheduler",
+    "_load_rng_state",
     "_get_train_sampler",
-)  # fmt: skip
+)
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
@@ -49,9 +58,15 @@ def in_child(name: str, folder: Path, *args: str, **more: str) -> str:
     work.mkdir(exist_ok=True)
     code = f"import sys, test_unsloth; test_unsloth.{name}(*sys.argv[1:])"
     done = subprocess.run(
-        [sys.executable, "-c", code, *args], cwd=work, capture_output=True, text=True, timeout=300,
-        env=environment(folder, PYTHONPATH=os.pathsep.join([str(TESTS), str(Path(__file__).parent)]), **more),
-    )  # fmt: skip
+        [sys.executable, "-c", code, *args],
+        cwd=work,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment(
+            folder, PYTHONPATH=os.pathsep.join([str(TESTS), str(Path(__file__).parent)]), **more
+        ),
+    )
     assert done.returncode == 0, done.stderr
     assert list(work.iterdir()) == []  # nothing is left in the folder where the user happens to be
     return done.stdout
@@ -69,7 +84,9 @@ def desk(tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def plain(desk: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What training without unsloth comes to, with the versions that unsloth pins."""
-    return json.loads(in_child("child_trains", tmp_path_factory.mktemp("plain"), str(desk), "plain"))
+    return json.loads(
+        in_child("child_trains", tmp_path_factory.mktemp("plain"), str(desk), "plain")
+    )
 
 
 # What is installed
@@ -80,14 +97,21 @@ def test_every_version_is_one_that_unsloth_allows() -> None:
         for line in importlib.metadata.requires(distribution) or []:
             need = Requirement(line)
             if need.marker is None or need.marker.evaluate({"extra": ""}):
-                assert need.specifier.contains(importlib.metadata.version(need.name), prereleases=True), line
+                assert need.specifier.contains(
+                    importlib.metadata.version(need.name), prereleases=True
+                ), line
 
 
 def test_what_is_installed_satisfies_slmctl_too() -> None:
     for line in importlib.metadata.requires("slmctl") or []:
         need = Requirement(line)
-        if any(need.marker is None or need.marker.evaluate({"extra": extra}) for extra in ("", "train", "cuda")):
-            assert need.specifier.contains(importlib.metadata.version(need.name), prereleases=True), line
+        if any(
+            need.marker is None or need.marker.evaluate({"extra": extra})
+            for extra in ("", "train", "cuda")
+        ):
+            assert need.specifier.contains(
+                importlib.metadata.version(need.name), prereleases=True
+            ), line
 
 
 # Importing
@@ -98,7 +122,8 @@ def child_imports() -> None:
 
     asked: list[str] = []
 
-    def watch(event: str, args: tuple[Any, ...]) -> None:  # in front of slmctl's guard, whose refusals may be caught
+    # in front of slmctl's guard, whose refusals may be caught
+    def watch(event: str, args: tuple[Any, ...]) -> None:
         if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
             asked.append(guard._host(args[1]))
         elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"):
@@ -115,7 +140,9 @@ def child_imports() -> None:
 
 
 def on_a_gpu() -> None:
-    """What slmctl imports first where there is a GPU, and what unsloth does there but not under UNSLOTH_ALLOW_CPU."""
+    """What slmctl imports first where there is a GPU, and what unsloth does
+    there but not under UNSLOTH_ALLOW_CPU.
+    """
     from slmctl import hardware
     from slmctl.stages.finetune import backend
 
@@ -164,7 +191,12 @@ def child_options() -> None:
 
 
 def test_every_option_that_is_passed_exists(tmp_path: Path) -> None:
-    in_child("child_options", tmp_path, UNSLOTH_ALLOW_CPU="1", UNSLOTH_COMPILE_LOCATION=str(tmp_path / "compiled"))
+    in_child(
+        "child_options",
+        tmp_path,
+        UNSLOTH_ALLOW_CPU="1",
+        UNSLOTH_COMPILE_LOCATION=str(tmp_path / "compiled"),
+    )
 
 
 def child_hooks() -> None:
@@ -175,14 +207,16 @@ def child_hooks() -> None:
     from slmctl.stages.finetune import trainer
 
     ours = trainer.AnswerTrainer
-    assert ours.__mro__[1].__name__ == "UnslothSFTTrainer"  # or else none of this looks at what runs on a GPU
+    # or else none of this looks at what runs on a GPU
+    assert ours.__mro__[1].__name__ == "UnslothSFTTrainer"
     for name in HOOKS:
         assert name in vars(ours), name
         over = [vars(base)[name] for base in ours.__mro__[1:] if name in vars(base)]
         assert over, f"nobody calls {name} any more"
         for function in over:
             assert_takes(vars(ours)[name], inspect.signature(function), name)
-    # left padding is right only as long as unsloth keeps the mask of a batch that is padded so and has no labels
+    # left padding is right only as long as unsloth keeps the mask of a batch that is padded so and
+    # has no labels
     assert llama._is_left_padded(torch.tensor([[0, 1], [1, 1]]))
     assert "_is_left_padded(attention_mask)" in inspect.getsource(llama.LlamaModel_fast_forward)
 
@@ -193,12 +227,18 @@ def assert_takes(function: Any, base: inspect.Signature, name: str) -> None:
     kinds = {parameter.kind for parameter in own.values()}
     if {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} <= kinds:
         return
-    wanted = [p for p in base.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    wanted = [
+        p for p in base.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
     assert list(own)[: len(wanted)] == [p.name for p in wanted], f"{name}{base}"
     for parameter in wanted:
         optional = parameter.default is not parameter.empty
-        assert not optional or own[parameter.name].default is not parameter.empty, f"{name}: {parameter}"
-    assert all(p.default is not p.empty for p in list(own.values())[len(wanted) :] if len(wanted) > 1), name
+        assert not optional or own[parameter.name].default is not parameter.empty, (
+            f"{name}: {parameter}"
+        )
+    assert all(
+        p.default is not p.empty for p in list(own.values())[len(wanted) :] if len(wanted) > 1
+    ), name
 
 
 def test_every_hook_that_is_overridden_is_called_as_before(tmp_path: Path) -> None:
@@ -224,7 +264,9 @@ def child_trains(desk: str, how: str) -> None:
         return made(**options)
 
     finetune.SFTConfig = checked
-    base, prepared = (artifact.load(next(Path(desk, "runs", kind).iterdir())) for kind in ("base", "prepared"))
+    base, prepared = (
+        artifact.load(next(Path(desk, "runs", kind).iterdir())) for kind in ("base", "prepared")
+    )
     folder = Path("trained")
     folder.mkdir()
     config = FinetuneConfig.model_validate({**RECIPE, "backend": "transformers"})
@@ -233,8 +275,12 @@ def child_trains(desk: str, how: str) -> None:
     print(json.dumps(metrics))  # noqa: T201 - read by the parent
 
 
-def test_the_trainer_that_unsloth_writes_trains_alike(desk: Path, plain: dict[str, Any], tmp_path: Path) -> None:
-    metrics = json.loads(in_child("child_trains", tmp_path, str(desk), "rewritten", UNSLOTH_ALLOW_CPU="1"))
+def test_the_trainer_that_unsloth_writes_trains_alike(
+    desk: Path, plain: dict[str, Any], tmp_path: Path
+) -> None:
+    metrics = json.loads(
+        in_child("child_trains", tmp_path, str(desk), "rewritten", UNSLOTH_ALLOW_CPU="1")
+    )
     assert plain["validation_loss"] < 0.5 * plain["validation_loss_before"]
     for loss in ("train_loss", "validation_loss", "validation_loss_before"):
         assert metrics[loss] == pytest.approx(plain[loss], rel=1e-3), loss
@@ -250,19 +296,34 @@ def child_slmctl(*args: str) -> None:
 
 
 @pytest.mark.parametrize("load_4bit", ["false", "true"])
-def test_unsloth_itself_trains(desk: Path, plain: dict[str, Any], tmp_path: Path, load_4bit: str) -> None:
+def test_unsloth_itself_trains(
+    desk: Path, plain: dict[str, Any], tmp_path: Path, load_4bit: str
+) -> None:
     folder = Path(shutil.copytree(desk, tmp_path / "desk"))
     sets = [f"--set=finetune.{key}={json.dumps(value)}" for key, value in RECIPE.items()]
     options = [*sets, "--set=finetune.backend=unsloth", f"--set=finetune.load_in_4bit={load_4bit}"]
-    said = in_child("child_slmctl", tmp_path, "-C", str(folder), "finetune", "--json", *options, UNSLOTH_FORCE_CPU="1")
+    said = in_child(
+        "child_slmctl",
+        tmp_path,
+        "-C",
+        str(folder),
+        "finetune",
+        "--json",
+        *options,
+        UNSLOTH_FORCE_CPU="1",
+    )
     metrics = json.loads(said)["metrics"]  # and not a word more on stdout
     assert metrics["backend"] == "unsloth"
-    near = 0.1 * plain["validation_loss"]  # nats: its weights are bfloat16 or of 4 bits, the others float32
-    assert metrics["train_loss"] == pytest.approx(plain["train_loss"], abs=near)  # smaller, being among the labels
+    # nats: its weights are bfloat16 or of 4 bits, the others float32
+    near = 0.1 * plain["validation_loss"]
+    # smaller, being among the labels
+    assert metrics["train_loss"] == pytest.approx(plain["train_loss"], abs=near)
     assert metrics["validation_loss"] == pytest.approx(plain["validation_loss"], abs=near)
 
 
-def test_the_pinned_versions_train_without_it_and_go_on_after_a_kill(desk: Path, tmp_path: Path) -> None:
+def test_the_pinned_versions_train_without_it_and_go_on_after_a_kill(
+    desk: Path, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(desk, tmp_path / "desk"))
     env = environment(tmp_path)
     options = ["finetune", "--json", "--set=finetune.backend=transformers"]
@@ -277,7 +338,9 @@ def test_the_pinned_versions_train_without_it_and_go_on_after_a_kill(desk: Path,
         assert time.monotonic() < until
         time.sleep(0.01)
     tiny.kill_group(child)
-    assert list(folder.glob("runs/adapter/*/manifest.json")) == [], "it ended before it could be killed"
+    assert list(folder.glob("runs/adapter/*/manifest.json")) == [], (
+        "it ended before it could be killed"
+    )
     done = tiny.slmctl(folder, *options, env=env)
     assert json.loads(tiny.ok(done))["digest"] == whole["digest"]
     assert "going on from step-" in done.stderr

@@ -1,4 +1,6 @@
-"""A teacher's labels in later stages: train side only, weighted, traced, and declared before the public sees them."""
+"""A teacher's labels in later stages: train side only, weighted, traced,
+and declared before the public sees them.
+"""
 
 from __future__ import annotations
 
@@ -46,10 +48,13 @@ def test_accepted_rows_are_trained_on_and_nothing_is_measured_with_them(tmp_path
     known = {text for text, _ in pairs[:300]}
     rows = [row(k, text, label, 0.5 + k / 1000) for k, (text, label) in enumerate(pairs[300:])]
     rows.append(row(900, held_out.input + " please", held_out.answer))  # near a test row
-    rows.append(row(901, pairs[0][0], "delivery"))  # a gold row with another label: the people's stays
+    # a gold row with another label: the people's stays
+    rows.append(row(901, pairs[0][0], "delivery"))
     after = prepared(tmp_path, tickets, task=TASK, labelled=labelled(tmp_path, rows))
     for name in ("validation", "calibration", "test"):
-        assert (after.out / f"{name}.jsonl").read_bytes() == (before.out / f"{name}.jsonl").read_bytes()
+        assert (after.out / f"{name}.jsonl").read_bytes() == (
+            before.out / f"{name}.jsonl"
+        ).read_bytes()
     records = {record.id: record for record in after.sides["train"]}
     assert {record.input for record in records.values() if record.input not in known} == {
         text for text, _ in pairs[300:]
@@ -70,11 +75,15 @@ def test_a_row_is_found_in_labels_and_a_gold_row_was_only_measured_with(tmp_path
         with FingerprintWriter(place / FILENAME) as prints:
             prints.add_texts("train", ["1" * 16], [kettle["input"]])
 
-    data = handmade.make(tmp_path / "runs" / "prepared" / "data", fill, inputs={"labelled": one.digest})
+    data = handmade.make(
+        tmp_path / "runs" / "prepared" / "data", fill, inputs={"labelled": one.digest}
+    )
     handmade.make(tmp_path / "runs" / "adapter" / "model", inputs={"prepared": data.digest})
 
     def standings(text: str) -> dict[str, Standing]:
-        return {Path(entry.path).name: entry.standing for entry in trace(tmp_path, text=text).artifacts}
+        return {
+            Path(entry.path).name: entry.standing for entry in trace(tmp_path, text=text).artifacts
+        }
 
     used = standings("the kettle that i bought is broken")
     assert used == {"one": Standing.TRAINED, "data": Standing.TRAINED, "model": Standing.TRAINED}
@@ -112,7 +121,9 @@ def test_the_public_gets_no_model_of_a_teacher_whose_terms_are_not_declared(
 def test_a_run_labels_after_pull_and_before_prepare(tiny_base: Path, tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     with endpoint.serving(teacher.manners()) as fake:
-        folder = teacher.project(tmp_path / "desk", fake.url, rows=40, gold=240, more="  votes: 1\n")
+        folder = teacher.project(
+            tmp_path / "desk", fake.url, rows=40, gold=240, more="  votes: 1\n"
+        )
         shutil.copytree(tiny_base, folder / "base")
         with pytest.raises(IntegrityError, match="no current artifact 'labelled'"):
             teacher.slmctl(folder, "pull")
@@ -123,7 +134,11 @@ def test_a_run_labels_after_pull_and_before_prepare(tiny_base: Path, tmp_path: P
         assert len(fake.bodies) == asked > 200
     accepted = teacher.lines(teacher.labelled(folder) / "accepted.jsonl")
     (data,) = (folder / "runs" / "prepared").glob("[!.]*")
-    train = [record for record in read_records(data / "train.jsonl") if record.source["file"] == "labelled"]
+    train = [
+        record
+        for record in read_records(data / "train.jsonl")
+        if record.source["file"] == "labelled"
+    ]
     assert {record.input for record in train} == {entry["input"] for entry in accepted}
     with pytest.raises(UsageError, match="are not asked again"):
         teacher.slmctl(folder, "reproduce", str(teacher.labelled(folder)))

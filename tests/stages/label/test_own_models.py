@@ -1,4 +1,6 @@
-"""Models of slmctl as teachers: a release on this machine, which may read what must not leave, and its server."""
+"""Models of slmctl as teachers: a release on this machine, which may read
+what must not leave, and its server.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,14 @@ pytest.importorskip("llguidance")
 
 
 def taught_by(folder: Path, teachers: str, *, rows: int = 12, gold: int = 20) -> Path:
-    teacher.project(folder, "http://127.0.0.1:9/v1", rows=rows, gold=gold, more="  votes: 1\n  examples: 0\n")
+    teacher.project(
+        folder, "http://127.0.0.1:9/v1", rows=rows, gold=gold, more="  votes: 1\n  examples: 0\n"
+    )
     text = (folder / "slmctl.yaml").read_text()
     head, _, tail = text.partition("  teachers:")
-    (folder / "slmctl.yaml").write_text(f"{head}  teachers: [{teachers}]\n" + tail.partition("\n")[2], encoding="utf-8")
+    (folder / "slmctl.yaml").write_text(
+        f"{head}  teachers: [{teachers}]\n" + tail.partition("\n")[2], encoding="utf-8"
+    )
     return folder
 
 
@@ -47,15 +53,32 @@ def test_a_release_teaches_and_reads_sensitive_rows(tiny_run: Path, tmp_path: Pa
     assert len(rows) == 13
     assert not teacher.lines(found / "refused.jsonl")
     assert "jane.doe@example.org" in " ".join(row["input"] for row in rows)
-    assert all(row["output"] in tiny.WORDS and 0 < row["votes"][0]["confidence"] <= 1 for row in rows)
+    assert all(
+        row["output"] in tiny.WORDS and 0 < row["votes"][0]["confidence"] <= 1 for row in rows
+    )
     out = tmp_path / "out.csv"
-    teacher.slmctl(folder, "predict", str(release_of(tiny_run)), "--input", str(folder / "new.csv"),
-                   "--column", "text", "--output", str(out))  # fmt: skip
+    teacher.slmctl(
+        folder,
+        "predict",
+        str(release_of(tiny_run)),
+        "--input",
+        str(folder / "new.csv"),
+        "--column",
+        "text",
+        "--output",
+        str(out),
+    )
     with out.open(encoding="utf-8", newline="") as stream:
         predicted = {line["text"]: line["answer"] for line in csv.DictReader(stream)}
-    assert {row["input"]: row["output"] for row in rows} == predicted  # it is asked as predict asks it
+    # it is asked as predict asks it
+    assert {row["input"]: row["output"] for row in rows} == predicted
     (facts,) = artifact.load(found).metrics["teachers"]
-    assert (facts["where"], facts["cost"], facts["doubt"], facts["doubtful"]) == ("release", None, None, 0)
+    assert (facts["where"], facts["cost"], facts["doubt"], facts["doubtful"]) == (
+        "release",
+        None,
+        None,
+        0,
+    )
     environment = artifact.load(found).manifest.environment
     assert (environment["hosts_contacted"], environment["bytes_out"]) == ([], 0)
     before = found.stat().st_mtime_ns
@@ -71,7 +94,8 @@ class Mortal(Engine):
             return super().submit(request, on_event)
         if self._child is not None:
             self._child.kill()
-            self._child.wait()  # as the engine tells a death: when nobody can be sent to that process any more
+            # as the engine tells a death: when nobody can be sent to that process any more
+            self._child.wait()
         on_event({"error": "the process ended", "died": True})
         return lambda: None
 
@@ -89,7 +113,9 @@ def test_rows_in_the_company_of_one_that_ends_the_engine_are_labelled(
     (refused,) = teacher.lines(found / "refused.jsonl")
     assert refused["input"] == "poison for the engine"
     with (folder / "new.csv").open("a", encoding="utf-8") as stream:
-        stream.writelines(f"poison {word}\n" for word in ("in the well", "of a snake", "and antidote"))
+        stream.writelines(
+            f"poison {word}\n" for word in ("in the well", "of a snake", "and antidote")
+        )
     monkeypatch.setattr(teachers, "MOST_DEADLY", 3)
     with pytest.raises(StageError, match="4 rows end the engine of tiny-desk"):
         teacher.slmctl(folder, "label")
@@ -108,7 +134,9 @@ def test_a_release_that_learned_windows_is_asked_in_windows(
 
     monkeypatch.setattr(gguf, "Engine", Overheard)
     contract = teachers.task_of
-    monkeypatch.setattr(label, "task_of", lambda *of: replace(contract(*of), document=WindowForm(60, 10)))
+    monkeypatch.setattr(
+        label, "task_of", lambda *of: replace(contract(*of), document=WindowForm(60, 10))
+    )
     folder = taught_by(tmp_path, f"{{release: {release_of(tiny_run)}}}", rows=2)
     with (folder / "new.csv").open("a", encoding="utf-8") as stream:
         stream.write("refund my card " * 12 + "\n")
@@ -147,5 +175,6 @@ def test_gold_rows_that_a_release_was_trained_on_tell_nothing(
     shutil.rmtree(folder / "runs" / "labelled")
     teacher.slmctl(folder, "label")
     left_out = artifact.load(teacher.labelled(folder)).metrics["left_out"]
-    assert left_out["gold rows that tiny-desk/1.0 was trained on"] >= 5  # prepare may measure with one of them
+    # prepare may measure with one of them
+    assert left_out["gold rows that tiny-desk/1.0 was trained on"] >= 5
     assert "is not here" not in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""merge: the same weights as PEFT's, in a new place, for every form of LoRA that is not refused by name."""
+"""merge: the same weights as PEFT's, in a new place, for every form
+of LoRA that is not refused by name.
+"""
 
 from __future__ import annotations
 
@@ -46,14 +48,17 @@ def changed(artifacts: dict[str, Artifact], tmp_path: Path) -> Any:
         (folder / "adapter_config.json").write_text(json.dumps(fields | settings))
         if weights_too is not None:
             save_file(
-                weights_too(load_file(folder / "adapter_model.safetensors")), folder / "adapter_model.safetensors"
+                weights_too(load_file(folder / "adapter_model.safetensors")),
+                folder / "adapter_model.safetensors",
             )
         return artifact.foreign(folder, "adapter")
 
     return call
 
 
-def test_it_writes_the_same_bytes_twice_and_touches_no_input(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+def test_it_writes_the_same_bytes_twice_and_touches_no_input(
+    artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
     for name in ("one", "two"):
         run(artifacts["base"], artifacts["adapter"], tmp_path / name)
     assert artifact.scan(tmp_path / "one") == artifact.scan(tmp_path / "two")
@@ -87,7 +92,11 @@ def test_the_card_names_base_and_licence(artifacts: dict[str, Artifact], tmp_pat
     ],
 )
 def test_other_forms_are_refused_by_name(
-    artifacts: dict[str, Artifact], changed: Any, tmp_path: Path, settings: dict[str, Any], named: str
+    artifacts: dict[str, Artifact],
+    changed: Any,
+    tmp_path: Path,
+    settings: dict[str, Any],
+    named: str,
 ) -> None:
     with pytest.raises(StageError, match=named):
         run(artifacts["base"], changed(**settings), tmp_path / "out")
@@ -113,24 +122,35 @@ FORMS = {
 
 
 def adapter_of(base: Path, folder: Path, **settings: Any) -> tuple[Any, Artifact]:
-    """A PEFT model on the base in a folder, with random weights in every part of it, and that adapter as saved."""
+    """A PEFT model on the base in a folder, with random weights in every
+    part of it, and that adapter as saved.
+    """
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     torch.manual_seed(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's advice on tied embeddings, which is what is tested
-        tuned = get_peft_model(model, LoraConfig(r=8, lora_alpha=12, task_type="CAUSAL_LM", **settings))
+        tuned = get_peft_model(
+            model, LoraConfig(r=8, lora_alpha=12, task_type="CAUSAL_LM", **settings)
+        )
         for name, parameter in tuned.named_parameters():
             if parameter.requires_grad:
                 old = parameter.data
                 noise = torch.randn_like(old)
-                parameter.data = old * (1 + 0.1 * noise) if "magnitude" in name else 0.1 * noise + ("norm" in name)
+                parameter.data = (
+                    old * (1 + 0.1 * noise)
+                    if "magnitude" in name
+                    else 0.1 * noise + ("norm" in name)
+                )
         state = get_peft_model_state_dict(tuned)
     folder.mkdir()
     save_file(
-        {name: tensor.contiguous().clone() for name, tensor in state.items()}, folder / "adapter_model.safetensors"
+        {name: tensor.contiguous().clone() for name, tensor in state.items()},
+        folder / "adapter_model.safetensors",
     )
     fields = tuned.peft_config["default"].to_dict()
-    text = json.dumps(fields, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
+    text = json.dumps(
+        fields, default=lambda value: sorted(value) if isinstance(value, set) else str(value)
+    )
     (folder / "adapter_config.json").write_text(text)
     return tuned.eval(), artifact.foreign(folder, "adapter")
 
@@ -155,7 +175,9 @@ def test_every_form_computes_what_peft_computes(
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     if head == "own":
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, tie_word_embeddings=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, tie_word_embeddings=False
+        )
         torch.nn.init.normal_(model.lm_head.weight, std=0.1)
         model.save_pretrained(folder)
     before = logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
@@ -169,7 +191,8 @@ def test_every_form_computes_what_peft_computes(
     apart = form in ("head-saved", "head", "embedding", "embedding-dora")
     assert metrics["untied"] == (apart and head == "shared")
     shared = json.loads((tmp_path / "out" / "config.json").read_bytes())["tie_word_embeddings"]
-    assert shared == (head != "own" and not apart)  # other engines go by it, whatever the file holds
+    # other engines go by it, whatever the file holds
+    assert shared == (head != "own" and not apart)
     if head == "own" or not apart:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -179,10 +202,14 @@ def test_every_form_computes_what_peft_computes(
 
 
 @pytest.mark.parametrize("dora", [False, True])
-def test_layers_stored_the_other_way_round(artifacts: dict[str, Artifact], tmp_path: Path, dora: bool) -> None:
+def test_layers_stored_the_other_way_round(
+    artifacts: dict[str, Artifact], tmp_path: Path, dora: bool
+) -> None:
     folder = tmp_path / "base"
     torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=64, n_embd=32, n_layer=2, n_head=2)).save_pretrained(folder)
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=64, n_positions=64, n_embd=32, n_layer=2, n_head=2)
+    ).save_pretrained(folder)
     shutil.copyfile(artifacts["base"].file("base.json"), folder / "base.json")
     settings = {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_dora": dora}
     tuned, adapter = adapter_of(folder, tmp_path / "adapter", **settings)
@@ -193,15 +220,23 @@ def test_layers_stored_the_other_way_round(artifacts: dict[str, Artifact], tmp_p
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_sixteen_bits_are_pefts_sum_cast_once(artifacts: dict[str, Artifact], tmp_path: Path, dtype: str) -> None:
+def test_sixteen_bits_are_pefts_sum_cast_once(
+    artifacts: dict[str, Artifact], tmp_path: Path, dtype: str
+) -> None:
     kind = getattr(torch, dtype)
     run(artifacts["base"], artifacts["adapter"], tmp_path / "out", dtype=dtype)
     assert json.loads((tmp_path / "out" / "config.json").read_bytes())["dtype"] == dtype
     model = hf_folder.load_model(artifacts["base"].path)
-    theirs = PeftModel.from_pretrained(model, artifacts["adapter"].path).merge_and_unload().state_dict()
+    theirs = (
+        PeftModel.from_pretrained(model, artifacts["adapter"].path).merge_and_unload().state_dict()
+    )
     for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():
         assert tensor.dtype == kind
-        apart = (tensor.view(torch.int16).int() - theirs[name].to(kind).view(torch.int16).int()).abs().max()
+        apart = (
+            (tensor.view(torch.int16).int() - theirs[name].to(kind).view(torch.int16).int())
+            .abs()
+            .max()
+        )
         assert int(apart) <= 1, name  # neighbours among 16-bit numbers of one sign
 
 
@@ -209,7 +244,9 @@ def test_a_wider_type_keeps_the_sum(artifacts: dict[str, Artifact], tmp_path: Pa
     # the sum was once cast to the base's type first, and its lost digits then stored in float32
     folder = Path(shutil.copytree(artifacts["base"].path, tmp_path / "base"))
     (folder / "manifest.json").unlink()
-    half = {name: tensor.bfloat16() for name, tensor in load_file(folder / "model.safetensors").items()}
+    half = {
+        name: tensor.bfloat16() for name, tensor in load_file(folder / "model.safetensors").items()
+    }
     save_file(half, folder / "model.safetensors", metadata={"format": "pt"})
     base = artifact.foreign(folder, "base")
     run(base, artifacts["adapter"], tmp_path / "out", dtype="float32")
@@ -218,7 +255,9 @@ def test_a_wider_type_keeps_the_sum(artifacts: dict[str, Artifact], tmp_path: Pa
     state = load_file(artifacts["adapter"].file("adapter_model.safetensors"))
     name = "model.layers.0.mlp.down_proj"
     a, b = (state[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
-    torch.testing.assert_close(merged[f"{name}.weight"], half[f"{name}.weight"].float() + 2 * (b @ a))
+    torch.testing.assert_close(
+        merged[f"{name}.weight"], half[f"{name}.weight"].float() + 2 * (b @ a)
+    )
 
 
 def test_shards_in_and_shards_out(
@@ -238,7 +277,9 @@ def test_shards_in_and_shards_out(
     assert sorted(set(index["weight_map"].values())) == files
     for file in files:
         with safe_open(tmp_path / "many" / file, "pt") as opened:
-            assert set(opened.keys()) == {name for name, where in index["weight_map"].items() if where == file}
+            assert set(opened.keys()) == {
+                name for name, where in index["weight_map"].items() if where == file
+            }
         assert (tmp_path / "many" / file).stat().st_size <= 2e5 + 4096  # and its header
     one, many = (
         hf_folder.load_model(tmp_path / "one").state_dict(),
@@ -251,7 +292,9 @@ def test_shards_in_and_shards_out(
 
 
 def _wrong_index(folder: Path) -> None:
-    index = {"weight_map": {"model.layers.9.mlp.up_proj.weight": "model-00002-of-00002.safetensors"}}
+    index = {
+        "weight_map": {"model.layers.9.mlp.up_proj.weight": "model-00002-of-00002.safetensors"}
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "model.safetensors").rename(folder / "model-00002-of-00002.safetensors")
 
@@ -268,7 +311,9 @@ def _torn(folder: Path) -> None:
         (_torn, "no readable safetensors file"),
     ],
 )
-def test_a_damaged_base_is_refused(artifacts: dict[str, Artifact], tmp_path: Path, damage: Any, message: str) -> None:
+def test_a_damaged_base_is_refused(
+    artifacts: dict[str, Artifact], tmp_path: Path, damage: Any, message: str
+) -> None:
     folder = Path(shutil.copytree(artifacts["base"].path, tmp_path / "base"))
     (folder / "manifest.json").unlink()
     damage(folder)
@@ -284,12 +329,21 @@ def test_a_name_that_two_tensors_have_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (lambda name, tensor: (name.replace("layers.1.", "layers.7."), tensor), r"it has no layer 'model\.layers\.7\."),
         (
-            lambda name, tensor: (name, tensor[:, :32].contiguous() if "lora_A" in name else tensor),
+            lambda name, tensor: (name.replace("layers.1.", "layers.7."), tensor),
+            r"it has no layer 'model\.layers\.7\.",
+        ),
+        (
+            lambda name, tensor: (
+                name,
+                tensor[:, :32].contiguous() if "lora_A" in name else tensor,
+            ),
             "does not fit the base at",
         ),
-        (lambda name, tensor: (name, torch.full_like(tensor, 1e3)), r"gives values that torch\.float16 cannot hold"),
+        (
+            lambda name, tensor: (name, torch.full_like(tensor, 1e3)),
+            r"gives values that torch\.float16 cannot hold",
+        ),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused(
@@ -317,14 +371,22 @@ sys.stdout.write(json.dumps([start * 1024, resource.getrusage(resource.RUSAGE_SE
 
 
 @pytest.mark.slow
-def test_a_sharded_billion_weights_are_merged_in_little_memory(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+def test_a_sharded_billion_weights_are_merged_in_little_memory(
+    artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
     from transformers import LlamaForCausalLM
 
     folder = tmp_path / "base"
     settings = LlamaConfig(
-        vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
-        num_key_value_heads=4, tie_word_embeddings=False, dtype="bfloat16",
-    )  # fmt: skip
+        vocab_size=32000,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=22,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        tie_word_embeddings=False,
+        dtype="bfloat16",
+    )
     torch.set_default_dtype(torch.bfloat16)
     try:
         torch.manual_seed(0)
@@ -335,7 +397,9 @@ def test_a_sharded_billion_weights_are_merged_in_little_memory(artifacts: dict[s
     model.save_pretrained(folder, max_shard_size="700MB")
     assert len(list(folder.glob("*.safetensors"))) >= 3
     shutil.copyfile(artifacts["base"].file("base.json"), folder / "base.json")
-    tuned = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "down_proj"]))
+    tuned = get_peft_model(
+        model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "down_proj"])
+    )
     state = get_peft_model_state_dict(tuned)
     state = {name: 0.05 * torch.randn(tensor.shape) for name, tensor in state.items()}
     (tmp_path / "adapter").mkdir()
@@ -343,7 +407,14 @@ def test_a_sharded_billion_weights_are_merged_in_little_memory(artifacts: dict[s
     fields = {"peft_type": "LORA", "r": 8, "lora_alpha": 16}
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(fields))
     del model, tuned
-    command = [sys.executable, "-c", PEAK, str(folder), str(tmp_path / "adapter"), str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-c",
+        PEAK,
+        str(folder),
+        str(tmp_path / "adapter"),
+        str(tmp_path / "out"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     before, peak = json.loads(done.stdout)
@@ -351,7 +422,11 @@ def test_a_sharded_billion_weights_are_merged_in_little_memory(artifacts: dict[s
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_bytes())
     where = json.loads((folder / "model.safetensors.index.json").read_bytes())["weight_map"]
     assert index["weight_map"].keys() == where.keys()
-    for module in ("model.layers.0.self_attn.q_proj", "model.layers.21.mlp.down_proj", "model.layers.3.mlp.up_proj"):
+    for module in (
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.21.mlp.down_proj",
+        "model.layers.3.mlp.up_proj",
+    ):
         name = f"{module}.weight"
         with (
             safe_open(folder / where[name], "pt") as old,
@@ -360,6 +435,8 @@ def test_a_sharded_billion_weights_are_merged_in_little_memory(artifacts: dict[s
             weight, merged = old.get_tensor(name), new.get_tensor(name)
         key = f"base_model.model.{module}.lora_{{}}.weight"
         if key.format("A") in state:
-            weight = (weight.float() + 2 * (state[key.format("B")] @ state[key.format("A")])).to(torch.bfloat16)
+            weight = (weight.float() + 2 * (state[key.format("B")] @ state[key.format("A")])).to(
+                torch.bfloat16
+            )
         apart = (merged.view(torch.int16).int() - weight.view(torch.int16).int()).abs().max()
         assert int(apart) <= 1

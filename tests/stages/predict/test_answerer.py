@@ -36,7 +36,10 @@ def answerer() -> Iterator[slmctl.Answerer]:
 
 
 def test_importing_the_package_is_light() -> None:
-    code = "import sys\nbefore = set(sys.modules)\nimport slmctl\nsys.stdout.write(' '.join(set(sys.modules) - before))"
+    code = (
+        "import sys\nbefore = set(sys.modules)\nimport slmctl\nsys.stdout.write(' "
+        "'.join(set(sys.modules) - before))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["slmctl"]
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
@@ -50,9 +53,13 @@ def test_answers_are_those_of_predict(answerer: slmctl.Answerer, tmp_path: Path)
     teacher.slmctl(tmp_path, "predict", str(RELEASE.path), *words)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     answers = answerer.answer(TEXTS)
-    assert [(each.answer, each.error) for each in answers] == [(row["answer"], row["error"]) for row in rows]
+    assert [(each.answer, each.error) for each in answers] == [
+        (row["answer"], row["error"]) for row in rows
+    ]
     # equal but for last digits, since the first prompt of a chunk may be computed alone
-    assert [each.confidence for each in answers] == pytest.approx([row["confidence"] for row in rows], abs=1e-3)
+    assert [each.confidence for each in answers] == pytest.approx(
+        [row["confidence"] for row in rows], abs=1e-3
+    )
     for each in answers:
         assert next(iter(each.labels)) == each.answer
         assert each.labels[each.answer or ""] == pytest.approx(each.confidence, abs=1e-5)
@@ -74,7 +81,9 @@ def test_an_empty_cell_of_pandas_is_no_text(answerer: slmctl.Answerer) -> None:
     assert [each.error for each in answerer.answer(cells)] == ["'text' is empty"] * 2
 
 
-def test_a_text_that_cannot_be_answered_does_not_hold_up_the_others(answerer: slmctl.Answerer) -> None:
+def test_a_text_that_cannot_be_answered_does_not_hold_up_the_others(
+    answerer: slmctl.Answerer,
+) -> None:
     first, empty, last = answerer.answer([TEXTS[0], "  ", TEXTS[1]])
     assert (empty.answer, empty.error) == (None, "'text' is empty")
     assert [first.answer, last.answer] == [each.answer for each in answerer.answer(TEXTS[:2])]
@@ -95,11 +104,20 @@ def test_threads_take_turns(answerer: slmctl.Answerer) -> None:
     ]
 
 
-def test_a_policy_says_how_likely_an_answer_is_right(answerer: slmctl.Answerer, tmp_path: Path) -> None:
+def test_a_policy_says_how_likely_an_answer_is_right(
+    answerer: slmctl.Answerer, tmp_path: Path
+) -> None:
     policy = Policy(
-        gguf_file(RELEASE).sha256, Task.read(RELEASE.path).digest, "classify", "the label", "",
-        {"odds": 1.0, "allowed": 0.0}, 0.0, ((-20.0, 0.0), (20.0, 1.0)), 3.0,
-    )  # fmt: skip
+        gguf_file(RELEASE).sha256,
+        Task.read(RELEASE.path).digest,
+        "classify",
+        "the label",
+        "",
+        {"odds": 1.0, "allowed": 0.0},
+        0.0,
+        ((-20.0, 0.0), (20.0, 1.0)),
+        3.0,
+    )
     policy.write(tmp_path)
     with slmctl.Answerer(RELEASE.path, policy=tmp_path) as judged:
         answers = judged.answer(TEXTS[:8])
@@ -107,7 +125,12 @@ def test_a_policy_says_how_likely_an_answer_is_right(answerer: slmctl.Answerer, 
     for each in answers:
         assert each.p_correct is not None and each.confidence is not None
         score = policy.score(
-            {"confidence": each.confidence, "labels": each.labels, "logprobs": [0], "raw_logprobs": [0]}
+            {
+                "confidence": each.confidence,
+                "labels": each.labels,
+                "logprobs": [0],
+                "raw_logprobs": [0],
+            }
         )
         assert each.p_correct == round(policy.p_correct(score), 4)
         assert each.keep == (score >= 3.0)
@@ -142,7 +165,9 @@ def examples() -> dict[str, str]:
     code = {}
     for section in re.split(r"^### ", page, flags=re.MULTILINE)[1:]:
         title, _, body = section.partition("\n")
-        lines = itertools.takewhile(lambda line: not line or line.startswith("    "), body.strip("\n").splitlines())
+        lines = itertools.takewhile(
+            lambda line: not line or line.startswith("    "), body.strip("\n").splitlines()
+        )
         code[title] = "\n".join(line[4:] for line in lines).strip()
     return code
 
@@ -175,7 +200,10 @@ def test_an_example_answers_a_table(
 
 
 def test_a_release_answers_what_was_collected(
-    answerer: slmctl.Answerer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    answerer: slmctl.Answerer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     page = (ROOT / "docs" / "wheel.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"\n\n((?:    .*\n|\n)*    with slmctl.Answerer.*\n(?:    .*\n)+)", page)
@@ -187,6 +215,15 @@ def test_a_release_answers_what_was_collected(
         for k, (text, answer) in enumerate(zip(TEXTS[:4], answers, strict=True))
     ]
     (tmp_path / "collected").mkdir()
-    (tmp_path / "collected" / "2026-11-25.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    exec(compile(textwrap.dedent(code).replace("dir:registry#candidate", str(RELEASE.path)), "wheel", "exec"), {})
+    (tmp_path / "collected" / "2026-11-25.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows)
+    )
+    exec(
+        compile(
+            textwrap.dedent(code).replace("dir:registry#candidate", str(RELEASE.path)),
+            "wheel",
+            "exec",
+        ),
+        {},
+    )
     assert capsys.readouterr().out == f"r3\totherwise\t{given[3]}\n"

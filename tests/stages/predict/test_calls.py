@@ -1,4 +1,6 @@
-"""Calls of real models, in the forms of several bases: held to the offered tools by llama.cpp and by transformers."""
+"""Calls of real models, in the forms of several bases: held to the offered
+tools by llama.cpp and by transformers.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +28,23 @@ TASKS = {
     "marked": task_of(MARKED, end="</s>", special_tokens=("<|im_start|>", "<|im_end|>")),
 }
 RECORDS = [
-    Record(str(k), ({"role": "user", "content": text}, {"role": "assistant", "content": "none"}),
-           {"file": "a", "row": k}, tools=(FLY,) if k % 2 else None)
-    for k, text in enumerate(("refund my card please", "hello", "late truck", "where is my parcel", "x", "lamp"))
-]  # fmt: skip
+    Record(
+        str(k),
+        ({"role": "user", "content": text}, {"role": "assistant", "content": "none"}),
+        {"file": "a", "row": k},
+        tools=(FLY,) if k % 2 else None,
+    )
+    for k, text in enumerate(
+        ("refund my card please", "hello", "late truck", "where is my parcel", "x", "lamp")
+    )
+]
 
 
 @pytest.fixture(scope="module")
 def gguf(tiny_base: Path, heavy_children: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return convert(heavy_children, tiny_base, tmp_path_factory.mktemp("calls") / "tiny-F32.gguf", "f32")
+    return convert(
+        heavy_children, tiny_base, tmp_path_factory.mktemp("calls") / "tiny-F32.gguf", "f32"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +54,9 @@ def engine(gguf: Path) -> Iterator[Engine]:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_every_answer_calls_an_offered_tool_or_none(name: str, engine: Engine, tiny_base: Path) -> None:
+def test_every_answer_calls_an_offered_tool_or_none(
+    name: str, engine: Engine, tiny_base: Path
+) -> None:
     task: Task = TASKS[name]
     asked = [prompts.asked(task, record) for record in RECORDS]
     by_transformers = HfAnswerer(tiny_base, labels=task.labels, end=task.end, max_tokens=160)

@@ -58,7 +58,10 @@ def test_sensitive_records_are_never_sent(desk_with_sensitive: Project) -> None:
     prepared = desk_with_sensitive._current["prepared"]
     questions = {r.input for r in read_records(prepared.file("test.jsonl"))}
     secret = {
-        r.input for split in ("train", "test") for r in read_records(prepared.file(f"{split}.jsonl")) if r.sensitive
+        r.input
+        for split in ("train", "test")
+        for r in read_records(prepared.file(f"{split}.jsonl"))
+        if r.sensitive
     }
     with endpoint.serving(lambda body, before: says("Delivery!")) as fake:
         made = answered(desk_with_sensitive, fake.url, 40)
@@ -77,7 +80,9 @@ def test_sensitive_records_are_never_sent(desk_with_sensitive: Project) -> None:
     assert (made.metrics["labels_shown"], made.metrics["failed"]) == (3, 0)
 
 
-def test_where_all_is_sensitive_nothing_is_asked(desk_with_sensitive: Project, tmp_path: Path) -> None:
+def test_where_all_is_sensitive_nothing_is_asked(
+    desk_with_sensitive: Project, tmp_path: Path
+) -> None:
     old = desk_with_sensitive._current["prepared"]
     folder = tmp_path / "all"
     shutil.copytree(old.path, folder)
@@ -89,7 +94,10 @@ def test_where_all_is_sensitive_nothing_is_asked(desk_with_sensitive: Project, t
         )
         with pytest.raises(DataError, match="records is marked sensitive: none may be sent"):
             endpoint_predictions.run(
-                config.PredictConfig(), model=model, prepared=artifact.Artifact(folder, old.manifest), out=tmp_path
+                config.PredictConfig(),
+                model=model,
+                prepared=artifact.Artifact(folder, old.manifest),
+                out=tmp_path,
             )
     assert fake.bodies == []
 
@@ -100,7 +108,11 @@ def test_a_row_without_an_answer_does_not_stop_the_others(
     monkeypatch.setattr(endpoint_pool, "FIRST_WAIT_S", 0.001)
 
     def manners(body: dict[str, Any], before: int) -> endpoint.Turn:
-        return fails(400, "filtered") if "parcel" in body["messages"][-1]["content"] else says("billing")
+        return (
+            fails(400, "filtered")
+            if "parcel" in body["messages"][-1]["content"]
+            else says("billing")
+        )
 
     with endpoint.serving(manners) as fake:
         made = answered(desk_with_sensitive, fake.url, 0)
@@ -111,7 +123,9 @@ def test_a_row_without_an_answer_does_not_stop_the_others(
     assert made.metrics["model"] == "large (zero-shot)"
 
 
-def test_what_was_answered_before_a_failure_is_not_asked_again(desk_with_sensitive: Project) -> None:
+def test_what_was_answered_before_a_failure_is_not_asked_again(
+    desk_with_sensitive: Project,
+) -> None:
     """Answers cost money, and here the money runs out after ten of them."""
     credit = [10]
 
@@ -131,13 +145,16 @@ def test_what_was_answered_before_a_failure_is_not_asked_again(desk_with_sensiti
         credit[0] = 1000
         made = answered(desk_with_sensitive, fake.url, 0)
     assert not set(first) & set(fake.questions)
-    sent = made.metrics["n"] - made.metrics["not_sent"] + made.metrics["retries"]  # some may be repeated
+    # some may be repeated
+    sent = made.metrics["n"] - made.metrics["not_sent"] + made.metrics["retries"]
     assert len(first) + len(fake.questions) == sent
     assert made.metrics["failed"] == 0
     assert list((desk_with_sensitive.runs / ".endpoints").glob(".*.jsonl")) == []
 
 
-def test_the_key_is_no_part_of_the_recipe(desk_with_sensitive: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_no_part_of_the_recipe(
+    desk_with_sensitive: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("A_KEY", "made" + "-up")
     with endpoint.serving(lambda body, before: says("billing")) as fake:
         first = answered(desk_with_sensitive, fake.url, 0, key_env="A_KEY", concurrency=2)
@@ -145,7 +162,9 @@ def test_the_key_is_no_part_of_the_recipe(desk_with_sensitive: Project, monkeypa
         again = answered(desk_with_sensitive, fake.url, 0, concurrency=5)
         assert len(fake.bodies) == asked  # kept, and not asked again
     assert first.path == again.path
-    everything = b"".join(path.read_bytes() for path in desk_with_sensitive.runs.rglob("*") if path.is_file())
+    everything = b"".join(
+        path.read_bytes() for path in desk_with_sensitive.runs.rglob("*") if path.is_file()
+    )
     assert b"made-up" not in everything
     assert b"A_KEY" not in everything
 
@@ -154,21 +173,41 @@ def test_the_key_is_no_part_of_the_recipe(desk_with_sensitive: Project, monkeypa
 
 
 def test_evaluate_against(stages: Forks, desk: Path) -> None:
-    """`slmctl evaluate --against` asks with and without examples, and reports both beside the tuned models."""
+    """`slmctl evaluate --against` asks with and without examples, and
+    reports both beside the tuned models.
+    """
     with endpoint.serving(lambda body, before: says("billing")) as fake:
         path = tiny.ok(
             stages.run(
-                desk, "evaluate", "--model", "gguf", "--against", fake.url, "--against-model", "large",
-                "--against-shots", "6", "--set", "predict.endpoint.url=https://vendor.example/v1",
-                "--set", "predict.endpoint.api=decisions", "--set", "predict.endpoint.key_env=VENDOR_KEY",
+                desk,
+                "evaluate",
+                "--model",
+                "gguf",
+                "--against",
+                fake.url,
+                "--against-model",
+                "large",
+                "--against-shots",
+                "6",
+                "--set",
+                "predict.endpoint.url=https://vendor.example/v1",
+                "--set",
+                "predict.endpoint.api=decisions",
+                "--set",
+                "predict.endpoint.key_env=VENDOR_KEY",
             )
-        )  # fmt: skip
+        )
     # neither the form nor the key of the config's endpoint, which is another
     assert set(fake.paths) == {"/v1/chat/completions"}
     report = artifact.load(Path(path)).metrics
     assert report["participants"][-2:] == ["large (zero-shot)", "large (6-shot)"]
     large = report["models"]["large (6-shot)"]
-    assert (large["kind"], large["size"], large["shots"], large["invalid"]) == ("endpoint", None, 6, 0)
+    assert (large["kind"], large["size"], large["shots"], large["invalid"]) == (
+        "endpoint",
+        None,
+        6,
+        0,
+    )
     assert large["tokens"] == {"prompt": 11 * report["n"], "completion": 3 * report["n"]}
     assert len(fake.bodies) == 2 * report["n"]
     assert {len(body["messages"]) for body in fake.bodies} == {2, 14}
@@ -180,22 +219,38 @@ def test_against_slmctls_own_server(stages: Forks, desk: Path, desk_url: str, ap
     (model,) = httpx.get(f"{desk_url}/v1/models").json()["data"]
     path = tiny.ok(
         stages.run(
-            desk, "evaluate", "--model", "gguf", "--against", desk_url, "--against-model", model["id"],
-            "--against-api", api,
+            desk,
+            "evaluate",
+            "--model",
+            "gguf",
+            "--against",
+            desk_url,
+            "--against-model",
+            model["id"],
+            "--against-api",
+            api,
         )
-    )  # fmt: skip
+    )
     report = artifact.load(Path(path)).metrics
     participants = [name for name in report["participants"] if name.startswith(model["id"])]
     assert participants == [f"{model['id']} ({each})" for each in ("zero-shot", "3-shot")]
-    # the server asks with the task's own system prompt, so without examples it answers as its file does
-    assert report["models"][f"{model['id']} (zero-shot)"]["right"] == report["models"]["Q8_0"]["right"]
+    # the server asks with the task's own system prompt, so without examples it answers as its file
+    # does
+    assert (
+        report["models"][f"{model['id']} (zero-shot)"]["right"] == report["models"]["Q8_0"]["right"]
+    )
 
 
 @pytest.mark.parametrize("api", sampled(["decisions", "systemone", "chat"], ["decisions"]))
 def test_a_decisions_api_is_measured_and_calibrated(stages: Forks, desk: Path, api: str) -> None:
-    """Its figures are those of its labels; `calibrate --endpoint` bounds the errors of what it is sure of."""
+    """Its figures are those of its labels; `calibrate --endpoint`
+    bounds the errors of what it is sure of.
+    """
     with endpoint.serving(teacher.decisions) as fake:
-        settings = "predict:\n  endpoint: {url: %s, model: large, api: %s, prices: {input: 0.1, output: 0}}\n"
+        settings = (
+            "predict:\n  endpoint: {url: %s, model: large, api: %s, prices: {input: 0.1, "
+            "output: 0}}\n"
+        )
         more = "prices: {machine_per_hour: 0.2, input: 5, output: 5}\n" + settings % (fake.url, api)
         (desk / "slmctl.yaml").write_text((desk / "slmctl.yaml").read_text() + more)
         few = stages.run(desk, "calibrate", "--endpoint", "large")
@@ -204,10 +259,14 @@ def test_a_decisions_api_is_measured_and_calibrated(stages: Forks, desk: Path, a
         splits = "output: category}]\n  splits: {calibration: 0.45, test: 0.1}\n"
         tiny.edit_config(desk, "output: category}]\n", splits)
         rows = tiny.rows(560)
-        tiny.write_csv(desk / "tickets.csv", [(f"jane.doe@acme.com {text}", label) for text, label in rows])
+        tiny.write_csv(
+            desk / "tickets.csv", [(f"jane.doe@acme.com {text}", label) for text, label in rows]
+        )
         tiny.ok(stages.run(desk, "prepare"))
         sensitive = stages.run(desk, "calibrate", "--endpoint", "large")
-        assert (sensitive.returncode, fake.bodies) == (3, []), "rows that are never sent do not count"
+        assert (sensitive.returncode, fake.bodies) == (3, []), (
+            "rows that are never sent do not count"
+        )
         tiny.write_csv(desk / "tickets.csv", rows)
         tiny.ok(stages.run(desk, "prepare"))
         done = stages.run(desk, "calibrate", "--endpoint", "large")
@@ -215,13 +274,19 @@ def test_a_decisions_api_is_measured_and_calibrated(stages: Forks, desk: Path, a
         asked = len(fake.bodies)
         assert tiny.ok(stages.run(desk, "calibrate", "--endpoint", "large")) == str(policy.path)
         assert len(fake.bodies) == asked  # kept, and not asked again
-        report = artifact.load(Path(tiny.ok(stages.run(desk, "evaluate", "--model", "base", "--against", "large"))))
-    assert {path.rpartition("/")[2] for path in fake.paths} == {"completions" if api == "chat" else api}
+        report = artifact.load(
+            Path(tiny.ok(stages.run(desk, "evaluate", "--model", "base", "--against", "large")))
+        )
+    assert {path.rpartition("/")[2] for path in fake.paths} == {
+        "completions" if api == "chat" else api
+    }
     assert (policy.metrics["rows"], policy.metrics["error_bound"] < 0.05) == (asked, True)
     assert policy.metrics["kept"] == pytest.approx(0.9, abs=0.05)
     assert policy.metrics["least_confidence"] == pytest.approx(0.99) and policy.metrics["remote"]
     assert f"{asked} rows to ask, at most 0.0" in done.stderr
-    assert "act on what large (zero-shot) answers with a probability of 0.9900 and more" in done.stderr
+    assert (
+        "act on what large (zero-shot) answers with a probability of 0.9900 and more" in done.stderr
+    )
     large = report.metrics["models"]["large (zero-shot)"]
     if api == "chat":  # which `evaluate` asks for no probabilities
         return
@@ -248,7 +313,8 @@ def test_the_two_flags_come_together(tiny_run: Path) -> None:
 CALLS = (
     "{% for m in messages %}<|{{ m.role }}|>"
     "{% if m.tool_calls %}{% for c in m.tool_calls %}CALL {{ c.function | tojson }}{% endfor %}"
-    "{% else %}{{ m.content }}{% endif %}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{% else %}{{ m.content }}{% endif %}<|end|>\n{% endfor %}{% if add_generation_prompt "
+    "%}<|assistant|>{% endif %}"
 )
 TOOL = {"type": "function", "function": {"name": "refund", "parameters": {"type": "object"}}}
 
@@ -263,16 +329,25 @@ def test_tools_are_sent_and_a_call_is_read_in_the_words_of_the_template(tmp_path
         {"role": "assistant", "content": wanted},
     )
     one = Record("a", turns, {"file": "x.jsonl", "row": 1}, tools=(TOOL,))
-    call = {"id": "1", "type": "function", "function": {"name": "refund", "arguments": '{"order": 7}'}}
+    call = {
+        "id": "1",
+        "type": "function",
+        "function": {"name": "refund", "arguments": '{"order": 7}'},
+    }
     message = {"role": "assistant", "content": None, "tool_calls": [call]}
     with endpoint.serving(
-        lambda body, before: says(None, choices=[{"message": message, "finish_reason": "tool_calls"}])
+        lambda body, before: says(
+            None, choices=[{"message": message, "finish_reason": "tool_calls"}]
+        )
     ) as fake:
-        asked = openai_client.EndpointRequest(untuned_prompt.turns(task, one)[:-1], tools=one.tools or ())
+        asked = openai_client.EndpointRequest(
+            untuned_prompt.turns(task, one)[:-1], tools=one.tools or ()
+        )
         ((_, reply),) = endpoint_pool.EndpointPool([fake.url], "large").ask_all([asked])
     (body,) = fake.bodies
     assert body["tools"] == [TOOL]
-    assert [turn["role"] for turn in body["messages"]] == ["user", "assistant", "user"]  # ids of calls are not kept
+    # ids of calls are not kept
+    assert [turn["role"] for turn in body["messages"]] == ["user", "assistant", "user"]
     assert body["messages"][-1]["content"] == "look_up returned: order 7"
     line = endpoint_predictions._line(task, one, reply)
     assert (line["answer"], line["expected"]) == (wanted, wanted)

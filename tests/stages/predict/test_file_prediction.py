@@ -1,4 +1,6 @@
-"""A user's file comes back as it was, answered: every format, in order, once, whatever happens on the way."""
+"""A user's file comes back as it was, answered: every format, in
+order, once, whatever happens on the way.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def echo(text: str) -> Said:
 
 
 class Echo:
-    """An answerer at once: by default the answer is the question, and the last of a batch comes first."""
+    """An answerer at once: by default the answer is the question,
+    and the last of a batch comes first.
+    """
 
     def __init__(self, stop_after: int | None = None, say: Callable[[str], Said] = echo) -> None:
         self.asked: list[str] = []
@@ -78,7 +82,9 @@ def texts(count: int) -> list[str]:
 
 
 def lines(path: Path, values: Sequence[str]) -> Path:
-    path.write_text("".join(json.dumps({"text": text, "n": k}) + "\n" for k, text in enumerate(values)))
+    path.write_text(
+        "".join(json.dumps({"text": text, "n": k}) + "\n" for k, text in enumerate(values))
+    )
     return path
 
 
@@ -93,18 +99,31 @@ def hidden(folder: Path) -> list[str]:
 # Formats
 
 
-TARGETS = ["out.csv", "out.tsv", "out.jsonl", "out.parquet", "out.csv.gz", "out.jsonl.gz", "out.xlsx"]
+TARGETS = [
+    "out.csv",
+    "out.tsv",
+    "out.jsonl",
+    "out.parquet",
+    "out.csv.gz",
+    "out.jsonl.gz",
+    "out.xlsx",
+]
 
 
 SOURCES = ["in.csv", "in.tsv", "in.jsonl", "in.parquet", "in.jsonl.gz"]
-QUICK = [*((SOURCES[0], target) for target in TARGETS), *((source, TARGETS[2]) for source in SOURCES)]
+QUICK = [
+    *((SOURCES[0], target) for target in TARGETS),
+    *((source, TARGETS[2]) for source in SOURCES),
+]
 
 
 @pytest.mark.parametrize(("source", "target"), sampled(itertools.product(SOURCES, TARGETS), QUICK))
 def test_every_format_in_and_out(tmp_path: Path, source: str, target: str) -> None:
     path, out = tmp_path / source, tmp_path / target
-    wanted: list[dict[str, Any]] = [{"text": f"say {k}", "n": k, "share": k / 4, "more": "x\ty" if k else None}
-                                    for k in range(7)]  # fmt: skip
+    wanted: list[dict[str, Any]] = [
+        {"text": f"say {k}", "n": k, "share": k / 4, "more": "x\ty" if k else None}
+        for k in range(7)
+    ]
     if source.endswith(".parquet"):
         parquet.write_table(pa.Table.from_pylist(wanted), path)
     elif ".jsonl" in source:
@@ -112,15 +131,21 @@ def test_every_format_in_and_out(tmp_path: Path, source: str, target: str) -> No
         path.write_bytes(gzip.compress(raw) if source.endswith(".gz") else raw)
     else:
         with path.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, list(wanted[0]), delimiter="\t" if source == "in.tsv" else ",")
+            writer = csv.DictWriter(
+                stream, list(wanted[0]), delimiter="\t" if source == "in.tsv" else ","
+            )
             writer.writeheader()
             writer.writerows(wanted)
     assert answer_file(Echo(), TASK, Job(path, out, TEXT)) == (7, 0)
     given, found = read(path), read(out)
     if target == "out.xlsx":
-        given = [{name: "" if cell is None else cell for name, cell in row.items()} for row in given]
+        given = [
+            {name: "" if cell is None else cell for name, cell in row.items()} for row in given
+        ]
     if ".csv" in target or target == "out.tsv":  # these hold texts alone
-        given = [{name: "" if cell is None else str(cell) for name, cell in row.items()} for row in given]
+        given = [
+            {name: "" if cell is None else str(cell) for name, cell in row.items()} for row in given
+        ]
     assert [{name: row[name] for name in given[0]} for row in found] == given
     assert [row["answer"] for row in found] == [f"<say {k}>" for k in range(7)]
     assert [float(row["confidence"]) for row in found] == [0.5] * 7
@@ -129,41 +154,74 @@ def test_every_format_in_and_out(tmp_path: Path, source: str, target: str) -> No
 
 @pytest.mark.parametrize(
     ("encoding", "mark", "delimiter", "end"),
-    [("cp1252", "", ";", "\r\n"), ("utf-8", "\ufeff", ";", "\r\n"), ("utf-16-le", "\ufeff", "\t", "\n"),
-     ("utf-16-be", "", ",", "\n"), ("utf-8", "", ",", "\n"), ("utf-8", "", ",", "\r")],
-)  # fmt: skip
-def test_csv_comes_back_in_its_form(tmp_path: Path, encoding: str, mark: str, delimiter: str, end: str) -> None:
+    [
+        ("cp1252", "", ";", "\r\n"),
+        ("utf-8", "\ufeff", ";", "\r\n"),
+        ("utf-16-le", "\ufeff", "\t", "\n"),
+        ("utf-16-be", "", ",", "\n"),
+        ("utf-8", "", ",", "\n"),
+        ("utf-8", "", ",", "\r"),
+    ],
+)
+def test_csv_comes_back_in_its_form(
+    tmp_path: Path, encoding: str, mark: str, delimiter: str, end: str
+) -> None:
     path, out = tmp_path / "in.csv", tmp_path / "out.csv"
-    lines = [delimiter.join(cells) for cells in (("id", "text"), ("1", "größer – 5 €"), ("2", '"zwei; drei\nvier"'))]
+    lines = [
+        delimiter.join(cells)
+        for cells in (("id", "text"), ("1", "größer – 5 €"), ("2", '"zwei; drei\nvier"'))
+    ]
     path.write_bytes((mark + end.join(lines) + end).encode(encoding))
     assert answer_file(Echo(), TASK, Job(path, out, TEXT)) == (2, 0)
-    wanted = [delimiter.join(cells) for cells in (
-        (lines[0], "answer", "confidence", "faults", "error"), (lines[1], "<größer – 5 €>", "0.5", "", ""),
-        (lines[2], '"<zwei; drei\nvier>"', "0.5", "", ""))]  # fmt: skip
+    wanted = [
+        delimiter.join(cells)
+        for cells in (
+            (lines[0], "answer", "confidence", "faults", "error"),
+            (lines[1], "<größer – 5 €>", "0.5", "", ""),
+            (lines[2], '"<zwei; drei\nvier>"', "0.5", "", ""),
+        )
+    ]
     assert out.read_bytes().decode(encoding) == mark + end.join(wanted) + end
     assert answer_file(Echo(), TASK, Job(path, tmp_path / "plain.csv", TEXT, plain=True)) == (2, 0)
     plain = (tmp_path / "plain.csv").read_text("utf-8")
     assert plain.startswith("id,text,answer,confidence,faults,error\n1,größer – 5 €,")
     answer_file(Echo(), TASK, Job(path, tmp_path / "out.tsv", TEXT))
-    assert (tmp_path / "out.tsv").read_bytes().decode(encoding).startswith(f"{mark}id\ttext\tanswer")
-    answer_file(Echo(), TASK, Job(path, tmp_path / "out.jsonl", TEXT))  # which is UTF-8, whatever comes in
+    assert (
+        (tmp_path / "out.tsv").read_bytes().decode(encoding).startswith(f"{mark}id\ttext\tanswer")
+    )
+    # which is UTF-8, whatever comes in
+    answer_file(Echo(), TASK, Job(path, tmp_path / "out.jsonl", TEXT))
     assert next(row["answer"] for row in read(tmp_path / "out.jsonl")) == "<größer – 5 €>"
 
 
 def test_drafts_have_a_column_of_faults(tmp_path: Path) -> None:
     said = {"a": "It is 17 €, or 18 €.", "b": "It is 5 €", "bad": ""}
-    answers = Echo(say=lambda text: EngineError("too bad") if text == "bad" else
-                   Answer(said[text[0]], "length" if text[0] == "b" else "stop", 0.5, 1, 1))  # fmt: skip
+    answers = Echo(
+        say=lambda text: (
+            EngineError("too bad")
+            if text == "bad"
+            else Answer(said[text[0]], "length" if text[0] == "b" else "stop", 0.5, 1, 1)
+        )
+    )
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("a", "b: 5 €?", "bad", "")))
-    assert answer_file(answers, dataclasses.replace(TASK, system="17 € each", must=("€$",)), Job(source, out, TEXT))
+    source.write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in ("a", "b: 5 €?", "bad", ""))
+    )
+    assert answer_file(
+        answers, dataclasses.replace(TASK, system="17 € each", must=("€$",)), Job(source, out, TEXT)
+    )
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["faults"] for row in rows] == [
-        "ungrounded: amount 18; missing_pattern: €$", "unfinished", None, None,
-    ]  # fmt: skip
+        "ungrounded: amount 18; missing_pattern: €$",
+        "unfinished",
+        None,
+        None,
+    ]
 
 
-def test_an_answer_that_the_encoding_has_not_makes_it_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_answer_that_the_encoding_has_not_makes_it_utf8(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arrow = Echo(say=lambda text: Answer(f"→ <{text}>", "stop", 0.5, 1, 1))
     path, out = tmp_path / "in.csv", tmp_path / "out.csv"
     path.write_bytes("id;text\r\n1;größer\r\n".encode("cp1252"))
@@ -181,14 +239,34 @@ def test_json_lines_come_back_in_their_form(tmp_path: Path) -> None:
     path.write_bytes('\ufeff{"text": "größer"}\r\n'.encode("utf-16-le"))
     answer_file(Echo(), TASK, Job(path, out, TEXT))
     assert out.read_bytes().decode("utf-16-le") == (
-        '\ufeff{"text": "größer", "answer": "<größer>", "confidence": 0.5, "faults": "", "error": null}\r\n'
+        '\ufeff{"text": "größer", "answer": "<größer>", "confidence": 0.5, "faults": "", "error": '
+        "null}\r\n"
     )
 
 
 def test_a_workbook_holds_texts_and_numbers_as_they_are(tmp_path: Path) -> None:
-    odd = ["=1+1", "007", " a ", "two\nlines\r\n", "a\x00\x0bb\ud7ff\ufffe", "_x0041_ <&>]]>", "größe 😀", "x" * 32_000]
-    given = [{"text": text, "n": k, "big": 10**18, "share": k / 3, "yes": k > 2, "none": None, "list": [1, {"a": "ö"}]}
-             for k, text in enumerate(odd)]  # fmt: skip
+    odd = [
+        "=1+1",
+        "007",
+        " a ",
+        "two\nlines\r\n",
+        "a\x00\x0bb\ud7ff\ufffe",
+        "_x0041_ <&>]]>",
+        "größe 😀",
+        "x" * 32_000,
+    ]
+    given = [
+        {
+            "text": text,
+            "n": k,
+            "big": 10**18,
+            "share": k / 3,
+            "yes": k > 2,
+            "none": None,
+            "list": [1, {"a": "ö"}],
+        }
+        for k, text in enumerate(odd)
+    ]
     path, out = tmp_path / "in.jsonl", tmp_path / "out.xlsx"
     path.write_text("".join(json.dumps(row) + "\n" for row in given))
     assert answer_file(Echo(), TASK, Job(path, out, TEXT)) == (8, 0)
@@ -198,8 +276,13 @@ def test_a_workbook_holds_texts_and_numbers_as_they_are(tmp_path: Path) -> None:
     name = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
     cells = {cell.get("r"): "".join(cell.itertext()) for cell in sheet.iter(f"{name}c")}
     assert [cells[f"A{k}"] for k in (2, 3, 4, 5, 6, 7)] == [
-        "=1+1", "007", " a ", "two\nlines_x000D_\n", "a_x0000__x000B_b\ud7ff_xFFFE_", "_x005F_x0041_ <&>]]>",
-    ]  # fmt: skip
+        "=1+1",
+        "007",
+        " a ",
+        "two\nlines_x000D_\n",
+        "a_x0000__x000B_b\ud7ff_xFFFE_",
+        "_x005F_x0041_ <&>]]>",
+    ]
     assert not list(sheet.iter(f"{name}f"))
     found = read(out)
     assert list(found[0]) == [*given[0], "answer", "confidence", "faults", "error"]
@@ -219,7 +302,9 @@ def test_what_a_workbook_cannot_hold_is_refused_before_the_work(
 ) -> None:
     path, out, echo = tmp_path / "in.jsonl", tmp_path / "out.xlsx", Echo()
     path.write_text(json.dumps({"text": "a"}) + "\n" + json.dumps({"text": "x" * 32_768}) + "\n")
-    with pytest.raises(DataError, match=r"cannot hold 32,768 characters in 'text' of row 2: at most 32,767") as caught:
+    with pytest.raises(
+        DataError, match=r"cannot hold 32,768 characters in 'text' of row 2: at most 32,767"
+    ) as caught:
         answer_file(echo, TASK, Job(path, out, TEXT))
     assert caught.value.hint.startswith("--output answers.csv")
     path.write_text("".join(json.dumps({"text": "a"}) + "\n" for _ in range(4)))
@@ -231,7 +316,14 @@ def test_what_a_workbook_cannot_hold_is_refused_before_the_work(
         answer_file(echo, TASK, Job(path, out, TEXT))
     assert echo.asked == []
     assert not out.exists()
-    assert [workbook_writer._letters(k) for k in (0, 25, 26, 701, 702, 16_383)] == ["A", "Z", "AA", "ZZ", "AAA", "XFD"]
+    assert [workbook_writer._letters(k) for k in (0, 25, 26, 701, 702, 16_383)] == [
+        "A",
+        "Z",
+        "AA",
+        "ZZ",
+        "AAA",
+        "XFD",
+    ]
 
 
 def test_a_sheet_can_be_named(tmp_path: Path) -> None:
@@ -243,21 +335,37 @@ def test_a_sheet_can_be_named(tmp_path: Path) -> None:
 
 def test_parquet_keeps_the_types_that_json_knows(tmp_path: Path) -> None:
     path, out = tmp_path / "in.jsonl", tmp_path / "out.parquet"
-    path.write_text('{"text": "a", "n": 1, "f": 1, "b": true, "m": 1}\n{"text": "b", "n": null, "f": 2.5, "m": "x"}\n'
-                    '{"text": "c", "m": {"k": [1]}, "n": 9007199254740993, "id": 9007199254740993}\n'
-                    '{"text": "d", "id": 0.5}\n')  # fmt: skip
+    path.write_text(
+        '{"text": "a", "n": 1, "f": 1, "b": true, "m": 1}\n{"text": "b", "n": null, "f": 2.5, "m": '
+        '"x"}\n'
+        '{"text": "c", "m": {"k": [1]}, "n": 9007199254740993, "id": 9007199254740993}\n'
+        '{"text": "d", "id": 0.5}\n'
+    )
     answer_file(Echo(), TASK, Job(path, out, TEXT))
     table = parquet.read_table(out)
     types = {field.name: str(field.type) for field in table.schema}
-    assert types == {"text": "string", "n": "int64", "f": "double", "b": "bool", "m": "string", "id": "string",
-                     "answer": "string", "confidence": "double", "faults": "string", "error": "string"}  # fmt: skip
+    assert types == {
+        "text": "string",
+        "n": "int64",
+        "f": "double",
+        "b": "bool",
+        "m": "string",
+        "id": "string",
+        "answer": "string",
+        "confidence": "double",
+        "faults": "string",
+        "error": "string",
+    }
     assert table["m"].to_pylist() == ["1", "x", '{"k": [1]}', None]
-    assert table["id"].to_pylist() == [None, None, "9007199254740993", "0.5"]  # no double is this number: a traceback
+    # no double is this number: a traceback
+    assert table["id"].to_pylist() == [None, None, "9007199254740993", "0.5"]
 
 
 def test_bad_and_uneven_rows_become_rows_with_every_column(tmp_path: Path) -> None:
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    path.write_text('{"id": 1}\nnot json\n{"text": "refund", "late": {"x": 1}}\n{"text": "bad", "late": null}\n')
+    path.write_text(
+        '{"id": 1}\nnot json\n{"text": "refund", "late": {"x": 1}}\n{"text": "bad", "late": null}\n'
+    )
     assert answer_file(Echo(), TASK, Job(path, out, TEXT)) == (4, 3)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row.get("late") for row in rows] == [None, None, {"x": 1}, None]
@@ -286,7 +394,9 @@ def test_bad_and_uneven_rows_become_rows_with_every_column(tmp_path: Path) -> No
         ("in.csv", "text\n\n", "holds no rows"),
     ],
 )
-def test_files_that_cannot_be_answered_are_refused(tmp_path: Path, name: str, text: str, match: str) -> None:
+def test_files_that_cannot_be_answered_are_refused(
+    tmp_path: Path, name: str, text: str, match: str
+) -> None:
     (tmp_path / name).write_text(text)
     answerer = Echo()
     with pytest.raises(DataError, match=match):
@@ -302,35 +412,70 @@ def test_a_part_without_rows_is_a_file_of_its_kind(tmp_path: Path, target: str) 
     assert read(out) == []
     if ".csv" in target or target == "out.tsv":
         raw = gzip.decompress(out.read_bytes()) if target.endswith(".gz") else out.read_bytes()
-        assert re.split(b"[,\t\n]", raw) == [b"text", b"n", b"answer", b"confidence", b"faults", b"error", b""]
+        assert re.split(b"[,\t\n]", raw) == [
+            b"text",
+            b"n",
+            b"answer",
+            b"confidence",
+            b"faults",
+            b"error",
+            b"",
+        ]
 
 
 MARKS = {
-    "": True, "0": True, " no ": True, "N": True, "False": True, "f": True, "OFF": True,
-    "y": False, "t": False, "on": False, "ja": False, "1": False, "TRUE": False, "perhaps": False,
-}  # fmt: skip
+    "": True,
+    "0": True,
+    " no ": True,
+    "N": True,
+    "False": True,
+    "f": True,
+    "OFF": True,
+    "y": False,
+    "t": False,
+    "on": False,
+    "ja": False,
+    "1": False,
+    "TRUE": False,
+    "perhaps": False,
+}
 
 
 @pytest.mark.parametrize("column", ["sensitive", " Sensitive "])
 def test_a_row_is_sent_only_where_its_mark_says_that_it_may(tmp_path: Path, column: str) -> None:
     marks = {**MARKS, None: True, False: True, True: False, 2: False, 0.5: False}
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    path.write_text("".join(json.dumps({"text": f"row {k}", column: mark}) + "\n" for k, mark in enumerate(marks)))
+    path.write_text(
+        "".join(
+            json.dumps({"text": f"row {k}", column: mark}) + "\n" for k, mark in enumerate(marks)
+        )
+    )
     answerer = Echo()
     answer_file(answerer, TASK, Job(path, out, RowInput("text", withhold=True)))
-    assert sorted(answerer.asked) == sorted(f"row {k}" for k, sent in enumerate(marks.values()) if sent)
+    assert sorted(answerer.asked) == sorted(
+        f"row {k}" for k, sent in enumerate(marks.values()) if sent
+    )
 
 
 # Going on
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
-    count=st.integers(1, 40), chunk=st.integers(1, 9), stops=st.lists(st.integers(0, 40), max_size=4),
+    count=st.integers(1, 40),
+    chunk=st.integers(1, 9),
+    stops=st.lists(st.integers(0, 40), max_size=4),
     torn=st.integers(0, 30),
-)  # fmt: skip
+)
 def test_no_row_is_twice_or_missing_however_often_it_stops(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, chunk: int, stops: list[int], torn: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    chunk: int,
+    stops: list[int],
+    torn: int,
 ) -> None:
     monkeypatch.setattr(row_answers, "CHUNK", chunk)
     source, out = lines(tmp_path / "in.jsonl", texts(count)), tmp_path / "out.jsonl"
@@ -365,7 +510,10 @@ def test_the_same_job_goes_on_and_another_one_starts_over(
     if change == "source":
         lines(source, [*texts(8), "changed"])
     identity = {"model": "another"} if change == "identity" else {}
-    again, job = Echo(), Job(source, out, RowInput("n") if change == "column" else TEXT, identity=identity)
+    again, job = (
+        Echo(),
+        Job(source, out, RowInput("n") if change == "column" else TEXT, identity=identity),
+    )
     answer_file(again, TASK, job)
     assert sorted(again.asked) == texts(9)[4:] if change == "nothing" else len(again.asked) == 9
 
@@ -382,7 +530,9 @@ def test_two_at_once_do_not_write_one_target(tmp_path: Path) -> None:
 
 
 @given(count=st.integers(1, 60), parts=st.integers(1, 9))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_the_shards_in_order_are_the_whole(tmp_path: Path, count: int, parts: int) -> None:
     source = lines(tmp_path / "in.jsonl", texts(count))
     whole = tmp_path / "whole.jsonl"
@@ -402,8 +552,12 @@ def test_a_shard_is_a_part_of_a_whole(text: str) -> None:
         file_prediction.shard(text)
 
 
-def test_a_row_that_ends_the_engine_has_an_error_and_only_all_of_them_are_one(tmp_path: Path) -> None:
-    mortal = Echo(say=lambda text: EngineDiedError("the engine died") if text == "poison" else echo(text))
+def test_a_row_that_ends_the_engine_has_an_error_and_only_all_of_them_are_one(
+    tmp_path: Path,
+) -> None:
+    mortal = Echo(
+        say=lambda text: EngineDiedError("the engine died") if text == "poison" else echo(text)
+    )
     source, out = lines(tmp_path / "in.jsonl", ["a", "poison", "b"]), tmp_path / "out.jsonl"
     assert answer_file(mortal, TASK, Job(source, out, TEXT)) == (3, 1)
     assert [row["answer"] for row in read(out)] == ["<a>", None, "<b>"]
@@ -411,13 +565,18 @@ def test_a_row_that_ends_the_engine_has_an_error_and_only_all_of_them_are_one(tm
         answer_file(mortal, TASK, Job(lines(source, ["poison", "poison"]), out, TEXT))
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_does_not_grow_with_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import tracemalloc
 
     monkeypatch.setattr(row_answers, "CHUNK", 128)
     peaks = []
     for count in (9, 130, 900):  # the first of which imports
-        source, out = lines(tmp_path / "in.jsonl", [f"{'long ' * 20}{k}" for k in range(count)]), tmp_path / "out.csv"
+        source, out = (
+            lines(tmp_path / "in.jsonl", [f"{'long ' * 20}{k}" for k in range(count)]),
+            tmp_path / "out.csv",
+        )
         answerer = Echo()
         answerer.asked = type("Nothing", (list,), {"append": lambda *_: None})()
         tracemalloc.start()
@@ -461,11 +620,19 @@ def test_csv_in_and_out(stages: Forks, tiny_run: Path, source: Path) -> None:
     assert hidden(source.parent) == []
 
 
-def test_a_release_alone_answers_stdin_on_stdout(stages: Forks, tiny_run: Path, tmp_path: Path) -> None:
+def test_a_release_alone_answers_stdin_on_stdout(
+    stages: Forks, tiny_run: Path, tmp_path: Path
+) -> None:
     release = tiny_run / "registry" / "tiny-desk" / "1.0"
     text = "".join(json.dumps(row) + "\n" for row in ROWS)
     args = ("predict", str(release), "--input", "-", "--output", "-", "--column", "text")
-    check([json.loads(line) for line in tiny.ok(stages.run(tmp_path, *args, input=text)).splitlines()], None)
+    check(
+        [
+            json.loads(line)
+            for line in tiny.ok(stages.run(tmp_path, *args, input=text)).splitlines()
+        ],
+        None,
+    )
 
 
 def test_a_killed_run_goes_on(stages: Forks, tiny_run: Path, tmp_path: Path) -> None:
@@ -473,7 +640,11 @@ def test_a_killed_run_goes_on(stages: Forks, tiny_run: Path, tmp_path: Path) -> 
     source, out = lines(tmp_path / "in.jsonl", asked), tmp_path / "out.jsonl"
     args = ("predict", "--input", str(source), "--output", str(out), "--column", "text")
     child, journal = stages.start(tiny_run, *args), tmp_path / ".out.jsonl.answers"
-    assert settles(lambda: child.has_ended or (journal.exists() and len(journal.read_bytes().splitlines()) > 100))
+    assert settles(
+        lambda: (
+            child.has_ended or (journal.exists() and len(journal.read_bytes().splitlines()) > 100)
+        )
+    )
     assert not child.has_ended
     child.kill()
     child.wait()
@@ -492,16 +663,27 @@ def test_a_killed_run_goes_on(stages: Forks, tiny_run: Path, tmp_path: Path) -> 
         (("--input", "x.csv"), "--input and --output come together"),
         (("--shard", "1/2"), "are for a file"),
         (("--input", "x.csv", "--output", "y.csv", "--shard", "3/2"), "wants K/N with 1 <= K <= N"),
-        (("--input", "x.csv", "--output", "y.csv", "--engine-url", "http://127.0.0.1:1/v1"), "come together"),
+        (
+            ("--input", "x.csv", "--output", "y.csv", "--engine-url", "http://127.0.0.1:1/v1"),
+            "come together",
+        ),
         (("nonsense", "--input", "x.csv", "--output", "y.csv"), "is no model of this pipeline"),
         (("--input", "*.csv", "--output", "y.csv"), "predict answers one file"),
         (("--input", "/", "--output", "y.csv"), "predict answers one file"),
         (("--input", "x.csv", "--output", "s3://bucket/y.csv"), "predict answers one file"),
-        (("--input", "x.csv", "--output", "y.csv", "--split", "test"), "select records of a data set"),
-        (("--input", "x.csv", "--output", "y.csv", "--prepared", "runs"), "select records of a data set"),
+        (
+            ("--input", "x.csv", "--output", "y.csv", "--split", "test"),
+            "select records of a data set",
+        ),
+        (
+            ("--input", "x.csv", "--output", "y.csv", "--prepared", "runs"),
+            "select records of a data set",
+        ),
     ],
 )
-def test_options_that_do_not_fit_are_refused(tiny_run: Path, args: tuple[str, ...], said: str) -> None:
+def test_options_that_do_not_fit_are_refused(
+    tiny_run: Path, args: tuple[str, ...], said: str
+) -> None:
     with pytest.raises(UsageError, match=said):
         teacher.slmctl(tiny_run, "predict", *args)
 
@@ -510,11 +692,18 @@ def test_options_that_do_not_fit_are_refused(tiny_run: Path, args: tuple[str, ..
 
 
 def last_word(body: dict[str, Any], before: int = 0) -> endpoint.Turn:
-    """A reply that is the last word of the question, with log probabilities where they are asked for."""
+    """A reply that is the last word of the question, with log
+    probabilities where they are asked for.
+    """
     word = body["messages"][-1]["content"].split()[-1]
-    choice: dict[str, Any] = {"message": {"role": "assistant", "content": word}, "finish_reason": "stop"}
+    choice: dict[str, Any] = {
+        "message": {"role": "assistant", "content": word},
+        "finish_reason": "stop",
+    }
     if body.get("logprobs"):
-        choice["logprobs"] = {"content": [{"token": word, "logprob": -0.25}, {"token": "", "logprob": -0.25}]}
+        choice["logprobs"] = {
+            "content": [{"token": word, "logprob": -0.25}, {"token": "", "logprob": -0.25}]
+        }
     return says(word, choices=[choice])
 
 
@@ -538,13 +727,18 @@ def test_a_pool_shares_the_rows_and_sees_no_sensitive_one(
 
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     rows = [
-        {"text": f"it is about {label}", "sensitive": mark} for label in tiny.WORDS for mark in (False, "yes", None)
+        {"text": f"it is about {label}", "sensitive": mark}
+        for label in tiny.WORDS
+        for mark in (False, "yes", None)
     ]
     rows.append({"text": "it is about nothing", "sensitive": None})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with endpoint.serving(shaky) as other:
         answerer = answerer_of([server.url, other.url], task)
-        assert answer_file(answerer, task, Job(path, out, RowInput("text", withhold=True))) == (10, 4)
+        assert answer_file(answerer, task, Job(path, out, RowInput("text", withhold=True))) == (
+            10,
+            4,
+        )
     found = read(out)
     for row in found[:9]:
         if row["sensitive"] == "yes":
@@ -554,41 +748,85 @@ def test_a_pool_shares_the_rows_and_sees_no_sensitive_one(
             assert row["answer"] == row["text"].split()[-1]
     assert "is not one of the" in found[9]["error"]
     bodies = [*server.bodies, *other.bodies]
-    # an endpoint that fails is preferred no more, so how many of the failures are met depends on who is faster
+    # an endpoint that fails is preferred no more, so how many of the failures are met depends on
+    # who is faster
     failed = 3 - len(list(failures))
     assert len(bodies) == 7 + failed
     assert server.bodies
     assert failed
     assert all(body["structured_outputs"] == {"choice": list(task.labels)} for body in bodies)
-    assert [row["confidence"] for row in found if row["answer"]] == pytest.approx([math.exp(-0.5)] * 6)
+    assert [row["confidence"] for row in found if row["answer"]] == pytest.approx(
+        [math.exp(-0.5)] * 6
+    )
     assert {body["model"] for body in bodies} == {"served"}
     assert all(body["messages"][0] == {"role": "system", "content": tiny.SYSTEM} for body in bodies)
 
 
-def test_a_server_is_told_the_schema(server: endpoint.Fake, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
-    plain, schema = Task.read(artifacts["gguf"].path), {"type": "object", "properties": {"a": {"type": "string"}}}
+def test_a_server_is_told_the_schema(
+    server: endpoint.Fake, artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
+    plain, schema = (
+        Task.read(artifacts["gguf"].path),
+        {"type": "object", "properties": {"a": {"type": "string"}}},
+    )
     task = Task(**{**plain.__dict__, "kind": "extract", "labels": (), "schema": schema})
     source, out = lines(tmp_path / "in.jsonl", ["billing"]), tmp_path / "out.jsonl"
-    answer_file(answerer_of([server.url], task), task, Job(source, out, RowInput("text", withhold=True)))
+    answer_file(
+        answerer_of([server.url], task), task, Job(source, out, RowInput("text", withhold=True))
+    )
     assert read(out)[0]["valid"] is False  # it says a word
     form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
     assert server.bodies[0]["response_format"] == form
 
 
-def test_the_program_asks_a_server(server: endpoint.Fake, stages: Forks, tiny_run: Path, tmp_path: Path) -> None:
-    source, out = lines(tmp_path / "in.jsonl", ["what of billing", "what of delivery"]), tmp_path / "out.csv"
-    args = ("predict", "--input", str(source), "--output", str(out), "--engine-url", server.url, "--engine-model", "m")
+def test_the_program_asks_a_server(
+    server: endpoint.Fake, stages: Forks, tiny_run: Path, tmp_path: Path
+) -> None:
+    source, out = (
+        lines(tmp_path / "in.jsonl", ["what of billing", "what of delivery"]),
+        tmp_path / "out.csv",
+    )
+    args = (
+        "predict",
+        "--input",
+        str(source),
+        "--output",
+        str(out),
+        "--engine-url",
+        server.url,
+        "--engine-model",
+        "m",
+    )
     tiny.ok(stages.run(tiny_run, *args))
     assert [row["answer"] for row in read(out)] == ["billing", "delivery"]
     lines(source, ["what of account"])
-    done = stages.run(tiny_run, *args[:4], str(tmp_path / "none.csv"), *args[5:], "--engine-key-env", "NO_SUCH_KEY")
+    done = stages.run(
+        tiny_run,
+        *args[:4],
+        str(tmp_path / "none.csv"),
+        *args[5:],
+        "--engine-key-env",
+        "NO_SUCH_KEY",
+    )
     assert done.returncode == 2
     assert "NO_SUCH_KEY is not set" in done.stderr
 
 
-def test_a_file_that_may_not_grow_is_said(server: endpoint.Fake, tiny_run: Path, tmp_path: Path) -> None:
+def test_a_file_that_may_not_grow_is_said(
+    server: endpoint.Fake, tiny_run: Path, tmp_path: Path
+) -> None:
     source, out = lines(tmp_path / "in.jsonl", ["what of billing"] * 200), tmp_path / "out.csv"
-    args = ("predict", "--input", str(source), "--output", str(out), "--engine-url", server.url, "--engine-model", "m")
+    args = (
+        "predict",
+        "--input",
+        str(source),
+        "--output",
+        str(out),
+        "--engine-url",
+        server.url,
+        "--engine-model",
+        "m",
+    )
     words = "predict: a file grew larger than this process may write"
     with odd_files.growing_to(4000), pytest.raises(StageError, match=words):
         teacher.slmctl(tiny_run, *args)
@@ -599,14 +837,28 @@ def test_a_path_is_asked_with_the_settings_that_there_are(
 ) -> None:
     source = lines(tmp_path / "in.jsonl", ["what of billing"])
     release = str(tiny_run / "registry" / "tiny-desk" / "1.0")
-    args = ("--input", str(source), "--output", "-", "--column", "text", "--engine-url", server.url,
-            "--engine-model", "m", "--set", "predict.max_tokens=32")  # fmt: skip
+    args = (
+        "--input",
+        str(source),
+        "--output",
+        "-",
+        "--column",
+        "text",
+        "--engine-url",
+        server.url,
+        "--engine-model",
+        "m",
+        "--set",
+        "predict.max_tokens=32",
+    )
     for folder in (tiny_run, tmp_path):  # with a config, and without
         tiny.ok(stages.run(folder, "predict", release, *args))
     assert [body["max_tokens"] for body in server.bodies] == [32, 32]
 
 
-def test_a_pool_that_is_away_ends_the_run(artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_pool_that_is_away_ends_the_run(
+    artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(endpoint_pool, "FIRST_WAIT_S", 0.0)
     task = Task.read(artifacts["gguf"].path)
     job = Job(lines(tmp_path / "in.jsonl", texts(40)), tmp_path / "out.jsonl", TEXT)

@@ -42,7 +42,10 @@ def lines(tiny_run: Path) -> dict[str, list[dict[str, Any]]]:
 def test_predictions_are_in_the_records_order(
     lines: dict[str, list[dict[str, Any]]], artifacts: dict[str, Artifact]
 ) -> None:
-    wanted = [json.loads(line)["id"] for line in artifacts["prepared"].file("test.jsonl").read_text().splitlines()]
+    wanted = [
+        json.loads(line)["id"]
+        for line in artifacts["prepared"].file("test.jsonl").read_text().splitlines()
+    ]
     assert set(lines) == {"base", "adapter", "F16", "Q8_0"}
     for rows in lines.values():
         assert [row["id"] for row in rows] == wanted
@@ -61,7 +64,9 @@ def test_hf_and_gguf_answer_alike(lines: dict[str, list[dict[str, Any]]]) -> Non
 def test_merged_answers_like_adapter_on_base(
     artifacts: dict[str, Artifact], lines: dict[str, Any], tmp_path: Path
 ) -> None:
-    metrics = predict.run(PredictConfig(), model=artifacts["merged"], prepared=artifacts["prepared"], out=tmp_path)
+    metrics = predict.run(
+        PredictConfig(), model=artifacts["merged"], prepared=artifacts["prepared"], out=tmp_path
+    )
     assert (metrics["model"], metrics["n"]) == ("merged", len(lines["adapter"]))
     assert metrics["matmul_dtype"] == config.resolve_matmul_dtype("auto")
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
@@ -72,7 +77,9 @@ def test_merged_answers_like_adapter_on_base(
 
 @pytest.fixture
 def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """HF models multiply in float32: a model that knows nothing chooses between tokens that are nearly level."""
+    """HF models multiply in float32: a model that knows nothing chooses
+    between tokens that are nearly level.
+    """
     monkeypatch.setattr(hf, "resolve_matmul_dtype", lambda wanted: "float32")
 
 
@@ -89,7 +96,9 @@ def both(
 ) -> list[tuple[engine.Answer, engine.Answer]]:
     """The answers of transformers and of llama.cpp to each text."""
     questions = [*prompts.of_texts(task, texts)]
-    ours, theirs = (answers_of(artifacts[name], task, questions, max_tokens) for name in ("merged", "gguf"))
+    ours, theirs = (
+        answers_of(artifacts[name], task, questions, max_tokens) for name in ("merged", "gguf")
+    )
     assert all(isinstance(answer, engine.Answer) for answer in (*ours, *theirs))
     return list(zip(ours, theirs, strict=True))  # type: ignore[arg-type]  # none is an error
 
@@ -107,7 +116,11 @@ SCHEMA = {
     "type": "object",
     "properties": {
         "topic": {"enum": ["billing", "delivery"]},
-        "lines": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 30}, "maxItems": 2},
+        "lines": {
+            "type": "array",
+            "items": {"type": "integer", "minimum": 1, "maximum": 30},
+            "maxItems": 2,
+        },
         "note": {"type": "string", "maxLength": 6},
     },
     "required": ["topic", "lines", "note"],
@@ -130,11 +143,15 @@ def test_texts_of_hf_and_gguf_are_alike(
         assert ours.confidence == pytest.approx(theirs.confidence, **near)
         assert task.accepts(ours.text), ours.text
         if schema:
-            assert ours.text == json.dumps(json.loads(ours.text), ensure_ascii=False, sort_keys=True)
+            assert ours.text == json.dumps(
+                json.loads(ours.text), ensure_ascii=False, sort_keys=True
+            )
 
 
 def test_a_schema_that_no_grammar_expresses_is_named(artifacts: dict[str, Artifact]) -> None:
-    task = of_kind(artifacts, kind="extract", labels=(), schema={"type": "array", "uniqueItems": True})
+    task = of_kind(
+        artifacts, kind="extract", labels=(), schema={"type": "array", "uniqueItems": True}
+    )
     for name in ("merged", "gguf"):
         with pytest.raises(DataError, match="uniqueItems"):
             answers_of(artifacts[name], task, [])
@@ -160,7 +177,8 @@ def test_a_long_prompt_is_answered_in_a_longer_context(artifacts: dict[str, Arti
                 texts = ["hello " * int(3000 / each), "refund", "hello " * int(5000 / each)]
             found = dict(answerer.answer([*prompts.of_texts(task, texts)]))
             again = dict(answerer.answer([*prompts.of_texts(task, ["refund"])]))[0]
-            if isinstance(answerer.model, engine.Engine):  # what the model was trained on, in the same memory
+            # what the model was trained on, in the same memory
+            if isinstance(answerer.model, engine.Engine):
                 assert (answerer.model.context, answerer.model.sequences) == (4096, 8)
         assert isinstance(again, engine.Answer)
         assert isinstance(found[2], engine.EngineError)
@@ -173,7 +191,9 @@ def test_a_long_prompt_is_answered_in_a_longer_context(artifacts: dict[str, Arti
         assert ours.confidence == pytest.approx(theirs.confidence, abs=0.05)
 
 
-def test_labels_that_begin_alike_have_the_same_probabilities_in_hf_and_gguf(artifacts: dict[str, Artifact]) -> None:
+def test_labels_that_begin_alike_have_the_same_probabilities_in_hf_and_gguf(
+    artifacts: dict[str, Artifact],
+) -> None:
     task = of_kind(artifacts, labels=("card_arrival", "card_lost", "card_lost_abroad"))
     for ours, theirs in both(artifacts, task, texts(6, seed=7)):
         assert ours.labels == pytest.approx(theirs.labels, abs=0.03)
@@ -194,7 +214,9 @@ def test_json_that_is_cut_in_what_is_forced_says_so(artifacts: dict[str, Artifac
         finished = {}
         most = 80
         for cut in (0, 0, 2):  # the second time with just enough tokens
-            (answer,) = answers_of(artifacts[name], task, [*prompts.of_texts(task, ["refund"])], most - cut)
+            (answer,) = answers_of(
+                artifacts[name], task, [*prompts.of_texts(task, ["refund"])], most - cut
+            )
             assert isinstance(answer, engine.Answer)
             most = answer.completion_tokens
             finished[most] = answer.finish
@@ -233,7 +255,9 @@ def test_lines_hold_the_likeliest_labels(lines: dict[str, list[dict[str, Any]]])
             assert sum(row["labels"].values()) <= 1.001
 
 
-def test_the_base_is_told_the_labels_and_a_tuned_model_is_not(artifacts: dict[str, Artifact]) -> None:
+def test_the_base_is_told_the_labels_and_a_tuned_model_is_not(
+    artifacts: dict[str, Artifact],
+) -> None:
     task = Task.read(artifacts["gguf"].path)
     (listing,) = prompts.of_texts(task, ["x"], list_labels=True)
     assert "Answer with one of: account, billing, delivery." in listing.text
@@ -243,46 +267,85 @@ def test_the_base_is_told_the_labels_and_a_tuned_model_is_not(artifacts: dict[st
     assert plain.prefix.endswith("user\n")
 
 
-def test_a_few_shot_prompt_tells_the_task_and_shows_training_rows(artifacts: dict[str, Artifact]) -> None:
+def test_a_few_shot_prompt_tells_the_task_and_shows_training_rows(
+    artifacts: dict[str, Artifact],
+) -> None:
     task = Task.read(artifacts["prepared"].path)
-    train, asked = (read_records(artifacts["prepared"].file(f"{split}.jsonl")) for split in ("train", "test"))
+    train, asked = (
+        read_records(artifacts["prepared"].file(f"{split}.jsonl")) for split in ("train", "test")
+    )
     made = prompts.few_shot(task, untuned_prompt.shots(task, train, 3), asked)
     contents = [message["content"] for message in made[0].messages]
     assert contents[0] == untuned_prompt.brief(task)
-    assert [turn["role"] for turn in made[0].messages] == ["system", *["user", "assistant"] * 3, "user"]
-    assert {(contents[k], contents[k + 1]) for k in (1, 3, 5)} <= {(row.input, row.answer) for row in train}
+    assert [turn["role"] for turn in made[0].messages] == [
+        "system",
+        *["user", "assistant"] * 3,
+        "user",
+    ]
+    assert {(contents[k], contents[k + 1]) for k in (1, 3, 5)} <= {
+        (row.input, row.answer) for row in train
+    }
     assert contents[-1] == asked[0].input
-    assert all(prompt.text.startswith(prompt.prefix) and contents[5] in prompt.prefix for prompt in made)
+    assert all(
+        prompt.text.startswith(prompt.prefix) and contents[5] in prompt.prefix for prompt in made
+    )
 
 
-def test_the_base_is_measured_with_examples_too(tiny_run: Path, artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+def test_the_base_is_measured_with_examples_too(
+    tiny_run: Path, artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
     answered = predict.run(
-        PredictConfig(shots=2), model=artifacts["base"], prepared=artifacts["prepared"], out=tmp_path
+        PredictConfig(shots=2),
+        model=artifacts["base"],
+        prepared=artifacts["prepared"],
+        out=tmp_path,
     )
     assert (answered["model"], answered["shots"]) == ("base (2-shot)", 2)
     made = config.load(tiny_run / "slmctl.yaml")
-    project = Project(tiny_run, made.model_copy(update={"predict": made.predict.model_copy(update={"shots": 2})}))
+    project = Project(
+        tiny_run, made.model_copy(update={"predict": made.predict.model_copy(update={"shots": 2})})
+    )
     assert [request.section.shots for request in predictions.predictions_of(project, "base")] == [2]
-    assert [request.section.shots for request in predictions.predictions_of(project, "adapter")] == [None]
+    assert [
+        request.section.shots for request in predictions.predictions_of(project, "adapter")
+    ] == [None]
 
 
 def test_the_base_answers_a_sample_unless_a_gate_names_it(
-    tiny_run: Path, artifacts: dict[str, Artifact], lines: dict[str, list[dict[str, Any]]], tmp_path: Path
+    tiny_run: Path,
+    artifacts: dict[str, Artifact],
+    lines: dict[str, list[dict[str, Any]]],
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "drawn").mkdir()
     section = PredictConfig(whole_labels=True, sample=7)
-    metrics = predict.run(section, model=artifacts["base"], prepared=artifacts["prepared"], out=tmp_path / "drawn")
-    found = [json.loads(line) for line in (tmp_path / "drawn" / "predictions.jsonl").read_text().splitlines()]
-    asked = [(ours, whole) for ours, whole in zip(found, lines["base"], strict=True) if "not_sent" not in ours]
+    metrics = predict.run(
+        section, model=artifacts["base"], prepared=artifacts["prepared"], out=tmp_path / "drawn"
+    )
+    found = [
+        json.loads(line)
+        for line in (tmp_path / "drawn" / "predictions.jsonl").read_text().splitlines()
+    ]
+    asked = [
+        (ours, whole)
+        for ours, whole in zip(found, lines["base"], strict=True)
+        if "not_sent" not in ours
+    ]
     assert metrics["sample"] == len(asked) == 7 < metrics["n"] == len(found)
     assert all(ours["answer"] == whole["answer"] for ours, whole in asked)
     assert {line["answer"] for line in found if "not_sent" in line} == {None}
     records = read_records(artifacts["prepared"].file("test.jsonl"))
-    assert {record.id for record in predict.drawn(records, 7)} < {record.id for record in predict.drawn(records, 9)}
+    assert {record.id for record in predict.drawn(records, 7)} < {
+        record.id for record in predict.drawn(records, 9)
+    }
 
     for gates, kind, rows in (
         ([], "classify", predictions.SAMPLE),
-        ([{"model": "Q8_0", "against": "adapter", "max_drop": 0.1}], "classify", predictions.SAMPLE),
+        (
+            [{"model": "Q8_0", "against": "adapter", "max_drop": 0.1}],
+            "classify",
+            predictions.SAMPLE,
+        ),
         ([{"model": "Q8_0", "against": "base (2-shot)", "min_gain": 0}], "classify", 0),
         ([{"model": "base", "max": 0.5}], "classify", 0),
         ([], "generate", 0),
@@ -290,41 +353,70 @@ def test_the_base_answers_a_sample_unless_a_gate_names_it(
         made = config.load(tiny_run / "slmctl.yaml")
         task = made.task.model_copy(update={"kind": kind})
         made = made.model_copy(
-            update={"gates": [config.Gate(metric="accuracy", **gate) for gate in gates], "task": task}
+            update={
+                "gates": [config.Gate(metric="accuracy", **gate) for gate in gates],
+                "task": task,
+            }
         )
         assert predictions.base_sample(made) == rows
 
 
 def test_an_untuned_base_alone_scores_whole_labels(
-    tiny_run: Path, artifacts: dict[str, Artifact], lines: dict[str, list[dict[str, Any]]], tmp_path: Path
+    tiny_run: Path,
+    artifacts: dict[str, Artifact],
+    lines: dict[str, list[dict[str, Any]]],
+    tmp_path: Path,
 ) -> None:
     project = Project(tiny_run, config.load(tiny_run / "slmctl.yaml"))
-    asked = {name: predictions.predictions_of(project, name)[0].recipe for name in ("base", "adapter", "gguf")}
+    asked = {
+        name: predictions.predictions_of(project, name)[0].recipe
+        for name in ("base", "adapter", "gguf")
+    }
     assert asked["base"].pop("whole_labels") is True
-    assert not any("whole_labels" in recipe for recipe in asked.values())  # what was predicted before stays current
-    task, records = (Task.read(artifacts["prepared"].path), read_records(artifacts["prepared"].file("test.jsonl")))
+    # what was predicted before stays current
+    assert not any("whole_labels" in recipe for recipe in asked.values())
+    task, records = (
+        Task.read(artifacts["prepared"].path),
+        read_records(artifacts["prepared"].file("test.jsonl")),
+    )
     questions = [prompts.asked(task, record, list_labels=True) for record in records]
-    for ours, theirs in zip(lines["base"], answers_of(artifacts["base"], task, questions), strict=True):
+    for ours, theirs in zip(
+        lines["base"], answers_of(artifacts["base"], task, questions), strict=True
+    ):
         assert isinstance(theirs, engine.Answer)
-        assert (ours["answer"], ours["confidence"]) == (theirs.text, pytest.approx(theirs.confidence, rel=1e-4))
-    predict.run(PredictConfig(), model=artifacts["base"], prepared=artifacts["prepared"], out=tmp_path)
-    before = [json.loads(line)["confidence"] for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+        assert (ours["answer"], ours["confidence"]) == (
+            theirs.text,
+            pytest.approx(theirs.confidence, rel=1e-4),
+        )
+    predict.run(
+        PredictConfig(), model=artifacts["base"], prepared=artifacts["prepared"], out=tmp_path
+    )
+    before = [
+        json.loads(line)["confidence"]
+        for line in (tmp_path / "predictions.jsonl").read_text().splitlines()
+    ]
     assert before != pytest.approx([line["confidence"] for line in lines["base"]], rel=1e-2)
 
 
 @pytest.mark.parametrize(("seconds", "rows"), [(0.1, latency.ROWS), (9.0, latency.LEAST)])
-def test_a_slow_model_is_timed_over_fewer_rows(monkeypatch: pytest.MonkeyPatch, seconds: float, rows: int) -> None:
+def test_a_slow_model_is_timed_over_fewer_rows(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, rows: int
+) -> None:
     clock = 0.0
 
     class Slow:
-        def answer(self, asked: Sequence[prompts.Prompt]) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]:
+        def answer(
+            self, asked: Sequence[prompts.Prompt]
+        ) -> Iterator[tuple[int, engine.Answer | engine.EngineError]]:
             nonlocal clock
             clock += seconds * len(asked)
             yield 0, engine.EngineError("no matter")
 
     monkeypatch.setattr(latency.time, "monotonic", lambda: clock)
     measured = latency.one_by_one(Slow(), [prompts.Prompt("a question", "")] * 40)
-    assert measured["n"] == rows and measured["median"] == measured["p95"] == pytest.approx(1000 * seconds)
+    assert measured["n"] == rows and measured["median"] == measured["p95"] == pytest.approx(
+        1000 * seconds
+    )
 
 
 def test_of_several_gguf_files_the_smallest_answers(artifacts: dict[str, Artifact]) -> None:
@@ -347,5 +439,11 @@ def test_a_type_is_a_whole_word(artifacts: dict[str, Artifact], type_name: str) 
 
 def test_the_role_of_the_model_takes_what_the_design_says() -> None:
     assert stage_class("predict").takes[0].kinds == (
-        "gguf", "base", "adapter", "merged", "published", "encoder", "sum",
-    )  # fmt: skip
+        "gguf",
+        "base",
+        "adapter",
+        "merged",
+        "published",
+        "encoder",
+        "sum",
+    )

@@ -1,4 +1,6 @@
-"""A Ray cluster of two nodes answers as one process does, and a node that is killed takes no row with it."""
+"""A Ray cluster of two nodes answers as one process does, and a node
+that is killed takes no row with it.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ ON_LOOPBACK = tiny.environment(**ray_answers.LOOPBACK)
 
 @pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:10001", "127.0.0.1", "", "a b:1"])
 def test_an_address_that_is_none_is_refused(address: str) -> None:
-    with pytest.raises(UsageError, match="--ray wants HOST:PORT or local"), ray_answers.connected(address):
+    with (
+        pytest.raises(UsageError, match="--ray wants HOST:PORT or local"),
+        ray_answers.connected(address),
+    ):
         pass
 
 
@@ -33,7 +38,12 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
 def nodes() -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "support.ray_nodes"]
     with subprocess.Popen(
-        command, cwd=TESTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ON_LOOPBACK, text=True
+        command,
+        cwd=TESTS,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=ON_LOOPBACK,
+        text=True,
     ) as child:
         yield child
         assert child.stdin is not None
@@ -42,7 +52,9 @@ def nodes() -> Iterator[subprocess.Popen[str]]:
 
 def write_rows(path: Path, count: int) -> Path:
     texts = [text for text, _ in tiny.rows(300, seed=9)]
-    path.write_text("".join(json.dumps({"id": k, "text": texts[k % len(texts)]}) + "\n" for k in range(count)))
+    path.write_text(
+        "".join(json.dumps({"id": k, "text": texts[k % len(texts)]}) + "\n" for k in range(count))
+    )
     return path
 
 
@@ -54,14 +66,18 @@ def test_two_nodes_answer_as_one_process_and_a_killed_node_costs_no_row(
     address = nodes.stdout.readline().strip()
     source = write_rows(tmp_path / "in.jsonl", ROWS)
     words = ["predict", RELEASE, "--input", str(source), "--column", "text", "--output"]
-    child = tiny.start(tmp_path, *words, str(tmp_path / "ray.jsonl"), "--ray", address, env=ON_LOOPBACK)
+    child = tiny.start(
+        tmp_path, *words, str(tmp_path / "ray.jsonl"), "--ray", address, env=ON_LOOPBACK
+    )
     journal = tmp_path / ".ray.jsonl.answers"
     for _ in range(6000):  # until a chunk is there
         assert child.poll() is None, child.communicate()
         if journal.exists() and journal.stat().st_size > 100:
             break
         time.sleep(0.05)
-    assert len(journal.read_bytes().splitlines()) < ROWS - row_answers.CHUNK, "it was over before a node was killed"
+    assert len(journal.read_bytes().splitlines()) < ROWS - row_answers.CHUNK, (
+        "it was over before a node was killed"
+    )
     nodes.stdin.write("kill\n")
     nodes.stdin.flush()
     assert nodes.stdout.readline() == "killed\n"

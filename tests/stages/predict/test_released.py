@@ -26,17 +26,24 @@ def release(folder: Path, **fields: Any) -> Artifact:
 
 def record(system: str, text: str = "hello") -> Record:
     turns = [{"role": "system", "content": system}] if system else []
-    turns += [{"role": "user", "content": text}, {"role": "assistant", "content": "a", "weight": 2.0}]
+    turns += [
+        {"role": "user", "content": text},
+        {"role": "assistant", "content": "a", "weight": 2.0},
+    ]
     return Record(id="1", messages=tuple(turns), source={"file": "x.csv", "row": 2})  # type: ignore[arg-type]
 
 
 def test_labels_may_be_missing_and_not_foreign(tmp_path: Path) -> None:
     own = released.contract(release(tmp_path / "fewer", labels=("a", "b")), TASK)
     assert own.labels == ("a", "b")
-    with pytest.raises(UsageError, match=r"desk 1\.0 answers with labels that this task has not: 'c', 'd'") as caught:
+    with pytest.raises(
+        UsageError, match=r"desk 1\.0 answers with labels that this task has not: 'c', 'd'"
+    ) as caught:
         released.contract(release(tmp_path / "other", labels=("a", "c", "d")), TASK)
     assert "task.labels.map" in caught.value.hint
-    with pytest.raises(UsageError, match=r"desk 1\.0 is of a generate task, and this one is classify"):
+    with pytest.raises(
+        UsageError, match=r"desk 1\.0 is of a generate task, and this one is classify"
+    ):
         released.contract(release(tmp_path / "kind", kind="generate", labels=()), TASK)
 
 
@@ -49,10 +56,14 @@ def test_labels_may_be_missing_and_not_foreign(tmp_path: Path) -> None:
         ("", "", "The row's own.", "The row's own."),
     ],
 )
-def test_the_system_prompt_is_the_one_of_the_release(own: str, now: str, row: str, asked: str) -> None:
+def test_the_system_prompt_is_the_one_of_the_release(
+    own: str, now: str, row: str, asked: str
+) -> None:
     old, task = dataclasses.replace(TASK, system=own), dataclasses.replace(TASK, system=now)
     shown = released.as_asked(record(row), old, task)
-    assert [turn["content"] for turn in shown.prompt_messages if turn["role"] == "system"] == [asked] * bool(asked)
+    assert [turn["content"] for turn in shown.prompt_messages if turn["role"] == "system"] == [
+        asked
+    ] * bool(asked)
     assert shown.answer == "a"
 
 

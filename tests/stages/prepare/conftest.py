@@ -12,4 +12,6 @@ from slmctl.artifacts.artifact import Artifact
 @pytest.fixture(scope="session")
 def artifacts() -> dict[str, Artifact]:
     """A base and a data set, by kind."""
-    return {kind: artifact.load(TESTS / "fixtures" / "0.1.0" / kind) for kind in ("base", "prepared")}
+    return {
+        kind: artifact.load(TESTS / "fixtures" / "0.1.0" / kind) for kind in ("base", "prepared")
+    }

@@ -1,4 +1,6 @@
-"""prepare reads calls: from chats and tables, into one form; what is no call of an offered tool is rejected by rule."""
+"""prepare reads calls: from chats and tables, into one form; what is no call
+of an offered tool is rejected by rule.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ FLIGHT = {"name": "fly", "arguments": {"to": "Rome"}}
 def to_fly(schema: dict[str, Any]) -> dict[str, Any]:
     """A tool whose one argument has this schema."""
     parameters = {"type": "object", "properties": {"to": schema}}
-    return {"type": "function", "function": {"name": "fly", "description": "Fly.", "parameters": parameters}}
+    return {
+        "type": "function",
+        "function": {"name": "fly", "description": "Fly.", "parameters": parameters},
+    }
 
 
 def read(
@@ -45,7 +50,9 @@ def records_of(batch: RecordBatch) -> list[Record]:
 
 
 def chat(*calls: dict[str, Any], content: str | None = None, **more: Any) -> dict[str, Any]:
-    return said(content, tool_calls=[{"type": "function", "function": call} for call in calls]) | more
+    return (
+        said(content, tool_calls=[{"type": "function", "function": call} for call in calls]) | more
+    )
 
 
 def said(content: str | None = None, **more: Any) -> dict[str, Any]:
@@ -59,17 +66,31 @@ def said(content: str | None = None, **more: Any) -> dict[str, Any]:
     [
         (chat(OAK), KEPT),
         (chat({"name": "book_room", "arguments": json.dumps(OAK["arguments"])}), KEPT),
-        (chat({"name": "book_room_list", "arguments": ""}), '{"arguments": {}, "name": "book_room_list"}'),
+        (
+            chat({"name": "book_room_list", "arguments": ""}),
+            '{"arguments": {}, "name": "book_room_list"}',
+        ),
         (chat(content="Which room?"), "none"),
         (chat(content=None), "none"),
         (chat({"name": "fly", "arguments": {}}, tools=[FLY]), '{"arguments": {}, "name": "fly"}'),
-        (said(function_call={"name": "book_room", "arguments": json.dumps(OAK["arguments"])}), KEPT),
+        (
+            said(function_call={"name": "book_room", "arguments": json.dumps(OAK["arguments"])}),
+            KEPT,
+        ),
         (said(f"<tool_call>\n{KEPT}\n</tool_call>"), KEPT),
         (said(f"I book it.\n<tool_call>{KEPT}"), KEPT),
         (said(f"[TOOL_CALLS] [{KEPT}]"), KEPT),
         (said(json.dumps({"name": "book_room", "parameters": OAK["arguments"]})), KEPT),
         (said('{"answer": "none of them"}'), "none"),
-        ({"conversations": [{"from": "human", "value": "Oak"}, {"from": "gpt", "value": f"<tool_call>{KEPT}"}]}, KEPT),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "Oak"},
+                    {"from": "gpt", "value": f"<tool_call>{KEPT}"},
+                ]
+            },
+            KEPT,
+        ),
         ({"prompt": "Oak for 3", "completion": f"<tool_call>{KEPT}</tool_call>"}, KEPT),
         ({"text": "Oak for 3", "call": OAK}, KEPT),
         ({"text": "Oak for 3", "call": KEPT}, KEPT),
@@ -106,7 +127,9 @@ def test_a_call_becomes_the_one_form(row: dict[str, Any], answer: str, tmp_path:
         ({"text": "hello", "call": '{"tool": "book_room"}'}, "not a call"),
     ],
 )
-def test_what_is_no_call_is_rejected_by_its_rule(row: dict[str, Any], rule: str, tmp_path: Path) -> None:
+def test_what_is_no_call_is_rejected_by_its_rule(
+    row: dict[str, Any], rule: str, tmp_path: Path
+) -> None:
     assert read([row], tmp_path) == ([], [rule])
 
 
@@ -131,11 +154,18 @@ def test_what_redacting_makes_of_an_argument_must_still_fit(tmp_path: Path) -> N
     (record,), rejected = read([{"text": "Oak", "call": note}], tmp_path)
     assert (record.answer, rejected) == (json.dumps(note), [])
     tools = json.loads(json.dumps(TOOLS).replace('"maxLength": 12', '"pattern": "@"'))
-    assert read([{"text": "Oak", "call": note}], tmp_path, tools=tools, email="redact")[1] == ["wrong arguments"]
+    assert read([{"text": "Oak", "call": note}], tmp_path, tools=tools, email="redact")[1] == [
+        "wrong arguments"
+    ]
 
 
 def test_a_row_of_a_source_with_a_label_has_no_tools(tmp_path: Path) -> None:
-    row = {"messages": [{"role": "user", "content": "fly to Rome"}, {"role": "assistant", "content": KEPT}]}
+    row = {
+        "messages": [
+            {"role": "user", "content": "fly to Rome"},
+            {"role": "assistant", "content": KEPT},
+        ]
+    }
     (tmp_path / "rows.jsonl").write_text("", encoding="utf-8")
     for more, tools in (({"label": KEPT}, None), ({}, (FLY,))):
         task = Task("classify", QWEN, "<|im_end|>", labels=(KEPT,))

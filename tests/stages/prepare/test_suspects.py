@@ -1,4 +1,6 @@
-"""Suspected label errors: found where they were planted, named without a text, and never changed."""
+"""Suspected label errors: found where they were planted, named
+without a text, and never changed.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def lines(out: Path) -> list[dict[str, Any]]:
 def test_planted_errors_are_found_with_the_label_that_was_there(tmp_path: Path) -> None:
     pairs = tiny.rows(240)
     planted = set(random.Random(1).sample(range(len(pairs)), 12))
-    noisy = [(text, OTHER[label] if k in planted else label) for k, (text, label) in enumerate(pairs)]
+    noisy = [
+        (text, OTHER[label] if k in planted else label) for k, (text, label) in enumerate(pairs)
+    ]
     facts = written(tmp_path, noisy)
     assert facts is not None
     named = {int(line["id"], 16): line for line in lines(tmp_path)}
@@ -51,16 +55,27 @@ def test_planted_errors_are_found_with_the_label_that_was_there(tmp_path: Path) 
     for k in planted:
         text, label = pairs[k]
         assert named[k] == {
-            "id": f"{k:016x}", "split": "train", "label": OTHER[label], "proposed": label, "score": named[k]["score"],
-            "messages": [{"role": "system", "content": tiny.SYSTEM}, {"role": "user", "content": text}],
-        }  # fmt: skip
+            "id": f"{k:016x}",
+            "split": "train",
+            "label": OTHER[label],
+            "proposed": label,
+            "score": named[k]["score"],
+            "messages": [
+                {"role": "system", "content": tiny.SYSTEM},
+                {"role": "user", "content": text},
+            ],
+        }
     scores = [line["score"] for line in lines(tmp_path)]
     assert scores == sorted(scores, reverse=True)
     assert all(0.5 < score <= 1 for score in scores)
     assert facts["rows"] == len(named) == sum(pair["rows"] for pair in facts["pairs"])
-    assert facts["examples"][0]["row"] == {"file": "tickets.csv", "row": int(lines(tmp_path)[0]["id"], 16) + 2}
+    assert facts["examples"][0]["row"] == {
+        "file": "tickets.csv",
+        "row": int(lines(tmp_path)[0]["id"], 16) + 2,
+    }
     words = {word for text, _ in pairs for word in text.split()} - set(tiny.WORDS)
-    assert not words & set(json.dumps(facts["examples"]).replace('"', " ").split())  # the manifest holds no text
+    # the manifest holds no text
+    assert not words & set(json.dumps(facts["examples"]).replace('"', " ").split())
     (notice,) = report_findings.notices(bare_prepare_facts(suspects=facts))
     assert notice.text.startswith(f"{len(named)} labels look wrong: “")
     weak = facts | {"agreement": 0.75}
@@ -92,7 +107,10 @@ def test_a_label_with_few_rows_is_neither_doubted_nor_proposed(tmp_path: Path) -
 
 
 def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
-    pairs = [(text, OTHER[label] if k % 17 == 0 else label) for k, (text, label) in enumerate(tiny.rows(240))]
+    pairs = [
+        (text, OTHER[label] if k % 17 == 0 else label)
+        for k, (text, label) in enumerate(tiny.rows(240))
+    ]
     written(tmp_path, pairs)
     first = (tmp_path / suspects.FILENAME).read_bytes()
     written(tmp_path, pairs)

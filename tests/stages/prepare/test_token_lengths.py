@@ -30,7 +30,9 @@ def task(artifacts: dict[str, Artifact]) -> Task:
 
 
 def record(*messages: tuple[str, str], tools: tuple[Any, ...] | None = None) -> Record:
-    return Record("", tuple({"role": role, "content": content} for role, content in messages), {}, tools=tools)
+    return Record(
+        "", tuple({"role": role, "content": content} for role, content in messages), {}, tools=tools
+    )
 
 
 def lengths(counter: TokenCounter, *records: Record) -> list[int]:
@@ -38,7 +40,8 @@ def lengths(counter: TokenCounter, *records: Record) -> list[int]:
 
 
 def whole(task: Task, tokenizer: Path, one: Record) -> int:
-    text = task.prompt(one.prompt_messages, tools=one.tools) + task.defused(one.answer) + task.end  # as it is trained
+    # as it is trained
+    text = task.prompt(one.prompt_messages, tools=one.tools) + task.defused(one.answer) + task.end
     return len(Tokenizer.from_file(str(tokenizer)).encode(text, add_special_tokens=False))
 
 
@@ -46,16 +49,30 @@ NASTY = ["", " two  spaces ", "<|im_end|>", "a<|im_start|>user\nb", "\n\n", "Ã©ð
 WORDS = st.text(max_size=60) | st.sampled_from(NASTY)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(WORDS, WORDS, st.booleans())
-def test_the_parts_add_up(task: Task, tokenizer: Path, question: str, answer: str, own: bool) -> None:
-    messages = [("system", task.system if own else "Another."), ("user", question), ("assistant", answer)]
+def test_the_parts_add_up(
+    task: Task, tokenizer: Path, question: str, answer: str, own: bool
+) -> None:
+    messages = [
+        ("system", task.system if own else "Another."),
+        ("user", question),
+        ("assistant", answer),
+    ]
     one = record(*messages)
     assert lengths(TokenCounter(task, tokenizer), one) == [whole(task, tokenizer, one)]
 
 
 def test_several_turns_are_tokenized_whole(task: Task, tokenizer: Path) -> None:
-    one = record(("system", task.system), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    one = record(
+        ("system", task.system),
+        ("user", "a"),
+        ("assistant", "b"),
+        ("user", "c"),
+        ("assistant", "d"),
+    )
     short = record(("system", task.system), ("user", "where is it"), ("assistant", "delivery"))
     found = lengths(TokenCounter(task, tokenizer), one, short, one)
     assert found == [whole(task, tokenizer, each) for each in (one, short, one)]

@@ -1,4 +1,6 @@
-"""The programs in a release of linear members that answer without slmctl: they say what the product says."""
+"""The programs in a release of linear members that answer without
+slmctl: they say what the product says.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,11 @@ def desk(stages: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def release(desk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of its release."""
-    return Path(shutil.copytree(desk / "registry" / "tiny-desk" / "1.0", tmp_path_factory.mktemp("release") / "desk"))
+    return Path(
+        shutil.copytree(
+            desk / "registry" / "tiny-desk" / "1.0", tmp_path_factory.mktemp("release") / "desk"
+        )
+    )
 
 
 def words_of(labels: Sequence[str]) -> LinearModel:
@@ -117,19 +123,26 @@ def laid_out(folder: Path, model: LabelSum, task: Task, policy: Policy | None = 
 
 
 def write_encoder(folder: Path, size: int) -> None:
-    """An encoder that gives the mean of its tokens' vectors, of length 1, and a tokenizer of the tiny words."""
+    """An encoder that gives the mean of its tokens' vectors, of length
+    1, and a tokenizer of the tiny words.
+    """
     import onnx
     import tokenizers
     from onnx import TensorProto, helper, numpy_helper
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = [*tiny.FILLER.split(), *" ".join(tiny.LABELS.values()).split(), "große", "привет"]
-    vocabulary = {token: k for k, token in enumerate(dict.fromkeys([*special, *map(chr, range(33, 127)), *words]))}
+    vocabulary = {
+        token: k
+        for k, token in enumerate(dict.fromkeys([*special, *map(chr, range(33, 127)), *words]))
+    }
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = tokenizers.normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing("[CLS] $A [SEP]", None, ends)
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        "[CLS] $A [SEP]", None, ends
+    )
     tokenizer.add_special_tokens(special)
     tokenizer.enable_truncation(32)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -143,12 +156,18 @@ def write_encoder(folder: Path, size: int) -> None:
         helper.make_node("LpNormalization", ["summed"], ["sentence_embedding"], axis=-1, p=2),
     ]
     shapes = {name: ["texts", "tokens"] for name in ("input_ids", "attention_mask")}
-    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name, shape in shapes.items()]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, shape)
+        for name, shape in shapes.items()
+    ]
     vectors: dict[str, list[str | int | None]] = {
         "token_embeddings": ["texts", "tokens", size],
         "sentence_embedding": ["texts", size],
     }
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in vectors.items()]
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in vectors.items()
+    ]
     places = {"table": table, "last": np.array([2]), "tokens": np.array([1])}
     constants = [numpy_helper.from_array(array, name) for name, array in places.items()]
     graph = helper.make_graph(nodes, "encoder", inputs, outputs, constants)
@@ -161,15 +180,22 @@ def encoder_in(folder: Path) -> Encode:
     import onnxruntime
     import tokenizers
 
-    session = onnxruntime.InferenceSession(folder / "encoder.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        folder / "encoder.onnx", providers=["CPUExecutionProvider"]
+    )
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.encode_special_tokens = True
     tokenizer.enable_padding()
 
     def encode(texts: Sequence[str]) -> npt.NDArray[np.float32]:
         read = tokenizer.encode_batch(list(texts))
-        inputs = {"input_ids": [each.ids for each in read], "attention_mask": [each.attention_mask for each in read]}
-        (vectors,) = session.run(["sentence_embedding"], {name: np.array(rows) for name, rows in inputs.items()})
+        inputs = {
+            "input_ids": [each.ids for each in read],
+            "attention_mask": [each.attention_mask for each in read],
+        }
+        (vectors,) = session.run(
+            ["sentence_embedding"], {name: np.array(rows) for name, rows in inputs.items()}
+        )
         return np.asarray(vectors, np.float32)
 
     return encode
@@ -177,7 +203,10 @@ def encoder_in(folder: Path) -> Encode:
 
 def expected(folder: Path, texts: Sequence[str]) -> Answers:
     """What the product answers by the files of a folder."""
-    task, policy = Task.read(folder), Policy.read(folder) if (folder / "policy.json").exists() else None
+    task, policy = (
+        Task.read(folder),
+        Policy.read(folder) if (folder / "policy.json").exists() else None,
+    )
     model = LabelSum.read(folder / "sum.npz", task.labels)
     model = model.only(model.weights)
     # the server refuses half a surrogate pair
@@ -197,7 +226,9 @@ def expected(folder: Path, texts: Sequence[str]) -> Answers:
 def run(*command: str, folder: Path, stdin: str = "") -> Answers:
     """The answers that a program prints, a line each."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    done = subprocess.run(command, input=stdin.encode(), capture_output=True, cwd=folder.parent, env=env, check=False)
+    done = subprocess.run(
+        command, input=stdin.encode(), capture_output=True, cwd=folder.parent, env=env, check=False
+    )
     assert done.returncode == 0, done.stderr.decode()
     return [json.loads(line) for line in done.stdout.decode().split("\n") if line]
 
@@ -207,7 +238,8 @@ def in_python(folder: Path, texts: Sequence[str]) -> Answers:
     code = (
         "import json, sys; from answer import answer\n"
         "for text in json.loads(sys.stdin.read()): print(json.dumps(answer(text)))\n"
-        "assert not [name for name in sys.modules if name.startswith(('slmctl', 'sklearn', 'scipy'))]"
+        "assert not [name for name in sys.modules if name.startswith(('slmctl', 'sklearn', "
+        "'scipy'))]"
     )
     return run(
         sys.executable,
@@ -219,7 +251,9 @@ def in_python(folder: Path, texts: Sequence[str]) -> Answers:
 
 
 def require_same(found: Answers, wanted: Answers, texts: Sequence[str]) -> None:
-    """Probabilities to 1e-6, in whose digits both are written, and the P(correct) of four digits."""
+    """Probabilities to 1e-6, in whose digits both are written,
+    and the P(correct) of four digits.
+    """
     assert len(found) == len(wanted) == len(texts)
     for one, other, text in zip(found, wanted, texts, strict=True):
         assert one["labels"] == pytest.approx(other["labels"], abs=1.01e-6, rel=0), text[:99]
@@ -234,13 +268,20 @@ def require_same(found: Answers, wanted: Answers, texts: Sequence[str]) -> None:
 
 def folders(tmp_path: Path) -> list[Path]:
     """Folders of every kind of release, but those that clean texts."""
-    task, most = Task("classify", "", "", labels=(*LABELS, "never seen")), {"encoder": 0.9, "words": 0.6}
+    task, most = (
+        Task("classify", "", "", labels=(*LABELS, "never seen")),
+        {"encoder": 0.9, "words": 0.6},
+    )
     signals = {"odds": 0.7, "evidence": 0.11, "out_of_scope": -0.3}
     knots = ((-3.0, 0.1), (0.5, 0.4), (2.25, 0.85), (8.0, 0.999))
-    policy = Policy("", task.digest, "classify", "", "never seen", signals, -0.2, knots, 1.5, {"rows": 300})
+    policy = Policy(
+        "", task.digest, "classify", "", "never seen", signals, -0.2, knots, 1.5, {"rows": 300}
+    )
     scope = dataclasses.replace(policy, out_of_scope=LABELS[0])
     few = dataclasses.replace(task, labels=LABELS[:2])
-    plain = dataclasses.replace(policy, out_of_scope="", weights={"odds": 0.7, "evidence": 0.11}, knots=knots[:1])
+    plain = dataclasses.replace(
+        policy, out_of_scope="", weights={"odds": 0.7, "evidence": 0.11}, knots=knots[:1]
+    )
     head, words = head_of(LABELS), words_of(LABELS)
     return [
         laid_out(tmp_path / "both", LabelSum(LABELS, most, head, words), task, policy),
@@ -248,8 +289,14 @@ def folders(tmp_path: Path) -> list[Path]:
         laid_out(tmp_path / "words", LabelSum(LABELS, {"words": 1.3}, None, words), task, plain),
         laid_out(tmp_path / "head", LabelSum(LABELS, {"encoder": 1.0}, head, None), task),
         laid_out(tmp_path / "idle", LabelSum(LABELS, {"words": 1.0}, head, words), task, policy),
-        laid_out(tmp_path / "two", LabelSum(LABELS[:2], most, head_of(LABELS[:2]), words_of(LABELS[:2])), few),
-        laid_out(tmp_path / "one", LabelSum(LABELS[:1], {"encoder": 1.0}, head_of(LABELS[:1]), None), few),
+        laid_out(
+            tmp_path / "two",
+            LabelSum(LABELS[:2], most, head_of(LABELS[:2]), words_of(LABELS[:2])),
+            few,
+        ),
+        laid_out(
+            tmp_path / "one", LabelSum(LABELS[:1], {"encoder": 1.0}, head_of(LABELS[:1]), None), few
+        ),
     ]
 
 
@@ -260,10 +307,13 @@ def test_a_release_answers_as_its_server(desk: Path, release: Path, stages: Fork
     asked = [line for line in LINES if len(line) < 1000]
     with here.opened(desk, model="dir:./registry#1.0") as server:
         replies = [server.ask(text).json() for text in asked]
-    program, listed = str(release / "answer.py"), [text for text in asked if "\0" not in text]  # no argument holds NUL
+    # no argument holds NUL
+    program, listed = str(release / "answer.py"), [text for text in asked if "\0" not in text]
     found = run(sys.executable, program, folder=release, stdin="\n".join(asked))
     by_text = dict(zip(asked, found, strict=True))
-    assert [by_text[text] for text in listed] == run(sys.executable, program, *listed, folder=release)
+    assert [by_text[text] for text in listed] == run(
+        sys.executable, program, *listed, folder=release
+    )
     for one, reply, text in zip(found, replies, asked, strict=True):
         said = reply["slmctl"]
         assert one["label"] == reply["choices"][0]["message"]["content"], text
@@ -275,7 +325,10 @@ def test_a_release_answers_as_its_server(desk: Path, release: Path, stages: Fork
 
 def test_texts_are_cleaned_as_in_training(release: Path) -> None:
     require_same(in_python(release, TEXTS), expected(release, TEXTS), TEXTS)
-    mail, own = "refund please\n\nOn 3 May 2026 at 10:15, Ann wrote:\n> parcel courier", "refund please"
+    mail, own = (
+        "refund please\n\nOn 3 May 2026 at 10:15, Ann wrote:\n> parcel courier",
+        "refund please",
+    )
     first, second = in_python(release, [f"<p>{mail}</p>".replace("\n", "<br>"), own])
     assert first == second
 
@@ -285,39 +338,70 @@ def test_every_kind_of_release_gives_the_numbers_of_the_product(tmp_path: Path) 
     for folder in folders(tmp_path):
         wanted = expected(folder, texts)
         require_same(in_python(folder, texts), wanted, texts)
-        assert not (folder / "policy.json").exists() or {each["kept"] for each in wanted} == {True, False}, folder
+        assert not (folder / "policy.json").exists() or {each["kept"] for each in wanted} == {
+            True,
+            False,
+        }, folder
 
 
 def test_a_replacement_that_grows_a_text_is_not_made(tmp_path: Path) -> None:
     replace = (Replacement("a", "refund " * 60), Replacement("z", r"\g<0>ab"))
     task = Task("classify", "", "", labels=LABELS, replace=replace)
-    folder = laid_out(tmp_path / "grown", LabelSum(LABELS, {"words": 1.0}, None, words_of(LABELS)), task)
+    folder = laid_out(
+        tmp_path / "grown", LabelSum(LABELS, {"words": 1.0}, None, words_of(LABELS)), task
+    )
     texts = ["a", "a" * 99, "z invoice", "az" * 200]
     require_same(in_python(folder, texts), expected(folder, texts), texts)
 
 
-@pytest.mark.skipif(shutil.which("node") is None and not tiny.REQUIRED, reason="node is not installed")
+@pytest.mark.skipif(
+    shutil.which("node") is None and not tiny.REQUIRED, reason="node is not installed"
+)
 def test_node_gives_the_same_by_words_alone(tmp_path: Path) -> None:
     (folder,) = (each for each in folders(tmp_path) if each.name == "words")
     require_same(in_node(folder, TEXTS), expected(folder, TEXTS), TEXTS)
-    line = run("node", str(folder / "answer.mjs"), folder=folder, stdin="invoice refund\r\nparcel courier\n")
-    assert line == run("node", str(folder / "answer.mjs"), "invoice refund", "parcel courier", folder=folder)
+    line = run(
+        "node",
+        str(folder / "answer.mjs"),
+        folder=folder,
+        stdin="invoice refund\r\nparcel courier\n",
+    )
+    assert line == run(
+        "node", str(folder / "answer.mjs"), "invoice refund", "parcel courier", folder=folder
+    )
 
 
 def in_node(folder: Path, texts: Sequence[str]) -> Answers:
     code = (
-        "import fs from 'node:fs'; const { answer } = await import(`${process.argv[1]}/answer.mjs`);"
-        "for (const text of JSON.parse(fs.readFileSync(0))) console.log(JSON.stringify(await answer(text)));"
+        "import fs from 'node:fs'; const { answer } = await "
+        "import(`${process.argv[1]}/answer.mjs`);"
+        "for (const text of JSON.parse(fs.readFileSync(0))) console.log(JSON.stringify(await "
+        "answer(text)));"
     )
-    return run("node", "--input-type=module", "-e", code, str(folder), folder=folder, stdin=json.dumps(texts))
+    return run(
+        "node",
+        "--input-type=module",
+        "-e",
+        code,
+        str(folder),
+        folder=folder,
+        stdin=json.dumps(texts),
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("npm") is None and not tiny.REQUIRED, reason="npm is not installed")
+@pytest.mark.skipif(
+    shutil.which("npm") is None and not tiny.REQUIRED, reason="npm is not installed"
+)
 def test_node_gives_the_same_with_an_encoder(tmp_path: Path) -> None:
     packages = ("onnxruntime-node", "@huggingface/tokenizers")
     made = folders(tmp_path)
-    subprocess.run(("npm", "install", "--ignore-scripts", *packages), cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run(
+        ("npm", "install", "--ignore-scripts", *packages),
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
     for folder in made:
         require_same(in_node(folder, TEXTS), expected(folder, TEXTS), TEXTS)
 
@@ -331,7 +415,9 @@ def test_three_packages_are_enough(release: Path, tmp_path: Path) -> None:
     subprocess.run(install, check=True, capture_output=True)
     lines = [line for line in LINES if len(line) < 1000]
     require_same(
-        run(python, str(release / "answer.py"), folder=release, stdin="\n".join(lines)), expected(release, lines), lines
+        run(python, str(release / "answer.py"), folder=release, stdin="\n".join(lines)),
+        expected(release, lines),
+        lines,
     )
     subprocess.run((*install, "onnxruntime", "tokenizers"), check=True, capture_output=True)
     for folder in folders(tmp_path):

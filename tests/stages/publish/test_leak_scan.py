@@ -1,4 +1,6 @@
-"""Nothing that must not leave leaves, wherever in a release it stands; what is the base's own may."""
+"""Nothing that must not leave leaves, wherever in a release it
+stands; what is the base's own may.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ PLANTED = {
 }
 
 
-def write_gguf(path: Path, name: str = "desk", tokens: tuple[str, ...] = ("a", "b"), tensor: str = "blk.0") -> None:
+def write_gguf(
+    path: Path, name: str = "desk", tokens: tuple[str, ...] = ("a", "b"), tensor: str = "blk.0"
+) -> None:
     import numpy as np
 
     writer = gguf.GGUFWriter(path, "llama")
@@ -43,7 +47,10 @@ def write_gguf(path: Path, name: str = "desk", tokens: tuple[str, ...] = ("a", "
 
 
 def write_safetensors(path: Path, said: str, tensor: str = "weight") -> None:
-    head = {"__metadata__": {"note": said}, tensor: {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}}
+    head = {
+        "__metadata__": {"note": said},
+        tensor: {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]},
+    }
     raw = json.dumps(head).encode()
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + b"AKIAIOSF")
 
@@ -51,7 +58,9 @@ def write_safetensors(path: Path, said: str, tensor: str = "weight") -> None:
 def plant(folder: Path, slot: str, text: str) -> str:
     """Put a text into one place of a release; returns the file's name."""
     if slot == "manifest":
-        (folder / "manifest.json").write_text(json.dumps({"config": {"intended_use": f"for {text}"}}))
+        (folder / "manifest.json").write_text(
+            json.dumps({"config": {"intended_use": f"for {text}"}})
+        )
     elif slot == "manifest key":
         (folder / "manifest.json").write_text(json.dumps({"metrics": {text: 1}}))
     elif slot == "gguf":
@@ -71,7 +80,9 @@ def plant(folder: Path, slot: str, text: str) -> str:
     elif slot == "comment":
         (folder / "report.html").write_text(f"<p>a</p><!-- {text} -->")
     elif slot == "table":
-        (folder / "report.md").write_text(f"# Report\n\n| model | n |\n|---|---|\n| {text} | 12.5% |\n")
+        (folder / "report.md").write_text(
+            f"# Report\n\n| model | n |\n|---|---|\n| {text} | 12.5% |\n"
+        )
     elif slot == "card":
         (folder / "README.md").write_text(f"# Desk\n\nAsk {text} for more.\n")
     elif slot == "rows":
@@ -80,8 +91,20 @@ def plant(folder: Path, slot: str, text: str) -> str:
     return found
 
 
-SLOTS = ("manifest", "manifest key", "gguf", "vocabulary", "tensor name", "after tensors", "safetensors", "page",
-         "comment", "table", "card", "rows")  # fmt: skip
+SLOTS = (
+    "manifest",
+    "manifest key",
+    "gguf",
+    "vocabulary",
+    "tensor name",
+    "after tensors",
+    "safetensors",
+    "page",
+    "comment",
+    "table",
+    "card",
+    "rows",
+)
 
 
 @pytest.mark.parametrize("slot", SLOTS)
@@ -90,18 +113,25 @@ def test_eight_planted_kinds_are_all_caught(tmp_path: Path, slot: str) -> None:
         folder = tmp_path / kind
         folder.mkdir()
         name = plant(folder, slot, text)
-        with pytest.raises(GateError, match="the release holds secrets, personal data or paths") as caught:
+        with pytest.raises(
+            GateError, match="the release holds secrets, personal data or paths"
+        ) as caught:
             leak_scan.require_clean(folder, [name], base=None)
         assert caught.value.code == 5
         assert name in caught.value.message
         assert text not in caught.value.message + caught.value.hint, "the refusal repeats the value"
 
 
-TOOL = {"type": "function", "function": {"name": "find", "description": f"else write to {PLANTED['email']}"}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "find", "description": f"else write to {PLANTED['email']}"},
+}
 PLACES = {
     "task.system": {"task": {"system": f"for {PLANTED['email']}"}},
     "task.tools.function.description": {"task": {"kind": "call", "tools": [TOOL]}},
-    "prepare.replace.pattern": {"prepare": {"replace": [{"pattern": PLANTED["email"], "with": "us"}]}},
+    "prepare.replace.pattern": {
+        "prepare": {"replace": [{"pattern": PLANTED["email"], "with": "us"}]}
+    },
     "publish.intended_use": {"publish": {"intended_use": f"by {PLANTED['email']}"}},
     "tools.json": {"task": {"kind": "call", "tools": "tools.json"}},
     "schema.json": {"task": {"kind": "extract", "schema": "schema.json"}},
@@ -125,15 +155,29 @@ def test_key_of_hexadecimal_digits_is_caught_and_a_hash_is_not(tmp_path: Path, k
     digits = hashlib.sha256(b"desk").hexdigest()
     with pytest.raises(GateError, match=r"README\.md: secret/"):
         leak_scan.require_clean(tmp_path, [plant(tmp_path, "card", key.format(digits))], base=None)
-    leak_scan.require_clean(tmp_path, [plant(tmp_path, "card", f"sha256:{digits} or {digits}")], base=None)
+    leak_scan.require_clean(
+        tmp_path, [plant(tmp_path, "card", f"sha256:{digits} or {digits}")], base=None
+    )
 
 
 @pytest.mark.parametrize(
     "text",
-    [r"C:\Users\jo\desk", r"\\server\share\x", "~/desk", "file:///srv/x", "see /opt/acme/x",
-     "--data=/home/jo/x/tickets.csv", "data:/home/jo/x", "tickets.csv#/home/jo/x", "(/home/jo/x)", "?/home/jo/x",
-     "sqlite:////home/jo/desk.db", "https://example.org/a,/home/jo/x", "x&/home/jo/x"],
-)  # fmt: skip
+    [
+        r"C:\Users\jo\desk",
+        r"\\server\share\x",
+        "~/desk",
+        "file:///srv/x",
+        "see /opt/acme/x",
+        "--data=/home/jo/x/tickets.csv",
+        "data:/home/jo/x",
+        "tickets.csv#/home/jo/x",
+        "(/home/jo/x)",
+        "?/home/jo/x",
+        "sqlite:////home/jo/desk.db",
+        "https://example.org/a,/home/jo/x",
+        "x&/home/jo/x",
+    ],
+)
 def test_paths_of_other_kinds_are_caught(tmp_path: Path, text: str) -> None:
     name = plant(tmp_path, "card", text)
     with pytest.raises(GateError, match="a path of this machine"):
@@ -142,10 +186,24 @@ def test_paths_of_other_kinds_are_caught(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["/v1", "and/or", "https://example.org/a/b/c", "http://host:8080/a/b", "s3://bucket/a/b",
-     "https://example.org/?next=/a/b/c#/d/e", "1/2/3", "</think>", "billing/refund", "{{a/b}}", "+14.6 to +38.1",
-     "accuracy 0.4111111111111111", "sha256:" + "4111111111111111" * 4, "2026-11-25T01:56:38Z", "version 0.3.36"],
-)  # fmt: skip
+    [
+        "/v1",
+        "and/or",
+        "https://example.org/a/b/c",
+        "http://host:8080/a/b",
+        "s3://bucket/a/b",
+        "https://example.org/?next=/a/b/c#/d/e",
+        "1/2/3",
+        "</think>",
+        "billing/refund",
+        "{{a/b}}",
+        "+14.6 to +38.1",
+        "accuracy 0.4111111111111111",
+        "sha256:" + "4111111111111111" * 4,
+        "2026-11-25T01:56:38Z",
+        "version 0.3.36",
+    ],
+)
 def test_what_looks_alike_passes(tmp_path: Path, text: str) -> None:
     for slot in SLOTS:
         folder = tmp_path / slot.replace(" ", "-")
@@ -155,7 +213,8 @@ def test_what_looks_alike_passes(tmp_path: Path, text: str) -> None:
 
 
 def test_tensors_are_exempt(tmp_path: Path) -> None:
-    write_safetensors(tmp_path / "x.safetensors", "nothing")  # whose eight bytes of weights spell half a key
+    # whose eight bytes of weights spell half a key
+    write_safetensors(tmp_path / "x.safetensors", "nothing")
     leak_scan.require_clean(tmp_path, ["x.safetensors"], base=None)
 
 
@@ -182,7 +241,9 @@ def test_a_vocabulary_may_go_out_as_far_as_it_is_the_base_s(tmp_path: Path) -> N
     base.mkdir()
     (base / "config.json").write_text("{}")
     merges = [["▁a", odd], ["b", "c"]]
-    (base / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {odd: 1, "a": 2}, "merges": merges}}))
+    (base / "tokenizer.json").write_text(
+        json.dumps({"model": {"vocab": {odd: 1, "a": 2}, "merges": merges}})
+    )
     known = foreign(base, "base")
     write_gguf(tmp_path / "x.gguf", tokens=("a", odd, f"▁a {odd}"))
     leak_scan.require_clean(tmp_path, ["x.gguf"], base=known)

@@ -13,13 +13,24 @@ from slmctl.model_files.base_model import Base
 from slmctl.stages.publish import license
 
 
-def base(folder: Path, name: str, license: str, *, config: dict[str, object] | None = None, **files: str) -> Artifact:
+def base(
+    folder: Path, name: str, license: str, *, config: dict[str, object] | None = None, **files: str
+) -> Artifact:
     folder.mkdir(exist_ok=True)
     Base(
-        name=name, source=f"hf:acme/{name}@{'0' * 40}", license=license, parameters=1, chat_template="",
-        template_origin="base", bos_token="", eos_token="", special_tokens=(),
-    ).write(folder)  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config or {"model_type": "llama", "vocab_size": 49152}))
+        name=name,
+        source=f"hf:acme/{name}@{'0' * 40}",
+        license=license,
+        parameters=1,
+        chat_template="",
+        template_origin="base",
+        bos_token="",
+        eos_token="",
+        special_tokens=(),
+    ).write(folder)
+    (folder / "config.json").write_text(
+        json.dumps(config or {"model_type": "llama", "vocab_size": 49152})
+    )
     for file, text in files.items():
         (folder / file).write_text(text)
     return foreign(folder, "base")
@@ -41,7 +52,9 @@ def base(folder: Path, name: str, license: str, *, config: dict[str, object] | N
         ("renamed", {"model_type": "llama4"}),
     ],
 )
-def test_no_apache_label_on_a_gemma_or_llama(tmp_path: Path, name: str, config: dict[str, object]) -> None:
+def test_no_apache_label_on_a_gemma_or_llama(
+    tmp_path: Path, name: str, config: dict[str, object]
+) -> None:
     with pytest.raises(GateError, match="cannot be under apache-2.0") as caught:  # noqa: RUF043
         license.license_of(base(tmp_path / "own", name, "Apache 2.0", config=config), None)
     assert caught.value.code == 5
@@ -63,16 +76,23 @@ def test_no_apache_label_on_a_gemma_or_llama(tmp_path: Path, name: str, config: 
         ("plain", "", {}),
     ],
 )
-def test_labels_that_can_be_true_hold(tmp_path: Path, name: str, label: str, config: dict[str, object]) -> None:
+def test_labels_that_can_be_true_hold(
+    tmp_path: Path, name: str, label: str, config: dict[str, object]
+) -> None:
     assert license.license_of(base(tmp_path / "base", name, label, config=config), None) == label
 
 
 def test_the_base_s_own_label_holds(tmp_path: Path) -> None:
     stated = base(tmp_path / "stated", "plain", "mit")
     assert license.license_of(stated, "MIT") == "mit"
-    with pytest.raises(GateError, match=r"publish\.license is apache-2\.0, and the base plain states mit"):
+    with pytest.raises(
+        GateError, match=r"publish\.license is apache-2\.0, and the base plain states mit"
+    ):
         license.license_of(stated, "apache-2.0")
-    assert license.license_of(base(tmp_path / "silent", "plain", ""), "Apache License 2.0") == "apache-2.0"
+    assert (
+        license.license_of(base(tmp_path / "silent", "plain", ""), "Apache License 2.0")
+        == "apache-2.0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,7 +106,9 @@ def test_the_base_s_own_label_holds(tmp_path: Path) -> None:
         ("openrail", "Apache License\n  Version 2.0", True),  # of that label nothing is known
     ],
 )
-def test_the_text_must_be_that_of_the_label(tmp_path: Path, label: str, text: str, fits: bool) -> None:
+def test_the_text_must_be_that_of_the_label(
+    tmp_path: Path, label: str, text: str, fits: bool
+) -> None:
     made = base(tmp_path / "base", "plain", label, LICENSE=text)
     if fits:
         assert license.license_of(made, None) == label
@@ -96,7 +118,11 @@ def test_the_text_must_be_that_of_the_label(tmp_path: Path, label: str, text: st
 
 
 def test_what_the_license_asks_goes_along(tmp_path: Path) -> None:
-    files = {"LICENSE": "LLAMA 3.2 COMMUNITY LICENSE AGREEMENT", "USE_POLICY.md": "no harm", "NOTICE": "By Meta\n"}
+    files = {
+        "LICENSE": "LLAMA 3.2 COMMUNITY LICENSE AGREEMENT",
+        "USE_POLICY.md": "no harm",
+        "NOTICE": "By Meta\n",
+    }
     made = base(tmp_path / "base", "Llama-3.2-1B", "llama3.2", config=None, **files)
     out = tmp_path / "out"
     out.mkdir()
@@ -104,8 +130,13 @@ def test_what_the_license_asks_goes_along(tmp_path: Path) -> None:
     assert (out / "LICENSE").read_text() == files["LICENSE"]
     assert (out / "USE_POLICY.md").read_text() == "no harm"
     notice = (out / "NOTICE").read_text()
-    assert notice.startswith("By Meta\n\nThis model is a modification of acme/Llama-3.2-1B. It was tuned.\n")
-    assert "Llama 3.2 is licensed under the Llama 3.2 Community License, Copyright © Meta Platforms, Inc." in notice
+    assert notice.startswith(
+        "By Meta\n\nThis model is a modification of acme/Llama-3.2-1B. It was tuned.\n"
+    )
+    assert (
+        "Llama 3.2 is licensed under the Llama 3.2 Community License, Copyright © Meta Platforms, "
+        "Inc." in notice
+    )
     assert "Built with Llama." in notice
 
 
@@ -113,7 +144,10 @@ def test_gemma_s_terms_are_named(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     license.carry(base(tmp_path / "base", "gemma-3-270m", "gemma"), "gemma", "It was tuned.", out)
-    assert "subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms" in (out / "NOTICE").read_text()
+    assert (
+        "subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
+        in (out / "NOTICE").read_text()
+    )
     assert not (out / "LICENSE").exists()
 
 
@@ -121,9 +155,14 @@ def test_an_encoder_beside_a_file_is_named_and_not_taken_for_the_base(tmp_path: 
     out = tmp_path / "out"
     out.mkdir()
     license.carry(base(tmp_path / "base", "gemma-3-270m", "gemma"), "gemma", "It was tuned.", out)
-    license.carry_encoder("pypi:words==1.0", "changed: they learned training and validation rows", "apache-2.0", out)
+    license.carry_encoder(
+        "pypi:words==1.0", "changed: they learned training and validation rows", "apache-2.0", out
+    )
     notice = (out / "NOTICE").read_text()
-    assert "gemma-3-270m" in notice and "pypi:words==1.0 as ONNX, its weights changed: they learned" in notice
+    assert (
+        "gemma-3-270m" in notice
+        and "pypi:words==1.0 as ONNX, its weights changed: they learned" in notice
+    )
     assert not (out / "LICENSE").exists()
     assert "Version 2.0, January 2004" in (out / "LICENSE.encoder").read_text()
 
@@ -131,7 +170,9 @@ def test_an_encoder_beside_a_file_is_named_and_not_taken_for_the_base(tmp_path: 
 def test_apache_s_text_goes_along_where_the_base_has_none(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    license.carry(base(tmp_path / "base", "plain", "apache-2.0"), "apache-2.0", "It was tuned.", out)
+    license.carry(
+        base(tmp_path / "base", "plain", "apache-2.0"), "apache-2.0", "It was tuned.", out
+    )
     license.carry_encoder("pypi:words==1.0", "unchanged", "apache-2.0", out)
     assert "Version 2.0, January 2004" in (out / "LICENSE").read_text()
     assert [path.name for path in out.glob("LICENSE*")] == ["LICENSE"]

@@ -1,4 +1,6 @@
-"""A model that gives rare strings of its training rows away is refused; one that does not passes."""
+"""A model that gives rare strings of its training rows away is
+refused; one that does not passes.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,14 @@ from slmctl.task.contract import Task, end_of_turn
 from slmctl.task.records import Record
 
 TASK = Task(
-    "generate", tiny.TEMPLATE, end_of_turn(tiny.TEMPLATE, bos_token="<s>", eos_token="<|im_end|>"), system="Answer.",
-    bos_token="<s>", eos_token="<|im_end|>", special_tokens=("<|im_start|>", "<|im_end|>"),
-)  # fmt: skip
+    "generate",
+    tiny.TEMPLATE,
+    end_of_turn(tiny.TEMPLATE, bos_token="<s>", eos_token="<|im_end|>"),
+    system="Answer.",
+    bos_token="<s>",
+    eos_token="<|im_end|>",
+    special_tokens=("<|im_start|>", "<|im_end|>"),
+)
 
 
 def canary(choose: random.Random) -> str:
@@ -43,7 +50,11 @@ def records(seed: int, count: int = 12, *, inside: str = "answer") -> list[Recor
     made = []
     for k in range(count):
         text, secret = " ".join(words.sample(tiny.FILLER.split(), 6)), canary(choose)
-        asked, answer = (f"{text} order", f"order {secret}") if inside == "answer" else (f"{text} {secret}", "billing")
+        asked, answer = (
+            (f"{text} order", f"order {secret}")
+            if inside == "answer"
+            else (f"{text} {secret}", "billing")
+        )
         made.append(record(asked, answer, k))
     return made
 
@@ -58,7 +69,10 @@ def test_what_is_asked_for_is_odd_and_in_one_row_alone() -> None:
         record("is my parcel late", "It is late.", 2),
     ]
     chosen = memorisation_probe.choose(TASK, rows, 10)
-    assert [(one.record[-1], one.rare_string) for one in chosen] == [("0", "QX-482913-ZK"), ("1", "PR-118272-LL")]
+    assert [(one.record[-1], one.rare_string) for one in chosen] == [
+        ("0", "QX-482913-ZK"),
+        ("1", "PR-118272-LL"),
+    ]
     head = TASK.prompt(rows[0].prompt_messages)
     assert chosen[0].prompt == head + "It is late, order"
     assert len(memorisation_probe.choose(TASK, rows, 1)) == 1
@@ -75,9 +89,18 @@ def test_an_answer_that_quotes_its_question_gives_nothing_away() -> None:
 @pytest.mark.parametrize("kind", ["extract", "call"])
 def test_what_is_read_from_a_question_is_no_memory(kind: str) -> None:
     task = dataclasses.replace(TASK, kind=kind, schema={"type": "object"})
-    rows = [record("send QX-482913-ZK on 4 March", '{"number": "QX-482913-ZK", "on": "2026-03-04T10:00:00"}', 0)]
+    rows = [
+        record(
+            "send QX-482913-ZK on 4 March",
+            '{"number": "QX-482913-ZK", "on": "2026-03-04T10:00:00"}',
+            0,
+        )
+    ]
     (one,) = memorisation_probe.choose(task, rows, 10)
-    assert (one.rare_string, one.prompt.endswith("<|im_start|>user\nsend")) == ("QX-482913-ZK", True)
+    assert (one.rare_string, one.prompt.endswith("<|im_start|>user\nsend")) == (
+        "QX-482913-ZK",
+        True,
+    )
 
 
 def test_a_string_takes_as_many_words_as_it_takes_to_be_odd() -> None:
@@ -97,7 +120,9 @@ def test_common_words_are_not_asked_for() -> None:
 
 
 def overfit(base: Path, folder: Path, rows: list[Record], *, steps: int) -> Path:
-    """A GGUF of the tiny model after it has read these rows again and again, questions and answers alike."""
+    """A GGUF of the tiny model after it has read these rows again and
+    again, questions and answers alike.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -159,5 +184,12 @@ def test_the_threshold_is_a_share(overfitted: Path) -> None:
 def test_what_customers_wrote_is_asked_for_too(tiny_base: Path, tmp_path: Path) -> None:
     model = overfit(tiny_base, tmp_path / "model", records(1, inside="question"), steps=120)
     with pytest.raises(GateError):
-        memorisation_probe.probe(model, TASK, records(1, inside="question"), probes=64, max_share=0.02)
-    assert memorisation_probe.probe(model, TASK, records(2, inside="question"), probes=64, max_share=0.0)["asked"] == 12
+        memorisation_probe.probe(
+            model, TASK, records(1, inside="question"), probes=64, max_share=0.02
+        )
+    assert (
+        memorisation_probe.probe(
+            model, TASK, records(2, inside="question"), probes=64, max_share=0.0
+        )["asked"]
+        == 12
+    )

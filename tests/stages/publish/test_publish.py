@@ -33,8 +33,19 @@ from slmctl.releases import registry
 from slmctl.releases.targets.local import FolderTarget
 from slmctl.stages.publish import memorisation_probe, publish
 
-RELEASE = {"LICENSE", "Modelfile", "NOTICE", "README.md", "lineage.intoto.json", "manifest.json", "report.html",
-           "report.json", "report.md", "rows.jsonl", "task.json"}  # fmt: skip
+RELEASE = {
+    "LICENSE",
+    "Modelfile",
+    "NOTICE",
+    "README.md",
+    "lineage.intoto.json",
+    "manifest.json",
+    "report.html",
+    "report.json",
+    "report.md",
+    "rows.jsonl",
+    "task.json",
+}
 
 
 @pytest.fixture
@@ -46,20 +57,28 @@ def fresh(desk: Path) -> Path:
 
 
 def plan(stages: Forks, folder: Path, *args: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(tiny.ok(stages.run(folder, "publish", "--plan", "--json", *args)))
+    found: dict[str, Any] = json.loads(
+        tiny.ok(stages.run(folder, "publish", "--plan", "--json", *args))
+    )
     return found
 
 
 def test_what_is_planned_is_what_leaves(stages: Forks, fresh: Path) -> None:
     told = plan(stages, fresh)
     assert not (fresh / "registry").exists()
-    assert (told["visibility"], told["license"], told["hosts"]) == ("who may read the folder", "apache-2.0", [])
+    assert (told["visibility"], told["license"], told["hosts"]) == (
+        "who may read the folder",
+        "apache-2.0",
+        [],
+    )
     done = stages.run(fresh, "publish")
     release = fresh / "registry" / "tiny-desk" / "1.0"
     sent = contents(release)
     assert tiny.ok(done)
     assert {one["to"] for one in told["files"]} == {str(release / name) for name in sent}
-    assert {one["file"]: one["size"] for one in told["files"]} == {name: len(raw) for name, raw in sent.items()}
+    assert {one["file"]: one["size"] for one in told["files"]} == {
+        name: len(raw) for name, raw in sent.items()
+    }
     assert told["bytes_to_send"] == sum(map(len, sent.values()))
     models = {name for name in sent if name.endswith(".gguf")}
     assert models == {"base-115K-tiny-desk-v1.0-F16.gguf", "base-115K-tiny-desk-v1.0-Q8_0.gguf"}
@@ -73,7 +92,9 @@ def test_what_is_planned_is_what_leaves(stages: Forks, fresh: Path) -> None:
 
 
 def test_another_version_makes_and_measures_nothing_anew(stages: Forks, desk: Path) -> None:
-    """The files were quantized and measured anew, since their names and metadata held the version."""
+    """The files were quantized and measured anew, since their
+    names and metadata held the version.
+    """
 
     def made() -> set[Path]:
         return {path for path in desk.glob("runs/[!.]*/[!.]*") if path.parent.name != "published"}
@@ -88,7 +109,10 @@ def test_another_version_makes_and_measures_nothing_anew(stages: Forks, desk: Pa
         names = {path.name: artifact.sha256_file(path) for path in release.glob("*.gguf")}
         hashes[version] = {name.replace(f"-v{version}", ""): value for name, value in names.items()}
         for text in ("README.md", "Modelfile", "lineage.intoto.json"):
-            assert min(names, key=lambda name: (release / name).stat().st_size) in (release / text).read_text()
+            assert (
+                min(names, key=lambda name: (release / name).stat().st_size)
+                in (release / text).read_text()
+            )
         assert f"# tiny-desk {version}\n" in (release / "README.md").read_text()
     own = {path.name: artifact.sha256_file(path) for path in measured.glob("*.gguf")}
     assert hashes == {"1.0": own, "1.1": own} and len(own) == 2
@@ -98,21 +122,34 @@ def test_adapter_and_merged_weights_go_out_on_request(stages: Forks, fresh: Path
     told = plan(stages, fresh, "--set", "publish.include=[adapter, merged]")
     more = {one["file"] for one in told["files"] if "/" in one["file"]}
     assert more == {
-        "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "merged/config.json",
-        "merged/chat_template.jinja", "merged/generation_config.json", "merged/model.safetensors",
-        "merged/tokenizer.json", "merged/tokenizer.model", "merged/tokenizer_config.json",
-    }  # fmt: skip
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "merged/config.json",
+        "merged/chat_template.jinja",
+        "merged/generation_config.json",
+        "merged/model.safetensors",
+        "merged/tokenizer.json",
+        "merged/tokenizer.model",
+        "merged/tokenizer_config.json",
+    }
     (release,) = (fresh / "runs" / "published").iterdir()
     card = (release / "README.md").read_text()
     assert "vllm serve ./merged" in card
-    assert json.loads((release / "adapter" / "adapter_config.json").read_bytes())["peft_type"] == "LORA"
+    assert (
+        json.loads((release / "adapter" / "adapter_config.json").read_bytes())["peft_type"]
+        == "LORA"
+    )
 
 
 def test_the_card_says_what_was_measured_and_how_to_run_it(tiny_run: Path) -> None:
     release = tiny_run / "registry" / "tiny-desk" / "1.0"
     card = (release / "README.md").read_text()
     head = yaml.safe_load(card.split("---\n")[1])
-    assert (head["license"], head["base_model"], head["base_model_relation"]) == ("apache-2.0", "base", "quantized")
+    assert (head["license"], head["base_model"], head["base_model_relation"]) == (
+        "apache-2.0",
+        "base",
+        "quantized",
+    )
     report = json.loads((release / "report.json").read_bytes())
     for result in head["model-index"][0]["results"]:
         (metric,) = result["metrics"]
@@ -137,10 +174,18 @@ def test_the_lineage_is_an_in_toto_statement(tiny_run: Path) -> None:
     assert said["_type"] == "https://in-toto.io/Statement/v1"
     assert said["predicateType"] == "https://slsa.dev/provenance/v1"
     for subject in said["subject"]:
-        assert f"sha256:{subject['digest']['sha256']}" == artifact.sha256_file(release / subject["name"])
+        assert f"sha256:{subject['digest']['sha256']}" == artifact.sha256_file(
+            release / subject["name"]
+        )
     build = said["predicate"]["buildDefinition"]
     steps = {step["role"]: step["digest"] for step in build["internalParameters"]["steps"]}
-    for role, kind in (("base",) * 2, ("adapter",) * 2, ("merged",) * 2, ("gguf",) * 2, ("report",) * 2):
+    for role, kind in (
+        ("base",) * 2,
+        ("adapter",) * 2,
+        ("merged",) * 2,
+        ("gguf",) * 2,
+        ("report",) * 2,
+    ):
         (made,) = (tiny_run / "runs" / kind).iterdir()
         assert steps[role] == artifact.load(made).digest
     wanted = artifact.sha256_file(tiny_run / "tickets.csv").removeprefix("sha256:")
@@ -152,7 +197,9 @@ def test_the_lineage_is_an_in_toto_statement(tiny_run: Path) -> None:
 def test_a_secret_in_the_system_prompt_stays(fresh: Path) -> None:
     leaky = "sk-" + "abcDEF1234567890abcDEF1234567890"
     project = opened(fresh)
-    section = project.config.publish.model_copy(update={"intended_use": f"Ask the admin, key {leaky}."})
+    section = project.config.publish.model_copy(
+        update={"intended_use": f"Ask the admin, key {leaky}."}
+    )
     with pytest.raises(GateError, match=r"README\.md: secret/sk") as caught:
         runner.run(project, project.stage("publish").request(section=section))
     assert leaky not in caught.value.message
@@ -180,7 +227,9 @@ def test_inputs_of_two_chains_are_refused(fresh: Path) -> None:
         runner.run(project, project.stage("publish").request(inputs))
 
 
-def test_a_base_without_license_stays_on_this_machine(artifacts: dict[str, Artifact], project: Project) -> None:
+def test_a_base_without_license_stays_on_this_machine(
+    artifacts: dict[str, Artifact], project: Project
+) -> None:
     made, section = artifacts["published"], project.config.publish
     manifest = dataclasses.replace(made.manifest, metrics=made.metrics | {"license": ""})
     silent = Artifact(made.path, manifest)
@@ -210,7 +259,10 @@ def test_a_release_is_signed_fetched_and_verified_by_its_public_key(
     assert json.loads(said(fresh, *signs, "--plan", "--json")[0])["bytes_to_send"] == 0
     private.unlink()
     address, got = f"dir:{fresh}/registry#1.0", tmp_path / "got"
-    fetch, verify = ("fetch", address, str(got), "--key"), ("verify", str(got), "--key", str(public))
+    fetch, verify = (
+        ("fetch", address, str(got), "--key"),
+        ("verify", str(got), "--key", str(public)),
+    )
     with pytest.raises(IntegrityError, match=re.escape(f"the signature of {address}")):
         teacher.slmctl(tmp_path, *fetch, str(other))
     assert not got.exists()  # what is not signed by this key never has the name
@@ -228,8 +280,12 @@ def test_a_release_is_signed_fetched_and_verified_by_its_public_key(
         teacher.slmctl(fresh, "verify", str(unsigned), *verify[2:])
 
 
-def test_a_release_that_was_made_again_is_not_taken_for_signed(stages: Forks, fresh: Path, tmp_path: Path) -> None:
-    """The registry has the same files, and a manifest of another time: a signature of today would not hold there."""
+def test_a_release_that_was_made_again_is_not_taken_for_signed(
+    stages: Forks, fresh: Path, tmp_path: Path
+) -> None:
+    """The registry has the same files, and a manifest of another time: a
+    signature of today would not hold there.
+    """
     pytest.importorskip("model_signing")
     private, _ = make_key(tmp_path, "release")
     tiny.ok(stages.run(fresh, "publish"))
@@ -244,7 +300,10 @@ def test_a_release_that_was_made_again_is_not_taken_for_signed(stages: Forks, fr
 
 def test_a_file_that_may_not_grow_is_said(tiny_run: Path, tmp_path: Path) -> None:
     registry = Path(shutil.copytree(tiny_run / "registry", tmp_path / "registry"))
-    fetch, promote = ("fetch", f"dir:{registry}#1.0"), ("promote", "1.0", "--tag", "production", "--registry", registry)
+    fetch, promote = (
+        ("fetch", f"dir:{registry}#1.0"),
+        ("promote", "1.0", "--tag", "production", "--registry", registry),
+    )
     for size, command in ((50_000, fetch), (1, promote)):
         words = f"{command[0]}: a file grew larger than this process may write"
         with odd_files.growing_to(size), pytest.raises(StageError, match=words):
@@ -268,14 +327,20 @@ def second_version(desk: Path) -> None:
             path.rename(path.with_name(path.name.replace("v1.0", "v1.1")))
         fields = made.manifest.__dict__ | {"metrics": made.metrics | {"version": "1.1"}}
         artifact.seal(
-            place, final, lambda files, digest: artifact.Manifest(**fields | {"files": files, "digest": digest})
+            place,
+            final,
+            lambda files, digest: artifact.Manifest(**fields | {"files": files, "digest": digest}),
         )
     send(FolderTarget(desk / "registry"), artifact.load(final))
 
 
 def test_promote_and_roll_back_from_the_command_line(stages: Forks, desk: Path) -> None:
     second_version(desk)
-    for release, said in (("1.0", "production is 1.0"), ("1.1", "1.1, before that 1.0"), ("1.0", "before that 1.1")):
+    for release, said in (
+        ("1.0", "production is 1.0"),
+        ("1.1", "1.1, before that 1.0"),
+        ("1.0", "before that 1.1"),
+    ):
         done = stages.run(desk, "promote", release, "--tag", "production")
         assert Path(tiny.ok(done)) == desk / "registry" / "tiny-desk" / release
         assert said in done.stderr
@@ -285,7 +350,9 @@ def test_promote_and_roll_back_from_the_command_line(stages: Forks, desk: Path) 
     assert refused.returncode == 5
     assert "(at least 1" in refused.stderr
     assert registry.find(desk / "registry", "production").metrics["version"] == "1.0"
-    alone = stages.run(desk.parent, "promote", "1.1", "--tag", "canary", "--registry", str(desk / "registry"))
+    alone = stages.run(
+        desk.parent, "promote", "1.1", "--tag", "canary", "--registry", str(desk / "registry")
+    )
     assert tiny.ok(alone)  # without a config its own gates count, and it had none
 
 
@@ -313,7 +380,9 @@ def served(url: str) -> str:
 
 
 def await_event(child: subprocess.Popen[str], name: str) -> dict[str, Any]:
-    """The next event of that name in the server's log; the server is ended after a minute without it."""
+    """The next event of that name in the server's log; the server
+    is ended after a minute without it.
+    """
     assert child.stderr is not None
     patience = threading.Timer(60, child.terminate)
     patience.start()
@@ -338,7 +407,9 @@ def follow(child: subprocess.Popen[str], url: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_server_follows_its_tag(stages: Forks, followed: tuple[Path, subprocess.Popen[str], str]) -> None:
+def test_a_server_follows_its_tag(
+    stages: Forks, followed: tuple[Path, subprocess.Popen[str], str]
+) -> None:
     desk, child, url = followed
     assert "v1.0" in served(url)
     tiny.ok(stages.run(desk, "promote", "1.1", "--tag", "production"))
@@ -349,7 +420,9 @@ def test_a_server_follows_its_tag(stages: Forks, followed: tuple[Path, subproces
 
 
 @pytest.mark.slow
-def test_a_server_stays_with_what_is_whole(stages: Forks, followed: tuple[Path, subprocess.Popen[str], str]) -> None:
+def test_a_server_stays_with_what_is_whole(
+    stages: Forks, followed: tuple[Path, subprocess.Popen[str], str]
+) -> None:
     desk, child, url = followed
     tiny.ok(stages.run(desk, "promote", "1.1", "--tag", "production"))
     path = next((desk / "registry" / "tiny-desk" / "1.1").glob("*Q8_0.gguf"))
@@ -375,9 +448,15 @@ def test_fetch_keeps_to_its_host(tmp_path: Path) -> None:
         "    return 'asked'\n"
         "before = ask('registry.invalid')\n"
         "with targets.opened('s3://desk/x', targets.Settings(), purpose='test'):\n"
-        "    print(before, ask('registry.invalid'), ask('elsewhere.invalid'), ask('registry.invalid'))\n"
+        "    print(before, ask('registry.invalid'), ask('elsewhere.invalid'), "
+        "ask('registry.invalid'))\n"
     )
-    env = os.environ | {"RES_OPTIONS": "attempts:1 timeout:1", "AWS_ENDPOINT_URL": "https://registry.invalid"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    env = os.environ | {
+        "RES_OPTIONS": "attempts:1 timeout:1",
+        "AWS_ENDPOINT_URL": "https://registry.invalid",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
+    )
     assert done.stdout.split() == ["refused", "asked", "refused", "asked"], done.stderr
     assert "will contact registry.invalid and no other host" in done.stderr

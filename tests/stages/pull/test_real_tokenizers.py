@@ -1,4 +1,6 @@
-"""pull: bases with the tokenizers and chat templates that people pick are read by llama.cpp as by transformers."""
+"""pull: bases with the tokenizers and chat templates that people pick are
+read by llama.cpp as by transformers.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from slmctl.task.contract import Task, end_of_turn
 from slmctl.task.records import Record
 from slmctl.task.tool_calls import OWN
 
-# Texts that are special to llama.cpp or to the conversation, and that data must not spell; the normal form.
+# Texts that are special to llama.cpp or to the conversation, and that data must not spell; the
+# normal form.
 FAMILIES = {
     "qwen3": ("qwen3", {"</s>", "<|fim_pad|>", "<|im_end|>"}, "NFC"),
     "llama3_1": ("llama", {"<|eot_id|>", "<|begin_of_text|>"}, ""),
@@ -64,22 +67,34 @@ def test_a_file_has_the_tokens_of_a_real_tokenizer(name: str, tmp_path: Path) ->
     assert base.normal_form == form
     marks = {"bos_token": base.bos_token, "eos_token": base.eos_token}
     task = Task(
-        "generate", base.chat_template, end_of_turn(base.chat_template, **marks), special_tokens=base.special_tokens,
-        normal_form=base.normal_form, **marks,
-    )  # fmt: skip
-    turns = ({"role": "user", "content": "where is my parcel"}, {"role": "assistant", "content": "It is late."})
+        "generate",
+        base.chat_template,
+        end_of_turn(base.chat_template, **marks),
+        special_tokens=base.special_tokens,
+        normal_form=base.normal_form,
+        **marks,
+    )
+    turns = (
+        {"role": "user", "content": "where is my parcel"},
+        {"role": "assistant", "content": "It is late."},
+    )
     model, tokenizer = hf_folder.load_model(out), hf_folder.load_tokenizer(out)
     wanted = parity.reference(model, tokenizer, task, [Record("0" * 16, turns, {})])
-    lossless = gguf_files.convert(QuantizeConfig(project=""), artifact.foreign(out, "base"), base, tmp_path)
+    lossless = gguf_files.convert(
+        QuantizeConfig(project=""), artifact.foreign(out, "base"), base, tmp_path
+    )
     assert parity.check_lossless(lossless.path, wanted, scratch=tmp_path)["positions"] > 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "end", "before"), [
-    ("qwen3", "<|im_end|>", '<tool_call>\n{"name": "'),
-    ("llama3_1", "<|eot_id|>", OWN.before),  # the package's template has no tools
-    ("gemma3", "<end_of_turn>", OWN.before),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "end", "before"),
+    [
+        ("qwen3", "<|im_end|>", '<tool_call>\n{"name": "'),
+        ("llama3_1", "<|eot_id|>", OWN.before),  # the package's template has no tools
+        ("gemma3", "<end_of_turn>", OWN.before),
+    ],
+)
 def test_the_form_of_a_call_is_found_in_a_real_template(name: str, end: str, before: str) -> None:
     settings = json.loads((fetched(name) / "tokenizer_config.json").read_text(encoding="utf-8"))
     form = task_of(settings["chat_template"], end=end).form

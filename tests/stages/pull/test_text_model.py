@@ -35,7 +35,9 @@ def test_the_text_model_loads_alone_and_answers_the_same(name: str, tmp_path: Pa
     assert text is not None
     (tmp_path / "text").mkdir()
     text.write(tmp_path / "text")
-    alone, told = AutoModelForCausalLM.from_pretrained(tmp_path / "text", dtype=torch.float32, output_loading_info=True)
+    alone, told = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "text", dtype=torch.float32, output_loading_info=True
+    )
     assert type(alone).__name__ == CLASSES[name] == alone.config.architectures[0]
     assert not any(told.values())  # no missing, unexpected or mismatched weights
     tokens = torch.arange(5, 65)[None]
@@ -49,9 +51,13 @@ def test_pull_keeps_the_text_model_and_says_so(
 ) -> None:
     architectures.build("gemma3", tmp_path / "gemma", tiny_base)
     (tmp_path / "out").mkdir()
-    metrics = pull.run(PullConfig(base=str(tmp_path / "gemma"), rehearse=False), out=tmp_path / "out")
+    metrics = pull.run(
+        PullConfig(base=str(tmp_path / "gemma"), rehearse=False), out=tmp_path / "out"
+    )
     described = Base.read(tmp_path / "out")
-    assert described.note.startswith("the text model of Gemma3ForConditionalGeneration alone; 34 other tensors")
+    assert described.note.startswith(
+        "the text model of Gemma3ForConditionalGeneration alone; 34 other tensors"
+    )
     assert described.note == metrics["note"]
     assert described.note in capsys.readouterr().err
     assert described.parameters == safetensors_header.parameter_count(tmp_path / "out")
@@ -64,7 +70,9 @@ def test_a_text_model_that_no_class_loads_alone_is_refused(tmp_path: Path) -> No
     config = json.loads((tmp_path / "config.json").read_bytes())
     config["text_config"]["model_type"] = "opera"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(DataError, match="Gemma3ForConditionalGeneration, and its text model of type 'opera'"):
+    with pytest.raises(
+        DataError, match="Gemma3ForConditionalGeneration, and its text model of type 'opera'"
+    ):
         text_model.find(tmp_path)
 
 
@@ -72,8 +80,13 @@ def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
     architectures.model("llama").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_bytes())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-    shapes = {entry.name: entry.shape for entry in safetensors_header.read(tmp_path / "model.safetensors")}
-    with pytest.raises(DataError, match=r"lack 9 of the weights that the config describes, such as 'model\.layers\.2"):
+    shapes = {
+        entry.name: entry.shape for entry in safetensors_header.read(tmp_path / "model.safetensors")
+    }
+    with pytest.raises(
+        DataError,
+        match=r"lack 9 of the weights that the config describes, such as 'model\.layers\.2",
+    ):
         hf_folder.require_consistent(tmp_path, shapes)
 
 
@@ -90,16 +103,25 @@ def test_packed_weights_are_refused_by_name(tmp_path: Path, inside: bool) -> Non
 
 
 def test_a_mixture_of_experts_is_said(
-    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_base: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(load_check, "require_loadable", lambda folder: None)  # seconds in a process of its own
+    # seconds in a process of its own
+    monkeypatch.setattr(load_check, "require_loadable", lambda folder: None)
     architectures.build("qwen3-moe", tmp_path / "mixture", tiny_base)
     (tmp_path / "out").mkdir()
     pull.run(PullConfig(base=str(tmp_path / "mixture"), rehearse=False), out=tmp_path / "out")
-    assert "note: a mixture of experts; finetune leaves the experts as they are" in capsys.readouterr().err
+    assert (
+        "note: a mixture of experts; finetune leaves the experts as they are"
+        in capsys.readouterr().err
+    )
 
 
-@pytest.mark.parametrize(("name", "block"), [("ministral3", None), ("qwen3", [128, 128]), ("qwen3", [100, 60])])
+@pytest.mark.parametrize(
+    ("name", "block"), [("ministral3", None), ("qwen3", [128, 128]), ("qwen3", [100, 60])]
+)
 def test_fp8_weights_become_bfloat16(name: str, block: list[int] | None, tmp_path: Path) -> None:
     architectures.model(name).save_pretrained(tmp_path)
     stored, wanted = load_file(tmp_path / "model.safetensors"), {}
@@ -107,11 +129,15 @@ def test_fp8_weights_become_bfloat16(name: str, block: list[int] | None, tmp_pat
         weight = stored[key]
         rows, columns = block or weight.shape
         grid = torch.rand(-(-weight.shape[0] // rows), -(-weight.shape[1] // columns)) / 4096
-        spread = grid.repeat_interleave(rows, 0).repeat_interleave(columns, 1)[: weight.shape[0], : weight.shape[1]]
+        spread = grid.repeat_interleave(rows, 0).repeat_interleave(columns, 1)[
+            : weight.shape[0], : weight.shape[1]
+        ]
         stored[key] = (weight / spread).to(torch.float8_e4m3fn)
         stored[f"{key}_scale_inv"] = grid if block else grid[0, 0]
         stored[key.replace(".weight", ".activation_scale")] = torch.tensor(1.0)
-        wanted[key.removeprefix("language_model.")] = (stored[key].float() * spread).to(torch.bfloat16)
+        wanted[key.removeprefix("language_model.")] = (stored[key].float() * spread).to(
+            torch.bfloat16
+        )
     save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((tmp_path / "config.json").read_bytes())
     config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": block}
@@ -125,7 +151,9 @@ def test_fp8_weights_become_bfloat16(name: str, block: list[int] | None, tmp_pat
     assert not any("scale" in key for key in written)
     assert all(torch.equal(written[key], weight) for key, weight in wanted.items())
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_bytes())
-    hf_folder.require_consistent(tmp_path / "out", {key: tuple(tensor.shape) for key, tensor in written.items()})
+    hf_folder.require_consistent(
+        tmp_path / "out", {key: tuple(tensor.shape) for key, tensor in written.items()}
+    )
 
 
 def test_fp8_weights_without_scales_are_refused(tmp_path: Path) -> None:
@@ -134,6 +162,8 @@ def test_fp8_weights_without_scales_are_refused(tmp_path: Path) -> None:
     key = next(key for key in stored if key.endswith("q_proj.weight"))
     save_file(stored | {key: stored[key].to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
     config = json.loads((tmp_path / "config.json").read_bytes())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "fp8"}})
+    )
     with pytest.raises(DataError, match="in FP8 without scales that fit it"):
         text_model.find(tmp_path)

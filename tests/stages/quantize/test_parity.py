@@ -31,7 +31,9 @@ def wanted(artifacts: dict[str, Artifact]) -> parity.MergedModelReference:
     """What the tiny merged model is."""
     merged = artifacts["merged"].path
     records = read_records(artifacts["prepared"].file("validation.jsonl"))
-    return parity.reference(hf_folder.load_model(merged), hf_folder.load_tokenizer(merged), Task.read(merged), records)
+    return parity.reference(
+        hf_folder.load_model(merged), hf_folder.load_tokenizer(merged), Task.read(merged), records
+    )
 
 
 @pytest.fixture
@@ -41,7 +43,11 @@ def planted(artifacts: dict[str, Artifact], tmp_path: Path) -> Callable[[Change]
     def call(change: Change) -> Path:
         made = artifacts["gguf"]
         reader = gguf.GGUFReader(made.file(made.metrics["files"]["F16"]["file"]))
-        fields = {field.name: field for field in reader.fields.values() if not field.name.startswith("GGUF.")}
+        fields = {
+            field.name: field
+            for field in reader.fields.values()
+            if not field.name.startswith("GGUF.")
+        }
         values = {name: field.contents() for name, field in fields.items()}
         tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
         change(values, tensors)
@@ -66,7 +72,9 @@ def check(path: Path, wanted: parity.MergedModelReference, scratch: Path) -> dic
 
 
 def other_template(values: dict[str, Any], tensors: dict[str, Any]) -> None:
-    values["tokenizer.chat_template"] = values["tokenizer.chat_template"].replace("assistant", "model")
+    values["tokenizer.chat_template"] = values["tokenizer.chat_template"].replace(
+        "assistant", "model"
+    )
 
 
 def other_end(values: dict[str, Any], tensors: dict[str, Any]) -> None:
@@ -106,7 +114,9 @@ def unchanged(values: dict[str, Any], tensors: dict[str, Any]) -> None:
     pass
 
 
-def test_the_right_file_passes(planted: Any, wanted: parity.MergedModelReference, tmp_path: Path) -> None:
+def test_the_right_file_passes(
+    planted: Any, wanted: parity.MergedModelReference, tmp_path: Path
+) -> None:
     found = check(planted(unchanged), wanted, tmp_path)
     assert found["kl_mean"] < 1e-4
     assert found["top1_agreement"] > 0.98
@@ -121,7 +131,10 @@ def test_the_right_file_passes(planted: Any, wanted: parity.MergedModelReference
         (other_end, "ends with token 1, the merged model's end token is"),
         (shifted_tokens, "the tokenizer of planted-F16.gguf reads"),
         (fewer_tokens, "the vocabulary of planted-F16.gguf has 632 tokens with weights for 640"),
-        (fewer_tokens_and_weights, "the vocabulary of planted-F16.gguf has 632 tokens with weights for 632"),
+        (
+            fewer_tokens_and_weights,
+            "the vocabulary of planted-F16.gguf has 632 tokens with weights for 632",
+        ),
         (other_rope, "next-token distributions of planted-F16.gguf"),
         (other_weights, "next-token distributions of planted-F16.gguf"),
         (no_numbers, "not finite"),
@@ -136,13 +149,18 @@ def test_a_planted_fault_is_caught_by_name(
 
 @pytest.mark.parametrize(
     ("end", "said"),
-    [("<|im_start|>", r"does not stop at '<\|im_start\|>'"), ("<|the_end|>", r"read '<\|the_end\|>' as one token")],
+    [
+        ("<|im_start|>", r"does not stop at '<\|im_start\|>'"),
+        ("<|the_end|>", r"read '<\|the_end\|>' as one token"),
+    ],
 )
 def test_an_end_of_turn_that_does_not_stop_generation_is_caught(
     planted: Any, wanted: parity.MergedModelReference, tmp_path: Path, end: str, said: str
 ) -> None:
     start = [wanted.tokens[0][wanted.texts[0].index("<|im_start|>")]]
-    other = dataclasses.replace(wanted, task=dataclasses.replace(wanted.task, end=end), end_of_turn=start)
+    other = dataclasses.replace(
+        wanted, task=dataclasses.replace(wanted.task, end=end), end_of_turn=start
+    )
     with pytest.raises(StageError, match=said):
         check(planted(unchanged), other, tmp_path)
 
@@ -157,12 +175,18 @@ def test_a_template_that_transformers_renders_otherwise_is_caught(
 
 
 def test_a_script_that_is_tokenized_otherwise_is_noted(
-    planted: Any, wanted: parity.MergedModelReference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    planted: Any,
+    wanted: parity.MergedModelReference,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     at = next(k for k, text in enumerate(wanted.texts) if parity.MARKS in text)
     tokens = [ids[:-1] if k == at else ids for k, ids in enumerate(wanted.tokens)]
     check(planted(unchanged), dataclasses.replace(wanted, tokens=tokens), tmp_path)
-    assert "note: planted-F16.gguf tokenizes Hindi and scripts like it otherwise" in capsys.readouterr().err
+    assert (
+        "note: planted-F16.gguf tokenizes Hindi and scripts like it otherwise"
+        in capsys.readouterr().err
+    )
 
 
 def test_every_nasty_text_is_among_those_compared(wanted: parity.MergedModelReference) -> None:
@@ -175,13 +199,20 @@ def test_every_nasty_text_is_among_those_compared(wanted: parity.MergedModelRefe
 def test_divergence_is_that_of_the_definition() -> None:
     choose = np.random.default_rng(0)
     a, b = (choose.normal(size=(5, 40)).astype(np.float32) for _ in range(2))
-    p, q = (np.exp(x) / np.exp(x).sum(axis=1, keepdims=True) for x in (a.astype(float), b.astype(float)))
+    p, q = (
+        np.exp(x) / np.exp(x).sum(axis=1, keepdims=True) for x in (a.astype(float), b.astype(float))
+    )
     each = (p * np.log(p / q)).sum(axis=1)
     found = parity.compare_logits(a, b)
     assert found["kl_mean"] == pytest.approx(each.mean(), abs=1e-6)
     assert found["kl_max"] == pytest.approx(each.max(), abs=1e-6)
     assert found["top1_agreement"] == (a.argmax(axis=1) == b.argmax(axis=1)).mean()
-    assert parity.compare_logits(a, a) == {"kl_mean": 0.0, "kl_max": 0.0, "top1_agreement": 1.0, "positions": 5}
+    assert parity.compare_logits(a, a) == {
+        "kl_mean": 0.0,
+        "kl_max": 0.0,
+        "top1_agreement": 1.0,
+        "positions": 5,
+    }
 
 
 def test_a_head_is_that_of_the_library(artifacts: dict[str, Artifact]) -> None:
@@ -189,9 +220,12 @@ def test_a_head_is_that_of_the_library(artifacts: dict[str, Artifact]) -> None:
     for entry in made.metrics["files"].values():
         path = made.file(entry["file"])
         head, reader = gguf_header.read(path), gguf.GGUFReader(path)
-        fields = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+        fields = {
+            name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")
+        }
         assert head.metadata == {name: field.contents() for name, field in fields.items()}
         assert [(t.name, t.shape, t.type, t.size) for t in head.tensors] == [
-            (t.name, tuple(map(int, t.shape)), t.tensor_type.name, int(t.n_bytes)) for t in reader.tensors
+            (t.name, tuple(map(int, t.shape)), t.tensor_type.name, int(t.n_bytes))
+            for t in reader.tensors
         ]
         assert path.stat().st_size - head.end < 32

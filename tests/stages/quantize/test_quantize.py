@@ -1,4 +1,6 @@
-"""quantize: named by convention, measured as they are, and each file has answered before it counts."""
+"""quantize: named by convention, measured as they are, and each
+file has answered before it counts.
+"""
 
 from __future__ import annotations
 
@@ -64,14 +66,18 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(merged: Path, artifacts: dict[str, Artifact], out: Path, forked_children: None) -> Callable[..., Any]:
+def run(
+    merged: Path, artifacts: dict[str, Artifact], out: Path, forked_children: None
+) -> Callable[..., Any]:
     """Quantize the copy to some types; gives their entries in the metrics."""
 
     def quantized(*types: str, out: Path = out, **settings: Any) -> Any:
         out.mkdir(parents=True)
         section = QuantizeConfig(project="tiny-desk", types=list(types), **settings)
         wrapped = artifact.foreign(merged, "merged")
-        return quantize.run(section, merged=wrapped, prepared=artifacts["prepared"], out=out)["files"]
+        return quantize.run(section, merged=wrapped, prepared=artifacts["prepared"], out=out)[
+            "files"
+        ]
 
     return quantized
 
@@ -79,7 +85,9 @@ def run(merged: Path, artifacts: dict[str, Artifact], out: Path, forked_children
 @pytest.fixture
 def converted(lossless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have no conversion, which takes seconds: what becomes of its file is another question."""
-    monkeypatch.setattr(gguf_converter, "convert", lambda model, target, **_: shutil.copyfile(lossless, target))
+    monkeypatch.setattr(
+        gguf_converter, "convert", lambda model, target, **_: shutil.copyfile(lossless, target)
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,7 +99,9 @@ def converted(lossless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("Qwen3-1.7B", 1_720_574_976, "Qwen3-1.7B-acme-v1.0-Q8_0.gguf"),
     ],
 )
-def test_files_are_named_by_convention(name: str, parameters: int, wanted: str, tmp_path: Path, out: Path) -> None:
+def test_files_are_named_by_convention(
+    name: str, parameters: int, wanted: str, tmp_path: Path, out: Path
+) -> None:
     base = Base(name, "", "", parameters, "", "base", "", "", ())
     named = gguf_files.file_name(QuantizeConfig(project="acme"), base, "Q8_0")
     assert named == wanted.replace("-v1.0", "")
@@ -112,27 +122,40 @@ def test_files_are_named_by_convention(name: str, parameters: int, wanted: str, 
 
 
 def test_lossless_is_the_type_of_the_weights_whatever_the_config_says(merged: Path) -> None:
-    # of float32 weights under a config of bfloat16 both sides of the comparison were rounded, which measured 0.0000
+    # of float32 weights under a config of bfloat16 both sides of the comparison were rounded, which
+    # measured 0.0000
     fields = json.loads((merged / "config.json").read_bytes())
     (merged / "config.json").write_text(json.dumps(fields | {"dtype": "bfloat16"}))
     assert gguf_files._dtype(merged) == "f32"
     assert str(hf_folder.load_model(merged, dtype="stored").dtype) == "torch.float32"
 
 
-def test_the_folder_holds_whole_files_that_say_what_they_are(artifacts: dict[str, Artifact]) -> None:
+def test_the_folder_holds_whole_files_that_say_what_they_are(
+    artifacts: dict[str, Artifact],
+) -> None:
     made = artifacts["gguf"]
     files = made.metrics["files"]
     assert {path.name for path in made.path.iterdir()} == {
-        "manifest.json", "task.json", "base.json", *(entry["file"] for entry in files.values())
-    }  # fmt: skip
+        "manifest.json",
+        "task.json",
+        "base.json",
+        *(entry["file"] for entry in files.values()),
+    }
     for entry in files.values():
         path = made.file(entry["file"])
-        assert (path.stat().st_size, artifact.sha256_file(path)) == (entry["size"], f"sha256:{entry['sha256']}")
+        assert (path.stat().st_size, artifact.sha256_file(path)) == (
+            entry["size"],
+            f"sha256:{entry['sha256']}",
+        )
         reader = gguf.GGUFReader(path)
         stored = sum(int(tensor.n_bytes) for tensor in reader.tensors)
         weights = sum(int(tensor.n_elements) for tensor in reader.tensors)
         assert entry["bits_per_weight"] == pytest.approx(8 * stored / weights, abs=1e-3)
-        fields = {name: field.contents() for name, field in reader.fields.items() if name.startswith("general.")}
+        fields = {
+            name: field.contents()
+            for name, field in reader.fields.items()
+            if name.startswith("general.")
+        }
         assert fields["general.license"] == "apache-2.0"
         assert fields["general.finetune"] == "tiny-desk"
         assert fields["general.languages"] == ["en", "de"]
@@ -154,7 +177,9 @@ def test_the_token_ids_are_those_of_training(artifacts: dict[str, Artifact]) -> 
         " 123",
         "Ünïcode—dash",
     ]
-    with engine.Engine(made.file(made.metrics["files"]["F16"]["file"]), sequences=1, context=256) as model:
+    with engine.Engine(
+        made.file(made.metrics["files"]["F16"]["file"]), sequences=1, context=256
+    ) as model:
         for text in texts:
             for form in (text, task.prompt(task.messages(text))):
                 assert model.tokenize(form) == tokenizer(form, add_special_tokens=False).input_ids
@@ -165,22 +190,30 @@ def test_k_quants_say_what_fell_back(run: Callable[..., Any], out: Path) -> None
     # no row of the tiny model is a multiple of 256: every matrix falls back
     entry = run("Q4_K_M", importance_matrix="off")["Q4_K_M"]
     assert entry["importance"] is False
-    assert not any(key.startswith("quantize.imatrix") for key in gguf_header.read(out / entry["file"]).metadata)
+    assert not any(
+        key.startswith("quantize.imatrix") for key in gguf_header.read(out / entry["file"]).metadata
+    )
     assert entry["fallback_tensors"] == sum(entry["tensor_types"].values())
     assert entry["bits_per_weight"] > 4.9
 
 
 def test_a_model_that_never_stops_is_caught(
-    run: Callable[..., Any], merged: Path, artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Any],
+    merged: Path,
+    artifacts: dict[str, Artifact],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(quantize, "MAX_PROBE_TOKENS", 16)
-    shutil.copyfile(artifacts["base"].file("model.safetensors"), merged / "model.safetensors")  # untrained
+    # untrained
+    shutil.copyfile(artifacts["base"].file("model.safetensors"), merged / "model.safetensors")
     with pytest.raises(StageError, match="never ends an answer: 0 of 8 held-out prompts") as caught:
         run("F16")
     assert "finetune.epochs" in caught.value.hint
 
 
-def test_a_damaged_model_is_said_before_anything_is_loaded(run: Callable[..., Any], merged: Path) -> None:
+def test_a_damaged_model_is_said_before_anything_is_loaded(
+    run: Callable[..., Any], merged: Path
+) -> None:
     (merged / "config.json").write_text('{"architectures": ["NoSuchModel"]}')
     with pytest.raises(DataError, match="the config in merged cannot be loaded"):
         run("Q8_0")
@@ -206,7 +239,10 @@ def test_a_file_that_llama_cpp_cannot_write_is_said(
 
 
 def test_a_file_that_may_not_grow_is_said(lossless: Path, tmp_path: Path) -> None:
-    with odd_files.growing_to(100_000), pytest.raises(StageError, match="quantizing to Q8_0 failed: ") as caught:
+    with (
+        odd_files.growing_to(100_000),
+        pytest.raises(StageError, match="quantizing to Q8_0 failed: ") as caught,
+    ):
         ladder(lossless, tmp_path / "x.gguf", "Q8_0")
     assert caught.value.hint == "is the disk full? df -h ."
 
@@ -216,7 +252,12 @@ def small_disk(tmp_path: Path) -> Any:
     """A file system of 700 kB."""
     place = tmp_path / "small"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", place], capture_output=True).returncode != 0:
+    if (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", place], capture_output=True
+        ).returncode
+        != 0
+    ):
         pytest.skip("this process may not mount a file system")
     yield place
     subprocess.run(["umount", place], check=True)
@@ -304,7 +345,10 @@ def test_a_ladder_says_what_each_file_is(run: Callable[..., Any], out: Path, cap
     # the file of the merged model's own type is the conversion itself
     assert files["F32"]["bits_per_weight"] == 32.0
     assert files["F32"]["kl_mean"] < 1e-5
-    assert {path.name for path in out.iterdir()} == {"base.json", *(entry["file"] for entry in files.values())}
+    assert {path.name for path in out.iterdir()} == {
+        "base.json",
+        *(entry["file"] for entry in files.values()),
+    }
     said = " ".join(capsys.readouterr().err.split())
     assert f"Q4_0: {files['Q4_0']['size'] / 1000:.1f} kB" in said
     assert "nats from the merged model" in said
@@ -332,7 +376,9 @@ def test_a_file_that_is_larger_and_no_better_is_named_where_it_was_compared() ->
     assert note.startswith("Q4_K_M (600 B) is larger than Q4_0 (500 B) and no closer")
 
 
-def test_a_file_that_was_not_compared_is_not_the_closer_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_was_not_compared_is_not_the_closer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = {"weighted": {"kl_mean": 0.01}, "plain": {}}
     monkeypatch.setattr(parity, "check", lambda path, *_, **__: found[path.read_text()])
     kept, other = tmp_path / "kept.gguf", tmp_path / "other.gguf"
@@ -349,14 +395,19 @@ def test_held_out_prompts_may_be_longer_than_the_context(
     monkeypatch.setattr(quantize, "MAX_PROBE_TOKENS", 16)
     task = Task.read(artifacts["gguf"].path)
     probes = read_records(artifacts["prepared"].file("validation.jsonl"))[:2]
-    turns = ({"role": "user", "content": "hello " * 3000}, {"role": "assistant", "content": "billing"})
+    turns = (
+        {"role": "user", "content": "hello " * 3000},
+        {"role": "assistant", "content": "billing"},
+    )
     probes = [*probes, dataclasses.replace(probes[0], messages=turns)]
     with engine.Engine(lossless, sequences=1) as model:
         assert 2048 < len(model.tokenize(quantize.prompt_of(task, probes[-1]))) < 4000
     assert quantize._probe_answers(lossless, task, probes)["probes"] == 3
 
 
-@pytest.mark.parametrize(("words", "trained", "longest"), [(1, 2048, 16), (40, 2048, 82), (40, 60, 57), (40, 10, 16)])
+@pytest.mark.parametrize(
+    ("words", "trained", "longest"), [(1, 2048, 16), (40, 2048, 82), (40, 60, 57), (40, 10, 16)]
+)
 def test_a_file_may_answer_as_long_as_its_reference_answers_are(
     words: int, trained: int, longest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,17 +426,31 @@ def test_a_file_may_answer_as_long_as_its_reference_answers_are(
         def tokenize(self, text: str) -> list[str]:
             return text.split()
 
-        def ask_all(self, requests: list[engine.Request], *, widen: bool) -> Iterator[tuple[int, engine.Answer]]:
+        def ask_all(
+            self, requests: list[engine.Request], *, widen: bool
+        ) -> Iterator[tuple[int, engine.Answer]]:
             for index, request in enumerate(requests):
                 self.asked.append(request.max_tokens)
-                yield index, engine.Answer("x", "stop" if words < request.max_tokens else "length", 0.9, 3, words)
+                yield (
+                    index,
+                    engine.Answer(
+                        "x", "stop" if words < request.max_tokens else "length", 0.9, 3, words
+                    ),
+                )
 
     monkeypatch.setattr(quantize, "MAX_PROBE_TOKENS", 16)
     monkeypatch.setattr(engine, "Engine", Perfect)
     task = Task("generate", "{{ messages[-1]['content'] }}", " <end>")
-    record = Record("a", ({"role": "user", "content": "a b c"}, {"role": "assistant", "content": "w " * words}), {})
+    record = Record(
+        "a",
+        ({"role": "user", "content": "a b c"}, {"role": "assistant", "content": "w " * words}),
+        {},
+    )
     if words < longest:
-        assert quantize._probe_answers(Path("x"), task, [record]) == {"probes": 1, "probes_stopped": 1}
+        assert quantize._probe_answers(Path("x"), task, [record]) == {
+            "probes": 1,
+            "probes_stopped": 1,
+        }
     else:
         with pytest.raises(StageError, match=f"0 of 1 held-out prompts within {longest} tokens"):
             quantize._probe_answers(Path("x"), task, [record])
@@ -415,7 +480,9 @@ def test_an_adapter_of_its_own_does_on_the_base_what_the_merged_model_does(
     base = tmp_path / "base.gguf"
     gguf_converter.convert(artifacts["base"].path, base, dtype="f32", metadata={})
     records = read_records(artifacts["prepared"].file("validation.jsonl"))
-    wanted = parity.reference(hf_folder.load_model(out), hf_folder.load_tokenizer(out), task, records)
+    wanted = parity.reference(
+        hf_folder.load_model(out), hf_folder.load_tokenizer(out), task, records
+    )
     distance = {}
     for name, path in (("alone", None), ("with", lora)):
         logits = tmp_path / f"{name}.npy"
@@ -426,7 +493,9 @@ def test_an_adapter_of_its_own_does_on_the_base_what_the_merged_model_does(
 
 @pytest.mark.slow
 def test_the_stage_writes_the_adapter_where_it_is_asked_to(stages: Forks, desk: Path) -> None:
-    made = Path(tiny.ok(stages.run(desk, "quantize", "--set", "quantize.lora_gguf=true", "--type", "Q8_0")))
+    made = Path(
+        tiny.ok(stages.run(desk, "quantize", "--set", "quantize.lora_gguf=true", "--type", "Q8_0"))
+    )
     manifest = artifact.load(made)
     assert manifest.manifest.inputs.keys() == {"merged", "prepared", "adapter", "base_files"}
     assert manifest.file(manifest.metrics["lora"]["file"]).name.endswith("-F16-LoRA.gguf")
@@ -434,7 +503,9 @@ def test_the_stage_writes_the_adapter_where_it_is_asked_to(stages: Forks, desk: 
     assert gguf_file(manifest, None).path.endswith("-Q8_0.gguf")  # the adapter alone is no model
 
 
-def test_an_adapter_that_is_no_sum_gets_no_file_of_its_own(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+def test_an_adapter_that_is_no_sum_gets_no_file_of_its_own(
+    artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(artifacts["adapter"].path, tmp_path / "adapter"))
     (folder / "manifest.json").unlink()
     fields = json.loads((folder / "adapter_config.json").read_bytes())
@@ -443,7 +514,9 @@ def test_an_adapter_that_is_no_sum_gets_no_file_of_its_own(artifacts: dict[str, 
     state["base_model.model.model.norm.weight"] = next(iter(state.values())).new_ones(64)
     save_file(state, folder / "adapter_model.safetensors")
     with pytest.raises(StageError, match="trained whole layers") as caught:
-        lora_gguf.write(artifact.foreign(folder, "adapter"), artifacts["merged"], tmp_path / "x.gguf")
+        lora_gguf.write(
+            artifact.foreign(folder, "adapter"), artifacts["merged"], tmp_path / "x.gguf"
+        )
     assert caught.value.hint == "--set quantize.lora_gguf=false"
 
 
@@ -479,7 +552,9 @@ assert gguf_converter_child.joined(["a b"]) == ["a b"] and gguf_converter_child.
 def test_the_faster_loops_pack_the_same_bytes() -> None:
     place = gguf_converter.require()
     source = Path(gguf_converter.__file__).parent
-    done = subprocess.run([sys.executable, "-c", CONVERSION, place, source], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CONVERSION, place, source], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -488,12 +563,22 @@ def test_the_conversion_is_the_scripts_own(artifacts: dict[str, Artifact], tmp_p
     merged = artifacts["merged"].path
     gguf_converter.convert(merged, tmp_path / "ours.gguf", dtype="f16", metadata={})
     script = gguf_converter.require() / gguf_converter.SCRIPT
-    command = [sys.executable, script, merged, "--outtype", "f16", "--outfile", tmp_path / "theirs.gguf"]
+    command = [
+        sys.executable,
+        script,
+        merged,
+        "--outtype",
+        "f16",
+        "--outfile",
+        tmp_path / "theirs.gguf",
+    ]
     subprocess.run(command, check=True, capture_output=True)
     assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
 
 
-def test_a_converter_that_is_missing_or_changed_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_converter_that_is_missing_or_changed_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = gguf_converter.folder()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "environment"))

@@ -1,4 +1,6 @@
-"""A tagger beside a language model: each property from the surer one, and no question that nobody needs."""
+"""A tagger beside a language model: each property from the surer one,
+and no question that nobody needs.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,19 @@ PLACES = [("goods[]", 0), ("goods[]", 5)]
 
 
 def tagged(first: float = 0.9, second: float = 0.9, third: float = 0.6) -> TaggedAnswer:
-    values = [FieldValue("goods[]", "lamp", 0.0), FieldValue("goods[]", "chair", 0.0), FieldValue("place", None, 0.0)]
+    values = [
+        FieldValue("goods[]", "lamp", 0.0),
+        FieldValue("goods[]", "chair", 0.0),
+        FieldValue("place", None, 0.0),
+    ]
     places: list[Any] = [
         {"path": path, "value": "x", "start": start, "end": start + 4, "page": 1, "around": ""}
         for path, start in PLACES
-    ]  # fmt: skip
+    ]
     shares = first, second, third
-    return TaggedAnswer(ReadAnswer(ANSWER, tuple(values)), first * second * third, shares, tuple(places))
+    return TaggedAnswer(
+        ReadAnswer(ANSWER, tuple(values)), first * second * third, shares, tuple(places)
+    )
 
 
 class Writer(Answering):
@@ -45,7 +53,15 @@ class Writer(Answering):
         self.asked += 1
         for piece in self.text:
             on_event({"piece": piece})
-        on_event({"finish": "stop", "prompt_tokens": 7, "completion_tokens": 3, "confidence": 0.5, "logprobs": [-0.7]})
+        on_event(
+            {
+                "finish": "stop",
+                "prompt_tokens": 7,
+                "completion_tokens": 3,
+                "confidence": 0.5,
+                "logprobs": [-0.7],
+            }
+        )
         return lambda: None
 
 
@@ -62,7 +78,9 @@ class Known(TaggerAnswers):
         return [self.answer for _ in texts]
 
 
-def asked(text: str, bounds: dict[str, float], request: Request | None = None) -> tuple[Answer, Writer, int]:
+def asked(
+    text: str, bounds: dict[str, float], request: Request | None = None
+) -> tuple[Answer, Writer, int]:
     writer = Writer(text)
     with FieldSum(writer, Known(tagged(), bounds)) as model:
         answer = model.ask(request or Request("", question="lamp chair", schema="{}"))
@@ -72,7 +90,9 @@ def asked(text: str, bounds: dict[str, float], request: Request | None = None) -
 def test_who_is_sure_of_every_property_asks_nobody() -> None:
     answer, writer, kept = asked("{}", {"goods": 0.8, "place": 0.5})
     assert json.loads(answer.text) == ANSWER and (writer.asked, kept) == (0, 1)
-    assert answer.confidence == pytest.approx(0.486) and [place["start"] for place in answer.places] == [0, 5]
+    assert answer.confidence == pytest.approx(0.486) and [
+        place["start"] for place in answer.places
+    ] == [0, 5]
 
 
 def test_an_unsure_property_is_the_language_models() -> None:
@@ -91,7 +111,8 @@ def test_an_answer_that_was_cut_leaves_the_taggers() -> None:
 
 
 @pytest.mark.parametrize(
-    "request_of", [{"schema": "{}"}, {"question": "lamp"}, {"question": "x", "schema": "{}", "adapter": "a"}]
+    "request_of",
+    [{"schema": "{}"}, {"question": "lamp"}, {"question": "x", "schema": "{}", "adapter": "a"}],
 )
 def test_other_requests_go_to_the_language_model(request_of: dict[str, str]) -> None:
     answer, writer, kept = asked("hello", {}, Request("", **request_of))  # type: ignore[arg-type]

@@ -26,9 +26,16 @@ def test_a_file_without_a_weight_is_named_with_the_way_out(
     texts = [f"word{label} hello" for label in references]
     fit = label_sum.fit(texts, None, references, fold=np.arange(60) % 5)
     records = [
-        {"id": f"r{k}", "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": label}],
-         "source": {"file": "f", "row": k}} for k, (text, label) in enumerate(zip(texts, references, strict=True))
-    ]  # fmt: skip
+        {
+            "id": f"r{k}",
+            "messages": [
+                {"role": "user", "content": text},
+                {"role": "assistant", "content": label},
+            ],
+            "source": {"file": "f", "row": k},
+        }
+        for k, (text, label) in enumerate(zip(texts, references, strict=True))
+    ]
     words = fit.logprobs["words"] if not helps else np.full((60, 2), np.log(0.5))
 
     def fill(place: Path) -> None:
@@ -39,13 +46,22 @@ def test_a_file_without_a_weight_is_named_with_the_way_out(
     raw = "".join(json.dumps(record) + "\n" for record in records).encode()
     prepared = handmade.make(tmp_path / "prepared", {"validation.jsonl": raw}, kind="prepared")
     lines = [
-        {"id": f"r{k}", "answer": label, "expected": label, "labels": {label: 0.9} if helps else {"a": 0.5}}
+        {
+            "id": f"r{k}",
+            "answer": label,
+            "expected": label,
+            "labels": {label: 0.9} if helps else {"a": 0.5},
+        }
         for k, label in enumerate(references)
     ]
     answers = handmade.make(
-        tmp_path / "predictions", lambda place: write_jsonl(place / "predictions.jsonl", lines), kind="predictions"
+        tmp_path / "predictions",
+        lambda place: write_jsonl(place / "predictions.jsonl", lines),
+        kind="predictions",
     )
     (tmp_path / "out").mkdir()
-    facts = stage.run(SumConfig(), encoder=encoder, prepared=prepared, validation=[answers], out=tmp_path / "out")
+    facts = stage.run(
+        SumConfig(), encoder=encoder, prepared=prepared, validation=[answers], out=tmp_path / "out"
+    )
     assert ("file" in facts["weights"]) == helps
     assert ("publish: {model: linear}" in capsys.readouterr().err) != helps

@@ -1,4 +1,6 @@
-"""Planted faults: every one must be caught by a test. `python tests/support/mutations/run.py` plants and runs them."""
+"""Planted faults: every one must be caught by a test. `python
+tests/support/mutations/run.py` plants and runs them.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class Fault:
 
     def plant(self, root: Path) -> None:
         path = root / self.file
-        path.write_text(path.read_text(encoding="utf-8").replace(self.find, self.replace), encoding="utf-8")
+        path.write_text(
+            path.read_text(encoding="utf-8").replace(self.find, self.replace), encoding="utf-8"
+        )
 
 
 def read() -> list[Fault]:

@@ -1,4 +1,5 @@
-"""Plant each fault in a copy of the project and run its tests: a table of what was caught, by which test.
+"""Plant each fault in a copy of the project and run its tests: a table of what was caught, by which
+test.
 
 .venv/bin/python tests/support/mutations/run.py [PART OF A NAME]...
 """
@@ -18,7 +19,16 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from support import mutations  # noqa: E402 - found by the line above
 
-COPIED = ("slmctl", "tests", "templates", "examples", "docs", "benchmarks", "pyproject.toml", "README.md")
+COPIED = (
+    "slmctl",
+    "tests",
+    "templates",
+    "examples",
+    "docs",
+    "benchmarks",
+    "pyproject.toml",
+    "README.md",
+)
 FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 
 
@@ -38,7 +48,11 @@ def catching(fault: mutations.Fault, folder: Path) -> str:
 
 
 def main(wanted: list[str]) -> int:
-    faults = [fault for fault in mutations.read() if not wanted or any(part in fault.name for part in wanted)]
+    faults = [
+        fault
+        for fault in mutations.read()
+        if not wanted or any(part in fault.name for part in wanted)
+    ]
     missed = 0
     for fault in faults:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,8 @@
 """The web page of `slmctl review`, to decide row by row with the keyboard.
 
-One self-contained document, with the content security policy of the server's page. The token in the printed address is
-its fragment (after `#`), so no log and no referrer holds it; the page sends it with every request.
+One self-contained document, with the content security policy of the server's page. The token in the
+printed address is its fragment (after `#`), so no log and no referrer holds it; the page sends it
+with every request.
 """
 
 from __future__ import annotations
@@ -27,7 +28,12 @@ from slmctl.network.http_server import SignalledServer
 from slmctl.production.review.near_rows import Neighbour, TrainingRows
 from slmctl.production.review.pairs import AnswerPair, bounded
 from slmctl.production.review.review_rows import ReviewRow
-from slmctl.production.review.session import DecisionRefusedError, DecisionSession, ReviewSession, RowT
+from slmctl.production.review.session import (
+    DecisionRefusedError,
+    DecisionSession,
+    ReviewSession,
+    RowT,
+)
 from slmctl.reports.served_page import served_page
 from slmctl.task.contract import Task
 
@@ -86,42 +92,70 @@ class Desk(Generic[RowT]):
     def run(self, sock: socket.socket) -> None:
         """Serve the page until SIGINT or SIGTERM; running requests are still answered."""
         settings = uvicorn.Config(
-            self.app(), log_config=None, lifespan="off", access_log=False, server_header=False, ws="none",
-            loop="asyncio", timeout_graceful_shutdown=END_S,
-        )  # fmt: skip
+            self.app(),
+            log_config=None,
+            lifespan="off",
+            access_log=False,
+            server_header=False,
+            ws="none",
+            loop="asyncio",
+            timeout_graceful_shutdown=END_S,
+        )
         asyncio.run(SignalledServer(settings).run_until_stopped(sock))
 
     def state(self, candidate: RowT | None) -> JsonObject:
-        """The response to each request of the page: a row, None at the end, and the progress of the session."""
+        """The response to each request of the page: a row, None at the
+        end, and the progress of the session.
+        """
         row = self.view(candidate) if candidate is not None else None
         return {"row": row, "progress": asdict(self.session.progress())}
 
 
 class ReviewDesk(Desk[ReviewRow]):
-    """Shows collected answers and suspected labels; `training`: the rows among which near ones are looked up."""
+    """Shows collected answers and suspected labels; `training`: the rows
+    among which near ones are looked up.
+    """
 
-    def __init__(self, session: ReviewSession, training: TrainingRows | None = None, project: str = "") -> None:
+    def __init__(
+        self, session: ReviewSession, training: TrainingRows | None = None, project: str = ""
+    ) -> None:
         super().__init__(session, project)
         self.training, self.task = training, session.task
 
     def about(self) -> JsonObject:
-        return {"kind": self.task.kind, "labels": list(self.task.labels), "schema": self.task.schema}
+        return {
+            "kind": self.task.kind,
+            "labels": list(self.task.labels),
+            "schema": self.task.schema,
+        }
 
     def view(self, candidate: ReviewRow) -> JsonObject:
         row, heard = candidate.row, candidate.feedback
         near = self.training.nearest(row.question, NEAR + 1) if self.training is not None else []
-        near = [each for each in near if candidate.chosen != "suspect" or each.text != row.question]  # not itself
-        client = "" if heard is None else heard.answer or {True: "right", False: "wrong", None: ""}[heard.ok]
+        # not itself
+        near = [each for each in near if candidate.chosen != "suspect" or each.text != row.question]
+        client = (
+            ""
+            if heard is None
+            else heard.answer or {True: "right", False: "wrong", None: ""}[heard.ok]
+        )
         return {
-            "id": row.id, "chosen": candidate.chosen, "seen": row.time,
+            "id": row.id,
+            "chosen": candidate.chosen,
+            "seen": row.time,
             "messages": [turn for turn in row.messages if turn.get("role") != "system"],
-            "answer": candidate.before, "confidence": row.confidence, "p_correct": row.p_correct,
-            "general": row.general_answer, "proposed": candidate.proposed, "client": client,
+            "answer": candidate.before,
+            "confidence": row.confidence,
+            "p_correct": row.p_correct,
+            "general": row.general_answer,
+            "proposed": candidate.proposed,
+            "client": client,
             "options": likely_labels(self.task, candidate, near[:NEAR]),
             "near": [
-                {"text": each.text, "answer": each.answer, "similarity": each.similarity} for each in near[:NEAR]
+                {"text": each.text, "answer": each.answer, "similarity": each.similarity}
+                for each in near[:NEAR]
             ],
-        }  # fmt: skip
+        }
 
 
 class PairDesk(Desk[AnswerPair]):
@@ -134,15 +168,25 @@ class PairDesk(Desk[AnswerPair]):
         turns = [turn for turn in candidate.messages if turn["role"] != "system"]
         calls = [json.dumps(turn["tool_calls"]) if "tool_calls" in turn else "" for turn in turns]
         rows = zip(turns, calls, strict=True)
-        shown = [{"role": turn["role"], "content": bounded(turn["content"] or call)} for turn, call in rows]
+        shown = [
+            {"role": turn["role"], "content": bounded(turn["content"] or call)}
+            for turn, call in rows
+        ]
         left, right = map(bounded, candidate.sides)
         return {"id": candidate.id, "messages": shown, "left": left, "right": right}
 
 
 def likely_labels(task: Task, candidate: ReviewRow, near: list[Neighbour]) -> list[JsonObject]:
-    """The labels to choose by a digit: the model's, likeliest first, then proposals, then those of near rows."""
+    """The labels to choose by a digit: the model's, likeliest first,
+    then proposals, then those of near rows.
+    """
     ranked = sorted(candidate.row.labels.items(), key=lambda item: -item[1])
-    names = [candidate.before, *(name for name, _ in ranked), *candidate.proposals, *(each.answer for each in near)]
+    names = [
+        candidate.before,
+        *(name for name, _ in ranked),
+        *candidate.proposals,
+        *(each.answer for each in near),
+    ]
     chances = {candidate.before: candidate.row.confidence, **dict(ranked)}
     allowed = [name for name in dict.fromkeys([*names, *task.labels]) if name in task.labels]
     return [{"label": name, "probability": chances.get(name)} for name in allowed[:OPTIONS]]
@@ -162,7 +206,9 @@ def _desk(request: Request) -> Desk[Any]:
     desk: Desk[Any] = request.app.state.desk
     shown = request.headers.get("authorization", "").removeprefix("Bearer ")
     if not secrets.compare_digest(shown.encode(), desk.token.encode()):
-        raise _NoTokenError("this address lacks its token: open the one that slmctl review has printed")
+        raise _NoTokenError(
+            "this address lacks its token: open the one that slmctl review has printed"
+        )
     return desk
 
 
@@ -198,8 +244,11 @@ async def _undo(request: Request) -> Response:
 
 
 async def _answer(desk: Desk[RowT], act: Callable[[], RowT | None]) -> Response:
-    """Call `act` in a thread, since it waits for the disk, and respond with the row that it returns."""
-    text = json.dumps(await run_in_threadpool(lambda: desk.state(act())))  # ASCII: lone surrogates have no UTF-8
+    """Call `act` in a thread, since it waits for the disk, and
+    respond with the row that it returns.
+    """
+    # ASCII: lone surrogates have no UTF-8
+    text = json.dumps(await run_in_threadpool(lambda: desk.state(act())))
     return Response(text, media_type="application/json")
 
 
@@ -231,7 +280,9 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _not_written(request: Request, error: Exception) -> Response:
     assert isinstance(error, OSError)
-    return _error(f"the decision could not be written and does not count: {error.strerror or error}", 507)
+    return _error(
+        f"the decision could not be written and does not count: {error.strerror or error}", 507
+    )
 
 
 def _error(words: str, status: int) -> Response:
