@@ -43,6 +43,8 @@ class Habit:
         concluded: Values among which the whole text decides, of a field with values that do not
             stand there; null last. Of a text they are those of several rows.
         spellings: Values by the text in place of which they stand.
+        shared: Texts of several rows, in lower case, with the number of rows: a marked part of one
+            stands for the whole.
         endings: Letters to cut off and to add, by the last letters of a marked text.
         case: One of CASES.
         month_first: The signs in dates of digits before which the month stands.
@@ -56,6 +58,7 @@ class Habit:
     standing: int = 0
     concluded: tuple[Any, ...] = ()
     spellings: Mapping[str, Any] = field(default_factory=dict)
+    shared: Mapping[str, int] = field(default_factory=dict)
     endings: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     case: str = ""
     month_first: str = ""
@@ -79,9 +82,13 @@ def learn(
         DataError: The values of a field are too long.
     """
     by_path: dict[str, list[Any]] = {each.path: [] for each in fields}
+    rows_with: dict[str, Counter[str]] = {each.path: Counter() for each in fields}
     for _, answer in rows:
-        for leaf in leaves(answer):
+        of_row = list(leaves(answer))
+        for leaf in of_row:
             by_path.setdefault(leaf.path, []).append(leaf.value)
+        for path, text in {(leaf.path, _folded(leaf.value)) for leaf in of_row}:
+            rows_with.setdefault(path, Counter())[text] += 1
     missing = Counter(path for each in made for path in each.missing)
     habits = []
     for number, each in enumerate(fields):
@@ -89,6 +96,8 @@ def learn(
         habit = _habit(each, by_path[each.path], missing[each.path], pairs)
         if habit.concluded and habit.values < len(rows):
             habit = replace(habit, concluded=(*habit.concluded, None))
+        if each.kind == "text" and not each.pattern:
+            habit = replace(habit, shared=_shared_texts(rows_with[each.path]))
         left_out = _left_out(each.path, [answer for _, answer in rows])
         habits.append(replace(habit, left_out=left_out, place=_place(number, fields, made)))
     return tuple(habits)
@@ -116,6 +125,15 @@ def _habit(
     if each.is_number:
         return replace(habit, decimal=_decimal(pairs))
     return replace(habit, case=_case(pairs), spellings=_spellings(pairs), endings=_endings(pairs))
+
+
+def _folded(value: Any) -> str:
+    return spaced(str(value)).casefold()
+
+
+def _shared_texts(rows_with: Counter[str]) -> dict[str, int]:
+    """The commonest texts of a field that stand in the answers of several rows."""
+    return {text: rows for text, rows in rows_with.most_common(MOST_KNOWN) if rows > 1}
 
 
 def key_of(value: Any) -> str:
@@ -231,7 +249,7 @@ def _spellings(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return dict(itertools.islice(changed.items(), MOST_KNOWN))
 
 
-def _shared(first: str, other: str) -> int:
+def _alike(first: str, other: str) -> int:
     """The letters with which two texts begin alike."""
     pairs = enumerate(zip(first, other, strict=False))
     return next((k for k, (a, b) in pairs if a != b), min(len(first), len(other)))
@@ -244,7 +262,7 @@ def _endings(pairs: Iterable[tuple[str, Any]]) -> dict[str, tuple[int, str]]:
     seen: dict[str, Counter[tuple[int, str]]] = {}
     for marked, value in pairs:
         folded, value_folded = marked.casefold(), str(value).casefold()
-        same = _shared(folded, value_folded)
+        same = _alike(folded, value_folded)
         if same and len(folded) - same <= 3 and len(value_folded) - same <= 3:
             for length in (1, 2, 3):
                 seen.setdefault(folded[-length:], Counter())[
@@ -265,7 +283,7 @@ def read(each: Field, habit: Habit, evidence: Evidence, span: Span) -> tuple[Any
         return _date(habit, evidence, span)
     if each.is_number:
         return _number(each, habit, evidence, span)
-    span = _whole_words(evidence, span)
+    span = _whole_text(habit, evidence, _whole_words(evidence, span))
     marked = spaced(evidence.text[span[0] : span[1]])
     value = _spelt(habit, marked)
     if each.kind == "choice":
@@ -279,6 +297,18 @@ def _whole_words(evidence: Evidence, span: Span) -> Span:
     """A place, grown to whole words."""
     touched = evidence.touched(span)
     return (touched[0][0], touched[-1][1]) if touched else span
+
+
+def _whole_text(habit: Habit, evidence: Evidence, span: Span) -> Span:
+    """The place of the longest shared text that holds a marked one; else the place as it is."""
+    if not habit.shared:
+        return span
+    nearby = evidence.touched((span[0] - NEARBY, span[1] + NEARBY))
+    starts = [start for start, _ in nearby if start <= span[0]]
+    ends = [end for _, end in reversed(nearby) if end >= span[1]]
+    holding = sorted(itertools.product(starts, ends), key=lambda place: place[0] - place[1])
+    texts = ((place, _folded(evidence.text[slice(*place)])) for place in holding)
+    return next((place for place, text in texts if text in habit.shared), span)
 
 
 def _spelt(habit: Habit, marked: str) -> Any:

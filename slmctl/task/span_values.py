@@ -28,6 +28,11 @@ class FieldValue:
     logprob: float
     span: Span | None = None
 
+    def by_letter(self) -> float:
+        """The log probability by letter of its place, since a longer one has more words to fail."""
+        start, end = self.span or (0, 1)
+        return self.logprob / max(end - start, 1)
+
 
 @dataclass(frozen=True)
 class ReadAnswer:
@@ -137,7 +142,7 @@ class _Answer:
     def _scalar(self, number: int, nullable: bool) -> Any:
         each, habit = self._reader.fields[number], self._reader.habits[number]
         if candidates := self._by_field.get(number, []):
-            best = max(candidates, key=lambda value: value.logprob)
+            best = max(candidates, key=FieldValue.by_letter)
             self._values.append(best)
             return best.value
         self._values.append(FieldValue(each.path, None, self._absent[number]))

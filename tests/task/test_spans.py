@@ -271,6 +271,28 @@ def test_lists_hold_each_value_once_and_scalars_the_likeliest() -> None:
     assert answer == {"name": "Bo", "parts": ["bolt", "nut"]}
 
 
+def test_a_marked_part_of_a_shared_text_is_the_whole() -> None:
+    schema = strict(parts={"type": "array", "items": TEXT})
+    rows = [(f"{k} buys Oil for Pumps", {"parts": ["oil for pumps"]}) for k in ("Ada", "Bo")]
+    fields = fields_of(schema)
+    (habit,) = field_habits.learn(fields, rows, [targets(fields, *row) for row in rows])
+    assert habit.shared == {"oil for pumps": 2}
+    text = "we need oil for  pumps and oil for lamps"
+    marked = [
+        field_habits.read(fields[0], habit, Evidence(text), span) for span in [(16, 22), (27, 30)]
+    ]
+    assert [value for value, _ in marked] == ["oil for pumps", "oil"]
+    assert marked[0][1] == (8, 22)
+
+
+def test_of_places_the_likeliest_by_letter_counts() -> None:
+    marks = [spans.SpanMark(0, 0, 12, -0.6), spans.SpanMark(0, 20, 22, -0.5)]
+    reader = Reader.of(strict(name=TEXT), [Habit()])
+    assert reader.values("Ada Quillmoor sees: Bo", marks, {}, [-1.0]).answer == {
+        "name": "Ada Quillmoor"
+    }
+
+
 def test_what_answers_leave_out_is_left_out() -> None:
     slots = {
         "type": "object",

@@ -41,7 +41,7 @@ class Encode(Stage[EncodeConfig]):
     takes = (PREPARED,)
     imports = ("sklearn",)
     uses = ("onnxruntime", "scikit-learn", "tokenizers", "torch", "transformers")
-    version = 13
+    version = 14
     fetches_once = True
 
     def completed(self, section: EncodeConfig) -> EncodeConfig:
