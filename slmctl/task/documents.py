@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.errors import DataError
 from slmctl.task.evidence import Evidence, Span
-from slmctl.task.records import Record
+from slmctl.task.records import Message, Record
 
 PAGE = "\f"
 MAX_DEPTH = 40  # of a schema
@@ -84,12 +84,11 @@ def windows(text: str, form: WindowForm) -> list[Window]:
     breaks = page_breaks(text)
     made = []
     for number, (start, end) in enumerate(spans, 1):
-        page = (
-            f"page {page_of(breaks, start)} of {len(breaks) + 1}"
-            if breaks
-            else f"part {number} of {len(spans)}"
-        )
-        made.append(Window(start, end, f"[{page}]\n", text[start:end].replace(PAGE, "\n").rstrip()))
+        place = f"part {number} of {len(spans)}"
+        if breaks:
+            place = f"page {page_of(breaks, start)} of {len(breaks) + 1}"
+        body = text[start:end].replace(PAGE, "\n").rstrip()
+        made.append(Window(start, end, f"[{place}]\n", body))
     return made
 
 
@@ -97,25 +96,21 @@ def _spans(text: str, form: WindowForm) -> Iterator[Span]:
     start, length = _after_space(text, 0), len(text.rstrip())
     while length - start > form.size:
         limit = start + form.size
-        end = next(
-            (
-                places[-1]
-                for each in _BREAKS
-                if (places := _places(each, text, limit - form.size // 2, limit))
-            ),
-            limit,
-        )
+        end = _last_break(text, limit - form.size // 2, limit)
         yield start, end
-        low, high = max(end - 3 * form.overlap, start + 1), max(end - form.overlap, start + 1)
-        start = next(
-            (places[-1] for each in _BREAKS if (places := _places(each, text, low, high))), high
-        )
+        low = max(end - 3 * form.overlap, start + 1)
+        high = max(end - form.overlap, start + 1)
+        start = _last_break(text, low, high)
     yield start, length
 
 
-def _places(pattern: re.Pattern[str], text: str, low: int, high: int) -> list[int]:
-    """The ends of matches between two places."""
-    return [match.end() for match in pattern.finditer(text, low, high)]
+def _last_break(text: str, low: int, high: int) -> int:
+    """The end of the last break of the best kind that there is between two places; else `high`."""
+    for pattern in _BREAKS:
+        ends = [match.end() for match in pattern.finditer(text, low, high)]
+        if ends:
+            return ends[-1]
+    return high
 
 
 def _after_space(text: str, place: int) -> int:
@@ -160,12 +155,11 @@ def training(records: Iterable[Record], task: DocumentTask) -> list[Record]:
 
 
 def _asked(record: Record, part: Window, answer: str, share: float) -> Record:
-    *before, question, reply = record.messages
+    question: Message = {**record.messages[-2], "content": part.text}
+    reply: Message = {**record.messages[-1], "content": answer}
     if share != 1:
-        reply = {**reply, "weight": round(share * reply.get("weight", 1), 6)}
-    return dataclasses.replace(
-        record, messages=(*before, {**question, "content": part.text}, {**reply, "content": answer})
-    )
+        reply["weight"] = round(share * reply.get("weight", 1), 6)
+    return dataclasses.replace(record, messages=(*record.messages[:-2], question, reply))
 
 
 def _restricted(record: Record, parts: Sequence[Window], schema: JsonObject) -> Iterator[Record]:
@@ -173,13 +167,11 @@ def _restricted(record: Record, parts: Sequence[Window], schema: JsonObject) -> 
     targets = [restricted(answer, schema, evidence, (part.start, part.end)) for part in parts]
     everywhere = restricted(answer, schema, evidence, (0, 0))
     holding = [k for k, target in enumerate(targets) if target != everywhere]
-    empty = sorted(set(range(len(parts))) - set(holding), key=lambda k: _drawn(record, k))[
-        : max(1, len(holding))
-    ]
+    without = set(range(len(parts))) - set(holding)
+    empty = sorted(without, key=lambda k: _drawn(record, k))[: max(1, len(holding))]
     for k in sorted([*holding, *empty]):
-        yield _asked(
-            record, parts[k], json.dumps(targets[k], ensure_ascii=False, sort_keys=True), 1.0
-        )
+        target = json.dumps(targets[k], ensure_ascii=False, sort_keys=True)
+        yield _asked(record, parts[k], target, 1.0)
 
 
 def _drawn(record: Record, number: int) -> bytes:

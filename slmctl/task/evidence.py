@@ -85,16 +85,15 @@ class Evidence:
         key = [word for word, *_ in _words(text)]
         if not key or len(key[-1]) < LEAST_STEM:
             return []
-        words, stem = self._words, key[-1][: max(LEAST_STEM, len(key[-1]) - ENDING)]
+        *before, own_last = key
+        stem = own_last[: max(LEAST_STEM, len(own_last) - ENDING)]
         spans = []
-        for k in range(len(words) - len(key) + 1):
-            *before, last = [word for word, *_ in words[k : k + len(key)]]
-            if (
-                before == key[:-1]
-                and last.startswith(stem)
-                and abs(len(last) - len(key[-1])) <= ENDING
-            ):
-                spans.append((words[k][1], words[k + len(key) - 1][2]))
+        for first in range(len(self._words) - len(key) + 1):
+            words = self._words[first : first + len(key)]
+            last = words[-1][0]
+            is_inflected = last.startswith(stem) and abs(len(last) - len(own_last)) <= ENDING
+            if is_inflected and [word for word, *_ in words[:-1]] == before:
+                spans.append((words[0][1], words[-1][2]))
         return spans
 
     @property
@@ -112,8 +111,10 @@ class Evidence:
         if isinstance(value, int | float):
             return self._numbers.get(abs(value), [])
         text = str(value)
-        dated = [span for day, span in self._dates if day == text] if _ISO.fullmatch(text) else []
-        return sorted({*self._words_of(text), *dated})
+        spans = set(self._words_of(text))
+        if _ISO.fullmatch(text):
+            spans |= {span for day, span in self._dates if day == text}
+        return sorted(spans)
 
     def _words_of(self, text: str) -> list[Span]:
         """The places of the same words and signs, whatever their
@@ -122,12 +123,13 @@ class Evidence:
         key_words = _words(text)
         if not key_words:
             return []
-        key, words = [word for word, *_ in key_words], self._words
-        return [
-            (words[k][1], words[k + len(key) - 1][2])
-            for k in self._starts.get(key[0], [])
-            if [word for word, *_ in words[k : k + len(key)]] == key
-        ]
+        key = [word for word, *_ in key_words]
+        spans = []
+        for first in self._starts.get(key[0], []):
+            words = self._words[first : first + len(key)]
+            if [word for word, *_ in words] == key:
+                spans.append((words[0][1], words[-1][2]))
+        return spans
 
     @cached_property
     def _words(self) -> list[tuple[str, int, int]]:
@@ -160,18 +162,17 @@ def numbers_in(text: str) -> Iterator[tuple[int, str]]:
     for match in _NUMBER.finditer(text):
         yield match.start(), match.group()
         if " " in match.group():
-            yield from (
-                (match.start() + part.start(), part.group())
-                for part in _UNDIVIDED.finditer(match.group())
-            )
+            for part in _UNDIVIDED.finditer(match.group()):
+                yield match.start() + part.start(), part.group()
 
 
 def _words(text: str) -> list[tuple[str, int, int]]:
     """The words and signs of a text in one form, with their places."""
-    return [
-        (in_normal_form(match.group(), "NFKC").casefold(), *match.span())
-        for match in _WORD.finditer(text)
-    ]
+    words = []
+    for match in _WORD.finditer(text):
+        word = in_normal_form(match.group(), "NFKC").casefold()
+        words.append((word, match.start(), match.end()))
+    return words
 
 
 def readings(number: str) -> set[float]:
@@ -181,11 +182,12 @@ def readings(number: str) -> set[float]:
     digits = re.sub(r"['’\u00a0\u202f ]", "", number)
     values = set[float]()
     for thousands, point in ((",", "."), (".", ",")):
-        whole, _, rest = digits.partition(point)
+        whole, *decimals = digits.split(point)
         groups = whole.split(thousands)
-        if point in rest or thousands in rest or any(len(group) != 3 for group in groups[1:]):
+        has_whole_groups = all(len(group) == 3 for group in groups[1:])
+        if not has_whole_groups or len(decimals) > 1 or thousands in "".join(decimals):
             continue
-        values.add(float(f"{''.join(groups)}.{rest or 0}"))
+        values.add(float(f"{''.join(groups)}.{''.join(decimals) or 0}"))
     return values
 
 
@@ -197,18 +199,24 @@ def dates(text: str) -> Iterator[tuple[str, Span]]:
         for match in pattern.finditer(text):
             yield from _dated(match, match["year"], _month(match["month"]), match["day"])
     for match in _IN_DIGITS.finditer(text):
-        first, _, second, last = match.groups()
-        if len(first) == 4:
-            yield from _dated(match, first, int(second), last)
-        elif len(first) <= 2:
-            for year in [last] if len(last) == 4 else [f"19{last}", f"20{last}"]:
-                yield from _dated(match, year, int(second), first)
-                if first != second:
-                    yield from _dated(match, year, int(first), second)
+        yield from _in_digits(match)
     for match in _MONTH_ALONE.finditer(text):
         month = _month(match["month"] or match["digits"])
         if 1 <= month <= 12:
             yield f"{match['year']}-{month:02}", match.span()
+
+
+def _in_digits(match: re.Match[str]) -> Iterator[tuple[str, Span]]:
+    first, second, last = match[1], match[3], match[4]
+    if len(first) == 4:
+        yield from _dated(match, first, int(second), last)
+    if len(first) > 2:
+        return
+    years = [last] if len(last) == 4 else [f"19{last}", f"20{last}"]
+    for year in years:
+        yield from _dated(match, year, int(second), first)
+        if first != second:
+            yield from _dated(match, year, int(first), second)
 
 
 def _month(name: str) -> int:

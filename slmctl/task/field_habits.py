@@ -30,6 +30,9 @@ CASES: dict[str, Callable[[str], str]] = {
     "title": str.title,
 }
 _CHUNK = re.compile(r"\S+")
+_DIGIT_DATE = re.compile(
+    r"(?<!\d)(?P<first>\d{1,2})\s?(?P<sign>[./-])\s?(?P<second>\d{1,2})\D+\d+\D*$"
+)
 _NEAREST = 0.6  # least likeness of a marked text and a value of an enum
 Row = tuple[str, Any]  # a text and its answer
 
@@ -106,25 +109,40 @@ def learn(
 def _habit(
     each: Field, values: Sequence[Any], missing: int, pairs: Sequence[tuple[str, Any]]
 ) -> Habit:
+    if each.kind == "text":
+        _require_short(each, values)
     counts = Counter(map(key_of, values))
-    tells = counts and (each.choices or each.is_number)
-    common = json.loads(counts.most_common(1)[0][0]) if tells else None
+    common = None
+    if each.choices or each.is_number:
+        common = _commonest(counts)
     habit = Habit(len(values), len(values) - missing, common=common)
-    if each.kind == "text" and sum(
-        len(str(value).split()) for value in values
-    ) > LONGEST_WORDS * len(values):
-        raise DataError(f"the values of '{each.path}' are long texts", hint=NAMED)
     least = STANDING_CHOICES if each.choices else STANDING
     if habit.standing < least * habit.values or set(each.choices) == {True, False}:
-        shared = [key for key, count in counts.items() if count > 1 or each.choices]
-        if each.listed or not shared or len(counts) > MOST_CHOICES:
-            return habit
-        return replace(habit, concluded=tuple(json.loads(key) for key in sorted(shared)))
+        return replace(habit, concluded=_concluded(each, counts))
     if each.kind == "date":
         return replace(habit, month_first=_month_first(pairs))
     if each.is_number:
         return replace(habit, decimal=_decimal(pairs))
     return replace(habit, case=_case(pairs), spellings=_spellings(pairs), endings=_endings(pairs))
+
+
+def _require_short(each: Field, values: Sequence[Any]) -> None:
+    words = sum(len(str(value).split()) for value in values)
+    if words > LONGEST_WORDS * len(values):
+        raise DataError(f"the values of '{each.path}' are long texts", hint=NAMED)
+
+
+def _commonest(counts: Counter[str]) -> Any:
+    """The commonest value; None without any."""
+    return next((json.loads(key) for key, _ in counts.most_common(1)), None)
+
+
+def _concluded(each: Field, counts: Counter[str]) -> tuple[Any, ...]:
+    """The values among which a whole text decides; none if they are too many, or of a list."""
+    shared = [key for key, count in counts.items() if count > 1 or each.choices]
+    if each.listed or len(counts) > MOST_CHOICES:
+        return ()
+    return tuple(json.loads(key) for key in sorted(shared))
 
 
 def _folded(value: Any) -> str:
@@ -146,10 +164,9 @@ def _pairs(
     """(text of a mark, value) of each place of a field in training rows, each text once a row."""
     for (text, answer), targeted in zip(rows, made, strict=True):
         values = [leaf.value for leaf in leaves(answer) if leaf.path == each.path]
-        marked = {
-            spaced(text[mark.start : mark.end]) for mark in targeted.marks if mark.field == number
-        }
-        yield from ((each, _likest(values, each)) for each in sorted(marked))
+        spans = [mark.span for mark in targeted.marks if mark.field == number]
+        for marked in sorted({spaced(text[start:end]) for start, end in spans}):
+            yield marked, _likest(values, marked)
 
 
 def _likest(values: Sequence[Any], marked: str) -> Any:
@@ -179,13 +196,14 @@ def _left_out(path: str, answers: Sequence[Any]) -> bool:
     """True for a field that answers leave out more often than they
     have null or an empty list there.
     """
-    key, _, rest = path.partition(".")
+    key, *rest = path.split(".", 1)
     name = key.removesuffix("[]")
     objects = [answer for answer in answers if isinstance(answer, dict)]
     if rest and not key.endswith("[]"):
-        return _left_out(rest, [each[name] for each in objects if isinstance(each.get(name), dict)])
-    empty = sum(name in each and each[name] in (None, []) for each in objects)
-    return sum(name not in each for each in objects) > empty
+        return _left_out(rest[0], [each.get(name) for each in objects])
+    values = [each[name] for each in objects if name in each]
+    empty = sum(value in (None, []) for value in values)
+    return len(objects) - len(values) > empty
 
 
 def _place(number: int, fields: Sequence[Field], made: Sequence[Targets]) -> float:
@@ -208,11 +226,11 @@ def _place(number: int, fields: Sequence[Field], made: Sequence[Targets]) -> flo
 def _month_first(pairs: Iterable[tuple[str, Any]]) -> str:
     counts: Counter[tuple[str, bool]] = Counter()
     for marked, value in pairs:
-        parts = re.findall(r"\d+", marked)
-        if len(parts) == 3 and len(parts[0]) < 3 and (sign := re.search(r"[./-]", marked)):
-            day, month = int(str(value)[8:10] or 0), int(str(value)[5:7])
-            if day != month:
-                counts[sign.group(), (int(parts[0]), int(parts[1])) == (month, day)] += 1
+        match = _DIGIT_DATE.search(marked)
+        month, day = str(value)[5:7], str(value)[8:10]
+        if match and month != day:
+            parts = [match["first"].zfill(2), match["second"].zfill(2)]
+            counts[match["sign"], parts == [month, day]] += 1
     return "".join(sign for sign in "./-" if counts[sign, True] > counts[sign, False])
 
 
@@ -226,33 +244,33 @@ def _decimal(pairs: Iterable[tuple[str, Any]]) -> str:
 
 
 def _case(pairs: Sequence[tuple[str, Any]]) -> str:
-    same = [
-        (marked, str(value))
-        for marked, value in pairs
-        if str(value).casefold() == marked.casefold()
-    ]
-    counts = {
-        name: sum(change(marked) == value for marked, value in same)
-        for name, change in CASES.items()
-    }
-    return max(counts, key=lambda name: (counts[name], not name))
+    texts = [(marked, str(value)) for marked, value in pairs]
+    same = [(marked, text) for marked, text in texts if marked.casefold() == text.casefold()]
+
+    def kept(name: str) -> tuple[int, bool]:
+        """The number of values that a change of case gives; the same case comes first."""
+        return sum(CASES[name](marked) == text for marked, text in same), not name
+
+    return max(CASES, key=kept)
 
 
 def _spellings(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     seen: dict[str, Counter[str]] = {}
     for marked, value in pairs:
         seen.setdefault(marked.casefold(), Counter())[key_of(value)] += 1
-    # of one row they would tell it
-    shared = {marked: counts for marked, counts in seen.items() if counts.total() > 1}
-    chosen = {marked: json.loads(counts.most_common(1)[0][0]) for marked, counts in shared.items()}
-    changed = {marked: value for marked, value in chosen.items() if str(value).casefold() != marked}
+    changed = {}
+    for marked, counts in seen.items():
+        value = _commonest(counts)
+        # of one row they would tell it
+        if counts.total() > 1 and str(value).casefold() != marked:
+            changed[marked] = value
     return dict(itertools.islice(changed.items(), MOST_KNOWN))
 
 
 def _alike(first: str, other: str) -> int:
     """The letters with which two texts begin alike."""
-    pairs = enumerate(zip(first, other, strict=False))
-    return next((k for k, (a, b) in pairs if a != b), min(len(first), len(other)))
+    pairs = zip(first, other, strict=False)
+    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def _endings(pairs: Iterable[tuple[str, Any]]) -> dict[str, tuple[int, str]]:
@@ -263,11 +281,11 @@ def _endings(pairs: Iterable[tuple[str, Any]]) -> dict[str, tuple[int, str]]:
     for marked, value in pairs:
         folded, value_folded = marked.casefold(), str(value).casefold()
         same = _alike(folded, value_folded)
-        if same and len(folded) - same <= 3 and len(value_folded) - same <= 3:
-            for length in (1, 2, 3):
-                seen.setdefault(folded[-length:], Counter())[
-                    len(folded) - same, value_folded[same:]
-                ] += 1
+        cut, added = len(folded) - same, value_folded[same:]
+        if not same or cut > 3 or len(added) > 3:
+            continue
+        for length in (1, 2, 3):
+            seen.setdefault(folded[-length:], Counter())[cut, added] += 1
     commonest = {ending: counts.most_common(1)[0][0] for ending, counts in seen.items()}
     return commonest if any(change != (0, "") for change in commonest.values()) else {}
 
@@ -315,20 +333,19 @@ def _spelt(habit: Habit, marked: str) -> Any:
     folded = marked.casefold()
     if folded in habit.spellings:
         return habit.spellings[folded]
-    change = next(
-        (habit.endings[folded[-k:]] for k in (3, 2, 1) if folded[-k:] in habit.endings), (0, "")
-    )
-    return CASES[habit.case](marked[: len(marked) - change[0]] + change[1])
+    endings = [habit.endings.get(folded[-length:]) for length in (3, 2, 1)]
+    cut, added = next(filter(None, endings), (0, ""))
+    return CASES[habit.case](marked[: len(marked) - cut] + added)
 
 
 def _chosen(each: Field, value: Any) -> Any:
     """The value of an enum that is spelt most like a text; None if none is like it."""
-    likeness = {
-        key_of(choice): _likeness(str(choice).replace("_", " "), str(value))
-        for choice in each.choices
-    }
-    best = max(likeness, key=lambda key: likeness[key])
-    return json.loads(best) if likeness[best] >= _NEAREST else None
+
+    def likeness(choice: Any) -> float:
+        return _likeness(str(choice).replace("_", " "), str(value))
+
+    best = max(each.choices, key=likeness)
+    return best if likeness(best) >= _NEAREST else None
 
 
 def _patterned(each: Field, habit: Habit, text: str, span: Span) -> tuple[Any, Span]:
@@ -351,9 +368,9 @@ def _touching(span: Span, other: Span) -> int:
 
 
 def _date(habit: Habit, evidence: Evidence, span: Span) -> tuple[Any, Span]:
-    start = max(0, span[0] - NEARBY)
-    nearby = evidence.text[start : span[1] + NEARBY]
-    places = [(day, (first + start, end + start)) for day, (first, end) in dates(nearby)]
+    shift = max(0, span[0] - NEARBY)
+    nearby = evidence.text[shift : span[1] + NEARBY]
+    places = [(day, (start + shift, end + shift)) for day, (start, end) in dates(nearby)]
 
     def rank(reading: tuple[str, Span]) -> tuple[int, int, bool]:
         """A whole date comes before its month alone, and one of
@@ -371,16 +388,19 @@ def _date(habit: Habit, evidence: Evidence, span: Span) -> tuple[Any, Span]:
 
 
 def _number(each: Field, habit: Habit, evidence: Evidence, span: Span) -> tuple[Any, Span]:
-    places = [(digits, (start, start + len(digits))) for start, digits in numbers_in(evidence.text)]
-    shared = [(digits, place) for digits, place in places if _touching(place, span) > 0]
-    if not shared:
-        return COUNTS.get(spaced(evidence.text[slice(*span)]).casefold()), span
-    digits, place = max(shared, key=lambda pair: (_touching(pair[1], span), -len(pair[0])))
+    places = [(start, start + len(digits)) for start, digits in numbers_in(evidence.text)]
+    touching = [place for place in places if _touching(place, span) > 0]
+    if not touching:
+        return COUNTS.get(_folded(evidence.text[slice(*span)])), span
+    # of two the shorter one, where a space divides digits
+    place = max(touching, key=lambda place: (_touching(place, span), place[0] - place[1]))
+    digits = evidence.text[slice(*place)]
     values = sorted(readings(digits))
     if each.kind == "integer":
         values = [value for value in values if value.is_integer()]
     if not values:
         return None, span
     sign = re.search(r"[.,]", digits)
-    value = values[0] if sign and sign.group() in habit.decimal else values[-1]
-    return int(value) if value.is_integer() else value, place
+    has_decimals = sign is not None and sign.group() in habit.decimal
+    value = values[0] if has_decimals else values[-1]
+    return (int(value) if value.is_integer() else value), place

@@ -90,9 +90,8 @@ class Reader:
                     FieldValue(each.path, value, mark.logprob, span)
                 )
         for number, (value, logprob) in concluded.items():
-            by_field[number] = (
-                [FieldValue(self.fields[number].path, value, logprob)] if value is not None else []
-            )
+            decided = FieldValue(self.fields[number].path, value, logprob)
+            by_field[number] = [decided] if value is not None else []
         return _Answer(self, by_field, absent).read()
 
 
@@ -102,7 +101,9 @@ class _Answer:
     def __init__(
         self, reader: Reader, by_field: Mapping[int, list[FieldValue]], absent: Sequence[float]
     ) -> None:
-        self._reader, self._by_field, self._absent = reader, by_field, absent
+        self._reader = reader
+        self._by_field = by_field
+        self._absent = absent
         self._number = {each.path: k for k, each in enumerate(reader.fields)}
         self._values: list[FieldValue] = []
 
@@ -113,9 +114,11 @@ class _Answer:
     def _built(self, schema: Any, path: str) -> Any:
         bare, nullable = bared(schema, path)
         if properties := properties_of(bare):
-            inner = {name: f"{path}.{name}" if path else name for name in sorted(properties)}
-            made = {name: self._property(bare, name, place) for name, place in inner.items()}
-            kept = {name: value for name, value in made.items() if value is not ABSENT}
+            kept = {}
+            for name in sorted(properties):
+                value = self._property(bare, name, f"{path}.{name}" if path else name)
+                if value is not ABSENT:
+                    kept[name] = value
             return None if nullable and not holds(kept) else kept
         if bare.get("type") == "array":
             number = self._number.get(f"{path}[]")
@@ -132,12 +135,9 @@ class _Answer:
             return value
         if value is None and not allows_null(inner):
             return ABSENT
-        below = [
-            k
-            for place, k in self._number.items()
-            if place == path or place.startswith((f"{path}.", f"{path}[]"))
-        ]
-        return ABSENT if all(self._reader.habits[k].left_out for k in below) else value
+        below = (f"{path}.", f"{path}[]")
+        numbers = [k for at, k in self._number.items() if at == path or at.startswith(below)]
+        return ABSENT if all(self._reader.habits[k].left_out for k in numbers) else value
 
     def _scalar(self, number: int, nullable: bool) -> Any:
         each, habit = self._reader.fields[number], self._reader.habits[number]
@@ -165,17 +165,20 @@ class _Answer:
         stands before those of the last one.
         """
         numbers = [k for place, k in self._number.items() if place.startswith(f"{path}.")]
-        habits, items = self._reader.habits, list[dict[int, FieldValue]]()
-        last = math.inf
         listed = [(value, k) for k in numbers for value in self._by_field.get(k, [])]
+        items: list[dict[int, FieldValue]] = []
+        last = math.inf
         for value, number in sorted(listed, key=lambda pair: pair[0].span or (0, 0)):
-            if habits[number].place <= last or number in items[-1]:
+            place = self._reader.habits[number].place
+            if place <= last or number in items[-1]:
                 items.append({})
-            items[-1][number], last = value, habits[number].place
+            items[-1][number] = value
+            last = place
         if not items:
             self._values.append(FieldValue(path, [], min(self._absent[k] for k in numbers)))
         made = [self._item(schema, path, item) for item in items]
-        return list({key_of(item): item for item in made if item is not None}.values())
+        whole = [item for item in made if item is not None]
+        return list({key_of(item): item for item in whole}.values())
 
     def _item(self, schema: Any, path: str, item: Mapping[int, FieldValue]) -> Any:
         """An item; None if it lacks a text. A number or an enum

@@ -241,36 +241,30 @@ def targets(fields: Sequence[Field], text: str, answer: Any) -> Targets:
     the longest claim wins, then the value with the fewest places, then the field that the schema
     names first.
     """
-    number, evidence = {field.path: k for k, field in enumerate(fields)}, Evidence(text)
+    number = {field.path: k for k, field in enumerate(fields)}
     listed = [leaf for leaf in leaves(answer) if leaf.path in number]
-    places = {
-        leaf: places_of(fields[number[leaf.path]], leaf.value, evidence)
-        for leaf in dict.fromkeys(listed)
-    }
-    items: dict[tuple[str, int], list[Leaf]] = {}
+    evidence, places = Evidence(text), dict[Leaf, list[Span]]()
+    for leaf in listed:
+        if leaf not in places:
+            places[leaf] = places_of(fields[number[leaf.path]], leaf.value, evidence)
+    items: dict[str, dict[int, Places]] = {}
     for leaf in listed:
         if group := fields[number[leaf.path]].group:
-            items.setdefault((group, leaf.item), []).append(leaf)
-    for group in {group for group, _ in items}:
-        of_group = [
-            {leaf: places[leaf] for leaf in item}
-            for (own, _), item in items.items()
-            if own == group
-        ]
-        for arranged in _together(of_group):
+            items.setdefault(group, {}).setdefault(leaf.item, {})[leaf] = places[leaf]
+    for of_group in items.values():
+        for arranged in _together(list(of_group.values())):
             places |= arranged
-    claims = [
-        _Claim(number[leaf.path], span, len(places[leaf]))
-        for leaf in places
-        for span in places[leaf]
-    ]
+    claims = []
+    for leaf, spans in places.items():
+        claims += [_Claim(number[leaf.path], span, len(spans)) for span in spans]
     marks = _without_overlap(claims)
     held = {(mark.field, mark.span) for mark in marks}
-    missing = [
-        leaf.path
-        for leaf in listed
-        if not any((number[leaf.path], span) in held for span in places[leaf])
-    ]
+
+    def stands(leaf: Leaf) -> bool:
+        """True for a value that has kept a place."""
+        return any((number[leaf.path], span) in held for span in places[leaf])
+
+    missing = [leaf.path for leaf in listed if not stands(leaf)]
     return Targets(tuple(marks), tuple(missing))
 
 
@@ -294,9 +288,8 @@ def _counted(field: Field, value: float, text: str) -> Iterator[Span]:
     """
     for match in _LETTERS.finditer(text):
         word = match.group().casefold()
-        if COUNTS.get(word) == value and (
-            word not in ARTICLES or (field.group and match.group() == word)
-        ):
+        may_count = word not in ARTICLES or (field.group and match.group() == word)
+        if may_count and COUNTS.get(word) == value:
             yield match.span()
 
 
