@@ -232,7 +232,10 @@ def test_what_brings_less_than_the_floor_is_left_out(desk: Path, stages: Forks) 
         and "A file or encoder below 0.2 points is left out" in remark
     )
     assert not made(desk, "sum").path.joinpath("encoder.onnx").exists()
-    assert any(
+    # how much the tiny model learns depends on the processor
+    pair = report["pairs"]["encoder_logistic|Q8_0"]["metrics"]["accuracy"]
+    is_surely_worse = pair["interval"][1] < 0
+    assert is_surely_worse == any(
         remark.startswith("A language model by itself gains nothing here: Q8_0 alone")
         for remark in report["remarks"]
     )
