@@ -33,7 +33,7 @@ def class_of(kind: str) -> type[Model]:
     """The class of the models of a kind; `Model`, which says nothing
     special, for a kind such as a baseline's.
     """
-    module, _, name = CLASSES.get(kind, "model.Model").partition(".")
+    module, name = CLASSES.get(kind, "model.Model").split(".")
     made: type[Model] = getattr(importlib.import_module(f"slmctl.models.{module}"), name)
     return made
 

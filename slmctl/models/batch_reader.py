@@ -217,8 +217,10 @@ def _piece(text: str, answer: Event, alternatives: int) -> Event:
     if "labels" not in answer:
         return {"piece": text, "tokens": []}
     listed = list(answer["labels"].items())
-    first, *top = [
-        TokenAlternative(token=text, bytes=list(text.encode()), logprob=math.log(max(share, FLOOR)))
-        for text, share in [listed[0], *listed[:alternatives]]
-    ]
+    first, *top = [_alternative(*each) for each in [listed[0], *listed[:alternatives]]]
     return {"piece": text, "tokens": [{**first, "top": top}]}
+
+
+def _alternative(text: str, share: float) -> TokenAlternative:
+    logprob = math.log(max(share, FLOOR))
+    return TokenAlternative(token=text, bytes=list(text.encode()), logprob=logprob)

@@ -72,7 +72,8 @@ class Beside(Composition, Generic[Read]):
 
     def _look(self, request: Request, on_event: OnEvent) -> Cancel:
         """Ask the reader, and the model too if that is not enough."""
-        read, cancels, cancelled = Future[Read](), list[Cancel](), threading.Event()
+        read, cancelled = Future[Read](), threading.Event()
+        cancels: list[Cancel] = []
 
         def decide(done: Future[Read]) -> None:
             reply = None
@@ -111,7 +112,8 @@ class Beside(Composition, Generic[Read]):
         self, request: Request, on_event: OnEvent, earlier: Future[Read] | None = None
     ) -> Cancel:
         """Ask the model, and the reader if it has not read the text."""
-        read, cancelled, pieces = earlier or Future[Read](), threading.Event(), list[str]()
+        read, cancelled = earlier or Future[Read](), threading.Event()
+        pieces: list[str] = []
 
         def relay(event: Event) -> None:
             if "finish" in event:

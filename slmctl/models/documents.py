@@ -148,38 +148,27 @@ class DocumentReader(Composition):
         if not request.document:
             yield request
             return
-        task, schema, alternatives = (
-            self._tasks[request.adapter],
-            request.schema,
-            request.alternatives,
-        )
-        if len(parts) == 1 and parts[0].text == request.document:
-            yield dataclasses.replace(request, document="")
+        document, task = request.document, self._tasks[request.adapter]
+        request = dataclasses.replace(request, document="")
+        if len(parts) == 1 and parts[0].text == document:
+            yield request
             return
-        if len(parts) > 1 and schema and not task.rules.has_labels:
-            schema, alternatives = (
-                self._window_schema(schema),
-                max(alternatives, 0),
-            )  # the tokens tell each value's probability
-        head, tail = _around(request.prompt, task.defused(request.document))
-        opening, rest = (
-            _around(request.question, request.document) if request.question else ("", "")
-        )
+        if len(parts) > 1 and request.schema and not task.rules.has_labels:
+            schema = self._window_schema(request.schema)
+            # the tokens tell each value's probability
+            tokens = max(request.alternatives, 0)
+            request = dataclasses.replace(request, schema=schema, alternatives=tokens)
+        head, tail = _around(request.prompt, task.defused(document))
+        opening, rest = _around(request.question, document) if request.question else ("", "")
         for part in parts:
-            yield dataclasses.replace(
-                request,
-                document="",
-                schema=schema,
-                alternatives=alternatives,
-                prompt=f"{head}{task.defused(part.text.strip())}{tail}",
-                question=f"{opening}{part.text}{rest}" if request.question else "",
-            )
+            prompt = f"{head}{task.defused(part.text.strip())}{tail}"
+            question = f"{opening}{part.text}{rest}" if request.question else ""
+            yield dataclasses.replace(request, prompt=prompt, question=question)
 
     def _window_schema(self, schema: str) -> str:
         if schema not in self._schemas:
-            self._schemas[schema] = json.dumps(
-                documents.window_schema(documents.resolved(json.loads(schema)))
-            )
+            whole = documents.resolved(json.loads(schema))
+            self._schemas[schema] = json.dumps(documents.window_schema(whole))
         return self._schemas[schema]
 
     def _of_outcomes(
@@ -201,21 +190,18 @@ class DocumentReader(Composition):
 
     def _merged(self, request: Request, read: Sequence[WindowAnswer]) -> Answer:
         """The answer to a document."""
-        text, rules = request.document, self._tasks[request.adapter].rules
-        whole = (
-            _by_labels(read, text, request.labels)
-            if request.labels
-            else _by_votes(read)
-            if rules.has_labels
-            else _by_values(
-                read, text, documents.resolved(json.loads(request.schema)) if request.schema else {}
-            )
-        )
-        return dataclasses.replace(
-            whole,
-            prompt_tokens=sum(each.answer.prompt_tokens for each in read),
-            completion_tokens=sum(each.answer.completion_tokens for each in read),
-        )
+        whole = self._united(request, read)
+        asked = sum(each.answer.prompt_tokens for each in read)
+        written = sum(each.answer.completion_tokens for each in read)
+        return dataclasses.replace(whole, prompt_tokens=asked, completion_tokens=written)
+
+    def _united(self, request: Request, read: Sequence[WindowAnswer]) -> Answer:
+        if request.labels:
+            return _by_labels(read, request.document, request.labels)
+        if self._tasks[request.adapter].rules.has_labels:
+            return _by_votes(read)
+        schema = documents.resolved(json.loads(request.schema)) if request.schema else {}
+        return _by_values(read, request.document, schema)
 
 
 class _Gathered:
@@ -238,7 +224,9 @@ class _Gathered:
         on_event: OnEvent,
         done: Callable[[list[WindowAnswer], Event], None],
     ) -> None:
-        self._parts, self._on_event, self._done = parts, on_event, done
+        self._parts = parts
+        self._on_event = on_event
+        self._done = done
         self._read: dict[int, WindowAnswer] = {}
         self._lock, self.ended = threading.Lock(), False
         self.cancels: list[Callable[[], object]] = []
@@ -317,8 +305,8 @@ def _around(text: str, document: str) -> tuple[str, str]:
         EngineError: The text does not hold it.
     """
     for form in (document, document.strip()):
-        before, middle, after = text.rpartition(form)
-        if middle:
+        if form in text:
+            before, after = text.rsplit(form, 1)
             return before, after
     raise EngineError(
         "the base's chat template changes the text of a document, so it cannot be read in windows"
@@ -344,16 +332,9 @@ def _by_labels(read: Sequence[WindowAnswer], text: str, labels: Sequence[str]) -
         listed = {labels[k]: float(f"{shares[k]:.6g}") for k in order}
         sure = math.log(max(shares[order[0]], LEAST))
         allowed = [sum(each.answer.raw_logprobs) - sum(each.answer.logprobs) for each in read]
-        whole = Answer(
-            labels[order[0]],
-            "stop",
-            next(iter(listed.values())),
-            0,
-            0,
-            listed,
-            (sure,),
-            (sure + sum(allowed) / len(read),) if read[0].answer.raw_logprobs else (),
-        )
+        raw = (sure + sum(allowed) / len(read),) if read[0].answer.raw_logprobs else ()
+        label = labels[order[0]]
+        whole = Answer(label, "stop", listed[label], 0, 0, listed, (sure,), raw)
     breaks, places = page_breaks(text), list[ValuePlace]()
     for k in order[:LABELS]:
         loudest = read[int(tables[:, k].argmax())].window
@@ -376,9 +357,8 @@ def _by_votes(read: Sequence[WindowAnswer]) -> Answer:
             votes[label] = votes.get(label, 0.0) + weight
     half = sum(weights) / 2
     kept = [label for label, weight in votes.items() if weight >= half]
-    sure = math.prod(
-        max(share, 1 - share) for share in (votes[label] / (2 * half) for label in votes)
-    )
+    shares = [weight / (2 * half) for weight in votes.values()]
+    sure = math.prod(max(share, 1 - share) for share in shares)
     text = json.dumps(sorted(kept), ensure_ascii=False)
     return Answer(text, "stop", sure, 0, 0, logprobs=(math.log(max(sure, LEAST)),))
 
@@ -408,15 +388,9 @@ def _by_values(read: Sequence[WindowAnswer], text: str, schema: JsonObject) -> A
     if len(read) == 1:
         return dataclasses.replace(read[0].answer, places=tuple(merge.places))
     written = json.dumps(value, ensure_ascii=False, sort_keys=True)
-    return Answer(
-        written,
-        "stop",
-        math.exp(sum(merge.logprobs)),
-        0,
-        0,
-        logprobs=tuple(merge.logprobs),
-        places=tuple(merge.places),
-    )
+    logprobs, places = tuple(merge.logprobs), tuple(merge.places)
+    sure = math.exp(sum(logprobs))
+    return Answer(written, "stop", sure, 0, 0, logprobs=logprobs, places=places)
 
 
 def _probabilities(read: WindowAnswer) -> list[float]:
@@ -425,24 +399,26 @@ def _probabilities(read: WindowAnswer) -> list[float]:
     It is the product of its tokens' probabilities; where the model tells none, that of the whole
     answer.
     """
-    text, spans = read.answer.text, list[Span]()
-    matches = list(_TOKENS_OF_JSON.finditer(text))
-    for match, behind in zip(matches, [*matches[1:], None], strict=True):
-        if match.group() not in "{}[]:," and not (behind is not None and behind.group() == ":"):
-            spans.append((len(text[: match.start()].encode()), len(text[: match.end()].encode())))
+    spans = list(_scalars(read.answer.text))
     if not read.tokens:
-        return [read.answer.confidence if read.answer.confidence is not None else 1.0] * len(spans)
+        sure = read.answer.confidence
+        return [1.0 if sure is None else sure] * len(spans)
     ends = [0, *itertools.accumulate(len(token["bytes"]) for token in read.tokens)]
-    return [
-        math.exp(
-            sum(
-                token["logprob"]
-                for k, token in enumerate(read.tokens)
-                if ends[k] < end and ends[k + 1] > start
-            )
-        )
-        for start, end in spans
-    ]
+    shares = []
+    for start, end in spans:
+        touched = [k for k in range(len(read.tokens)) if ends[k] < end and ends[k + 1] > start]
+        shares.append(math.exp(sum(read.tokens[k]["logprob"] for k in touched)))
+    return shares
+
+
+def _scalars(text: str) -> Iterator[Span]:
+    """The places of the scalars of a JSON text, in bytes; keys are none."""
+    matches = list(_TOKENS_OF_JSON.finditer(text))
+    signs = [match.group() for match in matches]
+    for match, behind in zip(matches, [*signs[1:], ""], strict=True):
+        if match.group() not in "{}[]:," and behind != ":":
+            start = len(text[: match.start()].encode())
+            yield start, start + len(match.group().encode())
 
 
 def _with_leaves(value: Any, chances: Iterator[float], evidence: Evidence, window: Window) -> Any:

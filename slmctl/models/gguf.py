@@ -89,7 +89,9 @@ class ReleasedFile(GgufModel):
 class ReferenceFile(ReleasedFile):
     """A file of the release that gates compare with, by the name that they call it."""
 
-    is_reference, is_candidate, takes_policy, place = True, False, False, 8
+    is_reference = True
+    is_candidate = takes_policy = False
+    place = 8
     name: str = ""
 
     @property

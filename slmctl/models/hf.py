@@ -43,7 +43,9 @@ class HfModel(Model):
 class UntunedBase(HfModel):
     """A base, which was not trained on the task."""
 
-    untuned, is_source, place = True, False, 1
+    untuned = True
+    is_source = False
+    place = 1
 
 
 @dataclass(frozen=True)

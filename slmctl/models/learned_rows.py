@@ -54,9 +54,10 @@ def read(prepared: Artifact) -> LearnedRows:
     measured = np.isin(alike, alike[count + len(others[0]) :])
     measured[:count] = False  # `prepare` leaves out a training row that is nearly a held-out one
     places = np.flatnonzero(~measured[: count + len(others[0])])
+    learned = [records[k] for k in places.tolist()]
     fold = cross_fitting.folds(
-        [records[k].answer for k in places.tolist()],
-        _together(alike[places], [records[k].group for k in places.tolist()]),
+        [record.answer for record in learned],
+        _together(alike[places], [record.group for record in learned]),
         validation=int((places >= count).sum()),
         apart=_apart(prepared.metrics),
     )
@@ -82,10 +83,9 @@ def _together(alike: Indices, groups: Sequence[str | None]) -> list[int]:
     numbers = {group: count + k for k, group in enumerate(dict.fromkeys(groups))}
     own = np.arange(count)
     first = {root: k for k, root in reversed([*enumerate(alike.tolist())])}
-    ends = [
-        *(first[root] for root in alike.tolist()),
-        *(numbers[g] if g else k for k, g in enumerate(groups)),
-    ]
+    of_rows = [first[root] for root in alike.tolist()]
+    of_groups = [numbers[group] if group else k for k, group in enumerate(groups)]
+    ends = of_rows + of_groups
     size = count + len(numbers)
     graph = coo_matrix(
         (np.ones(2 * count, np.int8), (np.concatenate([own, own]), ends)), (size, size)

@@ -54,6 +54,7 @@ class Scores:
         shares = self._with(None, labels)
         sure = next(iter(shares.values()))
         evidence = dict(zip(self.labels, self.evidence.tolist(), strict=True))
+        support = round(evidence.get(next(iter(shares)), 0.0), 6)
         return {
             "finish": "stop",
             "prompt_tokens": 0,
@@ -62,7 +63,7 @@ class Scores:
             "distribution": shares,
             "confidence": sure,
             "logprobs": [math.log(max(sure, FLOOR))],
-            "evidence": round(evidence.get(next(iter(shares)), 0.0), 6),
+            "evidence": support,
         }
 
     def beside(self, event: Event, labels: tuple[str, ...]) -> Event:
@@ -78,17 +79,9 @@ class Scores:
         every = event.get("distribution")
         more: Event = {} if every is None else {"distribution": self._with(every, labels)}
         words: Event = {} if self.words is None else {"first": self.words.answer(labels)}
-        return (
-            event
-            | more
-            | {
-                "labels": both,
-                "confidence": sure,
-                "logprobs": [best],
-                "raw_logprobs": [best + allowed],
-                "first": self.answer(labels) | words,
-            }
-        )
+        first = self.answer(labels) | words
+        logprobs: Event = {"logprobs": [best], "raw_logprobs": [best + allowed]}
+        return event | more | logprobs | {"labels": both, "confidence": sure, "first": first}
 
     def _with(self, reached: dict[str, float] | None, labels: tuple[str, ...]) -> dict[str, float]:
         """The probability of every label by the sum, likeliest

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from slmctl.artifacts.artifact import Artifact, FileEntry
 from slmctl.errors import DataError
-from slmctl.inference.engine import CONTEXT, SEQUENCES, Answer, Answering, Outcomes
+from slmctl.inference.engine import CONTEXT, SEQUENCES, Answer, Answering, Outcomes, Request
 from slmctl.inference.events import EXPANDED
 from slmctl.models.prompts import Prompt
 from slmctl.task.contract import FILENAME, Task
@@ -78,8 +78,9 @@ class OpenModel:
         order in which they are finished.
         """
         allowed = self.task.rules.constraint()
-        requests = (
-            engine_request(
+
+        def request(prompt: Prompt) -> Request:
+            return engine_request(
                 self.task,
                 prompt.text,
                 prefix=prompt.prefix,
@@ -89,8 +90,8 @@ class OpenModel:
                 question=prompt.question,
                 document=prompt.messages[-1]["content"] if prompt.messages else "",
             )
-            for prompt in prompts
-        )
+
+        requests = map(request, prompts)
         for index, answer in self.model.ask_all(requests, widen=True, alone=True):
             if (
                 isinstance(answer, Answer)

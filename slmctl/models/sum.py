@@ -50,7 +50,9 @@ class SumEngine(Beside[Scores]):
         looking: LinearMembers | None = None,
     ) -> None:
         super().__init__(engine, members, looking)
-        self._members, self._first, self._labels = members, first, labels
+        self._members = members
+        self._first = first
+        self._labels = labels
 
     @property
     def ahead(self) -> int:  # type: ignore[override]

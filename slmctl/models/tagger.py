@@ -61,9 +61,10 @@ class TaggerHead:
 
     def write(self, path: Path) -> None:
         """Write the head; `read` gives it back."""
+        habits = [asdict(habit) for habit in self.reader.habits]
         facts = {
             "schema": self.reader.schema,
-            "habits": [asdict(habit) for habit in self.reader.habits],
+            "habits": habits,
             "sharpness": self.sharpness,
             "powers": self.powers,
             "bounds": dict(self.bounds),
@@ -93,11 +94,11 @@ class TaggerHead:
                 raise ValueError(str(error)) from error
             if len(reader.fields) != len(habits):
                 raise ValueError("it has other fields than its schema")
-            concluded = {
-                k: LabelSum.of(kept.within(f"{k}/"), [key_of(value) for value in habit.concluded])
-                for k, habit in enumerate(habits)
-                if len(habit.concluded) > 1
-            }
+            concluded = {}
+            for number, habit in enumerate(habits):
+                labels = [key_of(value) for value in habit.concluded]
+                if len(labels) > 1:
+                    concluded[number] = LabelSum.of(kept.within(f"{number}/"), labels)
             weights, bias = kept.numbers("weights", classes, size), kept.numbers("bias", classes)
             return cls(reader, weights, bias, concluded, sharpness, (first, second), bounds)
 
@@ -212,20 +213,22 @@ class Tagger:
         for window, (scores, _) in zip(windows, read, strict=True):
             first, end = (place - window.first for place in window.own)
             parts.append(scores[window.places][first:end])
-        total = (
-            np.sum([vector for _, vector in read], axis=0) if read else np.zeros(self.encoder.size)
-        )
+        total = np.zeros(self.encoder.size)
+        for _, vector in read:
+            total += vector
         length = float(np.linalg.norm(total)) or 1.0
         return TextScores(np.concatenate(parts), (total / length).astype(np.float32))
 
     def _concluded(self, texts: Sequence[str], scores: Sequence[TextScores]) -> list[TextScores]:
         vectors = np.array([each.vector for each in scores]).reshape(-1, self.encoder.size)
-        tables = {
-            k: normalised(summed.scored(texts, vectors)[0])
-            for k, summed in self.head.concluded.items()
-        }
-        rows = [{k: table[row] for k, table in tables.items()} for row in range(len(scores))]
-        return [replace(each, concluded=row) for each, row in zip(scores, rows, strict=True)]
+        tables = {}
+        for number, summed in self.head.concluded.items():
+            tables[number] = normalised(summed.scored(texts, vectors)[0])
+        made = []
+        for row, each in enumerate(scores):
+            shares = {number: table[row] for number, table in tables.items()}
+            made.append(replace(each, concluded=shares))
+        return made
 
     def answer(self, text: str, scores: TextScores) -> TaggedAnswer:
         """The answer that the scores of a text make."""
@@ -279,15 +282,13 @@ def _places(text: str, values: Sequence[FieldValue]) -> Iterator[ValuePlace]:
     for value in values:
         if value.span is not None:
             start, end = value.span
-            around = text[max(0, start - AROUND) : end + AROUND]
-            page = page_of(breaks, start)
             yield {
                 "path": value.path,
                 "value": value.value,
                 "start": start,
                 "end": end,
-                "page": page,
-                "around": around,
+                "page": page_of(breaks, start),
+                "around": text[max(0, start - AROUND) : end + AROUND],
             }
 
 
@@ -319,9 +320,11 @@ def marks_of(
         marked.add(number)
         yield _mark(number, logprobs, words, (first, end))
     for number in set(needed) - marked:
-        first = int(logprobs[:, 1 + 2 * number].argmax())
-        goes_on = logprobs[first + 1 :, 2 + 2 * number] > logprobs[first + 1 :, 0]
-        length = int(goes_on.argmin()) if not goes_on.all() else len(goes_on)
+        begin = 1 + 2 * number
+        first = int(logprobs[:, begin].argmax())
+        behind = logprobs[first + 1 :]
+        goes_on = behind[:, begin + 1] > behind[:, 0]
+        length = len(goes_on) if goes_on.all() else int(goes_on.argmin())
         yield _mark(number, logprobs, words, (first, first + 1 + length))
 
 

@@ -62,7 +62,8 @@ class Cutter:
         words = [start for start, _ in evidence.words if ends and start < ends[-1]]
         first_tokens = [bisect_right(ends, start) for start in words]
         spans = list(self._spans(first_tokens, len(encoded.ids)))
-        edges = [0, *((end + start) // 2 for (_, end), (start, _) in pairwise(spans)), len(words)]
+        middles = [(end + start) // 2 for (_, end), (start, _) in pairwise(spans)]
+        edges = [0, *middles, len(words)]
         return [
             self._window(span, (edges[k], edges[k + 1]), first_tokens, encoded.ids)
             for k, span in enumerate(spans)
@@ -77,9 +78,8 @@ class Cutter:
             yield start, end
             if end == len(first_tokens):
                 return
-            start = max(
-                bisect_left(first_tokens, limit - int(self._room * SHARED), hi=end), start + 1
-            )
+            shared_from = limit - int(self._room * SHARED)
+            start = max(bisect_left(first_tokens, shared_from, hi=end), start + 1)
 
     def _window(
         self, span: Span, own: Span, first_tokens: Sequence[int], ids: Sequence[int]
@@ -88,8 +88,7 @@ class Cutter:
         begin = first_tokens[first]
         until = first_tokens[end] if end < len(first_tokens) else len(ids)
         tokens = ids[begin : min(until, begin + self._room)]  # the first part of a longer word
-        places = [
-            min(place - begin, len(tokens) - 1) + len(self._before)
-            for place in first_tokens[first:end]
-        ]
+        last = len(tokens) - 1
+        before = len(self._before)
+        places = [min(place - begin, last) + before for place in first_tokens[first:end]]
         return TokenWindow([*self._before, *tokens, *self._after], first, end, own, places)
