@@ -30,7 +30,9 @@ class CheapModel:
     rival: str = ""
 
 
-def proposed(rules: type[TaskKind], language: str, schema: Callable[[], JsonObject]) -> CheapModel | None:
+def proposed(
+    rules: type[TaskKind], language: str, schema: Callable[[], JsonObject]
+) -> CheapModel | None:
     """The cheap model of a kind of task, by the main language of its rows; None for none.
 
     An encoder that knows English tags the words of other languages too, since they stand in the

@@ -191,9 +191,9 @@ class DocumentReader(Composition):
     def _merged(self, request: Request, read: Sequence[WindowAnswer]) -> Answer:
         """The answer to a document."""
         whole = self._united(request, read)
-        asked = sum(each.answer.prompt_tokens for each in read)
-        written = sum(each.answer.completion_tokens for each in read)
-        return dataclasses.replace(whole, prompt_tokens=asked, completion_tokens=written)
+        prompt = sum(each.answer.prompt_tokens for each in read)
+        completion = sum(each.answer.completion_tokens for each in read)
+        return dataclasses.replace(whole, prompt_tokens=prompt, completion_tokens=completion)
 
     def _united(self, request: Request, read: Sequence[WindowAnswer]) -> Answer:
         if request.labels:

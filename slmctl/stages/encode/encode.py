@@ -128,9 +128,8 @@ class Texts:
 
     @classmethod
     def of(cls, config: EncodeConfig, task: Task, rows: LearnedRows, prepared: Artifact) -> Texts:
-        names = [(label, encoder_head.spoken(label)) for label in task.labels] + list(
-            task.descriptions.items()
-        )
+        names = [(label, encoder_head.spoken(label)) for label in task.labels]
+        names += task.descriptions.items()
         texts = [record.input for record in (*rows.train, *rows.validation)]
         return cls(texts, names, _unlabelled(config, task, prepared))
 
@@ -145,10 +144,10 @@ class Texts:
                 f"{source} computes NaN: its weights are damaged",
                 hint="fetch the encoder again, or name another one: encode.encoder",
             )
-        learned, names, rest = np.split(vectors, (len(self.rows), len(self.rows) + len(spoken)))
-        return Vectors(
-            learned, ([label for label, _ in self.names], names), rest if len(rest) else None
-        )
+        rows, others = np.split(vectors, [len(self.rows)])
+        names, unlabelled = np.split(others, [len(spoken)])
+        labels = [label for label, _ in self.names]
+        return Vectors(rows, (labels, names), unlabelled if self.unlabelled else None)
 
 
 def run(
@@ -188,9 +187,8 @@ def run(
     np.savez_compressed(
         out / encoder_source.VALIDATION, allow_pickle=False, **outcome.fitted.members
     )
-    facts = _facts(
-        outcome, len(rows.validation), sum(path.stat().st_size for path in out.iterdir())
-    )
+    size = sum(path.stat().st_size for path in out.iterdir())
+    facts = _facts(outcome, len(rows.validation), size)
     if config.unlabelled:
         others, learned = outcome.vectors.unlabelled, outcome.fitted.unlabelled
         facts["unlabelled"] = {"read": 0 if others is None else len(others), "learned": learned}
@@ -227,6 +225,7 @@ class Chosen:
 
 def _facts(outcome: Chosen, rows: int, size: int) -> EncodeFacts:
     right, kept = outcome.fitted.score["encoder"], outcome.kept
+    bounds = wilson(right, rows) if rows else ()
     facts: EncodeFacts = {
         "source": outcome.source,
         "source_sha256": kept.source if kept else {},
@@ -236,7 +235,7 @@ def _facts(outcome: Chosen, rows: int, size: int) -> EncodeFacts:
         "dimensions": outcome.fitted.model.size,
         "rows": rows,
         "right": right,
-        "interval": [round(bound, 6) for bound in wilson(right, rows)] if rows else [],
+        "interval": [round(bound, 6) for bound in bounds],
         "curve": [],
         "weights": dict(outcome.fitted.model.weights),
     }
@@ -337,9 +336,11 @@ def _score(
     probabilities of the validation rows' labels.
     """
     tables = label_sum.weighted(members, model.weights), members.get(WORDS)
-    both, words = (
-        0 if table is None else label_sum.right(model.labels, table, answers) for table in tables
-    )
+
+    def right(table: Logprobs | None) -> int:
+        return 0 if table is None else label_sum.right(model.labels, table, answers)
+
+    both, words = map(right, tables)
     return {"rows": rows, "encoder": both, "tfidf_logistic": words}
 
 
@@ -365,7 +366,8 @@ class Fitted:
     def on(cls, rows: LearnedRows, encoded: Vectors) -> Fitted:
         """Fit on some rows."""
         records, train = [*rows.train, *rows.validation], len(rows.train)
-        texts, labels = [record.input for record in records], [record.answer for record in records]
+        texts = [record.input for record in records]
+        labels = [record.answer for record in records]
         kept, vectors = rows.places.tolist(), encoded.rows
         fitted = label_sum.fit(
             [texts[k] for k in kept],
@@ -375,17 +377,18 @@ class Fitted:
             named=encoded.named,
             unlabelled=encoded.unlabelled,
         )
-        empty = np.zeros((len(records), 0), np.float32)
+        if vectors is None:
+            vectors = np.zeros((len(records), 0), np.float32)
         # not learned, so the model itself judges them
         rest = np.setdiff1d(np.arange(len(records)), kept).tolist()
-        members = fitted.model.logprobs(
-            [texts[k] for k in rest], (empty if vectors is None else vectors)[rest]
-        )
+        members = fitted.model.logprobs([texts[k] for k in rest], vectors[rest])
         for name, table in fitted.logprobs.items():
             whole = np.empty((len(records), table.shape[1]))
-            whole[kept], whole[rest] = table, members.get(name, table[:0])
+            whole[kept] = table
+            whole[rest] = members.get(name, table[:0])
             members[name] = whole[train:]
-        judged = int((rows.fold >= 0).sum() / max(rows.fold.max() + 1, 1))  # in each fold
+        in_folds, folds = int((rows.fold >= 0).sum()), max(int(rows.fold.max()) + 1, 1)
+        judged = in_folds // folds
         score = _score(len(kept) - judged, members, fitted.model, labels[train:])
         if (head := fitted.head) is None:
             return cls(fitted.model, members, score)
@@ -469,7 +472,8 @@ def _better(
 
     If the encoder cannot be tuned, the reason is said.
     """
-    frozen, first, second = outcome.frozen, scratch / "first", scratch / "whole"
+    frozen = outcome.frozen
+    first, second = scratch / "first", scratch / "whole"
     try:
         _require_tunable(model, rows, frozen)
         form, tuned = tuned_sum(model, rows, outcome.vectors, frozen, first)
@@ -496,10 +500,10 @@ def _require_tunable(model: Path, rows: LearnedRows, frozen: Fitted) -> None:
     if len(rows.validation) < tuning_bounds.FEWEST:
         count = console.count(len(rows.validation), "validation row")
         reason = f"{count} cannot judge a tuned one, {tuning_bounds.FEWEST} can"
-    elif len(frozen.model.labels) < 2 or {record.answer for record in rows.train} != set(
-        frozen.model.labels
-    ):
-        reason = "there are labels without a training row, or there is one label"
+    else:
+        labels, learned = {*frozen.model.labels}, {record.answer for record in rows.train}
+        if len(labels) < 2 or learned != labels:
+            reason = "there are labels without a training row, or there is one label"
     if reason:
         raise DataError(reason)
 
@@ -513,8 +517,9 @@ def likelier(fitted: Fitted, other: Fitted, answers: Sequence[str]) -> bool:
 
 def _likelihood(fitted: Fitted, answers: Sequence[str]) -> float:
     """Log likelihood of the validation rows with the weights that fit these best."""
-    weights = label_sum.choose(fitted.members, fitted.model.labels, answers).weights
-    return sharpest(fitted.model.labels, label_sum.weighted(fitted.members, weights), answers)[1]
+    labels, members = fitted.model.labels, fitted.members
+    weights = label_sum.choose(members, labels, answers).weights
+    return sharpest(labels, label_sum.weighted(members, weights), answers)[1]
 
 
 def _curve(
@@ -527,15 +532,15 @@ def _curve(
     """
     order = sorted(range(len(train)), key=lambda k: hashed_position(f"curve/{train[k].id}"))
     held = [*range(len(train), len(train) + len(validation))]
-    records, vectors = [*train, *validation], encoded.rows
     for share in SHARES:
-        drawn = order[: max(1, round(share * len(order)))]
-        count, places = len(drawn), [*drawn, *held]
-        labels = [records[k].answer for k in places]
+        count = max(1, round(share * len(order)))
+        places = [*order[:count], *held]
+        records = [(*train, *validation)[k] for k in places]
+        labels = [record.answer for record in records]
         with contextlib.suppress(DataError):
             fitted = label_sum.fit(
-                [records[k].input for k in places],
-                None if vectors is None else vectors[places],
+                [record.input for record in records],
+                None if encoded.rows is None else encoded.rows[places],
                 labels,
                 fold=np.repeat([-1, 0], [count, len(validation)]),
                 named=encoded.named,
@@ -555,45 +560,51 @@ def _lines(facts: EncodeFacts) -> list[str]:
     """Sentences on the score, and on the score by number of training rows."""
     if not facts["rows"]:
         return ["no validation rows, so nothing shows how often the linear models are right"]
-    share = console.percent(facts["right"] / facts["rows"])
-    scored = (
-        f"{share} ({_interval(facts['right'], facts['rows'])}) of {facts['rows']:,} validation rows"
-    )
-    beside = (
-        "linear models on the encoder and on words get"
-        if facts["source"]
-        else "a linear model on words gets"
-    )
-    lines = [
-        f"{beside} {scored} right, before they learn these rows too; the same rows chose their "
-        "settings"
-    ]
-    if (tuned := facts.get("tuned")) is not None:
-        with_it, without = (
-            console.percent(tuned[key] / facts["rows"]) for key in ("right", "frozen")
-        )
-        outcome = (
-            "takes its place" if tuned["kept"] else "makes these rows no likelier and is left out"
-        )
-        lines.append(
-            f"the encoder tuned on the training rows gets {with_it}, the frozen one {without}: it "
-            f"{outcome}"
-        )
+    tuned = facts.get("tuned")
+    is_tuned = tuned is not None and tuned["kept"]
+    lines = [_of_both(facts)]
+    if tuned is not None:
+        lines.append(_of_tuned(tuned, facts["rows"]))
     if (rows := facts.get("unlabelled")) is not None:
-        learned = (
-            "are learned too"
-            if rows["learned"]
-            else "make held-out rows no likelier, so none is learned"
-        )
-        learned = "are not learned by a tuned encoder" if tuned and tuned["kept"] else learned
+        learned = "make held-out rows no likelier, so none is learned"
+        if rows["learned"]:
+            learned = "are learned too"
+        if is_tuned:
+            learned = "are not learned by a tuned encoder"
         lines.append(f"{console.count(rows['read'], 'row')} without an answer {learned}")
     if facts["curve"]:
-        points = [
-            f"{point['rows']:,} rows {console.percent(point['encoder'] / facts['rows'])} "
-            f"({_interval(point['encoder'], facts['rows'])}; "
-            f"words alone {console.percent(point['tfidf_logistic'] / facts['rows'])})"
-            for point in facts["curve"]
-        ]
-        frozen = ", with the frozen encoder" if tuned and tuned["kept"] else ""
+        points = [_of_share(point, facts["rows"]) for point in facts["curve"]]
+        frozen = ", with the frozen encoder" if is_tuned else ""
         lines.append(f"by rows learned{frozen}: {', '.join(points)}")
     return lines
+
+
+def _of_both(facts: EncodeFacts) -> str:
+    right, rows = facts["right"], facts["rows"]
+    models = "a linear model on words gets"
+    if facts["source"]:
+        models = "linear models on the encoder and on words get"
+    scored = f"{console.percent(right / rows)} ({_interval(right, rows)})"
+    return (
+        f"{models} {scored} of {rows:,} validation rows right, before they learn these rows too; "
+        "the same rows chose their settings"
+    )
+
+
+def _of_tuned(tuned: TunedFacts, rows: int) -> str:
+    with_it = console.percent(tuned["right"] / rows)
+    without = console.percent(tuned["frozen"] / rows)
+    outcome = "makes these rows no likelier and is left out"
+    if tuned["kept"]:
+        outcome = "takes its place"
+    return (
+        f"the encoder tuned on the training rows gets {with_it}, the frozen one {without}: it "
+        f"{outcome}"
+    )
+
+
+def _of_share(point: ShareScore, rows: int) -> str:
+    both = console.percent(point["encoder"] / rows)
+    words = console.percent(point["tfidf_logistic"] / rows)
+    interval = _interval(point["encoder"], rows)
+    return f"{point['rows']:,} rows {both} ({interval}; words alone {words})"

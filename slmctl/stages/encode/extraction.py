@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -35,7 +35,10 @@ from slmctl.task.evidence import Evidence
 from slmctl.task.field_habits import Habit, Row, key_of
 from slmctl.task.records import Record, read_records, require_records
 from slmctl.task.span_values import FieldValue, Reader
-from slmctl.task.spans import Field, SpanMark, fields_of, leaves, targets
+from slmctl.task.spans import Field, SpanMark, Targets, fields_of, leaves, targets
+
+if TYPE_CHECKING:
+    from slmctl.stages.encode import tagging
 
 SHARPNESS, POWERS = np.geomspace(0.25, 4, 33), np.geomspace(0.1, 10, 41)  # that are tried
 WORTH = 0.01  # share of validation rows that float32 weights have to turn right, or int8 stays
@@ -83,31 +86,29 @@ def run(
             "encode.tune false and encode.unlabelled are for labels",
             hint="encode: {}",
         )
-    schema, validation = task.schema or {}, read_records(prepared.file("validation.jsonl"))
+    schema = task.schema or {}
     fields_of(schema)  # before an encoder is fetched
-    train, held = (
-        _rows(task, require_records(prepared.file("train.jsonl"))),
-        _rows(task, validation),
-    )
+    train = _rows(task, require_records(prepared.file("train.jsonl")))
+    held = _rows(task, read_records(prepared.file("validation.jsonl")))
     kept = encoder_source.kept(config, encoders)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
-        folder, head, answers = fit(
-            kept.folder / MODEL, schema, train, held, Path(scratch, "tuned")
-        )
+        tuned = fit(kept.folder / MODEL, schema, train, held, Path(scratch, "tuned"))
         for name in (ENCODER, TOKENIZER):
-            atomic.link(folder / name, out / name)
-        right = sum(whole_right(answers, held))
-    head.write(out / TAGGER_FILE)
+            atomic.link(tuned.folder / name, out / name)
+        right = _rows_right(tuned, held)
+    tuned.head.write(out / TAGGER_FILE)
+    bounds = wilson(right, len(held)) if held else ()
+    fields = {each.path: _facts(each, habit) for each, habit in tuned.head.reader.pairs}
     facts: TaggerFacts = {
         "source": encoder_source.name(config.encoder),
         "source_sha256": kept.source,
         "license": kept.license,
-        "weights_in": FLOAT32 if folder.name == FLOAT32 else "int8",
+        "weights_in": FLOAT32 if tuned.folder.name == FLOAT32 else "int8",
         "size": sum(path.stat().st_size for path in out.iterdir()),
         "rows": len(held),
         "right": right,
-        "interval": [round(bound, 6) for bound in wilson(right, len(held))] if held else [],
-        "fields": {each.path: _facts(each, habit) for each, habit in head.reader.pairs},
+        "interval": [round(bound, 6) for bound in bounds],
+        "fields": fields,
     }
     memory.trim_heap()  # freed by the training
     (out / "encoder.json").write_bytes(canonical(dict(facts)))
@@ -120,11 +121,19 @@ def _rows(task: Task, records: Iterable[Record]) -> list[Row]:
     return [(record.input, task.rules.read(record.answer)) for record in records]
 
 
+@dataclass(frozen=True)
+class TunedTagger:
+    """A tagger in the folder of its ENCODER, with its answers to the validation rows."""
+
+    folder: Path
+    head: TaggerHead
+    answers: Sequence[TaggedAnswer]
+
+
 def fit(
     model: Path, schema: JsonObject, train: Sequence[Row], validation: Sequence[Row], out: Path
-) -> tuple[Path, TaggerHead, list[TaggedAnswer]]:
-    """Tune an encoder to tag the values of training rows; returns (folder of its ENCODER, head,
-    validation answers).
+) -> TunedTagger:
+    """Tune an encoder to tag the values of training rows.
 
     Args:
         model: The encoder's model folder, see `encoder_source.kept`.
@@ -142,20 +151,22 @@ def fit(
     fields = fields_of(schema)
     made = [targets(fields, *row) for row in train]
     reader = Reader.of(schema, field_habits.learn(fields, train, made))
-    learned = [
-        tagging.TaggedRow(*row, _tagged(reader, each.marks))
-        for row, each in zip(train, made, strict=True)
-    ]
-    held = [
-        tagging.TaggedRow(*row, _tagged(reader, targets(fields, *row).marks)) for row in validation
-    ]
+
+    def tagged(row: Row, targeted: Targets) -> tagging.TaggedRow:
+        return tagging.TaggedRow(*row, _tagged(reader, targeted.marks))
+
+    learned = [tagged(row, each) for row, each in zip(train, made, strict=True)]
+    held = [tagged(row, targets(fields, *row)) for row in validation]
     head = tagging.tune(model, reader, learned, held, out / MODEL)
     encoder_source.convert(out / MODEL, out)
-    exact, folder = (
-        _calibrated(place, _concluding(place, head, train), held) for place in (out / FLOAT32, out)
-    )
-    gain = sum(whole_right(exact[1], validation)) - sum(whole_right(folder[1], validation))
-    return (out / FLOAT32, *exact) if gain > WORTH * len(validation) else (out, *folder)
+    exact = _calibrated(out / FLOAT32, _concluding(out / FLOAT32, head, train), held)
+    small = _calibrated(out, _concluding(out, head, train), held)
+    gain = _rows_right(exact, validation) - _rows_right(small, validation)
+    return exact if gain > WORTH * len(validation) else small
+
+
+def _rows_right(tuned: TunedTagger, rows: Sequence[Row]) -> int:
+    return sum(whole_right(tuned.answers, rows))
 
 
 def _tagged(reader: Reader, marks: Iterable[SpanMark]) -> list[SpanMark]:
@@ -165,23 +176,22 @@ def _tagged(reader: Reader, marks: Iterable[SpanMark]) -> list[SpanMark]:
 
 def _concluding(folder: Path, head: TaggerHead, rows: Sequence[Row]) -> TaggerHead:
     """The head with a sum of encoder and words for each field that the whole text decides."""
-    numbers = [k for k, habit in enumerate(head.reader.habits) if len(habit.concluded) > 1]
-    if not numbers:
+    by_text = [k for k, (_, habit) in enumerate(head.reader.pairs) if len(habit.concluded) > 1]
+    if not by_text:
         return head
     texts = [text for text, _ in rows]
     with Tagger(folder, head) as tagger:
         vectors = np.array([scores.vector for scores in tagger.scores(texts)])
     concluded = {}
-    for k in numbers:
-        path, values = (
-            head.reader.fields[k].path,
-            {key_of(value) for value in head.reader.habits[k].concluded},
-        )
-        labels = [key_of(_value(answer, path)) for _, answer in rows]
+    for number in by_text:
+        each, habit = head.reader.pairs[number]
+        values = {key_of(value) for value in habit.concluded}
+        labels = [key_of(_value(answer, each.path)) for _, answer in rows]
         places = [row for row, label in enumerate(labels) if label in values]
-        own, learned = [texts[row] for row in places], [labels[row] for row in places]
+        own = [texts[row] for row in places]
+        learned = [labels[row] for row in places]
         fold = cross_fitting.folds(learned, own, validation=0)
-        concluded[k] = label_sum.fit(own, vectors[places], learned, fold=fold).model
+        concluded[number] = label_sum.fit(own, vectors[places], learned, fold=fold).model
     return replace(head, concluded=concluded)
 
 
@@ -201,36 +211,33 @@ def whole_right(answers: Sequence[TaggedAnswer], rows: Sequence[Row]) -> list[bo
 # Calibration
 
 
-def _calibrated(
-    folder: Path, head: TaggerHead, rows: Sequence[Any]
-) -> tuple[TaggerHead, list[TaggedAnswer]]:
-    """The head with the sharpness and powers by which some `TaggedRow`s are
-    the likeliest, and its answers to them.
-    """
+def _calibrated(folder: Path, head: TaggerHead, rows: Sequence[Any]) -> TunedTagger:
+    """The tagger with the sharpness and powers by which some `TaggedRow`s are the likeliest."""
+    if not rows:
+        return TunedTagger(folder, head, ())
     with Tagger(folder, head) as tagger:
         scores = tagger.scores([row.text for row in rows])
+
+        def answers() -> list[TaggedAnswer]:
+            return [tagger.answer(row.text, own) for row, own in zip(rows, scores, strict=True)]
+
         classes = [classes_of(Evidence(row.text), row.marks) for row in rows]
-        tagger.head = replace(head, sharpness=_sharpness(scores, classes)) if rows else head
-        answers = [tagger.answer(row.text, own) for row, own in zip(rows, scores, strict=True)]
-        if rows:
-            tagger.head = replace(
-                tagger.head, powers=_powers(answers, [row.answer for row in rows])
-            )
-        return tagger.head, [
-            tagger.answer(row.text, own) for row, own in zip(rows, scores, strict=True)
-        ]
+        tagger.head = replace(head, sharpness=_sharpness(scores, classes))
+        powers = _powers(answers(), [row.answer for row in rows])
+        tagger.head = replace(tagger.head, powers=powers)
+        return TunedTagger(folder, tagger.head, answers())
 
 
 def _sharpness(scores: Sequence[TextScores], classes: Sequence[Sequence[int]]) -> float:
     table = np.concatenate([each.words for each in scores]).astype(np.float64)
-    places = np.concatenate(
-        [own[: len(each.words)] for each, own in zip(scores, classes, strict=True)]
-    ).astype(int)
-    rows = np.arange(len(places))
-    return max(
-        map(float, SHARPNESS),
-        key=lambda sharpness: normalised(sharpness * table)[rows, places].sum(),
-    )
+    pairs = zip(scores, classes, strict=True)
+    of_words = np.concatenate([own[: len(each.words)] for each, own in pairs]).astype(int)
+    rows = np.arange(len(of_words))
+
+    def likelihood(sharpness: float) -> float:
+        return float(normalised(sharpness * table)[rows, of_words].sum())
+
+    return max(map(float, SHARPNESS), key=likelihood)
 
 
 def _powers(answers: Sequence[TaggedAnswer], references: Sequence[Any]) -> tuple[float, float]:
@@ -248,11 +255,9 @@ def _powers(answers: Sequence[TaggedAnswer], references: Sequence[Any]) -> tuple
 
 def _is_right(value: FieldValue, stands: Sequence[Any]) -> bool:
     own = [leaf.value for leaf in stands if leaf.path.startswith(value.path)]
-    return (
-        not own
-        if value.value in (None, [])
-        else any(answer_metrics.equal(value.value, each) for each in own)
-    )
+    if value.value in (None, []):
+        return not own
+    return any(answer_metrics.equal(value.value, each) for each in own)
 
 
 def _power(judged: Sequence[tuple[float, bool]]) -> float:

@@ -79,9 +79,8 @@ def tune(
     held = [each for row in validation for each in _examples(cutter, row)][:LOOKED_AT]
     learner = _Learner(model, 1 + 2 * len(reader.fields))
     learner.learn(examples, held)
-    hf_folder.save(
-        {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / WEIGHTS
-    )
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    hf_folder.save(state, out / WEIGHTS)
     layer = learner.layer.detach().numpy()
     return TaggerHead(reader, layer[:, :-1].copy(), layer[:, -1].copy(), {})
 
@@ -92,12 +91,23 @@ def _examples(cutter: Cutter, row: TaggedRow) -> Iterator[_Example]:
     classes = classes_of(evidence, row.marks)
     for window in cutter.windows(evidence):
         own = classes[window.first : window.end]
-        before = next((k for k, each in enumerate(own) if each % 2 or not each), len(own))
-        own[:before] = [UNKNOWN] * before
-        if window.end < len(classes) and classes[window.end] and not classes[window.end] % 2:
-            begin = max(k for k, each in enumerate([0, *own]) if each % 2 or not each) - 1
-            own[max(begin, 0) :] = [UNKNOWN] * (len(own) - max(begin, 0))
+        first = 0
+        while first < len(own) and _goes_on(own[first]):
+            own[first] = UNKNOWN
+            first += 1
+        if window.end < len(classes) and _goes_on(classes[window.end]):
+            last = len(own) - 1
+            while last > first and _goes_on(own[last]):
+                own[last] = UNKNOWN
+                last -= 1
+            if last >= first:
+                own[last] = UNKNOWN  # it begins there
         yield _Example(window, own)
+
+
+def _goes_on(each: int) -> bool:
+    """True for the class of a word that goes on the place of the word before."""
+    return each > 0 and each % 2 == 0
 
 
 def _kept(row: TaggedRow, examples: Iterator[_Example]) -> list[_Example]:
@@ -108,9 +118,8 @@ def _kept(row: TaggedRow, examples: Iterator[_Example]) -> list[_Example]:
     def drawn(number: int) -> bytes:
         return hashlib.sha256(f"{number}/{row.text}".encode(errors="replace")).digest()
 
-    empty = sorted((k for k, holds in enumerate(holding) if not holds), key=drawn)[
-        : max(1, sum(holding))
-    ]
+    without = [k for k, holds in enumerate(holding) if not holds]
+    empty = sorted(without, key=drawn)[: max(1, sum(holding))]
     return [example for k, example in enumerate(listed) if holding[k] or k in empty]
 
 
@@ -137,17 +146,17 @@ class _Learner:
         schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: tuning.share_of_rate(step, steps)
         )
-        looks = (
-            {steps - 1 - k * max(1, steps // (2 * LOOKS)) for k in range(LOOKS)} if held else set()
-        )
+        between = max(1, steps // (2 * LOOKS))
+        looks = {steps - 1 - k * between for k in range(LOOKS)}
         best, kept = math.inf, list[torch.Tensor]()
         with console.progress("tune", steps, "steps") as meter:
             for step, batch in zip(range(steps), tuning.batches(lengths), strict=False):
                 self._step([examples[k] for k in batch])
                 schedule.step()
                 meter.advance(1)
-                if step in looks and (loss := self._loss(held)) < best:
-                    best, kept = loss, [weight.detach().clone() for weight in self._weights]
+                if held and step in looks and (loss := self._loss(held)) < best:
+                    best = loss
+                    kept = [weight.detach().clone() for weight in self._weights]
         with torch.no_grad():
             for weight, value in zip(self._weights, kept, strict=bool(kept)):
                 weight.copy_(value)
@@ -156,7 +165,8 @@ class _Learner:
         a_pass = math.ceil(len(lengths) / BATCH)
         multiplied = sum(weight.numel() for weight in tuning.layers_of(self.model))
         bound = TAG_WORK / (multiplied * BATCH * sum(lengths) / len(lengths))
-        return max(1, min(a_pass * min(TAG_PASSES, math.ceil(TAG_STEPS / a_pass)), int(bound)))
+        passes = min(TAG_PASSES, math.ceil(TAG_STEPS / a_pass))
+        return max(1, min(a_pass * passes, int(bound)))
 
     def _step(self, batch: Sequence[_Example]) -> None:
         words = sum(each != UNKNOWN for example in batch for each in example.classes)

@@ -31,7 +31,8 @@ BATCH, DECAY = 16, 0.01
 # of the encoder, with FEW rows a label; that of the head is so many times as high
 RATE, OF_HEAD = 1.25e-4, 10
 # the rate grows by this power of the rows a label, up to so many times
-FEW, GROWTH, MOST = 20, 0.25, 1.6
+FEW = 20
+GROWTH, MOST = 0.25, 1.6
 WARMUP = 0.1  # of the steps
 # batches' rows that are sorted by length before they are dealt: padding costs as much as text
 SORTED = 16
@@ -70,8 +71,10 @@ def tune(
         "input_ids"
     ]
     places = torch.tensor([head.labels.index(label) for label in labels])
-    weights, bias = (torch.nn.Parameter(torch.tensor(part)) for part in (head.weights, head.bias))
-    steps, first = steps_of(model, tokens, passes), encoder_source.pooling(folder) == "cls"
+    weights = torch.nn.Parameter(torch.tensor(head.weights))
+    bias = torch.nn.Parameter(torch.tensor(head.bias))
+    steps = steps_of(model, tokens, passes)
+    first = encoder_source.pooling(folder) == "cls"
     # few passes more change little of what is learned
     rate = _rate(len(texts) / len(head.labels)) * passes / PASSES
     model.requires_grad_(False)
@@ -86,22 +89,19 @@ def tune(
     with console.progress("tune", steps, "steps") as meter:
         for batch, _ in zip(batches([len(each) for each in tokens]), range(steps), strict=False):
             some = max(1, TOGETHER // max(len(tokens[k]) for k in batch))
-            for piece in (batch[k : k + some] for k in range(0, len(batch), some)):
+            for piece in _parts(batch, some):
                 padded, mask = padded_rows([tokens[k] for k in piece], tokenizer.pad_token_id or 0)
                 with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
                     states = model(input_ids=padded, attention_mask=mask).last_hidden_state
                 scores = pooled(states.float(), mask, first=first) @ weights.T + bias
-                loss = torch.nn.functional.cross_entropy(
-                    scores, places[piece], reduction="sum"
-                ) / len(batch)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss = torch.nn.functional.cross_entropy(scores, places[piece], reduction="sum")
+                (loss / len(batch)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
             meter.advance(1)
-    hf_folder.save(
-        {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / WEIGHTS
-    )
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    hf_folder.save(state, out / WEIGHTS)
     return EncoderHead(head.labels, weights.detach().numpy(), bias.detach().numpy())
 
 
@@ -139,12 +139,11 @@ def layers_of(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 def padded_rows(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and mask of some texts, (texts, tokens of the longest)."""
     width = max(1, max(map(len, rows)))
-    padded, mask = (
-        torch.full((len(rows), width), pad),
-        torch.zeros((len(rows), width), dtype=torch.long),
-    )
+    padded = torch.full((len(rows), width), pad)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
     for k, row in enumerate(rows):
-        padded[k, : len(row)], mask[k, : len(row)] = torch.tensor(row, dtype=torch.long), 1
+        padded[k, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[k, : len(row)] = 1
     return padded, mask
 
 
@@ -161,15 +160,19 @@ def steps_of(model: torch.nn.Module, tokens: Sequence[Sequence[int]], passes: in
     """Steps of some passes over the rows, or as many as WORK allows for them; 1 at the least."""
     multiplied = sum(weight.numel() for weight in layers_of(model))
     a_step = multiplied * BATCH * max(1.0, sum(map(len, tokens)) / len(tokens))
-    return max(
-        1, min(passes * math.ceil(len(tokens) / BATCH), int(WORK * passes / PASSES / a_step))
-    )
+    steps = passes * math.ceil(len(tokens) / BATCH)
+    bound = int(WORK * passes / PASSES / a_step)
+    return max(1, min(steps, bound))
 
 
 def share_of_rate(step: int, steps: int) -> float:
     """The share of the rate at a step: rising at first, then falling to none."""
     rising = max(1, round(WARMUP * steps))
     return min((step + 1) / rising, (steps - step) / max(1, steps - rising))
+
+
+def _parts(places: Sequence[int], size: int) -> list[list[int]]:
+    return [[*places[k : k + size]] for k in range(0, len(places), size)]
 
 
 def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -179,8 +182,9 @@ def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     random = np.random.default_rng(SEED)
     while True:
         order = random.permutation(len(lengths)).tolist()
-        blocks = [order[k : k + BATCH * SORTED] for k in range(0, len(order), BATCH * SORTED)]
-        dealt = [sorted(block, key=lambda k: lengths[k]) for block in blocks]
-        batches = [block[k : k + BATCH] for block in dealt for k in range(0, len(block), BATCH)]
+        batches = []
+        for block in _parts(order, BATCH * SORTED):
+            by_length = sorted(block, key=lambda k: lengths[k])
+            batches += _parts(by_length, BATCH)
         for k in random.permutation(len(batches)).tolist():
             yield batches[k]

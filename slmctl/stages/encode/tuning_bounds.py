@@ -14,7 +14,8 @@ WORK = 4.8e12
 TOKENS_A_SECOND, MOST_SECONDS = 2800, 170
 STEP_SECONDS, STEP_ROWS = 0.05, 16  # of a step beside its tokens, on two cores
 # steps that are enough for a tagger; most passes, and work
-TAG_STEPS, TAG_PASSES, TAG_WORK = 1500, 20, 3.4 * WORK
+TAG_STEPS, TAG_PASSES = 1500, 20
+TAG_WORK = 3.4 * WORK
 TAG_WINDOW = 180  # tokens that a tagger reads at once
 LARGEST = 150e6  # weights: of larger encoders WORK allows too few steps
 # of a weight that learns, its gradient, two moments and copy; of torch

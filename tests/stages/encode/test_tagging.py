@@ -82,7 +82,8 @@ def fitted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(tagging, "RATE", 3e-3)
         patch.setattr(tagging, "OF_HEAD", 1)
         patch.setattr(tagging, "TAG_STEPS", 300)
-        place, head, _ = extraction.fit(folder, SCHEMA, rows(300), rows(60, seed=1), out / "tuned")
+        tuned = extraction.fit(folder, SCHEMA, rows(300), rows(60, seed=1), out / "tuned")
+        place, head = tuned.folder, tuned.head
     head.write(place / TAGGER_FILE)
     return place
 
@@ -151,10 +152,9 @@ def test_work_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert 0 < few < many == tuning_bounds.tagging_seconds(1e7, 50, 23e6) < 1000
     monkeypatch.setattr(tagging, "TAG_WORK", 1.0)
-    _, head, _ = extraction.fit(
-        folder, SCHEMA, rows(40), [], folder.parent / "bounded"
-    )  # one step, and no validation row
-    assert head.powers == (1.0, 1.0)
+    # one step, and no validation row
+    tuned = extraction.fit(folder, SCHEMA, rows(40), [], folder.parent / "bounded")
+    assert tuned.head.powers == (1.0, 1.0)
 
 
 CONFIG = """\
