@@ -135,14 +135,11 @@ class _Child:
         """The texts of requests, or of the first ones if the
         process has grown too large and ends.
         """
-        head = (
-            b"{" if source == self._source else b'{"source": ' + json.dumps(source).encode() + b", "
-        )
+        lines = [b'{"values": ' + request + b"}\n" for request in requests]
+        if source != self._source:
+            named = b'{"source": ' + json.dumps(source).encode()
+            lines[0] = named + b", " + lines[0].removeprefix(b"{")
         self._source = source
-        lines = [
-            head + b'"values": ' + requests[0] + b"}\n",
-            *(b'{"values": ' + request + b"}\n" for request in requests[1:]),
-        ]
         texts = []
         with contextlib.closing(
             self._process.answers(b"".join([*lines, b"\n"]), len(requests), budget_s)

@@ -169,7 +169,8 @@ def main() -> None:
     # getrusage's peak begins with that of the parent
     memory = os.open("/proc/self/statm", os.O_RDONLY)
     bound(memory=LIMIT_BYTES, file_bytes=0)
-    source, out, flushed = "", sys.stdout, time.monotonic()
+    source, out = "", sys.stdout
+    flushed = time.monotonic()
     out.write('{"text": ""}\n')
     out.flush()
     for line in sys.stdin.buffer:

@@ -38,27 +38,22 @@ def faults(
     # here: its patterns take 30 ms to compile, and most commands check no draft
     from slmctl.metrics import grounding
 
-    question = next(
-        (message["content"] for message in reversed(messages) if message["role"] == "user"), ""
-    )
+    questions = [message["content"] for message in messages if message["role"] == "user"]
+    question = questions[-1] if questions else ""
     spoken, expected = language.of_text(answer), language.of_text(question)
     texts = [message["content"] for message in messages if message["role"] != "system"]
-    constants = "\n".join(
-        dict.fromkeys([system, *(m["content"] for m in messages if m["role"] == "system")])
-    )
+    own = [message["content"] for message in messages if message["role"] == "system"]
+    constants = "\n".join(dict.fromkeys([system, *own]))
+    facts = grounding.ungrounded(answer, texts, constants=constants)
+    is_other = spoken and expected and spoken != expected
+    forbidden = filter(None, (re.search(pattern, answer) for pattern in must_not))
+    phrase = repeated(answer_metrics.words(answer))
     values: dict[str, Sequence[str]] = {
-        "ungrounded": [
-            f"{fact.kind} {fact.text}"
-            for fact in grounding.ungrounded(answer, texts, constants=constants)
-        ],
-        "other_language": [language.NAMES[spoken]]
-        if spoken and expected and spoken != expected
-        else [],
+        "ungrounded": [f"{fact.kind} {fact.text}" for fact in facts],
+        "other_language": [language.NAMES[spoken]] if is_other else [],
         "missing_pattern": [pattern for pattern in must if not re.search(pattern, answer)],
-        "forbidden_pattern": [
-            match[0] for pattern in must_not if (match := re.search(pattern, answer))
-        ],
-        "repetition": [phrase] if (phrase := repeated(answer_metrics.words(answer))) else [],
+        "forbidden_pattern": [match[0] for match in forbidden],
+        "repetition": [phrase] if phrase else [],
         "unfinished": [""] if finish == "length" else [],
     }
     return {check: tuple(dict.fromkeys(each)) for check, each in values.items() if each}

@@ -207,7 +207,8 @@ def dates(text: str) -> Iterator[tuple[str, Span]]:
 
 
 def _in_digits(match: re.Match[str]) -> Iterator[tuple[str, Span]]:
-    first, second, last = match[1], match[3], match[4]
+    first, second = match[1], match[3]
+    last = match[4]
     if len(first) == 4:
         yield from _dated(match, first, int(second), last)
     if len(first) > 2:

@@ -66,17 +66,17 @@ for _code, _text in _STOP_WORDS.items():
         _LANGUAGES_OF.setdefault(_word, []).append(_code)
 # the first script with letters in the text; Japanese before Chinese, since it uses Chinese
 # characters too
-_SCRIPTS = (
-    ("ja", re.compile("[\u3040-\u30ff]")),
-    ("ko", re.compile("[\uac00-\ud7af]")),
-    ("zh", re.compile("[\u4e00-\u9fff]")),
-    ("ru", re.compile("[\u0400-\u04ff]")),
-    ("el", re.compile("[\u0370-\u03ff]")),
-    ("he", re.compile("[\u0590-\u05ff]")),
-    ("ar", re.compile("[\u0600-\u06ff]")),
-    ("hi", re.compile("[\u0900-\u097f]")),
-    ("th", re.compile("[\u0e00-\u0e7f]")),
-)
+_SCRIPTS = {
+    "ja": "\u3040-\u30ff",
+    "ko": "\uac00-\ud7af",
+    "zh": "\u4e00-\u9fff",
+    "ru": "\u0400-\u04ff",
+    "el": "\u0370-\u03ff",
+    "he": "\u0590-\u05ff",
+    "ar": "\u0600-\u06ff",
+    "hi": "\u0900-\u097f",
+    "th": "\u0e00-\u0e7f",
+}
 _LETTER = re.compile(r"[^\W\d_]")
 _CHARACTERS = 2000  # characters of a text that are read
 
@@ -120,13 +120,12 @@ def of_text(text: str) -> str:
     """
     text = text[:_CHARACTERS]
     letters = len(_LETTER.findall(text))
-    for code, pattern in _SCRIPTS:
-        if len(pattern.findall(text)) > 0.3 * letters > 0:
+    for code, range_of_signs in _SCRIPTS.items():
+        if len(re.findall(f"[{range_of_signs}]", text)) > 0.3 * letters > 0:
             return code
-    hits = Counter(
-        code
-        for word in re.findall(r"[^\W\d_]{2,}(?:'t)?", text.casefold())
-        for code in _LANGUAGES_OF.get(word, ())
-    )
-    (first, most), (_, next_most) = [*hits.most_common(2), ("", 0), ("", 0)][:2]
-    return first if most > next_most else ""
+    hits: Counter[str] = Counter()
+    for word in re.findall(r"[^\W\d_]{2,}(?:'t)?", text.casefold()):
+        hits.update(_LANGUAGES_OF.get(word, ()))
+    listed = hits.most_common(2)
+    is_tie = len(listed) == 2 and listed[0][1] == listed[1][1]
+    return listed[0][0] if listed and not is_tie else ""

@@ -84,7 +84,8 @@ def without_quotations(text: str) -> str:
     """The text without quoted lines, their attributions, and all that
     follows the head of an earlier mail.
     """
-    lines, kept, at = text.split("\n"), list[str](), 0
+    lines, at = text.split("\n"), 0
+    kept: list[str] = []
     while at < len(lines):
         line = lines[at][:LINE]
         if _ORIGINAL.fullmatch(line) or _is_head(lines, at):
@@ -150,14 +151,16 @@ def without_signature(text: str) -> str:
 
 def _signature(lines: Sequence[str]) -> int:
     """The index of the first line of a signature; `len(lines)` without one."""
-    cut, size, count = len(lines), 0, 0
+    cut = len(lines)
+    size = count = 0
     for at in range(len(lines) - 1, -1, -1):
         line = lines[at][:LINE].rstrip("\r")
         if _DASHES.fullmatch(line) or _CLOSING.fullmatch(line.rstrip()):
             cut = at
         if not line.strip():
             continue
-        size, count = size + len(lines[at]), count + 1
+        size += len(lines[at])
+        count += 1
         is_said = _POSTSCRIPT.match(line) or line.rstrip().endswith("?")
         if is_said or count > SIGNATURE_LINES or size > SIGNATURE_SIZE:
             break

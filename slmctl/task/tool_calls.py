@@ -316,8 +316,11 @@ class CallForm:
 
     def shown(self, call: ToolCall | None) -> str:
         """The text of a call as it is decoded, without control tokens."""
-        before, between, after = map(self.bare, (self.before, self.between, self.after))
-        return CallForm(before, between, after).write(call)
+        return self._shown_form.write(call)
+
+    @property
+    def _shown_form(self) -> CallForm:
+        return CallForm(self.bare(self.before), self.bare(self.between), self.bare(self.after))
 
     def read(self, text: str) -> ToolCall | None:
         """The call that a model has written, its control tokens shown or not; None for no call.
@@ -328,14 +331,14 @@ class CallForm:
         text = self.bare(text)
         if text == NO_CALL:
             return None
-        before, between, after = map(self.bare, (self.before, self.between, self.after))
-        name = NAME.match(text, len(before))
-        if not text.startswith(before) or name is None or not text.endswith(after):
+        form = self._shown_form
+        name = NAME.match(text, len(form.before))
+        if name is None or not text.startswith(form.before) or not text.endswith(form.after):
             raise DataError(f"'{text[:60]}' is no call")
-        rest = text[name.end() : len(text) - len(after)].lstrip()
-        if not rest.startswith(between):
+        rest = text[name.end() : len(text) - len(form.after)].lstrip()
+        if not rest.startswith(form.between):
             raise DataError(f"'{text[:60]}' is no call")
-        return _call(name.group(), _json(rest[len(between) :]))
+        return _call(name.group(), _json(rest.removeprefix(form.between)))
 
     def bare(self, text: str) -> str:
         """A text as it is decoded: without the form's control tokens,
@@ -406,28 +409,24 @@ def form_of(render: Render, *, end: str, special_tokens: Sequence[str]) -> CallF
     """
     # templates want arguments as values or as text, and the content empty or null
     for as_text, content in itertools.product((False, True), ("", None)):
-        texts = [
-            _written(render, _message(call, as_text=as_text, content=content), end)
-            for call in _PROBES
-        ]
+        messages = [_message(call, as_text=as_text, content=content) for call in _PROBES]
+        texts = [_written(render, message, end) for message in messages]
         if None in texts or not _shows_tools(render):
             continue
-        first = str(texts[0])
-        before, name, rest = first.partition(_PROBES[0].name)
-        between, arguments, after = rest.partition(_arguments(_PROBES[0].arguments))
-        held = before + between + after
-        control = tuple(token for token in special_tokens if token in held)
-        form = CallForm(before, between, after, control=control)
-        bare = not before or NO_CALL.startswith(before[0])
-        if (
-            name
-            and arguments
-            and not bare
-            and [form.write(call) for call in _PROBES] == texts
-            and _reads(form)
-        ):
+        form = _form_in(str(texts[0]), special_tokens)
+        if form is not None and [form.write(call) for call in _PROBES] == texts and _reads(form):
             return form
     return OWN
+
+
+def _form_in(text: str, special_tokens: Sequence[str]) -> CallForm | None:
+    """The form in which a text writes the first probe; None if it cannot be told from others."""
+    name, arguments = _PROBES[0].name, _arguments(_PROBES[0].arguments)
+    match = re.fullmatch(f"(.*?){re.escape(name)}(.*?){re.escape(arguments)}(.*)", text, re.DOTALL)
+    if match is None or not match[1] or NO_CALL.startswith(match[1][0]):
+        return None
+    control = tuple(token for token in special_tokens if token in "".join(match.groups()))
+    return CallForm(match[1], match[2], match[3], control=control)
 
 
 def _reads(form: CallForm) -> bool:

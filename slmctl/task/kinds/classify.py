@@ -51,22 +51,20 @@ def label_in(text: str, labels: Sequence[str]) -> str | None:
     whole = by_words.get(tuple(words), [])
     if len(whole) == 1:
         return whole[0]
-    runs = {
-        tuple(words[k : k + size])
-        for size in set(map(len, by_words))
-        for k in range(len(words) - size + 1)
-    }
+    runs: set[tuple[str, ...]] = set()
+    for size in set(map(len, by_words)):
+        runs |= {tuple(words[k : k + size]) for k in range(len(words) - size + 1)}
     within = [key for key in by_words if key and key in runs]
-    longest = [
-        key
-        for key in within
-        if not any(key != other and _stands_in(key, list(other)) for other in within)
-    ]
+
+    def is_part(key: tuple[str, ...]) -> bool:
+        """True for words that stand in those of another label."""
+        return any(key != other and _stands_in(key, other) for other in within)
+
+    longest = [key for key in within if not is_part(key)]
     matches = [label for key in longest for label in by_words[key]]
     return matches[0] if len(matches) == 1 else None
 
 
 def _stands_in(part: Sequence[str], text: Sequence[str]) -> bool:
-    return any(
-        tuple(text[k : k + len(part)]) == tuple(part) for k in range(len(text) - len(part) + 1)
-    )
+    starts = range(len(text) - len(part) + 1)
+    return any(tuple(text[start : start + len(part)]) == tuple(part) for start in starts)

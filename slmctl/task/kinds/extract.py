@@ -80,9 +80,9 @@ def object_in(text: str) -> str:
     It takes linear time, as the text is foreign.
     """
     for part in text.split("```")[1:-1]:
-        language, line_break, inner = part.partition("\n")
-        if line_break and language.strip().lower() in ("", "json"):
-            return inner.strip()
+        language, *inner = part.split("\n", 1)
+        if inner and language.strip().lower() in ("", "json"):
+            return inner[0].strip()
     return text[text.find("{") : text.rfind("}") + 1]
 
 
