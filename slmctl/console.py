@@ -258,7 +258,9 @@ class Meter:
     """Counts completed work, and shows its speed and, if the total is known, the remaining time."""
 
     def __init__(self, label: str, total: int | None, unit: str, done: int = 0) -> None:
-        self.label, self.total, self.unit = label, total, unit
+        self.label = label
+        self.total = total
+        self.unit = unit
         # work of an earlier run, which is not counted for the speed
         self.done = self._before = done
         self.note = ""
@@ -270,7 +272,9 @@ class Meter:
         """Count `count` more completed units; `note` replaces the words at the end of the line."""
         now = time.monotonic()
         if not self._begun:  # the first units include loading, and would distort the speed
-            self._begun, self._start, self._before = True, now, self.done + count
+            self._begun = True
+            self._start = now
+            self._before = self.done + count
         self.done += count
         self.note = note or self.note
         if _level < 0 or now - self._start < SHOW_AFTER_S:

@@ -25,7 +25,9 @@ DEVICE_NODES = {
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 # Parameters of mallopt(3), and the largest value that it takes.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MOST = -1, -3, 2**31 - 1
+_TRIM_THRESHOLD = -1
+_MMAP_THRESHOLD = -3
+_MOST = 2**31 - 1
 
 
 def accelerator() -> str:

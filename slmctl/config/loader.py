@@ -201,7 +201,9 @@ _REPLACED = {
 
 def _explain(item: Any, values: Mapping[str, Any]) -> str:
     """A pydantic error as a sentence for the author of the file."""
-    loc, kind, context = item["loc"], item["type"], item.get("ctx", {})
+    loc = item["loc"]
+    kind = item["type"]
+    context = item.get("ctx", {})
     value = _value_at(values, loc)
     shown = mask(repr(value))
     if kind == "extra_forbidden":

@@ -109,7 +109,9 @@ def _seconds(model: Any, threads: int) -> list[float]:
         lc.llama_memory_clear(lc.llama_get_memory(context), True)
         batch.n_tokens = count
         for k in range(count):
-            batch.token[k], batch.pos[k], batch.n_seq_id[k] = k, k, 1
+            batch.token[k] = k
+            batch.pos[k] = k
+            batch.n_seq_id[k] = 1
             batch.seq_id[k][0], batch.logits[k] = 0, int(k == count - 1)
         begun = time.perf_counter()
         failed = lc.llama_decode(context, batch)

@@ -105,7 +105,9 @@ class KeptPrefixes:
             self._model.decode(
                 [(token, start + k, new.sequence, False) for k, token in enumerate(part)]
             )
-        new.adapter, new.tokens, new.used = adapter, prefix, self._requests
+        new.adapter = adapter
+        new.tokens = prefix
+        new.used = self._requests
 
     def _forget(self, entry: _Prefix) -> None:
         self._model.forget(entry.sequence)

@@ -72,7 +72,9 @@ class LlamaModel:
         self.n_vocab = lc.llama_vocab_n_tokens(self.vocab)
         self.cells = context * sequences
         settings = lc.llama_context_default_params()
-        settings.n_ctx, settings.n_batch, settings.n_ubatch = self.cells, BATCH, BATCH
+        settings.n_ctx = self.cells
+        settings.n_batch = BATCH
+        settings.n_ubatch = BATCH
         others = self.sequences + kept_prefixes.count_of(self.recurrent, len(adapters))
         # each of a recurrent model has a state of its own
         self.spare = (
@@ -189,11 +191,9 @@ class LlamaModel:
         count = len(items)
         tokens, positions, sequences, needed = zip(*items, strict=True)
         self.batch.n_tokens = count
-        self._tokens[:count], self._positions[:count], self._needed[:count] = (
-            tokens,
-            positions,
-            needed,
-        )
+        self._tokens[:count] = tokens
+        self._positions[:count] = positions
+        self._needed[:count] = needed
         for k, sequence in enumerate(sequences):
             self.batch.seq_id[k][0] = sequence
         status = lc.llama_decode(self.context, self.batch)

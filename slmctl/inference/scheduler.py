@@ -136,7 +136,10 @@ class Scheduler:
         *,
         spare: int = 0,
     ) -> None:
-        self.model, self.context, self.send, self.grammars = model, context, send, grammars
+        self.model = model
+        self.context = context
+        self.send = send
+        self.grammars = grammars
         self.slots, self.spare = slots, spare
         places = slots + self.spare
         self.free = list(range(places, 0, -1))
@@ -240,11 +243,9 @@ class Scheduler:
             if isinstance(state, str):
                 self._fail(sequence, state)
             else:
-                tokens, sequence.chosen, sequence.grammar = (
-                    [*sequence.chosen, *state.forced],
-                    [],
-                    state,
-                )
+                tokens = [*sequence.chosen, *state.forced]
+                sequence.chosen = []
+                sequence.grammar = state
                 self._append(sequence, tokens)
 
     def _require_fit(self, sequence: Sequence, request: Request) -> None:

@@ -223,7 +223,9 @@ class Supervised:
             listener.start()
             undo.pop_all()  # the listener ends them, when it has read why the child died
         self.info, self._heard = info, time.monotonic()
-        self._child, self._outbox, self._listener = child, outbox, listener
+        self._child = child
+        self._outbox = outbox
+        self._listener = listener
         # without a thread left it is not watched, and answers all the same
         with contextlib.suppress(RuntimeError):
             threading.Thread(target=self._watch, args=(child, outbox), daemon=True).start()

@@ -111,7 +111,9 @@ def describe(name: str, cells: Sequence[Any], counts: Mapping[str, int] | None =
         for value, rows in (counts or Counter(values)).items():
             by_label.update(dict.fromkeys(_names(value, separator), rows))
         between = f", with '{separator}' between" if separator else ""
-        kind, reason, counts = "labels", f"{len(by_label)} labels, several a row{between}", by_label
+        kind = "labels"
+        reason = f"{len(by_label)} labels, several a row{between}"
+        counts = by_label
     return Column(
         name=name,
         kind=kind,

@@ -82,7 +82,9 @@ class _Sample:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Cell]] = []
-        self._distance, self._seen, self._characters = 1, 0, 0
+        self._distance = 1
+        self._seen = 0
+        self._characters = 0
 
     def add(self, row: dict[str, Cell]) -> None:
         if self._seen % self._distance == 0:

@@ -192,7 +192,9 @@ def schema_name(proposal: Proposal) -> str:
 
 def _values(proposal: Proposal, folder: Path) -> dict[str, object]:
     """The names that the template knows."""
-    data, task, base = proposal.data, proposal.task, proposal.base.source
+    data = proposal.data
+    task = proposal.task
+    base = proposal.base.source
     labels = sorted(proposal.labels)
     parts = data.parts or [SplitPart({}, "", data.look.rows)]
     origins = [

@@ -12,7 +12,10 @@ import yaml
 
 MAX_FRONT_MATTER = 1 << 17  # bytes of the card's beginning that are read
 MAX_DEPTH = 16  # of nested lists and mappings
-MAX_LICENSE, MAX_LANGUAGES, MAX_CODE = 100, 256, 40  # characters, entries, characters of an entry
+# characters, entries, characters of an entry
+MAX_LICENSE = 100
+MAX_LANGUAGES = 256
+MAX_CODE = 40
 
 
 @dataclass(frozen=True)

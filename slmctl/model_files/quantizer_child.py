@@ -143,7 +143,9 @@ def _compute(
         lc.llama_memory_clear(lc.llama_get_memory(context), True)
         batch.n_tokens = len(row["tokens"])
         for k, token in enumerate(row["tokens"]):
-            batch.token[k], batch.pos[k], batch.n_seq_id[k] = token, k, 1
+            batch.token[k] = token
+            batch.pos[k] = k
+            batch.n_seq_id[k] = 1
             batch.seq_id[k][0], batch.logits[k] = 0, int(k in positions)
         status = lc.llama_decode(context, batch)
         if status != 0:

@@ -196,7 +196,9 @@ class ShardWriter:
     def _open(self, number: int) -> None:
         if self._stream is not None:
             self._stream.close()
-        shard, place, header = self.shards[number], 0, {"__metadata__": {"format": "pt"}}
+        shard = self.shards[number]
+        place = 0
+        header = {"__metadata__": {"format": "pt"}}
         for tensor in shard:
             entry: Any = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape)}
             header[tensor.name] = entry | {"data_offsets": [place, place + tensor.size]}

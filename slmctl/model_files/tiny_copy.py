@@ -17,7 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 WIDTH, INNER = 128, 256  # of the residual stream, and inside an MLP, unless heads need more
 # attention heads, experts of a layer, columns of a recurrent state
-HEADS, EXPERTS, STATES = 2, 4, 32
+HEADS = 2
+EXPERTS = 4
+STATES = 32
 WINDOW = 32  # tokens of a sliding window
 LEAST_LAYERS, MOST_LAYERS = 2, 16
 

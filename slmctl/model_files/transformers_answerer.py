@@ -151,7 +151,10 @@ class HfAnswerer(Answering):
         matmul_dtype: str = "float32",
         whole_labels: bool = False,
     ) -> None:
-        self.labels, self.end, self.max_tokens, self._whole = labels, end, max_tokens, whole_labels
+        self.labels = labels
+        self.end = end
+        self.max_tokens = max_tokens
+        self._whole = whole_labels
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.matmul_dtype = "bfloat16" if self.device == "cuda" else matmul_dtype
         if self.device == "cpu":

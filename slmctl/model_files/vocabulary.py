@@ -87,7 +87,12 @@ CONTROL_BY_NAME = frozenset(
 # texts that the converter takes for control tokens
 _TURN = re.compile(r"<\|.*\|>|<｜.*｜>|<pad>|<mask>", re.DOTALL)
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE_PIECE = 1, 2, 3, 4, 6  # types of a piece
+# types of a piece
+_NORMAL = 1
+_UNKNOWN = 2
+_CONTROL = 3
+_USER_DEFINED = 4
+_BYTE_PIECE = 6
 
 
 def control_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> set[str]:

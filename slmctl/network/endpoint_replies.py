@@ -70,7 +70,10 @@ class EndpointError(Exception):
         pause_s: float = 0.0,
     ) -> None:
         super().__init__(message)
-        self.message, self.kind, self.status, self.pause_s = message, kind, status, pause_s
+        self.message = message
+        self.kind = kind
+        self.status = status
+        self.pause_s = pause_s
 
 
 @dataclass(frozen=True)

@@ -122,12 +122,10 @@ class EndpointClient:
         droppable: Sequence[str] = DROPPABLE,
         api: Api = CHAT,
     ) -> None:
-        self.url, self.model, self.timeout_s, self.proxy = (
-            address(url, api),
-            model,
-            timeout_s,
-            proxy,
-        )
+        self.url = address(url, api)
+        self.model = model
+        self.timeout_s = timeout_s
+        self.proxy = proxy
         self._api: Api = api
         self.host = urlsplit(self.url).hostname or ""
         self.attempts = 0  # requests sent, including those that were refused for an option

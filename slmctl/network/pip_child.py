@@ -20,12 +20,10 @@ MEMORY = 4 << 30  # limit of pip's memory in bytes
 
 
 def main() -> None:
-    place, hosts, largest, arguments = (
-        Path(sys.argv[1]),
-        json.loads(sys.argv[2]),
-        int(sys.argv[3]),
-        sys.argv[4:],
-    )
+    place = Path(sys.argv[1])
+    hosts = json.loads(sys.argv[2])
+    largest = int(sys.argv[3])
+    arguments = sys.argv[4:]
     bound(data=MEMORY, file_bytes=largest)  # an index may send an endless page or file
     guard.seal()
     sys.argv = ["pip", *arguments]

@@ -95,7 +95,9 @@ class KnownSizes:
 
     def answering_seconds(self, count: int | None) -> float | None:
         """Time in which one model answers `count` rows; None where it is not known."""
-        rate, rows, model = self.rates.get("float32"), self.rows, self.model
+        rate = self.rates.get("float32")
+        rows = self.rows
+        model = self.model
         if rate is None or rows is None or count is None or model is None:
             return None
         generated = 1 if _chooses(self.settings) else GENERATED

@@ -149,7 +149,9 @@ def unguarded(project: Project, report: Artifact) -> str:
     asks for both.
     """
     figures = report_of(report)
-    model, metric, encode = released(figures), figures["primary_metric"], project.config.encode
+    model = released(figures)
+    metric = figures["primary_metric"]
+    encode = project.config.encode
     for name, command in gates.CHEAP.items():
         pair = pair_of(figures, model, name) if name in figures["baselines"] else None
         if pair is None or any(gate.against == name for gate in project.config.gates):

@@ -143,7 +143,9 @@ class Collector:
         chance: Callable[[], float] = _RANDOM.random,
         now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
     ) -> None:
-        self.settings, self._chance, self._now = settings, chance, now
+        self.settings = settings
+        self._chance = chance
+        self._now = now
         self._feedback = settings.to / FEEDBACK
         try:
             if not settings.to.exists():

@@ -117,14 +117,22 @@ class _Request:
         free: Callable[[], None],
         number: int,
     ) -> None:
-        self.gateway, self.checked, self.running, self.http = gateway, checked, running, http
-        self.exchange, self.place, self._free, self.number = exchange, place, free, number
+        self.gateway = gateway
+        self.checked = checked
+        self.running = running
+        self.http = http
+        self.exchange = exchange
+        self.place = place
+        self._free = free
+        self.number = number
         self.body: JsonObject = {}
         self.note: Note = http.state.note
         self.note.fields |= {"stream": checked.stream, "model": checked.model.name}
         if gateway.settings.log_texts:
             self.note.fields["prompt"] = checked.text
-        self.route, self.reason, self.name = "local", NO_POLICY, checked.model.name
+        self.route = "local"
+        self.reason = NO_POLICY
+        self.name = checked.model.name
         self.routed: Routed | None = None  # where a policy decides
         self._closed = False
 
@@ -181,7 +189,9 @@ class _Request:
             log=self.gateway.log,
         )
         self.routed = routed = await self.exchange.beside(work)
-        self.route, self.reason, self.name = routed.route, routed.reason, routed.model
+        self.route = routed.route
+        self.reason = routed.reason
+        self.name = routed.model
         if routed.route != "local":
             used = {
                 "prompt_tokens": routed.prompt_tokens,
@@ -299,11 +309,9 @@ class _Request:
 
     def _count(self, seconds: float) -> None:
         """Count a whole answer, and have it collected."""
-        metrics, name, choices = (
-            self.gateway.metrics,
-            self.checked.model.name,
-            self.exchange.choices,
-        )
+        metrics = self.gateway.metrics
+        name = self.checked.model.name
+        choices = self.exchange.choices
         lasts = [choice.last for choice in choices]
         used = self.checked.usage(lasts)
         metrics.answers.labels(name, self.route, self.reason).inc()

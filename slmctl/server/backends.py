@@ -86,7 +86,9 @@ class LocalEngine:
         """Nothing: the engine is asked for a sign of life all the time."""
 
     def start(self, log: Log, metrics: Metrics) -> None:
-        self._loop, self._log, self._metrics = asyncio.get_running_loop(), log, metrics
+        self._loop = asyncio.get_running_loop()
+        self._log = log
+        self._metrics = metrics
         self.engine.on_death = lambda: self._later(self._died)
 
     def fault_of(self, form: str) -> str:
@@ -268,7 +270,9 @@ def _question(checked: CheckedRequest, index: int) -> EndpointRequest:
     """One choice as another server is asked: the conversation as it is
     rendered here, its control tokens broken up.
     """
-    request, task, turns = checked.requests[index], checked.model.task, checked.turns[index]
+    request = checked.requests[index]
+    task = checked.model.task
+    turns = checked.turns[index]
     options: dict[str, object] = {"top_p": request.top_p, "seed": request.seed}
     if turns:
         options |= {"logprobs": True} | (

@@ -197,7 +197,9 @@ class BoundedConnection(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def on_message_begin(self) -> None:
-        self._within, self._framing, self._body = True, 0, 0
+        self._within = True
+        self._framing = 0
+        self._body = 0
         if not self._heading:
             if self._idle:
                 self._wait_for_head()

@@ -28,7 +28,9 @@ class EventStream(Response):
             None, media_type="text/event-stream", headers={**headers, "cache-control": "no-store"}
         )
         del self.headers["content-length"]
-        self._parts, self._deadline, self._close = parts, deadline, close
+        self._parts = parts
+        self._deadline = deadline
+        self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

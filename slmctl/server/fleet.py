@@ -62,7 +62,9 @@ class Fleet:
     ) -> None:
         self.releases = {release.name: release for release in releases}
         self.running: dict[str, RunningModel] = {}
-        self.settings, self.keys, self.collector = settings, keys, collector
+        self.settings = settings
+        self.keys = keys
+        self.collector = collector
         self.escalation = escalation
         self._faults: dict[str, str] = {}  # why the release of a name could not be loaded
         # why the newest release of a name is not the one that is loaded

@@ -39,7 +39,9 @@ class Gateway:
     """The state of a running server."""
 
     def __init__(self, fleet: Fleet, log: Log) -> None:
-        self.fleet, self.log, self.metrics = fleet, log, Metrics()
+        self.fleet = fleet
+        self.log = log
+        self.metrics = Metrics()
         self.settings = fleet.settings
         self.limits = Limits(self.settings.sequences, self.settings.max_waiting_requests)
         self.readers = Places(file_parts.TOGETHER, one_each=True)

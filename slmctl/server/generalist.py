@@ -39,7 +39,9 @@ class GeneralistError(Exception):
 
     def __init__(self, reason: str, *, pause_s: float = 0.0, counts: bool = True) -> None:
         super().__init__(reason)
-        self.reason, self.pause_s, self.counts = reason, pause_s, counts
+        self.reason = reason
+        self.pause_s = pause_s
+        self.counts = counts
 
 
 class Breaker:
@@ -51,7 +53,9 @@ class Breaker:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._failed, self._until, self._trying = 0, 0.0, False
+        self._failed = 0
+        self._until = 0.0
+        self._trying = False
 
     @property
     def is_open(self) -> bool:
@@ -66,7 +70,9 @@ class Breaker:
         return True
 
     def succeeded(self) -> None:
-        self._failed, self._until, self._trying = 0, 0.0, False
+        self._failed = 0
+        self._until = 0.0
+        self._trying = False
 
     def failed(self, pause_s: float = 0.0) -> None:
         """Count a failure; `pause_s` is the pause that the endpoint itself asked for."""

@@ -27,7 +27,10 @@ class RequestError(Exception):
         retry_after_s: float = 1.0,
     ) -> None:
         super().__init__(message)
-        self.message, self.param, self.status, self.code = message, param, status, code
+        self.message = message
+        self.param = param
+        self.status = status
+        self.code = code
         self.retry_after_s = max(1, math.ceil(retry_after_s))
 
 

@@ -127,7 +127,9 @@ class Escalation:
         prices: MachinePrices | None = None,
         decisions: Path | None = None,
     ) -> None:
-        self.generalist, self.prices, self.decisions = generalist, prices, decisions
+        self.generalist = generalist
+        self.prices = prices
+        self.decisions = decisions
         # of decisions: a disk that is full or slow holds up no answer
         self._file: Log | None = None
         self._begun = time.monotonic()

@@ -79,13 +79,11 @@ class Router:
         escalation: Escalation,
         refuse: Sequence[str] = (),
     ) -> None:
-        self.policy, self.task, self.name, self.escalation, self.refuse = (
-            policy,
-            task,
-            name,
-            escalation,
-            refuse,
-        )
+        self.policy = policy
+        self.task = task
+        self.name = name
+        self.escalation = escalation
+        self.refuse = refuse
         self.generalist = escalation.generalist
         self._choice = untuned_prompt.choice(task, escalation.api)
         # own threads: one that hangs takes none from the server

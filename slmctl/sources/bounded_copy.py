@@ -25,7 +25,9 @@ def copy(descriptor: int, out: IO[bytes], limits: SourceLimits, *, title: str) -
     Raises:
         DataError: The copy takes longer or is larger than `limits`.
     """
-    end, left, lines = time.monotonic() + limits.timeout_s, limits.size_bytes, 0
+    end = time.monotonic() + limits.timeout_s
+    left = limits.size_bytes
+    lines = 0
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     while True:

@@ -39,7 +39,9 @@ class TrainingRows:
         self._rows = rows
         counts = [Counter(_words(text)) for text, _ in rows]
         self._vocabulary: dict[str, int] = {}
-        words, owners, weights = [], [], []
+        words = []
+        owners = []
+        weights = []
         for owner, count in enumerate(counts):
             for word, times in count.items():
                 words.append(self._vocabulary.setdefault(word, len(self._vocabulary)))

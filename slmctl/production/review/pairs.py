@@ -136,7 +136,9 @@ class JudgedModels:
             raise UsageError(
                 "both models gave the same answers", hint="two models whose answers differ"
             )
-        models, queue, equal = (first.digest, second.digest), [], 0
+        models = (first.digest, second.digest)
+        queue = []
+        equal = 0
         for record, *answered in zip(records, *read, strict=True):
             if any(line.get("not_sent") for line in answered):
                 continue

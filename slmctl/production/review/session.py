@@ -102,7 +102,9 @@ class DecisionSession(Generic[RowT, LineT]):
         reviewer: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.queue, self.output, self.reviewer = queue, output, reviewer.strip()
+        self.queue = queue
+        self.output = output
+        self.reviewer = reviewer.strip()
         if not self.reviewer or len(self.reviewer) > MAX_NAME or not self.reviewer.isprintable():
             raise UsageError(
                 f"a reviewer has a name of 1 to {MAX_NAME} characters", hint="--reviewer NAME"

@@ -120,7 +120,9 @@ class DecisionForm(Form):
         return value if isinstance(value, str) and value else None
 
     def whole(self, answer: WholeReply) -> JsonObject:
-        checked, choice, extra = answer.checked, answer.choices[0], answer.extras[0]
+        checked = answer.checked
+        choice = answer.choices[0]
+        extra = answer.extras[0]
         shares = choice.last["distribution"]
         # the generalist tells its label, and no probability of others
         if extra["route"] != "local":

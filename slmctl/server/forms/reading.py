@@ -73,12 +73,10 @@ class _InParts:
         ]
         # of parts that are not shown yet
         self._tokens: list[list[TokenInfo]] = [[] for _ in checked.requests]
-        self.opening, self.call, self.ending, self.failed = (
-            form.opening,
-            form.call,
-            form.ending,
-            form.failed,
-        )
+        self.opening = form.opening
+        self.call = form.call
+        self.ending = form.ending
+        self.failed = form.failed
 
     def piece(self, index: int, event: Event) -> bytes:
         self._tokens[index] += event.get("tokens", [])

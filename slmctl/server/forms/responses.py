@@ -58,7 +58,9 @@ REPEATED_OF_CALLS = (*REPEATED, "tools", "tool_choice")
 class ResponseForm(Form):
     """Responses, whole and as typed events."""
 
-    path, question, schema_option = "/v1/responses", "input", "text.format"
+    path = "/v1/responses"
+    question = "input"
+    schema_option = "text.format"
     reads = options.EVERYWHERE | {
         "input",
         "instructions",

@@ -157,7 +157,9 @@ def write_rows(source: Source, out: IO[bytes], limits: SourceLimits) -> None:
     title, keep = source.name or source.local.name, _keeps_scanned(source)
     unread: list[str] = []
     unused = 0
-    end, left, count = time.monotonic() + limits.timeout_s, limits.size_bytes, 0
+    end = time.monotonic() + limits.timeout_s
+    left = limits.size_bytes
+    count = 0
     with console.progress(f"reading {console.shown(title, 60)}", len(named), "documents") as meter:
         for reply in _replies(source, named):
             own = _fault_of(reply, keep=keep)

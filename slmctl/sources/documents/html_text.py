@@ -117,7 +117,9 @@ def text_of(source: str) -> str:
     if "<" not in source:
         return _decoded(source)
     writer = _Writer(folds=any(_breaks(match["name"].lower()) for match in _TAG.finditer(source)))
-    place, is_html, unclosed = 0, False, set[str]()
+    place = 0
+    is_html = False
+    unclosed = set[str]()
     while (start := source.find("<", place)) >= 0:
         if source.startswith("<!--", start):
             writer.text(source[place:start])

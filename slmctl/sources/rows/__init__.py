@@ -116,11 +116,9 @@ def opened(
             encoding.
         UsageError: The sheet or encoding does not exist, or the format has none.
     """
-    sheet, encoding, header_row = (
-        options.get("sheet"),
-        options.get("encoding"),
-        options.get("header_row"),
-    )
+    sheet = options.get("sheet")
+    encoding = options.get("encoding")
+    header_row = options.get("header_row")
     require_file(path)
     kind = options.get("format") or format_of(path)
     if sheet is not None and kind not in _SHEETS:

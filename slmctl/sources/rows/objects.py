@@ -207,7 +207,9 @@ class _Window:
 
     def __init__(self, stream: TextIO, file: str) -> None:
         self.file = file
-        self._stream, self._text, self._at = stream, "", 0
+        self._stream = stream
+        self._text = ""
+        self._at = 0
         self._decoder = _Decoder()
         self._let_go = 0  # number of characters before `_text`, which are no longer held
 

@@ -24,11 +24,9 @@ def baselines(
     against the rest. copy: the input as it is. empty: an empty text, or `{}` for `extract`.
     no_call: never calling a tool.
     """
-    rules, texts, labels = (
-        task.rules,
-        [record.input for record in records],
-        [record.answer for record in train],
-    )
+    rules = task.rules
+    texts = [record.input for record in records]
+    labels = [record.answer for record in train]
 
     def linear() -> Answers:
         model = linear_baseline.fit(

@@ -92,7 +92,9 @@ def _entry(
     the decision for the one in question.
     """
     counts = Counter("won" if line.decision == better else line.decision for line in decisions)
-    same, neither, won = counts["same"], counts["neither"], counts["won"]
+    same = counts["same"]
+    neither = counts["neither"]
+    won = counts["won"]
     lost = len(decisions) - won - same - neither
     scores = [
         1.0 if line.decision == better else -(line.decision in ("first", "second"))

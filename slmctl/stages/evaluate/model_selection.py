@@ -104,7 +104,9 @@ def break_even(
         return None
     costs: dict[str, CostEntry] = {}
     for name, model in models.items():
-        tokens, rate, n = model.get("tokens"), model.get("rows_per_s"), model["n"]
+        tokens = model.get("tokens")
+        rate = model.get("rows_per_s")
+        n = model["n"]
         if not tokens or not n:
             continue
         api = prices.of_tokens(tokens["prompt"], tokens["completion"]) / n

@@ -157,11 +157,9 @@ def _share(
 ) -> MetricDifference:
     """Two shares of the same rows: exact McNemar test, Tango's interval."""
     a, b = (model.metrics[name].rows[:, 0] > 0 for model in (first, second))  # type: ignore[attr-defined] # a mean
-    only_first, only_second, n = (
-        int((a & ~b & mask).sum()),
-        int((b & ~a & mask).sum()),
-        int(mask.sum()),
-    )
+    only_first = int((a & ~b & mask).sum())
+    only_second = int((b & ~a & mask).sum())
+    n = int(mask.sum())
     effect = design_effect(b[mask].astype(np.float64) - a[mask], first.groups[mask])
     difference: MetricDifference = {
         "difference": (only_second - only_first) / n,

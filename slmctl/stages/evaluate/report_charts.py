@@ -34,7 +34,9 @@ def scores(view: ReportView) -> TwoWidths:
         (view.score(baseline), f"{baseline} {percent(view.score(baseline))}") if baseline else None
     )
     for name in view.competing:
-        value, (low, high), kind = view.score(name), view.interval(name), view.entries[name]["kind"]
+        value = view.score(name)
+        (low, high) = view.interval(name)
+        kind = view.entries[name]["kind"]
         colour = "c1" if name == view.focus else COLOURS.get(kind, "c3")
         text = f"{percent(value)} ({view.span(name)})"
         dots.append(Dot(name, value, low, high, text, colour, aside=view.kind(name).untuned))
@@ -74,7 +76,9 @@ def by_rows(curve: RowsCurve, focus: str) -> Markup:
     """Accuracy of cheap models over the rows that they learned, with 95
     % intervals, and of the tuned model.
     """
-    train, lines, alone = curve.points[-1][0], list[LineSeries](), focus.removesuffix(IN_SUM)
+    train = curve.points[-1][0]
+    lines = list[LineSeries]()
+    alone = focus.removesuffix(IN_SUM)
     tuned = curve.encoder is not None
     cheap = (
         ("frozen encoder" if tuned else "encoder and words", "c3", 1),
@@ -84,11 +88,9 @@ def by_rows(curve: RowsCurve, focus: str) -> Markup:
     for name, colour, k in cheap[all(both == words for _, both, words in curve.points) :]:
         points, bounds = list[Point](), (list[Point](), list[Point]())
         for point in curve.points:
-            x, share, interval = (
-                point[0] / train,
-                point[k] / curve.rows,
-                wilson(point[k], curve.rows),
-            )
+            x = point[0] / train
+            share = point[k] / curve.rows
+            interval = wilson(point[k], curve.rows)
             low, high = map(percent, interval)
             points.append(
                 Point(x, share, f"{count(point[0], 'row')}: {percent(share)} ({low} to {high})")

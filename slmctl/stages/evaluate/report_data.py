@@ -246,8 +246,12 @@ class ReportView:
         """(rows, their number, score of the focus, score of the release,
         difference), for all, old and new rows.
         """
-        release, focus, metric = self.report["release"], self.focus, self.metric
-        lines, pair, name = [], self.pair(release["name"], focus), release["name"]
+        release = self.report["release"]
+        focus = self.focus
+        metric = self.metric
+        lines = []
+        pair = self.pair(release["name"], focus)
+        name = release["name"]
         if pair is not None and metric in pair["metrics"]:
             lines.append(
                 (

@@ -193,11 +193,9 @@ def _judged(view: ReportView) -> Iterator[str]:
 
 def _judge(entry: JudgedEntry, judge: JudgeEntry) -> Iterator[str]:
     """Remarks on a judge: its agreement with people, the rate that both give, and how it errs."""
-    name, pairs, sure = (
-        judge["judge"],
-        judge["pairs"],
-        "surely" if judge["admitted"] else "not surely",
-    )
+    name = judge["judge"]
+    pairs = judge["pairs"]
+    sure = "surely" if judge["admitted"] else "not surely"
     if missing := judge["missing"]:
         yield (
             f"The judge {name} was never asked about {count(missing, 'pair')} that its figures "

@@ -157,13 +157,11 @@ class Judge:
         model: str,
         cleared: dict[str, Cleared] | None,
     ) -> None:
-        self.name, self.teacher, self.budget, self.currency, self._sets = (
-            teacher.name,
-            teacher,
-            budget,
-            currency,
-            sets,
-        )
+        self.name = teacher.name
+        self.teacher = teacher
+        self.budget = budget
+        self.currency = currency
+        self._sets = sets
         self.asker, self._cleared = (teacher.name, model, teacher.prompt_hash), cleared
 
     def plan(self) -> Iterator[str]:

@@ -104,13 +104,13 @@ class JournalTeacher(abc.ABC):
         votes: int,
         concurrency: int,
     ) -> None:
-        self.name, self.journal, self.votes, self.concurrency = (
-            teacher.name,
-            journal,
-            votes,
-            concurrency,
-        )
-        self._config, self._teacher, self._budget = config, teacher, budget
+        self.name = teacher.name
+        self.journal = journal
+        self.votes = votes
+        self.concurrency = concurrency
+        self._config = config
+        self._teacher = teacher
+        self._budget = budget
         self._keys: dict[tuple[str, int], str] = {}
 
     @abc.abstractmethod
@@ -168,7 +168,9 @@ class EndpointTeacher(JournalTeacher):
         super().__init__(
             config, teacher, journal, budget, votes=votes, concurrency=teacher.concurrency
         )
-        self._task, self._examples, self._cleared = task, examples, cleared
+        self._task = task
+        self._examples = examples
+        self._cleared = cleared
         self._choice = untuned_prompt.choice(task, teacher.api)
         self._pool = EndpointPool(
             [teacher.url],
@@ -305,7 +307,9 @@ class _PaidRequests:
     def __init__(
         self, journal: Journal, budget: Budget, read: Callable[[Reply], TeacherAnswer]
     ) -> None:
-        self._journal, self._budget, self._read = journal, budget, read
+        self._journal = journal
+        self._budget = budget
+        self._read = read
         self._keys: dict[int, str] = {}
         self._most: dict[int, float] = {}
 
@@ -346,7 +350,9 @@ class ReleaseTeacher(JournalTeacher):
     ) -> None:
         votes = config.votes if task.rules.is_free else 1
         super().__init__(config, teacher, journal, budget, votes=votes, concurrency=1)
-        self._task, self._model, self._loading = task, model, loading or Loading()
+        self._task = task
+        self._model = model
+        self._loading = loading or Loading()
         self.prompt_hash = sha256_bytes(canonical([self._task.digest, self._model.digest]))[7:19]
 
     def may_see(self, row: LabelRow) -> bool:

@@ -25,7 +25,9 @@ class EndpointAnswerer:
     """Answers through endpoints."""
 
     def __init__(self, pool: EndpointPool, task: Task, max_tokens: int) -> None:
-        self.pool, self.task, self.max_tokens = pool, task, max_tokens
+        self.pool = pool
+        self.task = task
+        self.max_tokens = max_tokens
 
     def answer(self, prompts: Sequence[Prompt]) -> Outcomes:
         calls = self.task.rules.calls  # no endpoint takes the grammar of calls

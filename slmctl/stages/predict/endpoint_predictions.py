@@ -59,7 +59,9 @@ def run(config: PredictConfig, *, model: Artifact, prepared: Artifact, out: Path
     examples = untuned_prompt.shots(
         task, read_records(prepared.file("train.jsonl")), settings["shots"]
     )
-    asking, api, logprobs = config.endpoint, settings.get("api", CHAT), "logprobs" in settings
+    asking = config.endpoint
+    api = settings.get("api", CHAT)
+    logprobs = "logprobs" in settings
     question = untuned_prompt.choice(
         task, api, [(example.input, example.answer) for example in examples]
     )

@@ -22,7 +22,9 @@ from slmctl.errors import DataError
 from slmctl.sources.rows.cells import Row
 
 # of a sheet, of a cell's characters: Excel's own
-MAX_ROWS, MAX_COLUMNS, MAX_TEXT = 1_048_576, 16_384, 32_767
+MAX_ROWS = 1_048_576
+MAX_COLUMNS = 16_384
+MAX_TEXT = 32_767
 _EXACT = 10**15  # Excel keeps 15 digits of a number
 _MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
 _LINKS = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"

@@ -138,7 +138,9 @@ class Publish(Stage[PublishConfig]):
             GateError: It would give something away.
             IntegrityError: The target has another release under the same version.
         """
-        project, to, shipment = self.project, self.settings.to, _shipment(self.project, made)
+        project = self.project
+        to = self.settings.to
+        shipment = _shipment(self.project, made)
         with _target(project, self.name) as target:
             plan = targets.plan(target, to, shipment)
             files = console.count(len(shipment.items), "file")
