@@ -61,14 +61,14 @@ def bases(
         entry = catalogue.find(name)
         print_result(options, _fields(entry, machine), _page(entry, machine))
         return
-    chosen = [
-        entry
-        for entry in catalogue.entries()
-        if (max_memory is None or machine.training_bytes(entry) <= max_memory * 1e9)
-        and (license is None or entry.license == license.lower())
-        and (language is None or entry.speaks(language))
-        and (not tools or entry.tools)
-    ]
+
+    def is_listed(entry: CatalogueEntry) -> bool:
+        fits = max_memory is None or machine.training_bytes(entry) <= max_memory * 1e9
+        is_licensed = license is None or entry.license == license.lower()
+        speaks = language is None or entry.speaks(language)
+        return fits and is_licensed and speaks and (not tools or bool(entry.tools))
+
+    chosen = [entry for entry in catalogue.entries() if is_listed(entry)]
     console = terminal()
     rows = [_row(entry, machine) for entry in chosen]
     lines = console.table_lines(COLUMNS, rows, wrapped="license", optional=OPTIONAL) if rows else []

@@ -147,14 +147,14 @@ def _release(view: ReportView) -> Iterator[str]:
     difference = old["differences"].get(view.focus, {}).get(view.metric) if old else None
     if old and difference is not None and difference["interval"][1] < 0:
         overall = view.difference(name, view.focus)
-        average = (
-            " although it is better on average" if overall is not None and overall.value > 0 else ""
-        )
+        is_better = overall is not None and overall.value > 0
+        average = " although it is better on average" if is_better else ""
         low, high = difference["interval"]
+        loss = _points(abs(difference["difference"]))
+        interval = f"{100 * low:+.1f} to {100 * high:+.1f}"
         yield (
-            f"On the {old['n']} rows that {name} already had {view.focus} scores "
-            f"{_points(abs(difference['difference']))} below it ({100 * low:+.1f} to "
-            f"{100 * high:+.1f}){average}."
+            f"On the {old['n']} rows that {name} already had {view.focus} scores {loss} below it "
+            f"({interval}){average}."
         )
     if release["trained_on"]:
         yield f"{name} was trained on {release['trained_on']} of these rows, which favours it."
@@ -174,11 +174,11 @@ def _judged(view: ReportView) -> Iterator[str]:
         decided, ties = entry["won"] + entry["lost"], entry["same"] + entry["neither"]
         groups = f" (rows of {count(entry['groups'], 'group')})" if "groups" in entry else ""
         low, high = (percent(bound) for bound in entry["interval"])
+        pair = f"{entry['model']} to {entry['against']}"
+        won = f"{entry['won']:,} of {decided:,} decided pairs{groups}"
+        rate = f"{percent(entry['win_rate'])} ({low} to {high})"
         yield (
-            f"People preferred {entry['model']} to {entry['against']} in {entry['won']:,} of "
-            f"{decided:,} decided pairs"
-            f"{groups}, and found {ties:,} alike: it wins {percent(entry['win_rate'])} ({low} to "
-            f"{high}), "
+            f"People preferred {pair} in {won}, and found {ties:,} alike: it wins {rate}, "
             f"{_decided(entry, 1 - view.confidence)}."
         )
         if "judge" in entry:
@@ -214,12 +214,12 @@ def _judge(entry: JudgedEntry, judge: JudgeEntry) -> Iterator[str]:
         if judge["tried"] > 1
         else ""
     )
+    admitted = "admitted" if judge["admitted"] else "not admitted"
+    agrees = f"{judge['right']} of {count(pairs, 'pair')}"
     yield (
-        f"The judge {name} is {'' if judge['admitted'] else 'not '}admitted: it agrees with people "
-        "on "
-        f"{judge['right']} of {count(pairs, 'pair')}, {sure} more than always the same "
-        f"({judge['same']}) and "
-        f"always the longer answer ({judge['longer']}).{tried}"
+        f"The judge {name} is {admitted}: it agrees with people on {agrees}, {sure} more than "
+        f"always the same ({judge['same']}) and always the longer answer ({judge['longer']})."
+        f"{tried}"
     )
     if "win_rate" in judge:
         low, high = (percent(bound) for bound in judge["interval"])
@@ -239,7 +239,8 @@ def _judge(entry: JudgedEntry, judge: JudgeEntry) -> Iterator[str]:
             f"{count(skipped, 'pair')} that people skipped "
             f"{'counts' if skipped == 1 else 'count'} for neither."
         )
-    (own, decided), (theirs, of_people) = judge["prefers_longer"], judge["people_prefer_longer"]
+    own, decided = judge["prefers_longer"]
+    theirs, of_people = judge["people_prefer_longer"]
     yield (
         f"{name} prefers the longer answer in {own} of {decided} decided pairs, people in {theirs} "
         f"of {of_people}. "
@@ -365,11 +366,12 @@ def _slices(view: ReportView) -> Iterator[str]:
             entry for entry in pair["slices"] if entry["p_holm"] < level and entry["difference"] < 0
         ]
         for entry in worse[:3]:
+            rows = f"{entry['by']} {entry['name']} (n={entry['n']})"
+            loss = _points(abs(entry["difference"]))
+            looks = f"{pair['slices_tested']} slices looked at"
             yield (
-                f"On the rows with {entry['by']} {entry['name']} (n={entry['n']}) {view.focus} "
-                "scores "
-                f"{_points(abs(entry['difference']))} below {name}: more than chance, of "
-                f"{pair['slices_tested']} slices looked at (Holm, {p_equation(entry['p_holm'])})."
+                f"On the rows with {rows} {view.focus} scores {loss} below {name}: more than "
+                f"chance, of {looks} (Holm, {p_equation(entry['p_holm'])})."
             )
 
 
