@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,11 +50,12 @@ def _write_splits(rows: RecordTable, fates: Fates, out: Path, *, own_ids: bool) 
         files = [stack.enter_context((out / f"{name}.jsonl").open("wb")) for name in SPLITS]
         ids = np.empty(len(rows), dtype="S16")
         used = Counter[bytes]()
-        repeats = own_ids or bool(((fates.repeats.equal >= 0) & (fates.fate == KEPT)).any())
-        for k, (line, fate, split) in enumerate(
-            zip(rows.lines(), fates.fate, fates.splits, strict=True)
-        ):
-            ids[k] = identity = line[ID]
+        kept_repeats = (fates.repeats.equal >= 0) & (fates.fate == KEPT)
+        repeats = own_ids or bool(kept_repeats.any())
+        records = zip(rows.lines(), fates.fate, fates.splits, strict=True)
+        for k, (line, fate, split) in enumerate(records):
+            identity = line[ID]
+            ids[k] = identity
             if fate != KEPT:
                 continue
             if repeats:
@@ -72,18 +74,22 @@ def _write_fingerprints(rows: RecordTable, fates: Fates, ids: np.ndarray, out: P
     """Write the hashes by which `slmctl trace` finds a row; of a redacted
     record also those of its redacted text.
     """
-    changed = (rows.digests != rows.old_digests).any(axis=1)
+    measures = rows.measures
+    changed = (measures.digests != measures.old_digests).any(axis=1)
     with row_fingerprints.FingerprintWriter(out / row_fingerprints.FILENAME) as writer:
         for split in row_fingerprints.SPLITS_AND_REJECTED:
-            indices = (
-                np.flatnonzero(fates.fate != KEPT) if split == "rejected" else fates.kept(split)
-            )
+            if split == "rejected":
+                indices = np.flatnonzero(fates.fate != KEPT)
+            else:
+                indices = fates.kept(split)
             for start in range(0, len(indices), AT_ONCE):
                 part = indices[start : start + AT_ONCE]
-                writer.add(split, _names(ids[part]), rows.old_digests[part], rows.old_compact[part])
+                old_compact = measures.old_compact[part]
+                writer.add(split, _names(ids[part]), measures.old_digests[part], old_compact)
                 redacted = part[changed[part]]
                 if len(redacted):
-                    digests, compact = rows.digests[redacted], rows.spill.compact[redacted]
+                    digests = measures.digests[redacted]
+                    compact = rows.spill.compact[redacted]
                     writer.add(split, _names(ids[redacted]), digests, compact, as_trained=True)
 
 
@@ -95,20 +101,23 @@ def _write_repeated(config: PrepareConfig, rows: RecordTable, fates: Fates, out:
     """Write the records that stay although they repeat or contradict
     another, with the place of the other.
     """
-    policy, repeats = config.duplicates, fates.repeats
-    listed = [("duplicate", repeats.equal)] if policy.exact == "list" else []
-    listed += [("near duplicate", repeats.near)] if policy.near == "list" else []
-    listed += [("conflict", repeats.conflict)]
-    lines = (
-        {
-            "rule": rule,
-            "source": place_of(config, rows, index),
-            "repeats": place_of(config, rows, int(other[index])),
-        }
-        for rule, other in listed
-        for index in np.flatnonzero(other >= 0).tolist()
-    )
-    write_jsonl(out / "repeated.jsonl", lines)
+    policy = config.duplicates
+    repeats = fates.repeats
+    listed = []
+    if policy.exact == "list":
+        listed.append(("duplicate", repeats.equal))
+    if policy.near == "list":
+        listed.append(("near duplicate", repeats.near))
+    listed.append(("conflict", repeats.conflict))
+
+    def lines() -> Iterator[dict[str, Any]]:
+        for rule, other in listed:
+            for index in np.flatnonzero(other >= 0).tolist():
+                source = place_of(config, rows, index)
+                first = place_of(config, rows, int(other[index]))
+                yield {"rule": rule, "source": source, "repeats": first}
+
+    write_jsonl(out / "repeated.jsonl", lines())
 
 
 def _write_overlap(
@@ -117,13 +126,12 @@ def _write_overlap(
     """Write every held-out record that shares a run of words with a
     training record, with the place of that one.
     """
-    lines = (
-        {
-            "split": split,
-            "source": place_of(config, rows, held_out),
-            "shares": place_of(config, rows, trained),
-        }
-        for split, measure in overlap.items()
-        for held_out, trained in measure.pairs
-    )
-    write_jsonl(out / "overlap.jsonl", lines)
+
+    def lines() -> Iterator[dict[str, Any]]:
+        for split, measure in overlap.items():
+            for held_out, trained in measure.pairs:
+                source = place_of(config, rows, held_out)
+                shares = place_of(config, rows, trained)
+                yield {"split": split, "source": source, "shares": shares}
+
+    write_jsonl(out / "overlap.jsonl", lines())

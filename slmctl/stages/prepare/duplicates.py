@@ -65,14 +65,17 @@ def find_repeats(
         return Repeats(equal, near, conflict, 1.0)
     close = equal.copy()
     close[alone] = rows.spill.near(CONFLICT, rows=alone, workers=workers)
+    digits = rows.measures.digits
+    answers = rows.measures.answers
     paired = np.flatnonzero(close >= 0)
     # another number or emoji is another question
-    paired = paired[rows.digits[paired] == rows.digits[close[paired]]]
+    paired = paired[digits[paired] == digits[close[paired]]]
     same = np.full(len(rows), -1, dtype=np.int64)
     same[paired] = close[paired]
-    differs = rows.answers[paired] != rows.answers[same[paired]]
-    conflict[paired[differs]] = same[paired[differs]]
-    return Repeats(equal, near, conflict, _accuracy_cap(near_duplicates.roots(same), rows.answers))
+    differing = paired[answers[paired] != answers[same[paired]]]
+    conflict[differing] = same[differing]
+    cap = _accuracy_cap(near_duplicates.roots(same), answers)
+    return Repeats(equal, near, conflict, cap)
 
 
 def near_held_out(
@@ -83,10 +86,8 @@ def near_held_out(
     """
     near = np.full(len(rows), -1, dtype=np.int64)
     if threshold < 1:
-        train, held_out = (
-            np.flatnonzero(kept & (splits == TRAIN)),
-            np.flatnonzero(kept & (splits != TRAIN)),
-        )
+        train = np.flatnonzero(kept & (splits == TRAIN))
+        held_out = np.flatnonzero(kept & (splits != TRAIN))
         near[train] = rows.spill.near(threshold, rows=train, among=held_out, workers=workers)
     return near
 
@@ -99,7 +100,8 @@ def _stays(rows: RecordTable, bound: np.ndarray, splits: np.ndarray) -> I64:
     displaces a held-out one.
     """
     own = np.arange(len(rows), dtype=np.int64)
-    keys = rows.digests.view(np.uint64) ^ minhash.mixed(rows.digits)[:, None]
+    signs = minhash.mixed(rows.measures.digits)
+    keys = rows.measures.digests.view(np.uint64) ^ signs[:, None]
 
     def first(preferred: np.ndarray) -> I64:
         order = np.argsort(~preferred, kind="stable")
@@ -110,8 +112,10 @@ def _stays(rows: RecordTable, bound: np.ndarray, splits: np.ndarray) -> I64:
 
     if not len(rows):
         return own
-    stays, held_out = first(bound > TRAIN), first(splits != TRAIN)
-    stays = np.where((bound[stays] == TRAIN) & (splits[held_out] != TRAIN), held_out, stays)
+    stays = first(bound > TRAIN)
+    held_out = first(splits != TRAIN)
+    gives_way = (bound[stays] == TRAIN) & (splits[held_out] != TRAIN)
+    stays = np.where(gives_way, held_out, stays)
     return np.where(stays == own, -1, stays)
 
 
@@ -120,7 +124,8 @@ def _accuracy_cap(root: I64, answers: np.ndarray) -> float:
     if not len(root):
         return 1.0
     order = np.lexsort((answers, root))
-    root, answers = root[order], answers[order]
+    root = root[order]
+    answers = answers[order]
     opens = np.ones(len(root), dtype=bool)
     opens[1:] = (root[1:] != root[:-1]) | (answers[1:] != answers[:-1])
     starts = np.flatnonzero(opens)

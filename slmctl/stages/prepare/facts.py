@@ -16,7 +16,14 @@ from slmctl.deduplication.ngram_overlap import Overlap
 from slmctl.metrics.label_typos import LabelTypo, label_typos
 from slmctl.pipeline.row_estimate import THIN
 from slmctl.stages.prepare import duplicates
-from slmctl.stages.prepare.fates import NEAR_HELD_OUT, Fates, RowPlace, place_of, rejected_rows
+from slmctl.stages.prepare.fates import (
+    KEPT,
+    NEAR_HELD_OUT,
+    Fates,
+    RowPlace,
+    place_of,
+    rejected_rows,
+)
 from slmctl.stages.prepare.limits import Swapped, swapped_columns
 from slmctl.stages.prepare.linear_model import LinearFacts
 from slmctl.stages.prepare.record_reader import ReadingPlan
@@ -153,7 +160,7 @@ class UnfitAnswers(TypedDict):
     places: list[str]
 
 
-class PrepareFacts(TypedDict):
+class RowCounts(TypedDict):
     task: str
     rows_in: int
     train: int
@@ -163,13 +170,33 @@ class PrepareFacts(TypedDict):
     rejected: int
     rejected_by_reason: dict[str, int]
     max_rejected: float
+
+
+class LabelSummary(TypedDict):
     labels: dict[str, dict[str, int]]
     label_typos: list[LabelTypo]
     # of thin labels: rows that repeat one held-out text, its split
     together: NotRequired[dict[str, tuple[int, str]]]
     unknown_labels: NotRequired[dict[str, int]]
-    cleaning: list[CleaningFact]
     renamed_labels: list[RenamedLabel]
+
+
+class PolicySummary(TypedDict):
+    sensitive: list[SensitiveFact]
+    sensitive_rows: int
+    sensitive_searched: list[str]
+    marked_answers: NotRequired[dict[str, int]]  # by kind: answers with a mark in place of a value
+
+
+class RepeatFacts(TypedDict):
+    duplicates: DuplicateFacts
+    conflicts: ConflictFacts
+    near_held_out: NearHeldOutFacts
+    overlap: OverlapFacts
+
+
+class ContentFacts(TypedDict):
+    cleaning: list[CleaningFact]
     swapped: Swapped | None
     linear: NotRequired[LinearFacts | None]
     suspects: NotRequired[SuspectFacts | None]
@@ -177,18 +204,14 @@ class PrepareFacts(TypedDict):
     standing: NotRequired[dict[str, list[int]]]
     unfit_answers: NotRequired[UnfitAnswers]
     odd_answers: dict[str, int]
-    sensitive: list[SensitiveFact]
-    sensitive_rows: int
-    sensitive_searched: list[str]
-    marked_answers: NotRequired[dict[str, int]]  # by kind: answers with a mark in place of a value
-    duplicates: DuplicateFacts
-    conflicts: ConflictFacts
-    near_held_out: NearHeldOutFacts
-    overlap: OverlapFacts
     splits: SplitFacts
     tokens: TokenFacts
     sources: list[SourceFacts]
     examples: dict[str, list[RowPlace]]
+
+
+class PrepareFacts(RowCounts, LabelSummary, PolicySummary, RepeatFacts, ContentFacts):
+    """Every fact of a prepared data set."""
 
 
 def collect(
@@ -198,112 +221,155 @@ def collect(
     overlap: dict[str, Overlap],
     plan: ReadingPlan,
 ) -> PrepareFacts:
-    kept = {split: fates.kept(split) for split in SPLITS}
-    unknown = Counter(row.reason for _, row in rows.rejected if row.rule == "unknown label")
-    every = rows.count(np.arange(len(rows)))
-    by_label = {split: rows.count(indices) for split, indices in kept.items()}
-    collected: PrepareFacts = {
-        "task": config.task.kind,
-        "rows_in": len(rows) + len(rows.rejected),
-        "train": len(kept["train"]),
-        "validation": len(kept["validation"]),
-        "calibration": len(kept["calibration"]),
-        "test": len(kept["test"]),
-        "rejected": len(rows.rejected) + fates.left_out,
-        "rejected_by_reason": fates.rules(rows),
-        "max_rejected": config.max_rejected,
-        "labels": {
-            label: {split: by_label[split].get(label, 0) for split in SPLITS}
-            for label in sorted(every)
-        },
-        "label_typos": label_typos(every),
-        "cleaning": [
-            {"step": step, "rows": rows.changes["clean", step]} for step in plan.task.cleaning_steps
-        ],
-        "renamed_labels": [
-            {"label": label, "to": other, "rows": rows.changes["label", label]}
-            for label, other in config.task.label_map.items()
-        ],
+    cleaning: list[CleaningFact] = [
+        {"step": step, "rows": rows.changes["clean", step]} for step in plan.task.cleaning_steps
+    ]
+    tokens = length_facts(rows.measures.tokens[fates.kept("train")])
+    if plan.tokenizer is None:
+        tokens["estimated"] = True
+    contents: ContentFacts = {
+        "cleaning": cleaning,
         "swapped": swapped_columns(rows),
         "odd_answers": {"equal to the input": rows.echoes} if rows.echoes else {},
-        "sensitive": [
-            {
-                "kind": rule.partition("/")[0],
-                "rule": rule,
-                "column": column,
-                "action": action,
-                "count": count,
-            }
-            for (column, rule, action), count in sorted(rows.tally.counts.items())
-        ],
+        "splits": _splits(config, rows),
+        "tokens": tokens,
+        "sources": _sources(config, rows, fates, plan),
+        "examples": _examples(config, rows, fates),
+    }
+    counts = _row_counts(config, rows, fates)
+    labels = _labels(config, rows, fates)
+    sensitive = _sensitive(config, rows)
+    repeats = _repeats(config, rows, fates, overlap)
+    return {**counts, **labels, **contents, **sensitive, **repeats}
+
+
+def _row_counts(config: PrepareConfig, rows: RecordTable, fates: Fates) -> RowCounts:
+    unusable = len(rows.rejected)
+    rows_in = len(rows) + unusable
+    rejected = fates.left_out + unusable
+    counts = {split: len(fates.kept(split)) for split in SPLITS}
+    return {
+        "task": config.task.kind,
+        "rows_in": rows_in,
+        "train": counts["train"],
+        "validation": counts["validation"],
+        "calibration": counts["calibration"],
+        "test": counts["test"],
+        "rejected": rejected,
+        "rejected_by_reason": fates.rules(rows),
+        "max_rejected": config.max_rejected,
+    }
+
+
+def _labels(config: PrepareConfig, rows: RecordTable, fates: Fates) -> LabelSummary:
+    every = rows.count(np.arange(len(rows)))
+    by_split = {split: rows.count(fates.kept(split)) for split in SPLITS}
+    labels: dict[str, dict[str, int]] = {}
+    for label in sorted(every):
+        labels[label] = {split: counts.get(label, 0) for split, counts in by_split.items()}
+    renamed: list[RenamedLabel] = [
+        {"label": label, "to": other, "rows": rows.changes["label", label]}
+        for label, other in config.task.label_map.items()
+    ]
+    collected: LabelSummary = {
+        "labels": labels,
+        "label_typos": label_typos(every),
+        "renamed_labels": renamed,
+    }
+    together: dict[str, tuple[int, str]] = {}
+    for label in every:
+        is_thin = labels[label]["train"] < THIN
+        lump = fates.together(rows, label) if is_thin else None
+        if lump is not None:
+            together[label] = lump
+    if together:
+        collected["together"] = together
+    unknown = Counter(row.reason for _, row in rows.rejected if row.rule == "unknown label")
+    if unknown:
+        collected["unknown_labels"] = dict(unknown.most_common(LISTED))
+    return collected
+
+
+def _sensitive(config: PrepareConfig, rows: RecordTable) -> PolicySummary:
+    facts: list[SensitiveFact] = []
+    for (column, rule, action), count in sorted(rows.tally.counts.items()):
+        kind = rule.partition("/")[0]
+        facts.append(
+            {"kind": kind, "rule": rule, "column": column, "action": action, "count": count}
+        )
+    collected: PolicySummary = {
+        "sensitive": facts,
         "sensitive_rows": rows.sensitive,
         "sensitive_searched": list(config.sensitive.actions),
+    }
+    changes = sorted(rows.changes.items())
+    marked = {kind: count for (change, kind), count in changes if change == "answer"}
+    if marked:
+        collected["marked_answers"] = marked
+    return collected
+
+
+def _repeats(
+    config: PrepareConfig, rows: RecordTable, fates: Fates, overlap: dict[str, Overlap]
+) -> RepeatFacts:
+    policy = config.duplicates
+    exact = int((fates.repeats.equal >= 0).sum())
+    near = int((fates.repeats.near >= 0).sum())
+    return {
         "duplicates": {
-            "policy": config.duplicates.exact,
-            "near_policy": config.duplicates.near,
-            "exact": int((fates.repeats.equal >= 0).sum()),
-            "near": int((fates.repeats.near >= 0).sum()),
-            "threshold": config.duplicates.similarity,
+            "policy": policy.exact,
+            "near_policy": policy.near,
+            "exact": exact,
+            "near": near,
+            "threshold": policy.similarity,
         },
         "conflicts": _conflicts(config, rows, fates),
         "near_held_out": _near_held_out(config, rows, fates),
         "overlap": _overlap(config, rows, overlap),
-        "splits": _splits(config, rows),
-        "tokens": length_facts(rows.tokens[kept["train"]]),
-        "sources": _sources(config, rows, fates, plan),
-        "examples": _examples(config, rows, fates),
     }
-    thin = [label for label in every if by_label["train"].get(label, 0) < THIN]
-    if lumps := {label: lump for label in thin if (lump := fates.together(rows, label))}:
-        collected["together"] = lumps
-    if plan.tokenizer is None:
-        collected["tokens"]["estimated"] = True
-    if unknown:
-        collected["unknown_labels"] = dict(unknown.most_common(LISTED))
-    if marked := {
-        kind: count for (change, kind), count in sorted(rows.changes.items()) if change == "answer"
-    }:
-        collected["marked_answers"] = marked
-    return collected
 
 
 def _conflicts(config: PrepareConfig, rows: RecordTable, fates: Fates) -> ConflictFacts:
     earlier = fates.repeats.conflict
     conflicts = np.flatnonzero(earlier >= 0)
+    examples: list[ConflictExample] = []
+    for index, other in _pairs(conflicts[:LISTED], earlier):
+        codes = rows.label_of[[other, index]].tolist()
+        answers = [rows.labels[code] if code >= 0 else "" for code in codes]
+        examples.append(
+            {
+                "first": place_of(config, rows, other),
+                "second": place_of(config, rows, index),
+                "similarity": _similarity(rows, index, other),
+                "answers": answers,
+            }
+        )
     return {
         "pairs": len(conflicts),
         "rows": len(np.union1d(conflicts, earlier[conflicts])),
         "cap": fates.repeats.cap,
         "threshold": duplicates.CONFLICT,
-        "examples": [
-            {
-                "first": place_of(config, rows, other),
-                "second": place_of(config, rows, index),
-                "similarity": _similarity(rows, index, other),
-                "answers": [
-                    rows.labels[code] if code >= 0 else ""
-                    for code in rows.label_of[[other, index]].tolist()
-                ],
-            }
-            for index, other in _pairs(conflicts[:LISTED], earlier)
-        ],
+        "examples": examples,
     }
 
 
 def _near_held_out(config: PrepareConfig, rows: RecordTable, fates: Fates) -> NearHeldOutFacts:
     near = np.flatnonzero(fates.fate == NEAR_HELD_OUT)
-    return {
-        "left_out": len(near),
-        "threshold": config.duplicates.similarity,
-        "examples": [
+    examples: list[NearExample] = []
+    for index, other in _pairs(near[:LISTED], fates.other):
+        side = SPLITS[fates.splits[other]]
+        examples.append(
             {
                 "row": place_of(config, rows, index),
                 "near": place_of(config, rows, other),
-                "side": SPLITS[fates.splits[other]],
+                "side": side,
                 "similarity": _similarity(rows, index, other),
             }
-            for index, other in _pairs(near[:LISTED], fates.other)
-        ],
+        )
+    return {
+        "left_out": len(near),
+        "threshold": config.duplicates.similarity,
+        "examples": examples,
     }
 
 
@@ -317,26 +383,19 @@ def _similarity(rows: RecordTable, index: int, other: int) -> float:
 
 
 def _overlap(config: PrepareConfig, rows: RecordTable, overlap: dict[str, Overlap]) -> OverlapFacts:
-    return {
-        "gate": config.max_overlap,
-        "sides": {
-            split: {
-                "measured": measure.measured,
-                "overlapping": measure.overlapping,
-                "too_short": measure.too_short,
-            }
-            for split, measure in overlap.items()
-        },
-        "examples": [
-            {
-                "row": place_of(config, rows, held_out),
-                "near": place_of(config, rows, trained),
-                "side": split,
-            }
-            for split, measure in overlap.items()
-            for held_out, trained in measure.pairs[:OVERLAPS]
-        ],
-    }
+    sides: dict[str, SplitOverlap] = {}
+    examples: list[NearExample] = []
+    for split, measure in overlap.items():
+        sides[split] = {
+            "measured": measure.measured,
+            "overlapping": measure.overlapping,
+            "too_short": measure.too_short,
+        }
+        for held_out, trained in measure.pairs[:OVERLAPS]:
+            row = place_of(config, rows, held_out)
+            near = place_of(config, rows, trained)
+            examples.append({"row": row, "near": near, "side": split})
+    return {"gate": config.max_overlap, "sides": sides, "examples": examples}
 
 
 def _splits(config: PrepareConfig, rows: RecordTable) -> SplitFacts:
@@ -345,8 +404,11 @@ def _splits(config: PrepareConfig, rows: RecordTable) -> SplitFacts:
     grouped = {k: source.group for k, source in enumerate(config.sources) if source.group}
     if not grouped:
         return {"by": "content"}
-    _, sizes = np.unique(rows.positions[np.isin(rows.sources, list(grouped))], return_counts=True)
-    column, largest = next(iter(grouped.values())), int(sizes.max(initial=0))
+    measures = rows.measures
+    in_groups = np.isin(measures.sources, list(grouped))
+    _, sizes = np.unique(measures.positions[in_groups], return_counts=True)
+    column = next(iter(grouped.values()))
+    largest = int(sizes.max(initial=0))
     return {"by": "group", "column": column, "groups": len(sizes), "largest_group": largest}
 
 
@@ -354,23 +416,27 @@ def _sources(
     config: PrepareConfig, rows: RecordTable, fates: Fates, plan: ReadingPlan
 ) -> list[SourceFacts]:
     count = len(config.sources)
-    left_out = np.bincount(rows.sources[fates.fate != 0], minlength=count).tolist()
-    read = np.bincount(rows.sources, minlength=count).tolist()
-    unusable = Counter(source for source, _ in rows.rejected)
-    return [
-        {
-            "file": source.title,
-            "form": plan.forms[k],
-            "sha256": sha256_file(source.local).removeprefix("sha256:"),
-            "rows_in": read[k] + unusable[k],
-            "rejected": left_out[k] + unusable[k],
-            "shape": conversation_format.name,
-            "split": source.split,
-        }
-        for k, (source, conversation_format) in enumerate(
-            zip(config.sources, plan.formats(), strict=True)
+    own = rows.measures.sources
+    left_out = np.bincount(own[fates.fate != KEPT], minlength=count).tolist()
+    read = np.bincount(own, minlength=count).tolist()
+    rejected = Counter(source for source, _ in rows.rejected)
+    formats = plan.formats()
+    facts: list[SourceFacts] = []
+    for k, source in enumerate(config.sources):
+        digest = sha256_file(source.local).removeprefix("sha256:")
+        unusable = rejected[k]
+        facts.append(
+            {
+                "file": source.title,
+                "form": plan.forms[k],
+                "sha256": digest,
+                "rows_in": read[k] + unusable,
+                "rejected": left_out[k] + unusable,
+                "shape": formats[k].name,
+                "split": source.split,
+            }
         )
-    ]
+    return facts
 
 
 def _examples(config: PrepareConfig, rows: RecordTable, fates: Fates) -> dict[str, list[RowPlace]]:

@@ -21,7 +21,11 @@ from slmctl.task.kinds import kind_of
 from slmctl.task.records import SPLITS
 
 HELD_OUT = SPLITS[1:]
-KEPT, EQUAL, CONFLICT, NEAR, NEAR_HELD_OUT = range(5)
+KEPT = 0
+EQUAL = 1
+CONFLICT = 2
+NEAR = 3
+NEAR_HELD_OUT = 4
 TOGETHER = "{} rows of nearly one text, or of one group, lie together in {}"
 RULES = {
     EQUAL: "duplicate",
@@ -62,7 +66,8 @@ class Fates:
 
     def kept(self, split: str) -> np.ndarray:
         """Indices of the records of a split, rising."""
-        return np.flatnonzero((self.fate == KEPT) & (self.splits == SPLITS.index(split)))
+        in_split = self.splits == SPLITS.index(split)
+        return np.flatnonzero((self.fate == KEPT) & in_split)
 
     @property
     def left_out(self) -> int:
@@ -79,8 +84,10 @@ class Fates:
         while (root[root] != root).any():  # a row may repeat one that repeats another
             root = root[root]
         own = root[rows.label_of == rows.labels.index(label)]
-        place, count = Counter(rows.positions[own].tolist()).most_common(1)[0]
-        split = SPLITS[self.splits[own[rows.positions[own] == place][0]]]
+        positions = rows.measures.positions[own]
+        place, count = Counter(positions.tolist()).most_common(1)[0]
+        first = own[positions == place][0]
+        split = SPLITS[self.splits[first]]
         return (count, split) if count > 1 and split in HELD_OUT else None
 
     def rules(self, rows: RecordTable) -> dict[str, int]:
@@ -94,10 +101,12 @@ class Fates:
 
 def decide(config: PrepareConfig, rows: RecordTable, workers: int) -> Fates:
     """Assign every record to its split, and leave out records that repeat another."""
-    splits = split.assign(config.splits, rows.positions, rows.moments, rows.label_of, rows.labels)
-    bound = np.array(
-        [SPLITS.index(s.split) if s.split else -1 for s in config.sources], dtype=np.int8
-    )[rows.sources]
+    measures = rows.measures
+    splits = split.assign(
+        config.splits, measures.positions, measures.moments, rows.label_of, rows.labels
+    )
+    bounds = [SPLITS.index(source.split) if source.split else -1 for source in config.sources]
+    bound = np.array(bounds, dtype=np.int8)[measures.sources]
     splits = np.where(bound >= 0, bound, splits)
     repeats = duplicates.find_repeats(
         rows,
@@ -107,15 +116,17 @@ def decide(config: PrepareConfig, rows: RecordTable, workers: int) -> Fates:
         answers_decide=not kind_of(config.task.kind).is_free,
         workers=workers,
     )
-    fate, other = np.zeros(len(rows), dtype=np.int8), np.full(len(rows), -1, dtype=np.int64)
+    fate = np.zeros(len(rows), dtype=np.int8)
+    other = np.full(len(rows), -1, dtype=np.int64)
 
     def leave_out(rule: int, indices: np.ndarray, because_of: np.ndarray) -> None:
         indices = indices[fate[indices] == KEPT]
-        fate[indices], other[indices] = rule, because_of[indices]
+        fate[indices] = rule
+        other[indices] = because_of[indices]
 
     if config.duplicates.exact == "drop":
         equal = np.flatnonzero(repeats.equal >= 0)
-        agrees = rows.answers[equal] == rows.answers[repeats.equal[equal]]
+        agrees = measures.answers[equal] == measures.answers[repeats.equal[equal]]
         leave_out(EQUAL, equal[agrees], repeats.equal)
         leave_out(CONFLICT, equal[~agrees], repeats.equal)
     if config.duplicates.near == "drop":
@@ -135,8 +146,10 @@ def measure_overlap(rows: RecordTable, fates: Fates) -> dict[str, Overlap]:
 
 
 def place_of(config: PrepareConfig, rows: RecordTable, index: int) -> RowPlace:
-    source, number = int(rows.sources[index]), int(rows.numbers[index])
-    return {"file": rows.files.get((source, number), config.sources[source].title), "row": number}
+    source = int(rows.measures.sources[index])
+    number = int(rows.measures.numbers[index])
+    title = config.sources[source].title
+    return {"file": rows.files.get((source, number), title), "row": number}
 
 
 def place_text(config: PrepareConfig, rows: RecordTable, index: int) -> str:
@@ -161,8 +174,10 @@ def _left_out(
     config: PrepareConfig, rows: RecordTable, fates: Fates
 ) -> Iterator[tuple[int, int, str, str, str]]:
     for index in np.flatnonzero(fates.fate != KEPT).tolist():
-        fate, first = int(fates.fate[index]), int(fates.other[index])
-        other, label = place_text(config, rows, first), rows.label_of[first]
+        fate = int(fates.fate[index])
+        first = int(fates.other[index])
+        other = place_text(config, rows, first)
+        label = rows.label_of[first]
         answer = f"the answer '{rows.labels[label][:60]}'" if label >= 0 else "another answer"
         reason = {
             EQUAL: f"same input as {other}",
@@ -170,5 +185,6 @@ def _left_out(
             NEAR: f"nearly the same as {other}",
             NEAR_HELD_OUT: f"nearly the same as {other}, which is held out",
         }[fate]
+        source = int(rows.measures.sources[index])
         where = place_of(config, rows, index)
-        yield int(rows.sources[index]), where["row"], where["file"], RULES[fate], reason
+        yield source, where["row"], where["file"], RULES[fate], reason

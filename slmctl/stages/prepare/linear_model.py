@@ -19,7 +19,9 @@ from slmctl.task.records import Record
 
 # Bounds of a sample, so that it takes seconds for a million rows: of rows, characters, and rows
 # times labels.
-ROWS, CHARACTERS, WORK = 10_000, 3_000_000, 1_000_000
+ROWS = 10_000
+CHARACTERS = 3_000_000
+WORK = 1_000_000
 MEASURED = 5_000  # validation rows
 
 
@@ -56,12 +58,9 @@ def measure(out: Path, *, train: int, validation: int, labels: int) -> LinearFac
     measured = sample(out / "validation.jsonl", validation, MEASURED)
     references = [record.answer for record in measured]
     texts = [record.input for record in measured]
-    model = linear_baseline.fit(
-        [record.input for record in learned],
-        [record.answer for record in learned],
-        choosing=texts,
-        chosen=references,
-    )
+    inputs = [record.input for record in learned]
+    labels_of = [record.answer for record in learned]
+    model = linear_baseline.fit(inputs, labels_of, choosing=texts, chosen=references)
     answers, _ = model.answers(texts)
     right = sum(answer == reference for answer, reference in zip(answers, references, strict=True))
     return {
@@ -78,7 +77,8 @@ def sample(path: Path, count: int, most: int, characters: int = CHARACTERS) -> S
     """At most `most` of the `count` records of a split, evenly spaced, and
     with about `characters` bytes at most.
     """
-    places = set(np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist())
+    spaced = np.linspace(0, count - 1, min(most, count))
+    places = set(spaced.round().astype(int).tolist())
     with path.open("rb") as stream:
         lines = [line for number, line in enumerate(stream) if number in places]
     size = sum(map(len, lines))

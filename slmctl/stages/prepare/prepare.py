@@ -83,8 +83,7 @@ def run(
         config = _with_labels(config, labelled)
     plan = _plan(config, base, keeps=True)
     workers = config.workers or len(os.sched_getaffinity(0))
-    rules = plan.task.rules
-    with RecordTable(out / ".rows", several=rules.has_labels and not rules.chooses) as rows:
+    with _table(out, plan) as rows:
         with (
             contextlib.closing(read_batches(plan, workers)) as batches,
             console.progress("prepare", None, "rows") as bar,
@@ -102,35 +101,47 @@ def run(
         data_set_files.write(config, rows, decided, overlap, out)
         collected = facts.collect(config, rows, decided, overlap, plan)
         fault = limits.fault_of(config, rows, decided, overlap)
-        if fault is None and rules.chooses:
-            collected["linear"] = linear_model.measure(
-                out,
-                train=collected["train"],
-                validation=collected["validation"],
-                labels=len(rows.labels),
-            )
-            collected["suspects"] = suspects.find(
-                out, train=collected["train"], labels=len(rows.labels)
-            )
+        if fault is None and task.rules.chooses:
+            _measure_labels(collected, out, labels=len(rows.labels))
         if task.is_object:
-            collected["unfit_answers"] = _unfit(task, rows)
-        if task.document is not None and task.is_object:
-            collected["standing"] = standing(
-                map(Record.from_json, map(json.loads, rows.lines())), task.schema or {}
-            )
-        report_page.write(
-            out, collected, base=Base.read(base.path).name if base is not None else ""
-        )
+            _measure_objects(collected, task, rows)
+        name = Base.read(base.path).name if base is not None else ""
+        report_page.write(out, collected, base=name)
         if fault is not None:
             raise fault
-    console.say(
-        f"  {console.count(collected['rows_in'], 'row')}: {collected['train']} train, "
-        f"{collected['validation']} validation, {collected['calibration']} calibration, "
-        f"{collected['test']} test, {collected['rejected']} left out"
-    )
+    _say(collected)
+    return collected
+
+
+def _table(folder: Path, plan: ReadingPlan) -> RecordTable:
+    rules = plan.task.rules
+    return RecordTable(folder / ".rows", several=rules.has_labels and not rules.chooses)
+
+
+def _measure_labels(collected: PrepareFacts, out: Path, *, labels: int) -> None:
+    """Add the score of a linear model, and labels that look wrong."""
+    train = collected["train"]
+    validation = collected["validation"]
+    linear = linear_model.measure(out, train=train, validation=validation, labels=labels)
+    collected["linear"] = linear
+    collected["suspects"] = suspects.find(out, train=train, labels=labels)
+
+
+def _measure_objects(collected: PrepareFacts, task: Task, rows: RecordTable) -> None:
+    """Add answers that do not satisfy the schema, and fields that do not stand in documents."""
+    collected["unfit_answers"] = _unfit(task, rows)
+    if task.document is not None:
+        records = map(Record.from_json, map(json.loads, rows.lines()))
+        collected["standing"] = standing(records, task.schema or {})
+
+
+def _say(collected: PrepareFacts) -> None:
+    rows = console.count(collected["rows_in"], "row")
+    trained = f"{collected['train']} train, {collected['validation']} validation"
+    others = f"{collected['calibration']} calibration, {collected['test']} test"
+    console.say(f"  {rows}: {trained}, {others}, {collected['rejected']} left out")
     for line in report_findings.lines(collected):
         console.say(f"  {line}")
-    return collected
 
 
 def _with_labels(config: PrepareConfig, labelled: Artifact) -> PrepareConfig:
@@ -161,46 +172,17 @@ def _plan(config: PrepareConfig, base: Artifact | None, *, keeps: bool) -> Readi
             "no sources are set",
             hint="prepare: sources: [{path: tickets.csv, input: text, output: category}]",
         )
-    for source in config.sources:
-        for name in ("label", "separator"):
-            if getattr(source, name) is not None and not config.task.has(f"sources.{name}"):
-                raise DataError(
-                    f"{source.title} has a '{name}' for its rows, which belongs to "
-                    f"{kinds_with(f'sources.{name}')}, "
-                    f"and the kind is {config.task.kind}",
-                    hint="output: COLUMN",
-                )
+    _require_known_settings(config)
     _require_splits(config)
-    task = Task(
-        kind=config.task.kind,
-        chat_template=PLAIN,
-        end="\n",
-        schema=declared.schema_of(config.task),
-        tools=declared.tools_of(config.task),
-        system=config.task.system,
-        clean=tuple(config.clean),
-        replace=tuple(Replacement(entry.pattern, entry.replacement) for entry in config.replace),
-    )
-    if base is not None:
-        model = Base.read(base.path)
-        task = dataclasses.replace(
-            task,
-            chat_template=model.chat_template,
-            end=end_of_turn(
-                model.chat_template, bos_token=model.bos_token, eos_token=model.eos_token
-            ),
-            bos_token=model.bos_token,
-            eos_token=model.eos_token,
-            special_tokens=model.special_tokens,
-            normal_form=model.normal_form,
-        )
-    if task.rules.calls:
-        task = dataclasses.replace(task, call_form=call_form_of(task))
+    task = _task(config, base)
     forms, columns = source_forms.forms_and_columns(config.sources)
     key_file = config.sensitive.pseudonym_key
     key = b"" if keeps else os.urandom(stand_ins.KEY_BYTES)
     if key_file is not None and (keeps or key_file.exists()):
         key = stand_ins.make_key(key_file)
+    policy = sensitive.SensitivePolicy(config.sensitive.actions, key)
+    by_time = config.splits.time is not None
+    tokenizer = base.path / "tokenizer.json" if base is not None else None
     plan = ReadingPlan(
         sources=tuple(config.sources),
         columns=columns,
@@ -208,16 +190,62 @@ def _plan(config: PrepareConfig, base: Artifact | None, *, keeps: bool) -> Readi
         task=task,
         labels=config.task.label_names,
         label_map=config.task.label_map,
-        by_time=config.splits.time is not None,
-        policy=sensitive.SensitivePolicy(config.sensitive.actions, key),
-        tokenizer=base.path / "tokenizer.json" if base is not None else None,
+        by_time=by_time,
+        policy=policy,
+        tokenizer=tokenizer,
     )
-    for source, conversation_format in zip(config.sources, plan.formats(), strict=True):
-        console.detail(
-            f"{source.title}: conversation format {conversation_format.name}, since "
-            f"{conversation_format.reason}"
-        )
+    for source, form in zip(config.sources, plan.formats(), strict=True):
+        console.detail(f"{source.title}: conversation format {form.name}, since {form.reason}")
     return plan
+
+
+def _task(config: PrepareConfig, base: Artifact | None) -> Task:
+    """The contract as far as it is known before rows are read."""
+    replacements = [Replacement(entry.pattern, entry.replacement) for entry in config.replace]
+    schema = declared.schema_of(config.task)
+    task = Task(
+        kind=config.task.kind,
+        chat_template=PLAIN,
+        end="\n",
+        schema=schema,
+        tools=declared.tools_of(config.task),
+        system=config.task.system,
+        clean=tuple(config.clean),
+        replace=tuple(replacements),
+    )
+    if base is not None:
+        model = Base.read(base.path)
+        bos, eos = model.bos_token, model.eos_token
+        task = dataclasses.replace(
+            task,
+            chat_template=model.chat_template,
+            end=end_of_turn(model.chat_template, bos_token=bos, eos_token=eos),
+            bos_token=bos,
+            eos_token=eos,
+            special_tokens=model.special_tokens,
+            normal_form=model.normal_form,
+        )
+    if task.rules.calls:
+        task = dataclasses.replace(task, call_form=call_form_of(task))
+    return task
+
+
+def _require_known_settings(config: PrepareConfig) -> None:
+    """Refuse a setting of a source that the task's kind does not have.
+
+    Raises:
+        DataError: There is one.
+    """
+    for source in config.sources:
+        for name in ("label", "separator"):
+            setting = f"sources.{name}"
+            if getattr(source, name) is None or config.task.has(setting):
+                continue
+            raise DataError(
+                f"{source.title} has a '{name}' for its rows, which belongs to "
+                f"{kinds_with(setting)}, and the kind is {config.task.kind}",
+                hint="output: COLUMN",
+            )
 
 
 def _require_splits(config: PrepareConfig) -> None:
@@ -227,13 +255,16 @@ def _require_splits(config: PrepareConfig) -> None:
         DataError: They go by time, and a source has none; or by label, and a source has groups,
             which would be torn.
     """
-    for source in (source for source in config.sources if source.split is None):
-        if config.splits.time is not None and source.time is None:
+    by_time = config.splits.time is not None
+    for source in config.sources:
+        if source.split is not None:
+            continue
+        if by_time and source.time is None:
             raise DataError(
                 f"{source.title} names no time column, and splits.time needs one",
                 hint="time: COLUMN",
             )
-        if config.splits.time is None and config.splits.labels and source.group is not None:
+        if not by_time and config.splits.labels and source.group is not None:
             raise DataError(
                 f"splits.labels would tear groups of {source.title} apart, whose rows stay in one "
                 "split",
@@ -263,10 +294,9 @@ def try_out(config: PrepareConfig) -> None:
         What `run` raises, but for rows that a base's template refuses, and lengths in its tokens.
     """
     plan = _plan(config, None, keeps=False)
-    rules = plan.task.rules
     with (
         tempfile.TemporaryDirectory(prefix="slmctl-prepare-") as folder,
-        RecordTable(Path(folder) / ".rows", several=rules.has_labels and not rules.chooses) as rows,
+        _table(Path(folder), plan) as rows,
         contextlib.closing(read_batches(plan, 1)) as batches,
     ):
         for batch in batches:
@@ -274,7 +304,9 @@ def try_out(config: PrepareConfig) -> None:
         limits.require_usable(config, rows)
         limits.require_labels(config, rows)
         decided = fates.decide(config, rows, 1)
-        if fault := limits.fault_of(config, rows, decided, fates.measure_overlap(rows, decided)):
+        overlap = fates.measure_overlap(rows, decided)
+        fault = limits.fault_of(config, rows, decided, overlap)
+        if fault is not None:
             raise fault
 
 
@@ -285,12 +317,16 @@ def _contract(config: TaskConfig, plan: ReadingPlan, rows: RecordTable) -> Task:
     task = plan.task
     labels = declared.labels_of(config, rows.count(np.arange(len(rows))))
     windows = _windows(config, rows, counted=plan.tokenizer is not None)
-    system = task.system or (next(iter(rows.systems)) if len(rows.systems) == 1 else "")
+    system = task.system
+    if not system and len(rows.systems) == 1:
+        (system,) = rows.systems
+    system = plan.policy.apply(system).text
+    schema = task.rules.schema_of(labels)
     return dataclasses.replace(
         task,
-        system=plan.policy.apply(system).text,
+        system=system,
         descriptions=dict(config.descriptions),
-        schema=task.rules.schema_of(labels),
+        schema=schema,
         labels=labels if task.rules.chooses else (),
         ordered=config.ordered,
         document=windows,
@@ -305,14 +341,16 @@ def _windows(config: TaskConfig, rows: RecordTable, *, counted: bool) -> WindowF
     """
     if config.document is None:
         return None
-    texts = (
-        [message["content"] for message in json.loads(line)["messages"]] for line in rows.lines()
-    )
-    lengths = np.array([sum(map(len, contents)) for contents in itertools.islice(texts, DENSITY)])
-    a_token = (
-        float(np.quantile(lengths / rows.tokens[: len(lengths)], DENSEST)) if counted else UNKNOWN
-    )
-    return WindowForm(int(config.document.size * a_token), int(config.document.shared * a_token))
+    a_token = UNKNOWN
+    if counted:
+        lengths = []
+        for line in itertools.islice(rows.lines(), DENSITY):
+            messages = json.loads(line)["messages"]
+            lengths.append(sum(len(message["content"]) for message in messages))
+        by_record = np.array(lengths) / rows.measures.tokens[: len(lengths)]
+        a_token = float(np.quantile(by_record, DENSEST))
+    size, shared = config.document.size, config.document.shared
+    return WindowForm(int(size * a_token), int(shared * a_token))
 
 
 def _unfit(task: Task, rows: RecordTable) -> UnfitAnswers:
@@ -320,10 +358,10 @@ def _unfit(task: Task, rows: RecordTable) -> UnfitAnswers:
     learns them, and may not write them.
     """
     records = map(Record.from_json, map(json.loads, itertools.islice(rows.lines(), CHECKED)))
-    unfit = [record for record in records if not task.rules.allows(json.loads(record.answer))]
-    places = [
-        console.place(record.source["file"], record.source["row"]) for record in unfit[:SHOWN]
-    ]
+    rules = task.rules
+    unfit = [record for record in records if not rules.allows(json.loads(record.answer))]
+    sources = [record.source for record in unfit[:SHOWN]]
+    places = [console.place(source["file"], source["row"]) for source in sources]
     return {"checked": min(len(rows), CHECKED), "unfit": len(unfit), "places": places}
 
 
@@ -337,31 +375,31 @@ def explain(config: PrepareConfig, *, base: Artifact | None) -> str:
     """
     plan = _plan(config, base, keeps=False)
     reader = RecordReader(plan)
-    lines = (
-        []
-        if base is not None
-        else ["no base is there yet (slmctl pull), so records are shown turn by turn", ""]
-    )
-    for k, (source, conversation_format) in enumerate(
-        zip(config.sources, reader.formats, strict=True)
-    ):
-        lines += [f"{source.title}: {conversation_format.name}, since {conversation_format.reason}"]
-        lines += [f"  {part:<12} <- {origin}" for part, origin in conversation_format.mapping]
-        lines += [
-            f"  {part:<12} <- column '{column}'"
-            for part, column in (("id", source.id), ("group", source.group), ("time", source.time))
-            if column
-        ]
-        origins = [origin for _, origin in conversation_format.mapping]
-        own = {source.id, source.group, source.time, source.weight}
-        unused = [
-            name
-            for name in plan.columns[k]
-            if name not in own and not any(name in each for each in origins)
-        ]
-        lines += [f"  not used     {', '.join(unused)}"] if unused else []
-        lines += [*_first_records(reader, k), ""]
+    lines = []
+    if base is None:
+        lines += ["no base is there yet (slmctl pull), so records are shown turn by turn", ""]
+    for k in range(len(config.sources)):
+        lines += [*_columns_read(reader, k), *_first_records(reader, k), ""]
     return "\n".join(lines).rstrip()
+
+
+def _columns_read(reader: RecordReader, index: int) -> Iterator[str]:
+    """The lines of `explain` on the format and the columns of a source."""
+    source = reader.plan.sources[index]
+    form = reader.formats[index]
+    yield f"{source.title}: {form.name}, since {form.reason}"
+    for part, origin in form.mapping:
+        yield f"  {part:<12} <- {origin}"
+    columns = {"id": source.id, "group": source.group, "time": source.time}
+    for part, column in columns.items():
+        if column:
+            yield f"  {part:<12} <- column '{column}'"
+    own = {source.id, source.group, source.time, source.weight}
+    origins = [origin for _, origin in form.mapping]
+    others = [name for name in reader.plan.columns[index] if name not in own]
+    unused = [name for name in others if not any(name in origin for origin in origins)]
+    if unused:
+        yield f"  not used     {', '.join(unused)}"
 
 
 def _first_records(reader: RecordReader, source: int) -> Iterator[str]:
@@ -369,22 +407,23 @@ def _first_records(reader: RecordReader, source: int) -> Iterator[str]:
     plan = reader.plan
     origin = plan.sources[source]
     rows = read_rows(origin.local, **origin.reading)
-    raw: list[RawRow] = [
-        (row.number, row.columns, row.fault) for row in itertools.islice(rows, SAMPLE)
-    ]
+    sampled = itertools.islice(rows, SAMPLE)
+    raw: list[RawRow] = [(row.number, row.columns, row.fault) for row in sampled]
     batch = reader.read(source, raw)
     yield f"  of the first {len(raw)} rows {len(batch.lines)} are records"
     for rejected in batch.rejected[:SHOWN]:
-        yield (
-            f"  {console.place(rejected.file, rejected.number)}: {rejected.rule}: {rejected.reason}"
-        )
-    for number, line in list(zip(batch.measures["numbers"].tolist(), batch.lines, strict=True))[
-        :SHOWN
-    ]:
+        where = console.place(rejected.file, rejected.number)
+        yield f"  {where}: {rejected.rule}: {rejected.reason}"
+    numbers = batch.measures.numbers.tolist()
+    for number, line in zip(numbers[:SHOWN], batch.lines[:SHOWN], strict=True):
         record = Record.from_json(json.loads(line))
         answer = plan.task.rules.written(record.answer) + plan.task.end
         text = plan.task.prompt(record.prompt_messages, tools=record.tools) + answer
         text = text.replace(PAGE, "\n[next page]\n")
-        parts = (text.removesuffix("\n") if plan.tokenizer is None else text).split("\n")
+        if plan.tokenizer is None:
+            text = text.removesuffix("\n")
         where = console.place(record.source["file"], number)
-        yield from ("", f"  {where}, record {record.id}:", *(f"  | {part}" for part in parts))
+        yield ""
+        yield f"  {where}, record {record.id}:"
+        for part in text.split("\n"):
+            yield f"  | {part}"

@@ -17,21 +17,23 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+import numpy.typing as npt
 from rapidfuzz import process
 
-from slmctl import child_environment, console, sensitive
+from slmctl import child_environment
 from slmctl.config import Source, moment
 from slmctl.deduplication import minhash, row_fingerprints
-from slmctl.deduplication.minhash import U8, U64
+from slmctl.deduplication.minhash import I64, U8, U64
 from slmctl.errors import DataError
 from slmctl.network import guard
 from slmctl.normal_forms import in_normal_form
-from slmctl.sensitive import Applied, SensitivePolicy, Tally
+from slmctl.sensitive import SensitivePolicy, Tally
 from slmctl.sources.rows import read_rows
 from slmctl.stages.prepare import calls
+from slmctl.stages.prepare.policy_search import Change, Findings, PolicySearch
 from slmctl.stages.prepare.token_lengths import CountableText, LengthEstimate, TokenCounter
 from slmctl.task import conversation_formats, split, tool_calls
 from slmctl.task.contract import Task
@@ -42,7 +44,6 @@ BATCH = 500  # rows that one worker takes at a time
 BATCH_SIZE = 5_000_000  # characters of them, roughly; a single row may have twice as many
 CELL_COST = 50  # characters added for each cell, so that empty cells count too
 AHEAD = 3  # batches per worker that are read ahead
-REMEMBERED = 4096  # system prompts and labels whose findings are cached
 PARALLEL_BYTES = 4_000_000  # bytes of sources from which starting workers pays
 
 # json.dumps would build an encoder for each row
@@ -54,9 +55,6 @@ _SIGN = re.compile(r"[^\w\s\0-\u02ff\u2000-\u218f\ufe00-\ufe0f\U000e0000-\U000e0
 _KINDS = ("Mn", "Mc", "Me", "So")  # of signs: those of vowels and other marks, emoji and the like
 
 RawRow = tuple[int, dict[str, Any], str]  # number, columns, fault
-# a step of cleaning, a label that was renamed, or a kind of value with a mark in its place in the
-# answer
-Change = tuple[Literal["clean", "label", "answer"], str]
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,40 @@ class RejectedRow:
     file: str
 
 
+class Measures(NamedTuple):
+    """Arrays over records, `(n,)` and `(n, …)`.
+
+    Attributes:
+        sources, numbers: The index of each row's source, and its number there.
+        sizes: Bytes of its line.
+        digests: `minhash.digest` of its input, normalised.
+        old_digests, old_compact: Of the input as it came in, before cleaning and redaction.
+        digits: A hash of the digits, vowel signs and emoji of its input, which are alike or
+            missing in the normalised one.
+        answers: A hash of its answer.
+        positions: Between 0 and 1, from which the split follows.
+        moments: Seconds since 1970, NaN without a time column.
+        tokens: Length in the base's tokens.
+    """
+
+    sources: npt.NDArray[np.int32]
+    numbers: I64
+    sizes: I64
+    digests: U8
+    old_digests: U8
+    old_compact: U64
+    digits: U64
+    answers: U64
+    positions: npt.NDArray[np.float64]
+    moments: npt.NDArray[np.float64]
+    tokens: np.ndarray
+
+    @classmethod
+    def joined(cls, batches: Iterable[Self]) -> Self:
+        """The measures of all records of some batches, in order."""
+        return cls(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
+
+
 @dataclass(frozen=True)
 class RecordBatch:
     """The `n` records among some rows of one source, and the rejected rows.
@@ -77,16 +109,6 @@ class RecordBatch:
         lines: Each record as it is written, without its line break.
         texts: Its input, normalised.
         keys, compact: `minhash.band_keys` and `compact` of `texts`.
-        measures: Arrays over the records, `(n,)` and `(n, …)`, by name:
-            numbers: Of the rows.
-            digests: `minhash.digest` of `texts`.
-            old_digests, old_compact: Of the inputs as they came in, before cleaning and redaction.
-            digits: A hash of the digits, vowel signs and emoji of each input, which are alike or
-                missing in `texts`.
-            answers: A hash of each answer.
-            positions: Between 0 and 1, from which the split follows.
-            moments: Seconds since 1970, NaN without a time column.
-            tokens: Length in the base's tokens.
     """
 
     source: int
@@ -96,7 +118,7 @@ class RecordBatch:
     labels: tuple[str | None, ...]  # the answer, as JSON for several labels; None without labels
     keys: U64
     compact: U64
-    measures: Mapping[str, np.ndarray]
+    measures: Measures
     tally: Tally  # findings of personal data and secrets
     sensitive: int  # rows with findings
     changes: Counter[Change]  # rows with each
@@ -141,6 +163,14 @@ class ReadingPlan:
         ]
 
 
+class _UnsearchedRow(NamedTuple):
+    """A record before the policy, its input as it came in, and its row's own system prompt."""
+
+    record: Record
+    original: str
+    system: str
+
+
 @dataclass(frozen=True)
 class _ReadRow:
     """One row as a record.
@@ -164,13 +194,11 @@ class RecordReader:
     def __init__(self, plan: ReadingPlan) -> None:
         self.plan = plan
         self.formats = plan.formats()
-        self._tokens = (
-            TokenCounter(plan.task, plan.tokenizer)
-            if plan.tokenizer is not None
-            else LengthEstimate()
-        )
+        self._tokens: TokenCounter | LengthEstimate = LengthEstimate()
+        if plan.tokenizer is not None:
+            self._tokens = TokenCounter(plan.task, plan.tokenizer)
         self._labels = frozenset(plan.labels) if plan.labels is not None else None
-        self._applied: dict[str, Applied] = {}
+        self._search = PolicySearch(plan.policy, plan.task.rules)
 
     def read(self, source: int, rows: Sequence[RawRow]) -> RecordBatch:
         """The records among some rows of a source.
@@ -179,77 +207,89 @@ class RecordReader:
             DataError: The policy refuses personal data or a secret of a row, or the base's template
                 takes too long.
         """
+        findings = Findings()
         rejected: list[RejectedRow] = []
-        tally, sensitive_rows = Tally(), 0
-        changes, taken = Counter[Change](), list[_ReadRow]()
+        taken: list[_ReadRow] = []
         origin = self.plan.sources[source]
         for number, columns, fault in rows:
             try:
                 if fault:
                     raise RowRejectedError("unreadable", fault)
-                record, original, system = self._record(source, number, columns, changes)
-                record, has_findings = self._apply_policy(source, record, tally, changes)
-                if self.plan.task.rules.calls and has_findings:
-                    # a redacted value may break its schema
-                    self._require_call(record.answer, record.tools)
-                sensitive_rows += has_findings
-                line = _encode(record.to_json()).encode()
-                time = self._moment(source, columns)
-                countable = self._tokens.countable(record)
-                taken.append(_ReadRow(number, record, original, system, line, time, countable))
+                taken.append(self._read_row(source, number, columns, findings))
             except RowRejectedError as error:
                 reason = self.plan.policy.apply(error.reason).text  # it may quote the row
                 rejected.append(RejectedRow(number, error.rule, reason, origin.place(columns)))
             except UnicodeEncodeError:
                 reason = "holds half a surrogate pair, which is no text"
                 rejected.append(RejectedRow(number, "unreadable", reason, origin.place(columns)))
-        return self._batch(source, rejected, taken, tally, sensitive_rows, changes)
+        return self._batch(source, rejected, taken, findings)
+
+    def _read_row(
+        self, source: int, number: int, columns: dict[str, Any], findings: Findings
+    ) -> _ReadRow:
+        fields = self.formats[source].fields
+        unsearched = self._record(source, number, columns, findings.changes)
+        record, has_findings = self._search.apply(unsearched.record, fields, findings)
+        if self.plan.task.rules.calls and has_findings:
+            # a redacted value may break its schema
+            self._require_call(record.answer, record.tools)
+        findings.rows += has_findings
+        return _ReadRow(
+            number=number,
+            record=record,
+            original=unsearched.original,
+            system=unsearched.system,
+            line=_encode(record.to_json()).encode(),
+            moment=self._moment(source, columns),
+            countable=self._tokens.countable(record),
+        )
 
     def _record(
         self, source: int, number: int, columns: dict[str, Any], changes: Counter[Change]
-    ) -> tuple[Record, str, str]:
-        """Returns (record before the policy, input as it came in, the row's own system prompt or
-        '').
+    ) -> _UnsearchedRow:
+        """The record of a row before the policy.
 
         The id and the split follow from the row as it came in, so that cleaning moves no row to
         another split.
         """
-        conversation, origin = self.formats[source].read(columns), self.plan.sources[source]
+        conversation = self.formats[source].read(columns)
+        origin = self.plan.sources[source]
         system, messages = self._with_task_system(conversation.messages)
         rules = self.plan.task.rules
         if rules.calls:
-            reply: Message = {
-                **messages[-1],
-                "content": calls.answer_in(messages[-1], self.formats[source].name),
-            }
-            reply.pop("tool_calls", None)
+            reply = self._call_of(source, messages[-1])
             messages = [*messages[:-1], reply]
             self._require_call(reply["content"], conversation.tools)
         messages = self._with_calls_as_text(messages, conversation.tools)
         cell = messages[-1]["content"]
         label_of = functools.partial(self._label, changes=changes)
         answer = rules.answer_of(cell, label_of, order=self.plan.labels, separator=origin.separator)
+        last: Message = {**messages[-1], "content": answer}
         group = named_cell(columns, origin.group)
+        group_id = split.group_id(group) if group else None
+        # a source of one label is for a router, which is asked with the conversation alone
+        tools = self._tools(conversation.tools) if origin.label is None else None
         record = Record(
             id="",
-            messages=(*messages[:-1], {**messages[-1], "content": answer}),
+            messages=(*messages[:-1], last),
             source={"file": origin.place(columns), "row": number},
-            # a source of one label is for a router, which is asked with the conversation alone
-            tools=self._tools(conversation.tools) if origin.label is None else None,
+            tools=tools,
             label=answer if rules.chooses else None,
-            group=split.group_id(group) if group else None,
+            group=group_id,
         )
         original = record.input
         own_id = named_cell(columns, origin.id)
-        identity = _encode([original, cell if rules.chooses else answer]).encode()
-        record = dataclasses.replace(
-            record,
-            id=row_fingerprints.id_digits(own_id)
-            if own_id
-            else hashlib.sha256(identity).hexdigest()[:16],
-            messages=self._cleaned(record.messages, changes),
-        )
-        return record, original, system
+        identity = _id_of(original, cell if rules.chooses else answer, own_id)
+        cleaned = self._cleaned(record.messages, changes)
+        record = dataclasses.replace(record, id=identity, messages=cleaned)
+        return _UnsearchedRow(record, original, system)
+
+    def _call_of(self, source: int, message: Message) -> Message:
+        """An assistant's message with its call, or NO_CALL, as its text."""
+        call = calls.answer_in(message, self.formats[source].name)
+        reply: Message = {**message, "content": call}
+        reply.pop("tool_calls", None)
+        return reply
 
     def _label(self, name: str, changes: Counter[Change]) -> str:
         """The label for which a name in the data stands; a renamed one is counted.
@@ -261,11 +301,11 @@ class RecordReader:
         changes["label", name] += label != name
         if self._labels is None or label in self._labels:
             return label
+        reason = f"'{label[:60]}' is not one of the task's labels"
         near = process.extractOne(label, self.plan.labels or (), score_cutoff=60)
-        suggestion = f"; did you mean '{near[0]}'?" if near else ""
-        raise RowRejectedError(
-            "unknown label", f"'{label[:60]}' is not one of the task's labels{suggestion}"
-        )
+        if near:
+            reason += f"; did you mean '{near[0]}'?"
+        raise RowRejectedError("unknown label", reason)
 
     def _cleaned(
         self, messages: tuple[Message, ...], changes: Counter[Change]
@@ -288,11 +328,11 @@ class RecordReader:
         """Returns (the conversation's own system prompt, its messages with
         the task's instead, if the task has one).
         """
-        own = "\n".join(message["content"] for message in messages if message["role"] == "system")
-        if not self.plan.task.system:
-            return own, messages
-        rest = [message for message in messages if message["role"] != "system"]
-        return own, [{"role": "system", "content": self.plan.task.system}, *rest]
+        own = [message["content"] for message in messages if message["role"] == "system"]
+        if self.plan.task.system:
+            rest = [message for message in messages if message["role"] != "system"]
+            messages = [{"role": "system", "content": self.plan.task.system}, *rest]
+        return "\n".join(own), messages
 
     def _with_calls_as_text(self, messages: Messages, tools: list[Any] | None) -> Messages:
         """The messages with every tool call as the text that the base's template makes of it."""
@@ -330,110 +370,6 @@ class RecordReader:
             calls.require_grammar(offered)
         tool_calls.require_offered(tool_calls.read_answer(answer), offered)
 
-    def _apply_policy(
-        self, source: int, record: Record, tally: Tally, changes: Counter[Change]
-    ) -> tuple[Record, bool]:
-        """Returns (record after the policy on personal data and secrets, True if there were
-        findings).
-
-        A label is searched but never changed, or it would be another label.
-
-        Raises:
-            RowRejectedError: The policy leaves the row out.
-            DataError: The policy ends the run.
-        """
-        names = dict(zip(("user", "assistant"), self.formats[source].fields, strict=True))
-        last, messages, left, has_findings = len(record.messages) - 1, [], False, False
-        rules = self.plan.task.rules
-        for at, message in enumerate(record.messages):
-            is_label = at == last and rules.has_labels
-            if message["role"] == "system" or is_label:
-                applied = self._apply_remembered(message["content"])
-            else:
-                in_json = at == last and rules.structured
-                applied = self._apply(message["content"], in_json=in_json)
-            messages.append(message)
-            if not applied.findings:
-                continue
-            has_findings = True
-            role = message["role"]
-            tally.add(names.get(role, role), applied, self.plan.policy)
-            kinds = ", ".join(sorted({finding.kind for finding in applied.findings}))
-            if applied.action == "refuse":
-                where = console.place(record.source["file"], record.source["row"])
-                raise DataError(
-                    f"{where} holds what the config refuses: {kinds}", hint="prepare.sensitive"
-                )
-            if applied.action == "drop":
-                raise RowRejectedError("sensitive", f"holds personal data or a secret: {kinds}")
-            left = left or applied.sensitive or is_label
-            if not is_label:
-                messages[at] = {**message, "content": applied.text}
-            if at == last and messages[at] != message:
-                marked = {finding.kind for finding in applied.findings}
-                changes.update(
-                    ("answer", kind)
-                    for kind in marked
-                    if self.plan.policy.actions[kind] == "redact"
-                )
-        if not has_findings:
-            return record, False
-        return dataclasses.replace(record, messages=tuple(messages), sensitive=left), True
-
-    def _apply_remembered(self, text: str) -> Applied:
-        """Apply the policy to a text that many rows share, with a cache."""
-        if text not in self._applied:
-            if len(self._applied) == REMEMBERED:
-                self._applied.clear()
-            self._applied[text] = self.plan.policy.apply(text)
-        return self._applied[text]
-
-    def _apply(self, text: str, *, in_json: bool) -> Applied:
-        """Apply the policy to a text; to each string of an
-        answer in JSON, so that it stays JSON.
-        """
-        if not in_json:
-            return self.plan.policy.apply(text)
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            return self.plan.policy.apply(text)
-        parts: list[Applied] = []
-        changed = self._in_values(value, parts)
-        touched = [part for part in parts if part.findings]
-        if not touched:
-            return Applied(text)
-        action = max((part.action for part in touched), key=sensitive.FATES.index)
-        kept = any(part.sensitive for part in touched)
-        findings = tuple(finding for part in touched for finding in part.findings)
-        return Applied(json.dumps(changed, ensure_ascii=False), findings, action, kept)
-
-    def _in_values(self, value: Any, parts: list[Applied], key: str = "") -> Any:
-        """A JSON value with the policy applied to its texts; keys and numbers are searched, and
-        stay what they are.
-
-        A text or number that stays as it is is searched again behind its key: `{"password":
-        "hunter2"}`.
-        """
-        if isinstance(value, dict):
-            parts += (_unchanged(self._apply_remembered(name)) for name in value)
-            return {name: self._in_values(inner, parts, name) for name, inner in value.items()}
-        if isinstance(value, list):
-            return [self._in_values(inner, parts, key) for inner in value]
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            return value
-        head, written = f"{key}: ", str(value)
-        applied = self.plan.policy.apply(written)
-        if (
-            key
-            and (applied.action, applied.text) == ("keep", written)
-            and not self._apply_remembered(key).findings
-        ):
-            named = self.plan.policy.apply(head + written)
-            applied = named if named.findings else applied
-        parts.append(applied if isinstance(value, str) else _unchanged(applied))
-        return applied.text.removeprefix(head) if isinstance(value, str) else value
-
     def _moment(self, source: int, columns: dict[str, Any]) -> float:
         """The time of a row in seconds since 1970; NaN where the split does not need it."""
         column = self.plan.sources[source].time
@@ -445,71 +381,88 @@ class RecordReader:
             raise RowRejectedError("unreadable time", f"'{column}': {error}") from None
 
     def _batch(
-        self,
-        source: int,
-        rejected: list[RejectedRow],
-        rows: list[_ReadRow],
-        tally: Tally,
-        sensitive_rows: int,
-        changes: Counter[Change],
+        self, source: int, rejected: list[RejectedRow], rows: list[_ReadRow], findings: Findings
     ) -> RecordBatch:
-        records = [row.record for row in rows]
-        before = [minhash.normalise(row.original) or row.original for row in rows]
-        texts = [
-            old
-            if row.record.input == row.original
-            else minhash.normalise(row.record.input) or row.record.input
-            for old, row in zip(before, rows, strict=True)
-        ]
+        before = [_normalised(row.original) for row in rows]
+        texts = before.copy()
+        for k, row in enumerate(rows):
+            if row.record.input != row.original:
+                texts[k] = _normalised(row.record.input)
         signatures = minhash.sketch(texts)
         compact = minhash.compact(signatures)
-        changed = [k for k, (old, new) in enumerate(zip(before, texts, strict=True)) if old != new]
+        changed = [k for k, text in enumerate(texts) if text != before[k]]
         old_compact = compact.copy()
         if changed:
-            old_compact[changed] = minhash.compact(minhash.sketch([before[k] for k in changed]))
-        keys = [record.group or text for record, text in zip(records, before, strict=True)]
-        title, named = (
-            self.plan.sources[source].title,
-            {row.number: row.record.source["file"] for row in rows},
-        )
-        measures: dict[str, np.ndarray] = {
-            "numbers": np.array([row.number for row in rows], dtype=np.int64),
-            "digests": _digests(texts),
-            "old_digests": _digests(before),
-            "old_compact": old_compact,
-            "digits": np.array(
-                [_hash(_digits(record.input)) for record in records], dtype=np.uint64
-            ),
-            "answers": np.array([_hash(record.answer) for record in records], dtype=np.uint64),
-            "positions": np.array([split.position_of(key) for key in keys], dtype=float),
-            "moments": np.array([row.moment for row in rows], dtype=float),
-            "tokens": self._tokens.count([row.countable for row in rows]),
-        }
+            old_signatures = minhash.sketch([before[k] for k in changed])
+            old_compact[changed] = minhash.compact(old_signatures)
+        records = [row.record for row in rows]
+        echoes = sum(record.answer == record.input for record in records)
+        labels: tuple[str | None, ...] = (None,) * len(rows)
+        if self.plan.task.rules.has_labels:
+            labels = tuple(record.answer for record in records)
+        origin = self.plan.sources[source]
+        files = {row.number: row.record.source["file"] for row in rows}
+        others = {number: file for number, file in files.items() if file != origin.title}
+        lines = tuple(row.line for row in rows)
+        systems = frozenset(row.system for row in rows if row.system)
+        keys = minhash.band_keys(signatures)
+        measures = self._measures(source, rows, texts, before, old_compact)
         return RecordBatch(
             source=source,
             rejected=tuple(rejected),
-            lines=tuple(row.line for row in rows),
+            lines=lines,
             texts=tuple(texts),
-            labels=tuple(
-                record.answer if self.plan.task.rules.has_labels else None for record in records
-            ),
-            keys=minhash.band_keys(signatures),
+            labels=labels,
+            keys=keys,
             compact=compact,
             measures=measures,
-            tally=tally,
-            sensitive=sensitive_rows,
-            changes=+changes,
-            echoes=sum(record.answer == record.input for record in records),
-            files={number: file for number, file in named.items() if file != title},
-            systems=frozenset(row.system for row in rows if row.system),
+            tally=findings.tally,
+            sensitive=findings.rows,
+            changes=+findings.changes,
+            echoes=echoes,
+            files=others,
+            systems=systems,
+        )
+
+    def _measures(
+        self,
+        source: int,
+        rows: list[_ReadRow],
+        texts: list[str],
+        before: list[str],
+        old_compact: U64,
+    ) -> Measures:
+        """The measures of some rows, whose inputs, normalised, are `texts`, and were `before`."""
+        numbers = np.array([row.number for row in rows], np.int64)
+        sizes = np.array([len(row.line) for row in rows], np.int64)
+        moments = np.array([row.moment for row in rows], float)
+        records = [row.record for row in rows]
+        keys = [record.group or text for record, text in zip(records, before, strict=True)]
+        positions = np.array([split.position_of(key) for key in keys], float)
+        digits = _hashes(_digits(record.input) for record in records)
+        answers = _hashes(record.answer for record in records)
+        tokens = self._tokens.count([row.countable for row in rows])
+        return Measures(
+            sources=np.full(len(rows), source, np.int32),
+            numbers=numbers,
+            sizes=sizes,
+            digests=_digests(texts),
+            old_digests=_digests(before),
+            old_compact=old_compact,
+            digits=digits,
+            answers=answers,
+            positions=positions,
+            moments=moments,
+            tokens=tokens,
         )
 
 
-def _unchanged(applied: Applied) -> Applied:
-    """The findings of a key or number, which stays, so that its row is
-    sensitive whatever would replace them.
-    """
-    return dataclasses.replace(applied, sensitive=bool(applied.findings))
+def _id_of(original: str, answer: str, own_id: str) -> str:
+    """A record's id, from its row's own id, or from its input as it came in and its answer."""
+    identity = _encode([original, answer]).encode()
+    if own_id:
+        return row_fingerprints.id_digits(own_id)
+    return hashlib.sha256(identity).hexdigest()[:16]
 
 
 def read_batches(plan: ReadingPlan, workers: int) -> Generator[RecordBatch, None, None]:
@@ -548,13 +501,12 @@ def _raw_batches(sources: Iterable[Source]) -> Iterator[tuple[int, list[RawRow]]
         size = 0
         for row in read_rows(source.local, **source.reading):
             rows.append((row.number, row.columns, row.fault))
-            size += sum(
-                CELL_COST + len(cell if isinstance(cell, str) else str(cell))
-                for cell in row.columns.values()
-            )
+            cells = map(str, row.columns.values())
+            size += sum(CELL_COST + len(cell) for cell in cells)
             if len(rows) == BATCH or size > BATCH_SIZE:
                 yield index, rows
-                rows, size = [], 0
+                rows = []
+                size = 0
         if rows:
             yield index, rows
 
@@ -573,10 +525,13 @@ def _read_in_worker(source: int, rows: list[RawRow]) -> RecordBatch:
     return _reader.read(source, rows)
 
 
+def _normalised(text: str) -> str:
+    return minhash.normalise(text) or text
+
+
 def _digests(texts: Sequence[str]) -> U8:
-    return np.frombuffer(b"".join(map(minhash.digest, texts)), dtype=np.uint8).reshape(
-        -1, minhash.DIGEST
-    )
+    joined = b"".join(map(minhash.digest, texts))
+    return np.frombuffer(joined, dtype=np.uint8).reshape(-1, minhash.DIGEST)
 
 
 def _digits(text: str) -> str:
@@ -588,7 +543,10 @@ def _digits(text: str) -> str:
     return digits + "".join(sign for sign in signs if unicodedata.category(sign) in _KINDS)
 
 
+def _hashes(texts: Iterable[str]) -> U64:
+    return np.array([_hash(text) for text in texts], dtype=np.uint64)
+
+
 def _hash(text: str) -> int:
-    return int.from_bytes(
-        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    )
+    written = text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(written, digest_size=8).digest())

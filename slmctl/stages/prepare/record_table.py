@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from slmctl.deduplication.near_duplicates import Spill
 from slmctl.sensitive import Tally
-from slmctl.stages.prepare.record_reader import Change, RecordBatch, RejectedRow
+from slmctl.stages.prepare.policy_search import Change
+from slmctl.stages.prepare.record_reader import Measures, RecordBatch, RejectedRow
 
 
 class RecordTable:
@@ -46,7 +48,8 @@ class RecordTable:
         self.files: dict[tuple[int, int], str] = {}
         self._several = several
         self._codes: dict[str, int] = {}
-        self._parts: defaultdict[str, list[np.ndarray]] = defaultdict(list)
+        self._measures: list[Measures] = []
+        self._label_of: list[npt.NDArray[np.int32]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -67,20 +70,17 @@ class RecordTable:
         self.sensitive += batch.sensitive
         self.tally.merge(batch.tally)
         self.changes += batch.changes
-        self.files |= {(batch.source, number): file for number, file in batch.files.items()}
+        for number, file in batch.files.items():
+            self.files[batch.source, number] = file
         if len(self.systems) < 2:
             self.systems |= batch.systems
         if not batch.lines:
             return
         self.spill.append(batch.texts, batch.keys, batch.compact)
         self._lines.writelines(batch.lines)
-        own: dict[str, np.ndarray] = {
-            "sources": np.full(len(batch.lines), batch.source, dtype=np.int32),
-            "sizes": np.array([len(line) for line in batch.lines], dtype=np.int64),
-            "label_of": np.array([self._code(label) for label in batch.labels], dtype=np.int32),
-        }
-        for name, values in (*batch.measures.items(), *own.items()):
-            self._parts[name].append(values)
+        self._measures.append(batch.measures)
+        codes = [self._code(label) for label in batch.labels]
+        self._label_of.append(np.array(codes, dtype=np.int32))
 
     def _code(self, label: str | None) -> int:
         if label is None:
@@ -93,22 +93,25 @@ class RecordTable:
     def __len__(self) -> int:
         return len(self.spill)
 
-    def __getattr__(self, name: str) -> np.ndarray:
-        """An array over all records: a measure of `RecordBatch`,
-        `sources`, `label_of`, `sizes` (bytes a line).
-        """
-        if name.startswith("_") or name not in self._parts:
-            raise AttributeError(name)
-        parts = self._parts[name]
-        if len(parts) > 1:
-            parts[:] = [np.concatenate(parts)]
-        return parts[0]
+    @property
+    def measures(self) -> Measures:
+        """The measures of all records."""
+        if len(self._measures) > 1:
+            self._measures = [Measures.joined(self._measures)]
+        return self._measures[0]
+
+    @property
+    def label_of(self) -> npt.NDArray[np.int32]:
+        """The index of each record's label in `labels`, or -1, `(n,)`."""
+        if len(self._label_of) > 1:
+            self._label_of = [np.concatenate(self._label_of)]
+        return self._label_of[0]
 
     def lines(self) -> Iterator[bytes]:
         """The line of every record in order, without its line break."""
         self._lines.flush()
         self._lines.seek(0)
-        for size in self.sizes.tolist():
+        for size in self.measures.sizes.tolist():
             yield self._lines.read(size)
 
     def count(self, rows: Iterable[int] | np.ndarray) -> dict[str, int]:
@@ -116,8 +119,11 @@ class RecordTable:
         each of a row's several labels counts.
         """
         counts: Counter[str] = Counter()
-        for code, n in Counter(self.label_of[np.asarray(rows)].tolist()).items():
-            if code >= 0:
-                names = json.loads(self.labels[code]) if self._several else [self.labels[code]]
-                counts.update(dict.fromkeys(names, n))
+        codes = Counter(self.label_of[np.asarray(rows)].tolist())
+        for code, records in codes.items():
+            if code < 0:
+                continue
+            label = self.labels[code]
+            names = json.loads(label) if self._several else [label]
+            counts.update(dict.fromkeys(names, records))
         return dict(counts)

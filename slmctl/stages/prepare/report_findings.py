@@ -4,12 +4,12 @@ sections, and the lines of the terminal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from slmctl.console import percent
 from slmctl.deduplication.ngram_overlap import SHORT
 from slmctl.metrics.confident_joint import SURE
-from slmctl.metrics.label_typos import alike_labels
+from slmctl.metrics.label_typos import LabelTypo, alike_labels
 from slmctl.metrics.statistics import wilson
 from slmctl.pipeline.row_estimate import FEW, THIN
 from slmctl.reports.html_page import Notice, Tone, count, either
@@ -50,29 +50,26 @@ def notices(facts: PrepareFacts) -> Iterator[Notice]:
 
 
 def linear_score(facts: PrepareFacts) -> Iterator[str]:
-    if linear := facts.get("linear"):
-        low, high = linear["interval"]
-        part = linear["trained_on"] < linear["train"]
-        trained = (
-            f", trained on {linear['trained_on']:,} of the {linear['train']:,} training rows,"
-            if part
-            else ""
-        )
-        yield (
-            f"A linear model (TF-IDF){trained} gets {percent(linear['accuracy'])} ({percent(low)} "
-            f"to {percent(high)}) "
-            f"of {count(linear['rows'], 'validation row')} right: what must be beaten."
-        )
+    linear = facts.get("linear")
+    if not linear:
+        return
+    model = "A linear model (TF-IDF)"
+    learned, train = linear["trained_on"], linear["train"]
+    if learned < train:
+        model += f", trained on {learned:,} of the {train:,} training rows,"
+    accuracy = percent(linear["accuracy"])
+    low, high = map(percent, linear["interval"])
+    rows = count(linear["rows"], "validation row")
+    yield (f"{model} gets {accuracy} ({low} to {high}) of {rows} right: what must be beaten.")
 
 
 def score_interval(facts: PrepareFacts) -> Iterator[str]:
-    if rows := facts["test"]:
-        low, high = wilson(round(RIGHT * rows), rows)
-        yield (
-            f"With {count(rows, 'test row')}, a score of {percent(RIGHT, 0)} means {percent(low)} "
-            f"to {percent(high)} "
-            "(95 % interval)."
-        )
+    rows = facts["test"]
+    if not rows:
+        return
+    low, high = map(percent, wilson(round(RIGHT * rows), rows))
+    tested = count(rows, "test row")
+    yield (f"With {tested}, a score of {percent(RIGHT, 0)} means {low} to {high} (95 % interval).")
 
 
 def margin(rows: int) -> float:
@@ -92,26 +89,22 @@ def _swapped(facts: PrepareFacts) -> str:
     swapped = facts["swapped"]
     if not swapped:
         return ""
-    inputs = swapped["inputs"]
-    return (
-        f"The columns look swapped: {count(inputs, 'different input')} "
-        f"{either(inputs, 'has', 'have')} "
-        f"{swapped['answers']:,} different answers."
-    )
+    inputs = count(swapped["inputs"], "different input")
+    have = either(swapped["inputs"], "has", "have")
+    answers = swapped["answers"]
+    return f"The columns look swapped: {inputs} {have} {answers:,} different answers."
 
 
 def _sensitive_kept(facts: PrepareFacts) -> str:
     kept = [entry for entry in facts["sensitive"] if entry["action"] == "keep" and entry["count"]]
     if not kept:
         return ""
-    total, kinds = (
-        sum(entry["count"] for entry in kept),
-        ", ".join(sorted({entry["kind"] for entry in kept})),
-    )
+    total = sum(entry["count"] for entry in kept)
+    kinds = ", ".join(sorted({entry["kind"] for entry in kept}))
+    stay = either(total, "stays", "stay")
     return (
-        f"{count(total, 'finding')} of personal data or secrets {either(total, 'stays', 'stay')} "
-        "in the rows by "
-        f"policy ({kinds}): a model can repeat what it was trained on."
+        f"{count(total, 'finding')} of personal data or secrets {stay} in the rows by policy "
+        f"({kinds}): a model can repeat what it was trained on."
     )
 
 
@@ -120,10 +113,10 @@ def _marked_answers(facts: PrepareFacts) -> str:
     if not marked:
         return ""
     named = ", ".join(f"{kind} in {count(rows, 'answer')}" for kind, rows in marked.items())
+    first = next(iter(marked))
     return (
         f"A mark stands in place of a value of answers ({named}), and the model learns to write "
-        "the mark. "
-        f"prepare.sensitive.{next(iter(marked))}: keep leaves the values."
+        f"the mark. prepare.sensitive.{first}: keep leaves the values."
     )
 
 
@@ -131,65 +124,61 @@ def _label_typos(facts: PrepareFacts) -> str:
     typos = facts["label_typos"]
     if not typos:
         return ""
-    named = "; ".join(
-        f"{_quoted(typo['label'])} ({count(typo['count'], 'row')}) of {_quoted(typo['likely'])} "
-        f"({typo['likely_count']:,})"
-        for typo in typos[:3]
-    )
-    more = f" and {len(typos) - 3} more" if len(typos) > 3 else ""
-    return (
-        f"{count(len(typos), 'label')} may be "
-        f"{either(len(typos), 'a misspelling', 'misspellings')}: "
-        f"{named}{more}. task.labels.map renames them."
-    )
+    named = _pairs_of_labels(typos, "of")
+    if len(typos) > 3:
+        named += f" and {len(typos) - 3} more"
+    labels = count(len(typos), "label")
+    what = either(len(typos), "a misspelling", "misspellings")
+    return f"{labels} may be {what}: {named}. task.labels.map renames them."
 
 
 def _unknown_labels(facts: PrepareFacts) -> str:
     unknown = facts.get("unknown_labels", {})
     if not unknown:
         return ""
-    rows, first = facts["rejected_by_reason"]["unknown label"], next(iter(unknown))
-    more = ", and others" if len(unknown) > 1 else ""
+    rows = facts["rejected_by_reason"]["unknown label"]
+    left_out = f"{count(rows, 'row')} {either(rows, 'is', 'are')} left out"
+    labels = either(rows, "its label", "their labels")
+    named = next(iter(unknown))
+    if len(unknown) > 1:
+        named += ", and others"
     return (
-        f"{count(rows, 'row')} {either(rows, 'is', 'are')} left out for "
-        f"{either(rows, 'its label', 'their labels')} "
-        f"({first}{more}). Name a new label in task.labels to learn it, or rename it by "
-        "task.labels.map."
+        f"{left_out} for {labels} ({named}). Name a new label in task.labels to learn it, or "
+        "rename it by task.labels.map."
     )
 
 
 def _unusable(facts: PrepareFacts) -> str:
-    rules = {
-        rule: many for rule, many in facts["rejected_by_reason"].items() if rule not in REPEATS
-    }
-    total, rows = sum(rules.values()), max(facts["rows_in"], 1)
+    by_rule = facts["rejected_by_reason"]
+    rules = {rule: many for rule, many in by_rule.items() if rule not in REPEATS}
+    total = sum(rules.values())
+    rows = max(facts["rows_in"], 1)
     if total > SOME * rows:
         worst = min(rules, key=lambda name: (-rules[name], name))
-        rule = f", most of them as “{worst}” ({rules[worst]:,})" if len(rules) > 1 else f": {worst}"
-        return (
-            f"{count(total, 'row')} ({percent(total / rows)}) {either(total, 'is', 'are')} "
-            f"unusable{rule}."
-        )
+        rule = f", {_most_of_them(worst, rules)}" if len(rules) > 1 else f": {worst}"
+        unusable = f"{either(total, 'is', 'are')} unusable{rule}"
+        return f"{count(total, 'row')} ({percent(total / rows)}) {unusable}."
     if facts["rejected"] > MANY * rows:
-        repeats = {
-            rule: many for rule, many in facts["rejected_by_reason"].items() if rule in REPEATS
-        }
+        repeats = {rule: many for rule, many in by_rule.items() if rule in REPEATS}
         worst = max(repeats, key=lambda name: (repeats[name], name), default="")
-        why = f", most of them as “{worst}” ({repeats[worst]:,})" if worst else ""
+        why = f", {_most_of_them(worst, repeats)}" if worst else ""
         return f"{percent(facts['rejected'] / rows)} of the rows were left out{why}."
     return ""
+
+
+def _most_of_them(rule: str, rows_of: Mapping[str, int]) -> str:
+    return f"most of them as “{rule}” ({rows_of[rule]:,})"
 
 
 def _conflicts(facts: PrepareFacts) -> str:
     pairs = facts["conflicts"]["pairs"]
     if not pairs:
         return ""
+    have = either(pairs, "has", "have")
+    cap = percent(facts["conflicts"]["cap"])
     return (
-        f"{count(pairs, 'pair')} of nearly the same inputs {either(pairs, 'has', 'have')} "
-        "different answers, so no "
-        f"model can score over {percent(facts['conflicts']['cap'])}. Settling them is the cheapest "
-        "way to a better "
-        "model."
+        f"{count(pairs, 'pair')} of nearly the same inputs {have} different answers, so no model "
+        f"can score over {cap}. Settling them is the cheapest way to a better model."
     )
 
 
@@ -197,26 +186,27 @@ def _suspects(facts: PrepareFacts) -> str:
     suspects = facts.get("suspects")
     if not suspects or not suspects["rows"] or suspects["agreement"] < SURE:
         return ""
-    named = "; ".join(
-        f"{_quoted(pair['label'])}, perhaps {_quoted(pair['proposed'])} ({pair['rows']:,})"
-        for pair in suspects["pairs"][:3]
-    )
-    more = "; …" if len(suspects["pairs"]) > 3 else ""
-    return (
-        f"{count(suspects['rows'], 'label')} {either(suspects['rows'], 'looks', 'look')} wrong: "
-        f"{named}{more}. "
-        "slmctl review shows them, the worst first."
-    )
+    named = []
+    for pair in suspects["pairs"][:3]:
+        label, proposed = _quoted(pair["label"]), _quoted(pair["proposed"])
+        named.append(f"{label}, perhaps {proposed} ({pair['rows']:,})")
+    if len(suspects["pairs"]) > 3:
+        named.append("…")
+    rows = suspects["rows"]
+    labels = f"{count(rows, 'label')} {either(rows, 'looks', 'look')} wrong"
+    return f"{labels}: {'; '.join(named)}. slmctl review shows them, the worst first."
 
 
 def _overlap(facts: PrepareFacts) -> str:
     close = []
     for split, side in facts["overlap"]["sides"].items():
-        if (share := overlap_share(side)) > CLOSE:
+        share = overlap_share(side)
+        if share <= CLOSE:
+            continue
+        rows = f"{split} rows"
+        if side["too_short"]:
             rows = f"{side['measured']:,} {split} rows of {SHORT} words and more"
-            close.append(
-                f"{percent(share)} of the {rows if side['too_short'] else f'{split} rows'}"
-            )
+        close.append(f"{percent(share)} of the {rows}")
     if not close:
         return ""
     return (
@@ -229,10 +219,10 @@ def _wide_interval(facts: PrepareFacts) -> str:
     rows = facts["test"]
     if not rows or margin(rows) <= WIDE:
         return ""
+    measure = f"{count(rows, 'test row')} {either(rows, 'measures', 'measure')}"
     return (
-        f"{count(rows, 'test row')} {either(rows, 'measures', 'measure')} a score of "
-        f"{percent(RIGHT, 0)} to "
-        f"±{margin(rows):.1f} points: models that are closer cannot be told apart."
+        f"{measure} a score of {percent(RIGHT, 0)} to ±{margin(rows):.1f} points: models that are "
+        "closer cannot be told apart."
     )
 
 
@@ -240,14 +230,17 @@ def _thin_labels(facts: PrepareFacts) -> str:
     few, of = _labels_with_fewer(THIN, facts, "train")
     if not few:
         return ""
-    lumps = {
-        name: f"; {TOGETHER.format(*lump)}" for name, lump in facts.get("together", {}).items()
-    }
-    names = _first([f"{_quoted(name)} ({rows:,}{lumps.get(name, '')})" for name, rows in few])
+    together = facts.get("together", {})
+    names = []
+    for name, rows in few:
+        why = f"{rows:,}"
+        if name in together:
+            why += f"; {TOGETHER.format(*together[name])}"
+        names.append(f"{_quoted(name)} ({why})")
+    labels = f"{of} {either(len(few), 'is', 'are')} thin"
     return (
-        f"{of} {either(len(few), 'is', 'are')} thin, with fewer than {THIN} training rows: "
-        f"{names}. More rows help "
-        "most there."
+        f"{labels}, with fewer than {THIN} training rows: {_first(names)}. More rows help most "
+        "there."
     )
 
 
@@ -255,23 +248,18 @@ def _few_test_rows(facts: PrepareFacts) -> str:
     few, of = _labels_with_fewer(FEW, facts, "test")
     if not few:
         return ""
-    return (
-        f"{of} {either(len(few), 'has', 'have')} fewer than {FEW} test rows "
-        f"({_first([_quoted(name) for name, _ in few])}): what a model scores on "
-        f"{either(len(few), 'it', 'them')} "
-        "alone says little."
-    )
+    labels = f"{of} {either(len(few), 'has', 'have')} fewer than {FEW} test rows"
+    names = _first([_quoted(name) for name, _ in few])
+    them = either(len(few), "it", "them")
+    return f"{labels} ({names}): what a model scores on {them} alone says little."
 
 
 def _unused_renames(facts: PrepareFacts) -> str:
     unused = [_quoted(entry["label"]) for entry in facts["renamed_labels"] if not entry["rows"]]
     if not unused:
         return ""
-    return (
-        f"No row has the {either(len(unused), 'label', 'labels')} {_first(unused)} that "
-        "task.labels.map renames: "
-        "is it spelled as in the data?"
-    )
+    labels = f"{either(len(unused), 'label', 'labels')} {_first(unused)}"
+    return f"No row has the {labels} that task.labels.map renames: is it spelled as in the data?"
 
 
 def _odd_answers(facts: PrepareFacts) -> str:
@@ -283,41 +271,44 @@ def _unfit_answers(facts: PrepareFacts) -> str:
     unfit = facts.get("unfit_answers")
     if not unfit or not unfit["unfit"]:
         return ""
+    checked = count(unfit["checked"], "answer")
+    places = ", ".join(unfit["places"])
     return (
-        f"{unfit['unfit']:,} of {count(unfit['checked'], 'answer')} do not satisfy the schema, and "
-        "no model may write "
-        f"them: {', '.join(unfit['places'])}. Correct the schema, or `output`."
+        f"{unfit['unfit']:,} of {checked} do not satisfy the schema, and no model may write them: "
+        f"{places}. Correct the schema, or `output`."
     )
 
 
 def _standing(facts: PrepareFacts) -> str:
-    few = {
-        path: stand / values
-        for path, (values, stand) in facts.get("standing", {}).items()
-        if stand < STANDING * values
-    }
-    named = ", ".join(
-        f"`{path}` {percent(share, 0)}"
-        for path, share in sorted(few.items(), key=lambda pair: pair[1])
-    )
-    return (
-        f"Few values stand in their texts, and no other can be learned from windows: {named}."
-        if few
-        else ""
-    )
+    few = []
+    for path, (values, stand) in facts.get("standing", {}).items():
+        if stand < STANDING * values:
+            few.append((stand / values, path))
+    if not few:
+        return ""
+    few.sort(key=lambda field: field[0])
+    named = ", ".join(f"`{path}` {percent(share, 0)}" for share, path in few)
+    return f"Few values stand in their texts, and no other can be learned from windows: {named}."
 
 
 def _alike_labels(facts: PrepareFacts) -> str:
     pairs = alike_labels({label: sum(splits.values()) for label, splits in facts["labels"].items()})
-    named = "; ".join(
-        f"{_quoted(pair['label'])} ({count(pair['count'], 'row')}) and {_quoted(pair['likely'])} "
-        f"({pair['likely_count']:,})"
-        for pair in pairs[:3]
-    )
+    if not pairs:
+        return ""
+    labels = count(len(pairs), "label")
+    named = _pairs_of_labels(pairs, "and")
     ask = "Do they mean the same? Then task.labels.map makes one of both."
-    return (
-        f"{count(len(pairs), 'label')} may be the same as another: {named}. {ask}" if pairs else ""
-    )
+    return f"{labels} may be the same as another: {named}. {ask}"
+
+
+def _pairs_of_labels(pairs: Sequence[LabelTypo], between: str) -> str:
+    """The first three labels with their rows, each with the label that is likely meant."""
+    named = []
+    for pair in pairs[:3]:
+        label, likely = _quoted(pair["label"]), _quoted(pair["likely"])
+        rows = count(pair["count"], "row")
+        named.append(f"{label} ({rows}) {between} {likely} ({pair['likely_count']:,})")
+    return "; ".join(named)
 
 
 def _labels_with_fewer(
@@ -328,10 +319,8 @@ def _labels_with_fewer(
     """
     typos = {typo["label"] for typo in facts["label_typos"]}
     rows = {name: splits[split] for name, splits in facts["labels"].items() if name not in typos}
-    few = sorted(
-        ((name, many) for name, many in rows.items() if many < limit),
-        key=lambda each: (each[1], each[0]),
-    )
+    few = [(name, many) for name, many in rows.items() if many < limit]
+    few.sort(key=lambda each: (each[1], each[0]))
     return few, f"{len(few)} of {count(len(facts['labels']), 'label')}"
 
 

@@ -38,13 +38,13 @@ def forms_and_columns(
         forms.append(form)
         all_columns.append(columns)
     for k, source in enumerate(sources):
-        if not all_columns[k] and source.whole not in first:
+        if all_columns[k]:
+            continue
+        if source.whole not in first:
             what = source.whole or source.title
-            raise DataError(
-                f"{what} holds no rows", hint="a header and at least one row are needed"
-            )
-        if not all_columns[k]:
-            all_columns[k] = first[source.whole][1]  # a part without rows
+            hint = "a header and at least one row are needed"
+            raise DataError(f"{what} holds no rows", hint=hint)
+        all_columns[k] = first[source.whole][1]  # a part without rows
     return forms, tuple(map(tuple, all_columns))
 
 
@@ -53,33 +53,35 @@ def _say_guesses(source: Source, form: FileForm, remarked: set[tuple[str, str]])
     header, once for all parts of a source.
     """
     remarks = {}
-    if form.encoding is not None and not form.encoding.certain:
-        encoding = form.encoding
+    encoding = form.encoding
+    if encoding is not None and not encoding.certain:
         remarks["encoding"] = (
             f"is taken for {encoding.title}; to be certain: encoding: {encoding.name}"
         )
     if form.header_row > 1 and source.header_row is None:
-        where = f"{'line' if form.delimiter else 'row'} {form.header_row}"
-        remarks["header"] = f"has its header in {where}; what is above it is no row"
+        line = "line" if form.delimiter else "row"
+        remarks["header"] = (
+            f"has its header in {line} {form.header_row}; what is above it is no row"
+        )
+    whole = source.whole or source.title
     for kind, remark in remarks.items():
-        if (source.whole or source.title, kind) not in remarked:
-            remarked.add((source.whole or source.title, kind))
+        if (whole, kind) not in remarked:
+            remarked.add((whole, kind))
             console.say(f"  {source.title} {remark}")
 
 
 def _require_same(
     source: Source, columns: Sequence[str], other: Source, expected: Sequence[str]
 ) -> None:
-    lacking, more = (
-        [c for c in expected if c not in columns],
-        [c for c in columns if c not in expected],
-    )
+    lacking = [column for column in expected if column not in columns]
+    more = [column for column in columns if column not in expected]
     if not lacking and not more:
         return
     column = console.shown((lacking or more)[0], 60)
     what = f"lacks the column '{column}'" if lacking else f"has a column '{column}'"
+    title = source.title
     raise DataError(
-        f"{source.title} {what}, unlike {other.title}: files and sheets of one source have the "
-        "same columns",
-        hint=f"name them as sources of their own; the columns of {source.title}: {listed(columns)}",
+        f"{title} {what}, unlike {other.title}: files and sheets of one source have the same "
+        "columns",
+        hint=f"name them as sources of their own; the columns of {title}: {listed(columns)}",
     )

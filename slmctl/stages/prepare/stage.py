@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 from slmctl import config, console
 from slmctl.artifacts.artifact import Artifact
@@ -55,25 +56,26 @@ class Prepare(Stage[PrepareConfig]):
             from slmctl.sensitive import stand_ins  # its patterns take a tenth of a second to build
 
             stand_ins.make_key(key)  # its hash is part of the recipe: another key, other stand-ins
-        return section.model_copy(
-            update={"sources": snapshot.gathered(section.sources, self.project.sources)}
-        )
+        files = snapshot.gathered(section.sources, self.project.sources)
+        return section.model_copy(update={"sources": files})
 
     def _is_here(self, source: Source) -> bool:
         """True for a file, and for documents that were read."""
-        is_read = (
-            folder.is_documents(source) and snapshot.copy_of(source, self.project.sources).exists()
-        )
-        return snapshot.is_file(source) or is_read
+        if snapshot.is_file(source):
+            return True
+        return folder.is_documents(source) and self._copy_of(source).exists()
+
+    def _copy_of(self, source: Source) -> Path:
+        return snapshot.copy_of(source, self.project.sources)
 
     def checkable(self) -> PrepareConfig:
         """The section with the sources that are here, and
         without a key that the first run makes.
         """
-        section, sensitive = self.settings, self.settings.sensitive
-        files = snapshot.gathered(
-            list(filter(self._is_here, section.sources)), self.project.sources
-        )
+        section = self.settings
+        sensitive = section.sensitive
+        here = list(filter(self._is_here, section.sources))
+        files = snapshot.gathered(here, self.project.sources)
         if self._own_key(section):
             sensitive = sensitive.model_copy(update={"pseudonym_key": None})
         return section.model_copy(update={"sources": files, "sensitive": sensitive})
@@ -83,12 +85,11 @@ class Prepare(Stage[PrepareConfig]):
             from slmctl.stages.prepare import prepare
 
             prepare.check(section)
-        if not (count := len(section.sources)):
+        count = len(section.sources)
+        if not count:
             return ""
-        return (
-            f"{'the source,' if count == 1 else f'{count} sources'} with the columns that the "
-            "config names"
-        )
+        sources = "the source," if count == 1 else f"{count} sources"
+        return f"{sources} with the columns that the config names"
 
     def checks(self) -> Mapping[str, Callable[[], str]]:
         """The rows themselves before a base is fetched for them,
@@ -97,7 +98,7 @@ class Prepare(Stage[PrepareConfig]):
         return {"rows": self._tried}
 
     def _tried(self) -> str:
-        pull, section = self.project.stage("pull"), self.settings
+        pull = self.project.stage("pull")
         with contextlib.suppress(SlmctlError):  # which the requirement `files` tells
             if (
                 BASE.name in self.project.named
@@ -105,12 +106,15 @@ class Prepare(Stage[PrepareConfig]):
                 or pull.default().path.exists()
             ):
                 return ""
-        if self.project.config.label is not None or not all(map(snapshot.is_file, section.sources)):
+        if self.project.config.label is not None:
+            return ""
+        if not all(map(snapshot.is_file, self.settings.sources)):
             return ""
         section = self.checkable()
         # which the requirements `packages` and `files` tell
         with contextlib.suppress(ModuleNotFoundError, OSError):
-            if sum(source.local.stat().st_size for source in section.sources) > TRIED_BYTES:
+            sizes = [source.local.stat().st_size for source in section.sources]
+            if sum(sizes) > TRIED_BYTES:
                 return ""
             from slmctl.stages.prepare import prepare
 
@@ -119,23 +123,28 @@ class Prepare(Stage[PrepareConfig]):
 
     def packages(self) -> Iterator[str]:
         for source in self.settings.sources:
-            yield from ["sqlalchemy"] if source.sql is not None else []
-            yield from ["huggingface_hub"] if source.hf is not None else []
+            if source.sql is not None:
+                yield "sqlalchemy"
+            if source.hf is not None:
+                yield "huggingface_hub"
             if folder.is_documents(source) and folder.kinds(source) & DOCUMENT_KINDS:
                 yield "pypdfium2"
-            if isinstance(source.answers, AnswerTable) and (
-                form := known_format(source.answers.path)
-            ):
-                yield from [FORMAT_PACKAGES[form]] if form in FORMAT_PACKAGES else []
-            kind = source.format or (
-                row_estimate.format_of_source(source) if source.path is not None else None
-            )
-            yield from [FORMAT_PACKAGES[kind]] if kind in FORMAT_PACKAGES else []
+            formats = []
+            if isinstance(source.answers, AnswerTable):
+                formats.append(known_format(source.answers.path))
+            if source.format:
+                formats.append(source.format)
+            elif source.path is not None:
+                formats.append(row_estimate.format_of_source(source))
+            for name in formats:
+                if name in FORMAT_PACKAGES:
+                    yield FORMAT_PACKAGES[name]
 
     def _hosts(self) -> Iterator[str]:
         """Hosts that sources are read from."""
         for source in self.settings.sources:
-            if host := snapshot.host_of(source, self.project.sources):
+            host = snapshot.host_of(source, self.project.sources)
+            if host:
                 yield host
 
     def require_offline(self) -> None:
@@ -143,7 +152,8 @@ class Prepare(Stage[PrepareConfig]):
             guard.require(f"a source on {host}", hint="export it once, and name the file as path")
 
     def downloads(self, shape: ModelShape | None) -> Iterator[tuple[str, int | None]]:
-        yield from ((f"a source on {host}", None) for host in self._hosts())
+        for host in self._hosts():
+            yield f"a source on {host}", None
 
     def notes(self, shape: ModelShape | None) -> Iterator[tuple[str, str]]:
         """Notes on documents that are not read yet, and on calls of
@@ -152,13 +162,13 @@ class Prepare(Stage[PrepareConfig]):
         from slmctl.task.kinds import kind_of
 
         for source in filter(folder.is_documents, self.settings.sources):
-            if not snapshot.copy_of(source, self.project.sources).exists():
-                text = (
-                    f"{console.count(len(folder.files(source)), 'document')} of "
-                    f"{source.local.name} not read yet"
-                )
-                yield "documents", f"{text}; rows and times are known after slmctl prepare"
-        yield from (("labels", text) for text in self._doubtful_labels())
+            if self._copy_of(source).exists():
+                continue
+            documents = console.count(len(folder.files(source)), "document")
+            text = f"{documents} of {source.local.name} not read yet"
+            yield "documents", f"{text}; rows and times are known after slmctl prepare"
+        for text in self._doubtful_labels():
+            yield "labels", text
         settings = self.project.config
         entry = catalogue.of_source(settings.base)
         if entry is None or entry.tools is not False or kind_of(settings.task.kind).calls:
@@ -168,11 +178,9 @@ class Prepare(Stage[PrepareConfig]):
         with contextlib.suppress(SlmctlError, OSError, ModuleNotFoundError):
             calling, looked = row_estimate.rows_with_calls(self.project)
         if calling:
-            text = (
-                f"{calling} of the first {looked} rows hold calls of tools, which "
-                f"{entry.short_name} does not write"
-            )
-            yield "calls", f"{text}, so prepare rejects them; slmctl bases --tools lists others"
+            rows = f"{calling} of the first {looked} rows hold calls of tools"
+            way = "so prepare rejects them; slmctl bases --tools lists others"
+            yield "calls", f"{rows}, which {entry.short_name} does not write, {way}"
 
     def _doubtful_labels(self) -> Iterator[str]:
         """Sentences on labels that the config lacks, and on those of too
@@ -181,68 +189,50 @@ class Prepare(Stage[PrepareConfig]):
         section = self.settings
         if not section.task.has("sources.label"):
             return
-        counts, names, splits = (
-            row_estimate.labels_of(self.project),
-            section.task.label_names,
-            section.splits,
-        )
+        counts = row_estimate.labels_of(self.project)
         counts.pop("", None)
+        splits = section.splits
         learned = 1 - splits.validation - splits.calibration - splits.test
-        unknown = {
-            name: rows
-            for name, rows in counts.most_common()
-            if names is not None and name not in names
-        }
-        for name, rows in list(unknown.items())[:NAMED]:
-            shows = (
-                f"some {round(learned * rows)} of them train a model and "
-                f"{round(splits.test * rows)} test it"
-            )
-            few = (
-                ", too few for a score of its own" if splits.test * rows < row_estimate.FEW else ""
-            )
-            lacks = (
-                f"{console.count(rows, 'row')} of the label '{name[:60]}', which task.labels "
-                "lacks: prepare leaves"
-            )
+        names = section.task.label_names
+        unknown = []
+        if names is not None:
+            unknown = [entry for entry in counts.most_common() if entry[0] not in names]
+        for name, rows in unknown[:NAMED]:
+            label = f"{console.count(rows, 'row')} of the label '{name[:60]}'"
+            trained, tested = round(learned * rows), round(splits.test * rows)
+            shows = f"some {trained} of them train a model and {tested} test it"
+            if splits.test * rows < row_estimate.FEW:
+                shows += ", too few for a score of its own"
             yield (
-                f"{lacks} them out, so no model learns it and no gate counts them; named there, "
-                f"{shows}{few}"
+                f"{label}, which task.labels lacks: prepare leaves them out, so no model learns it "
+                f"and no gate counts them; named there, {shows}"
             )
-        thin = [
-            (n, c)
-            for n, c in counts.items()
-            if n not in unknown and learned * c < row_estimate.THIN
-        ]
+        for name, _ in unknown:
+            del counts[name]
+        thin = [(rows, name) for name, rows in counts.items() if learned * rows < row_estimate.THIN]
         if thin:
-            named = ", ".join(
-                f"'{name[:60]}' {rows}"
-                for name, rows in sorted(thin, key=lambda each: each[1])[:NAMED]
-            )
-            more = ", …" if len(thin) > NAMED else ""
-            of = (
-                f"few rows for {len(thin)} of "
-                f"{console.count(len(counts) - len(unknown), 'label')} ({named}{more})"
-            )
+            rarest = sorted(thin, key=lambda each: each[0])
+            named = ", ".join(f"'{name[:60]}' {rows}" for rows, name in rarest[:NAMED])
+            if len(thin) > NAMED:
+                named += ", …"
+            labels = f"few rows for {len(thin)} of {console.count(len(counts), 'label')} ({named})"
             few = f"fewer than {row_estimate.THIN} of each train a model"
-            yield f"{of}: {few}, and what it scores on such a label alone says little"
+            yield f"{labels}: {few}, and what it scores on such a label alone says little"
 
     def choices(self, sizes: KnownSizes | None = None) -> str:
         names = self.settings.bound_splits
+        if not names:
+            return ""
         them = "it" if len(names) == 1 else "them"
-        return (
-            f"{' and '.join(names)}: rows of the sources bound to {them}, no share of the others"
-            if names
-            else ""
-        )
+        return f"{' and '.join(names)}: rows of the sources bound to {them}, no share of the others"
 
     def cost(self, sizes: KnownSizes) -> StageEstimate:
-        if (rows := sizes.rows) is None:
+        rows = sizes.rows
+        if rows is None:
             return StageEstimate()
         peak = int(PLAIN_BYTES + ROW_BYTES * rows.rows)
-        return StageEstimate(
-            PREPARED_SHARE * rows.size, peak, PREPARE_SECONDS + rows.rows / ROWS_A_SECOND
-        )
+        seconds = PREPARE_SECONDS + rows.rows / ROWS_A_SECOND
+        return StageEstimate(PREPARED_SHARE * rows.size, peak, seconds)
 
     def before(self) -> None:
         gathering.gather_sources(self.project)
@@ -252,11 +242,15 @@ class Prepare(Stage[PrepareConfig]):
         before a model is trained for them.
         """
         settings = self.project.config
-        if not current and (text := self.choices()):
+        text = self.choices()
+        if text and not current:
             console.say(f"  {text}")
-        if rows := made.metrics.get(split := settings.predict.split, 0):
+        split = settings.predict.split
+        rows = made.metrics.get(split, 0)
+        if rows:
             checked = project_gates.checked_gates(settings, self.project.root)
-            for sentence in gates.out_of_reach(checked, rows, row_estimate.groups_of(made, split)):
+            groups = row_estimate.groups_of(made, split)
+            for sentence in gates.out_of_reach(checked, rows, groups):
                 console.say(f"  {sentence}")
         gathering.say_report(made, current=current)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -21,13 +21,24 @@ from slmctl.task.records import Record, without_weight, write_jsonl
 
 FILENAME = "suspects.jsonl"
 # FEW_FOLDS from MANY records on, where each model learns from enough
-FOLDS, FEW_FOLDS, MANY = 5, 3, 5_000
+FOLDS, FEW_FOLDS = 5, 3
+MANY = 5_000
 STRENGTH = 10.0  # inverse regularisation of the models
 FEWEST = 10  # records of a label; rarer ones are left out, since a model learns too little of them
 CREDIBLE = 0.5  # share of the labels that the model must agree with before it may doubt the others
 # Bounds of a sample, so that it takes seconds: of records, characters, and records times labels.
-ROWS, CHARACTERS, WORK = 50_000, 15_000_000, 2_500_000
+ROWS = 50_000
+CHARACTERS = 15_000_000
+WORK = 2_500_000
 LISTED = 100  # places and pairs of labels that the manifest names; the file names every suspect
+
+
+class Suspect(NamedTuple):
+    """A record whose label is probably wrong, and the label that fits better."""
+
+    record: Record
+    proposed: str
+    score: float
 
 
 class SuspectPair(TypedDict):
@@ -74,46 +85,47 @@ def find(out: Path, *, train: int, labels: int) -> SuspectFacts | None:
         return None
     index = {name: k for k, name in enumerate(names)}
     labelled = np.array([index[record.answer] for record in records], np.int64)
-    chances = linear_baseline.out_of_fold(
-        [record.input for record in records],
-        labelled,
-        folds=folds_of(len(records)),
-        strength=STRENGTH,
-    )
+    inputs = [record.input for record in records]
+    folds = folds_of(len(records))
+    chances = linear_baseline.out_of_fold(inputs, labelled, folds=folds, strength=STRENGTH)
     if chances is None:
         return None
     agreement = float((chances.argmax(axis=1) == labelled).mean())
-    errors = confident_joint.find(chances, labelled)
-    doubts = zip(
-        errors.rows.tolist(), errors.proposed.tolist(), errors.scores.tolist(), strict=True
-    )
-    lines = [
-        (records[row], names[proposed], score)
-        for row, proposed, score in doubts
-        if agreement >= CREDIBLE
-    ]
-    _write(out / FILENAME, lines)
-    pairs = Counter((record.answer, proposed) for record, proposed, _ in lines)
+    suspects: list[Suspect] = []
+    if agreement >= CREDIBLE:
+        errors = confident_joint.find(chances, labelled)
+        proposals = errors.proposed.tolist()
+        scores = errors.scores.tolist()
+        for row, proposed, score in zip(errors.rows.tolist(), proposals, scores, strict=True):
+            suspects.append(Suspect(records[row], names[proposed], score))
+    _write(out / FILENAME, suspects)
     return {
-        "rows": len(lines),
+        "rows": len(suspects),
         "measured": len(records),
         "train": train,
         "agreement": round(agreement, 4),
-        "pairs": [
-            {"label": label, "proposed": proposed, "rows": count}
-            for (label, proposed), count in sorted(
-                pairs.items(), key=lambda item: (-item[1], item[0])
-            )[:LISTED]
-        ],
-        "examples": [
-            {
-                "row": {"file": record.source["file"], "row": record.source["row"]},
-                "label": record.answer,
-                "proposed": proposed,
-                "score": score,
-            }
-            for record, proposed, score in lines[:LISTED]
-        ],
+        "pairs": _pairs(suspects),
+        "examples": [_example(suspect) for suspect in suspects[:LISTED]],
+    }
+
+
+def _pairs(suspects: Sequence[Suspect]) -> list[SuspectPair]:
+    """The most frequent pairs of a label and the one that fits better."""
+    counts = Counter((suspect.record.answer, suspect.proposed) for suspect in suspects)
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return [
+        {"label": label, "proposed": proposed, "rows": count}
+        for (label, proposed), count in ranked[:LISTED]
+    ]
+
+
+def _example(suspect: Suspect) -> SuspectExample:
+    source = suspect.record.source
+    return {
+        "row": {"file": source["file"], "row": source["row"]},
+        "label": suspect.record.answer,
+        "proposed": suspect.proposed,
+        "score": suspect.score,
     }
 
 
@@ -126,18 +138,17 @@ def _with_enough(records: Sequence[Record]) -> list[Record]:
     return [record for record in records if counts[record.answer] >= FEWEST]
 
 
-def _write(path: Path, lines: Sequence[tuple[Record, str, float]]) -> None:
-    write_jsonl(
-        path,
-        (
-            {
-                "id": record.id,
-                "split": "train",
-                "messages": [without_weight(message) for message in record.prompt_messages],
-                "label": record.answer,
-                "proposed": proposed,
-                "score": score,
-            }
-            for record, proposed, score in lines
-        ),
-    )
+def _write(path: Path, suspects: Sequence[Suspect]) -> None:
+    write_jsonl(path, map(_line, suspects))
+
+
+def _line(suspect: Suspect) -> dict[str, Any]:
+    record = suspect.record
+    return {
+        "id": record.id,
+        "split": "train",
+        "messages": [without_weight(message) for message in record.prompt_messages],
+        "label": record.answer,
+        "proposed": suspect.proposed,
+        "score": suspect.score,
+    }

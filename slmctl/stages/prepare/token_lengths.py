@@ -74,82 +74,85 @@ class TokenCounter:
         """
         frame = self._frame
         if frame is not None and self._fits(frame, record):
-            text = frame.lead + self._task.defused(record.messages[-2]["content"]) + frame.follow
-            return CountableText(text, frame.head_length + self._tail_length(frame, record.answer))
+            question = self._task.defused(record.messages[-2]["content"])
+            around = frame.head_length + self._tail_length(frame, record.answer)
+            return CountableText(frame.lead + question + frame.follow, around)
         try:
             prompt = self._task.prompt(record.prompt_messages, tools=record.tools)
         except TemplateRefusedError as error:
             raise RowRejectedError("chat template", error.message) from None
-        return CountableText(prompt + self._task.rules.written(record.answer) + self._task.end, 0)
+        return CountableText(prompt + self._answer_text(record.answer), 0)
 
     def count(self, texts: Sequence[CountableText]) -> np.ndarray:
         """The tokens of each record, `(n,)`."""
         around = np.array([text.around for text in texts], dtype=np.int32)
-        return around + np.array(self._token_counts([text.text for text in texts]), dtype=np.int32)
+        own = self._token_counts([text.text for text in texts])
+        return around + np.array(own, dtype=np.int32)
 
     def _fits(self, frame: PromptFrame, record: Record) -> bool:
         if record.tools or [message["role"] for message in record.messages] != frame.roles:
             return False
         question = record.messages[-2]["content"]
+        first = record.messages[0]["content"]
         # a template may strip a question, and a system prompt of the row's own is not the task's
-        return question == question.strip() and record.messages[0]["content"] == (
-            self._task.system or question
-        )
+        return question == question.strip() and first == (self._task.system or question)
 
     def _tail_length(self, frame: PromptFrame, answer: str) -> int:
         if answer not in self._tails:
             if len(self._tails) == REMEMBERED:
                 self._tails.clear()
-            tail = frame.tail + self._task.rules.written(answer) + self._task.end
+            tail = frame.tail + self._answer_text(answer)
             (self._tails[answer],) = self._token_counts([tail])
         return self._tails[answer]
 
+    def _answer_text(self, answer: str) -> str:
+        """An answer as it stands behind a prompt, with the end of its turn."""
+        return self._task.rules.written(answer) + self._task.end
+
     def _token_counts(self, texts: list[str]) -> list[int]:
-        return [
-            len(encoding)
-            for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        ]
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [len(encoding) for encoding in encodings]
 
     def _find_frame(self) -> PromptFrame | None:
         """The frame; None if the template changes a question, or the parts do not add up."""
         task = self._task
         try:
-            before, _, after = task.prompt(task.messages(_MARK)).partition(_MARK)
+            marked = task.prompt(task.messages(_MARK))
             whole = [task.prompt(task.messages(probe)) for probe in _PROBES]
         except DataError:  # the template needs another form of conversation, which rows may have
             return None
+        parts = marked.partition(_MARK)
+        before, after = parts[0], parts[2]
         cut = max((before.rfind(token) for token in task.special_tokens), default=-1)
-        stops = [place for token in task.special_tokens if (place := after.find(token)) >= 0]
+        stops = [after.find(token) for token in task.special_tokens if token in after]
         if cut < 0 or not stops:
             return None
+        stop = min(stops)
+        (head_length,) = self._token_counts([before[:cut]])
+        roles = ["system"] if task.system else []
         frame = PromptFrame(
-            head_length=self._token_counts([before[:cut]])[0],
+            head_length=head_length,
             lead=before[cut:],
-            follow=after[: min(stops)],
-            tail=after[min(stops) :],
-            roles=[*(["system"] if task.system else []), "user", "assistant"],
+            follow=after[:stop],
+            tail=after[stop:],
+            roles=[*roles, "user", "assistant"],
         )
         answered = [f"{text}{probe}{task.end}" for text, probe in zip(whole, _PROBES, strict=True)]
-        parts = [
-            [frame.lead + probe + frame.follow, frame.tail + probe + task.end] for probe in _PROBES
-        ]
-        adds_up = self._token_counts(answered) == [
-            frame.head_length + sum(self._token_counts(part)) for part in parts
-        ]
-        return (
-            frame
-            if adds_up and all(w == before + p + after for w, p in zip(whole, _PROBES, strict=True))
-            else None
-        )
+        lengths = []
+        for probe in _PROBES:
+            texts = [frame.lead + probe + frame.follow, frame.tail + probe + task.end]
+            lengths.append(frame.head_length + sum(self._token_counts(texts)))
+        adds_up = self._token_counts(answered) == lengths
+        stays = whole == [before + probe + after for probe in _PROBES]
+        return frame if adds_up and stays else None
 
 
 class LengthEstimate:
     """Lengths by characters, where there is no tokenizer."""
 
     def countable(self, record: Record) -> CountableText:
-        return CountableText(
-            "".join(message["content"] for message in record.messages), TURN_TOKENS
-        )
+        text = "".join(message["content"] for message in record.messages)
+        return CountableText(text, TURN_TOKENS)
 
     def count(self, texts: Sequence[CountableText]) -> np.ndarray:
         """The estimated tokens of each record, `(n,)`."""
@@ -189,20 +192,19 @@ def length_facts(lengths: np.ndarray) -> TokenFacts:
     if not len(lengths):
         return {"median": 0, "p95": 0, "max": 0, "total": 0, "quantiles": {}, "longer_than": {}}
     values = [int(value) for value in np.quantile(lengths, QUANTILES, method="lower")]
+    quantiles = {f"{share:g}": value for share, value in zip(QUANTILES, values, strict=True)}
     counts, edges = np.histogram(lengths, bins=_edges(int(lengths.max())))
+    histogram: Histogram = {"edges": edges.tolist(), "counts": counts.tolist()}
+    over = {str(limit): int((lengths > limit).sum()) for limit in LIMITS}
+    longer = {limit: count for limit, count in over.items() if count}
     return {
-        "median": values[QUANTILES.index(0.5)],
-        "p95": values[QUANTILES.index(0.95)],
+        "median": quantiles["0.5"],
+        "p95": quantiles["0.95"],
         "max": values[-1],
         "total": int(lengths.sum()),
-        "quantiles": {f"{share:g}": value for share, value in zip(QUANTILES, values, strict=True)},
-        "histogram": {
-            "edges": [int(edge) for edge in edges],
-            "counts": [int(count) for count in counts],
-        },
-        "longer_than": {
-            str(limit): over for limit in LIMITS if (over := int((lengths > limit).sum()))
-        },
+        "quantiles": quantiles,
+        "histogram": histogram,
+        "longer_than": longer,
     }
 
 

@@ -916,8 +916,8 @@ def test_a_conversation_that_the_template_refuses_is_one_rejected_row(
     )
     rows = ([user, answer], [user, user, answer], [user, answer, user, answer])
     batch = reading(artifacts, Source(path="a.jsonl"), *({"messages": row} for row in rows))
-    assert batch.measures["numbers"].tolist() == [1, 3]
-    assert {len(values) for values in batch.measures.values()} == {2}
+    assert batch.measures.numbers.tolist() == [1, 3]
+    assert {len(values) for values in batch.measures} == {2}
     assert [(row.number, row.rule) for row in batch.rejected] == [(2, "chat template")]
     assert "roles must alternate" in batch.rejected[0].reason
 
