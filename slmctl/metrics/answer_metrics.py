@@ -53,20 +53,24 @@ def per_class(
     """
     references, predictions = Counter(expected), Counter(predicted)
     hits = Counter(a for a, b in zip(expected, predicted, strict=True) if a == b)
-    return {
-        label: _prf(hits[label], predictions[label], references[label])
-        for label in labels
-        if references[label] + predictions[label] > 0
-    }
+    figures = {}
+    for label in labels:
+        if references[label] or predictions[label]:
+            figures[label] = _prf(hits[label], predictions[label], references[label])
+    return figures
 
 
 def _prf(hits: int, predicted: int, expected: int) -> ClassFigures:
     return {
-        "precision": hits / predicted if predicted else 0.0,
-        "recall": hits / expected if expected else 0.0,
-        "f1": 2 * hits / (predicted + expected) if predicted + expected else 0.0,
+        "precision": _ratio(hits, predicted),
+        "recall": _ratio(hits, expected),
+        "f1": _ratio(2 * hits, predicted + expected),
         "support": expected,
     }
+
+
+def _ratio(count: int, total: int) -> float:
+    return count / total if total else 0.0
 
 
 def level_sums(expected: Floats, predicted: Floats) -> Floats:
@@ -76,17 +80,9 @@ def level_sums(expected: Floats, predicted: Floats) -> Floats:
     import numpy as np
 
     apart = expected - predicted
-    return np.stack(
-        [
-            np.ones_like(apart),
-            np.abs(apart),
-            apart**2,
-            expected,
-            predicted,
-            expected**2 + predicted**2,
-        ],
-        1,
-    )
+    counts = np.ones_like(apart)
+    squares = expected**2 + predicted**2
+    return np.stack([counts, np.abs(apart), apart**2, expected, predicted, squares], 1)
 
 
 def level_error(sums: Floats) -> Floats:
@@ -109,8 +105,10 @@ def quadratic_kappa(sums: Floats) -> Floats:
     import numpy as np
 
     n = np.maximum(sums[..., 0], 1e-12)
-    by_chance = sums[..., 5] / n - 2 * sums[..., 3] * sums[..., 4] / n**2
-    share = np.divide(sums[..., 2] / n, by_chance, out=np.ones_like(n), where=by_chance > 1e-6)
+    observed = sums[..., 2] / n
+    products = 2 * sums[..., 3] * sums[..., 4]
+    by_chance = sums[..., 5] / n - products / n**2
+    share = np.divide(observed, by_chance, out=np.ones_like(n), where=by_chance > 1e-6)
     return 1 - share
 
 
@@ -120,7 +118,8 @@ def bin_of(confidence: Floats) -> npt.NDArray[np.int64]:
     """
     import numpy as np
 
-    return np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    bins = (confidence * BINS).astype(np.int64)
+    return np.minimum(bins, BINS - 1)
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,8 @@ class CalibrationError:
     def error(self) -> Floats:
         import numpy as np
 
-        return np.sqrt(np.maximum(self.observed**2 - self.by_chance**2, 0))
+        apart = self.observed**2 - self.by_chance**2
+        return np.sqrt(np.maximum(apart, 0))
 
 
 def calibration_error(
@@ -162,10 +162,12 @@ def calibration_error(
     inside[np.arange(len(confidence)), bin_of(confidence)] = 1
     total = np.maximum(weights.sum(axis=1), 1e-12)
     gaps = np.abs(weights @ (inside * (confidence - right)[:, None]))
-    spread = inside * (confidence * (1 - confidence))[:, None]
+    variances = confidence * (1 - confidence)
+    spread = inside * variances[:, None]
     # mean absolute value of a normal gap; for few rows with confidence near 0 or 1, the second
     # bound is smaller
-    chance = np.minimum(np.sqrt(2 / np.pi * (weights**2 @ spread)), 2 * weights @ spread)
+    normal = np.sqrt(2 / np.pi * (weights**2 @ spread))
+    chance = np.minimum(normal, 2 * weights @ spread)
     return CalibrationError(gaps.sum(axis=1) / total, chance.sum(axis=1) / total)
 
 
@@ -186,10 +188,14 @@ def per_label(
         confidence: Level of the interval, 0 to 1.
     """
     figures: dict[str, ClassFigures] = {}
-    for label, (both, predicted, expected) in zip(labels, counts.astype(int).tolist(), strict=True):
-        if either := predicted + expected - both:
-            interval = [2 * share / (1 + share) for share in wilson(both, either, confidence)]
-            figures[label] = {**_prf(both, predicted, expected), "interval": interval}
+    rows = counts.astype(int).tolist()
+    for label, (both, predicted, expected) in zip(labels, rows, strict=True):
+        either = predicted + expected - both
+        if not either:
+            continue
+        shares = wilson(both, either, confidence)
+        figures[label] = _prf(both, predicted, expected)
+        figures[label]["interval"] = [2 * share / (1 + share) for share in shares]
     return figures
 
 
@@ -199,10 +205,11 @@ def macro_f1(sums: Floats) -> Floats:
     """
     import numpy as np
 
-    both, predicted, expected = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
-    below = predicted + expected
-    f1 = np.divide(2 * both, below, out=np.zeros_like(below), where=below > 0)
-    mean: Floats = f1.sum(axis=-1) / np.maximum((below > 0).sum(axis=-1), 1)
+    counts = sums.reshape(*sums.shape[:-1], -1, 3)
+    below = counts[..., 1] + counts[..., 2]  # predicted and expected
+    occurs = below > 0
+    f1 = np.divide(2 * counts[..., 0], below, out=np.zeros_like(below), where=occurs)
+    mean: Floats = f1.sum(axis=-1) / np.maximum(occurs.sum(axis=-1), 1)
     return mean
 
 
@@ -240,7 +247,7 @@ def equal(a: Any, b: Any) -> bool:
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(map(equal, a, b))
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, int | float) and isinstance(b, int | float):
@@ -261,10 +268,14 @@ def leaves(value: Any, path: str = "") -> Counter[str]:
     if value is INVALID:
         return Counter()
     if isinstance(value, dict) and value:
-        return _sum(leaves(inner, f"{path}.{key}" if path else key) for key, inner in value.items())
+        return _sum(leaves(inner, _below(path, key)) for key, inner in value.items())
     if isinstance(value, list) and value:
         return _sum(leaves(inner, f"{path}[]") for inner in value)
     return Counter([path or "$"])
+
+
+def _below(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
 
 
 def hits(expected: Any, predicted: Any, path: str = "") -> Counter[str]:
@@ -276,23 +287,22 @@ def hits(expected: Any, predicted: Any, path: str = "") -> Counter[str]:
     """
     if expected is INVALID or predicted is INVALID:
         return Counter()
-    if isinstance(expected, dict) and isinstance(predicted, dict) and (expected or predicted):
-        both = (key for key in expected if key in predicted)
-        return _sum(
-            hits(expected[key], predicted[key], f"{path}.{key}" if path else key) for key in both
-        )
-    if isinstance(expected, list) and isinstance(predicted, list) and (expected or predicted):
-        return _paired(expected, predicted, f"{path}[]")
+    if expected or predicted:
+        if isinstance(expected, dict) and isinstance(predicted, dict):
+            both = [key for key in expected if key in predicted]
+            return _sum(hits(expected[key], predicted[key], _below(path, key)) for key in both)
+        if isinstance(expected, list) and isinstance(predicted, list):
+            return _paired(expected, predicted, f"{path}[]")
     return Counter([path or "$"]) if equal(expected, predicted) else Counter()
 
 
 def _paired(expected: list[Any], predicted: list[Any], path: str) -> Counter[str]:
-    pairs = [
-        (hits(a, b, path), i, j) for i, a in enumerate(expected) for j, b in enumerate(predicted)
-    ]
+    left = set(range(len(expected)))
+    right = set(range(len(predicted)))
+    pairs = [(hits(expected[i], predicted[j], path), i, j) for i in left for j in right]
+    pairs.sort(key=lambda pair: (-pair[0].total(), pair[1], pair[2]))
     total: Counter[str] = Counter()
-    left, right = set(range(len(expected))), set(range(len(predicted)))
-    for counts, i, j in sorted(pairs, key=lambda pair: (-pair[0].total(), pair[1], pair[2])):
+    for counts, i, j in pairs:
         if i in left and j in right:
             total += counts
             left.remove(i)
@@ -311,15 +321,15 @@ def per_field(pairs: Iterable[tuple[Any, Any]]) -> dict[str, ClassFigures]:
     """Precision, recall, F1 and support of every path, over pairs of
     a reference and a predicted value.
     """
-    references, predictions, same = Counter[str](), Counter[str](), Counter[str]()
+    references: Counter[str] = Counter()
+    predictions: Counter[str] = Counter()
+    same: Counter[str] = Counter()
     for expected, predicted in pairs:
         references.update(leaves(expected))
         predictions.update(leaves(predicted))
         same.update(hits(expected, predicted))
-    return {
-        path: _prf(same[path], predictions[path], references[path])
-        for path in sorted(references | predictions)
-    }
+    paths = sorted(references | predictions)
+    return {path: _prf(same[path], predictions[path], references[path]) for path in paths}
 
 
 def field_counts(expected: Any, predicted: Any) -> tuple[int, int, int]:
@@ -333,14 +343,14 @@ def field_counts(expected: Any, predicted: Any) -> tuple[int, int, int]:
 def words(text: str) -> list[str]:
     """The words of a text: NFKC-normalised and case-folded, without punctuation and spaces."""
     whole = in_normal_form(text, "NFKC").casefold()
+    if whole.isascii():
+        return re.findall(r"[^\W_]+", whole)
     # a vowel sign of Hindi or Thai is no letter to a pattern, and belongs to its word
-    if not whole.isascii():
-        whole = "".join(
-            sign if sign.isalnum() or unicodedata.category(sign)[0] == "M" else " "
-            for sign in whole
-        )
-        return whole.split()
-    return re.findall(r"[^\W_]+", whole)
+    return "".join(sign if _is_in_word(sign) else " " for sign in whole).split()
+
+
+def _is_in_word(sign: str) -> bool:
+    return sign.isalnum() or unicodedata.category(sign)[0] == "M"
 
 
 def same_text(expected: str, predicted: str) -> bool:
@@ -354,14 +364,16 @@ def token_f1(expected: Sequence[str], predicted: Sequence[str]) -> float:
     """
     if not expected and not predicted:
         return 1.0
-    return 2 * (Counter(expected) & Counter(predicted)).total() / (len(expected) + len(predicted))
+    shared = (Counter(expected) & Counter(predicted)).total()
+    return 2 * shared / (len(expected) + len(predicted))
 
 
 def rouge_l(expected: Sequence[str], predicted: Sequence[str]) -> float:
     """ROUGE-L: F1 of the longest common subsequence of words (Lin 2004)."""
     if not expected or not predicted:
         return 0.0
-    return 2 * common_subsequence(expected, predicted) / (len(expected) + len(predicted))
+    shared = common_subsequence(expected, predicted)
+    return 2 * shared / (len(expected) + len(predicted))
 
 
 def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
@@ -383,18 +395,19 @@ def chrf_counts(expected: str, predicted: str) -> list[int]:
     """Numbers of predicted, reference and shared character n-grams of order
     1 to 6, without spaces: (3 * ORDERS,).
     """
-    a, b = "".join(expected.split()), "".join(predicted.split())
     counts = []
     for n in range(1, ORDERS + 1):
-        references = Counter(a[k : k + n] for k in range(len(a) - n + 1))
-        predictions = Counter(b[k : k + n] for k in range(len(b) - n + 1))
+        references = _ngrams("".join(expected.split()), n)
+        predictions = _ngrams("".join(predicted.split()), n)
+        shared = references & predictions
         # where the reference is shorter than n, n-grams of the prediction are not counted either
-        counts += [
-            predictions.total() if references else 0,
-            references.total(),
-            (references & predictions).total(),
-        ]
+        number = predictions.total() if references else 0
+        counts += [number, references.total(), shared.total()]
     return counts
+
+
+def _ngrams(text: str, n: int) -> Counter[str]:
+    return Counter(text[k : k + n] for k in range(len(text) - n + 1))
 
 
 def chrf(sums: Floats) -> Floats:
@@ -406,12 +419,12 @@ def chrf(sums: Floats) -> Floats:
     import numpy as np
 
     counts = sums.reshape(*sums.shape[:-1], ORDERS, 3)
-    predicted, expected, shared = counts[..., 0], counts[..., 1], counts[..., 2]
-    used = (predicted > 0) & (expected > 0)
+    both = counts[..., :2]  # predicted and reference n-grams
+    used = np.all(both > 0, axis=-1)
     orders = np.maximum(used.sum(axis=-1), 1)
-    precision = np.where(used, shared / np.maximum(predicted, 1e-300), 0).sum(axis=-1) / orders
-    recall = np.where(used, shared / np.maximum(expected, 1e-300), 0).sum(axis=-1) / orders
+    shares = np.where(used[..., None], counts[..., 2:] / np.maximum(both, 1e-300), 0)
+    means = shares.sum(axis=-2) / orders[..., None]
+    precision, recall = means[..., 0], means[..., 1]
     below = BETA**2 * precision + recall
-    return np.divide(
-        (1 + BETA**2) * precision * recall, below, out=np.zeros_like(below), where=below > 0
-    )
+    above = (1 + BETA**2) * precision * recall
+    return np.divide(above, below, out=np.zeros_like(below), where=below > 0)

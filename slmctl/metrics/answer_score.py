@@ -51,10 +51,11 @@ class CalibrationRows:
     dear: Labels | None = None
 
     def only(self, mask: Mask) -> CalibrationRows:
-        arrays = {
-            name: value[mask] for name, value in vars(self).items() if isinstance(value, np.ndarray)
-        }
-        return CalibrationRows(**{**vars(self), **arrays})
+        fields = dict(vars(self))
+        for name, value in fields.items():
+            if isinstance(value, np.ndarray):
+                fields[name] = value[mask]
+        return CalibrationRows(**fields)
 
     @property
     def good(self) -> Mask:
@@ -67,18 +68,18 @@ class CalibrationRows:
         """(n,) cost of a kept answer to each row, as a multiple of
         `wrong` of the costs: 0 where it is right.
         """
-        losses = (~self.good).astype(np.float64)
-        if config.costs is not None and self.dear is not None:
-            for label, cost in config.costs.label.items():
-                losses[(self.dear == label) & ~self.good] = cost / config.costs.wrong
+        bad = ~self.good
+        losses = bad.astype(np.float64)
+        if config.costs is None or self.dear is None:
+            return losses
+        for label, cost in config.costs.label.items():
+            losses[bad & (self.dear == label)] = cost / config.costs.wrong
         return losses
 
     def scores(self, weights: dict[str, float], bias: float) -> Floats:
         """(n,) linear scores."""
-        rows = self.signals.tolist()
-        return np.array(
-            [linear(weights, bias, dict(zip(self.names, row, strict=True))) for row in rows]
-        )
+        rows = (dict(zip(self.names, row, strict=True)) for row in self.signals.tolist())
+        return np.array([linear(weights, bias, signals) for signals in rows])
 
 
 def weights_of(rows: CalibrationRows) -> tuple[dict[str, float], float]:
@@ -104,8 +105,9 @@ def least_score(
     floor = floor_of(isotonic(scores, rows.good), least_p)
     if config.unit_costs is None or not len(scores):
         return floor
-    escalated, wrong, _ = config.unit_costs
-    return max(floor, floor_of(isotonic(scores, 1 - rows.losses(config)), 1 - escalated / wrong))
+    escalated, wrong = config.unit_costs[:2]
+    gains = isotonic(scores, 1 - rows.losses(config))
+    return max(floor, floor_of(gains, 1 - escalated / wrong))
 
 
 def logistic(x: Floats, good: Mask) -> tuple[list[float], float]:
@@ -120,13 +122,16 @@ def logistic(x: Floats, good: Mask) -> tuple[list[float], float]:
     for _ in range(50):
         p = 1 / (1 + np.exp(-np.clip(z @ w, -30, 30)))
         gradient = z.T @ (p - good) + pull * w
-        step = np.linalg.solve((z * (p * (1 - p))[:, None]).T @ z + np.diag(pull), gradient)
+        weighted = z * (p * (1 - p))[:, None]
+        step = np.linalg.solve(weighted.T @ z + np.diag(pull), gradient)
+        longest = float(np.abs(step).max())
         # bounded, for classes that are separable
-        w -= step * min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-12))
-        if np.abs(step).max() < 1e-8:
+        w -= step * min(1.0, 2.0 / max(longest, 1e-12))
+        if longest < 1e-8:
             break
     weights = w[:-1] / scale
-    return [float(value) for value in weights], float(w[-1] - weights @ mean)
+    bias = float(w[-1] - weights @ mean)
+    return weights.tolist(), bias
 
 
 def isotonic(scores: Floats, good: Mask | Floats) -> Knots:
@@ -135,14 +140,16 @@ def isotonic(scores: Floats, good: Mask | Floats) -> Knots:
     Returns:
         (mean score, P(correct)) of each block, both rising, to be interpolated.
     """
-    blocks: list[list[float]] = []  # rows, right rows, sum of scores
     levels, places = np.unique(scores, return_inverse=True)  # rows with equal scores are one block
     counts = np.bincount(places)
-    for block in np.stack([counts, np.bincount(places, good), counts * levels], axis=1).tolist():
+    columns = [counts, np.bincount(places, good), counts * levels]
+    blocks: list[list[float]] = []  # rows, right rows, sum of scores
+    for block in np.stack(columns, axis=1).tolist():
+        # a block that is right as seldom as the one before becomes part of it
+        while blocks and blocks[-1][1] * block[0] >= block[1] * blocks[-1][0]:
+            before = blocks.pop()
+            block = [a + b for a, b in zip(before, block, strict=True)]
         blocks.append(block)
-        while len(blocks) > 1 and blocks[-2][1] * blocks[-1][0] >= blocks[-1][1] * blocks[-2][0]:
-            last = blocks.pop()
-            blocks[-1] = [a + b for a, b in zip(blocks[-1], last, strict=True)]
     return tuple((total / n, right / n) for n, right, total in blocks)
 
 
@@ -153,7 +160,8 @@ def floor_of(knots: Knots, least_p: float) -> float:
         return -math.inf
     if len(below) == len(knots):
         return math.inf
-    (x0, p0), (x1, p1) = knots[len(below) - 1], knots[len(below)]
+    x0, p0 = knots[len(below) - 1]
+    x1, p1 = knots[len(below)]
     return x0 + (x1 - x0) * (least_p - p0) / (p1 - p0)
 
 

@@ -59,9 +59,11 @@ def joint(chances: Floats, labels: Indices) -> npt.NDArray[np.int64]:
     at least 1.
     """
     confident = chances >= thresholds(chances, labels) - SLACK  # (n, labels)
-    belongs = np.where(confident.sum(axis=1) > 1, chances.argmax(axis=1), confident.argmax(axis=1))
+    several = confident.sum(axis=1) > 1
+    belongs = np.where(several, chances.argmax(axis=1), confident.argmax(axis=1))
     counted = confident.any(axis=1)
-    counts = np.zeros((chances.shape[1], chances.shape[1]), np.int64)
+    size = chances.shape[1]
+    counts = np.zeros((size, size), np.int64)
     np.add.at(counts, (labels[counted], belongs[counted]), 1)
     np.fill_diagonal(counts, counts.diagonal().clip(min=1))
     return counts
@@ -76,15 +78,16 @@ def find(chances: Floats, labels: Indices) -> LabelErrors:
 
     `chances`: (n, labels), out-of-fold probabilities; `labels`: (n,) indices.
     """
-    counts, rows = joint(chances, labels), np.arange(len(labels))
+    counts = joint(chances, labels)
     right = counts.diagonal() / counts.sum(axis=1)
-    expected = round(float((np.bincount(labels, minlength=len(counts)) * (1 - right)).sum()))
+    wrong = np.bincount(labels, minlength=len(counts)) * (1 - right)
+    expected = round(float(wrong.sum()))
     likeliest = chances.argmax(axis=1)
-    own, best = (
-        chances[rows, labels].astype(np.float64),
-        chances[rows, likeliest].astype(np.float64),
-    )
+    rows = np.arange(len(labels))
+    own = chances[rows, labels].astype(np.float64)
+    best = chances[rows, likeliest].astype(np.float64)
     scores = np.round(best / (best + own), DIGITS)
     doubted = np.flatnonzero(likeliest != labels)
-    worst = doubted[np.argsort(-scores[doubted], kind="stable")][:expected]
+    order = np.argsort(-scores[doubted], kind="stable")
+    worst = doubted[order][:expected]
     return LabelErrors(worst, likeliest[worst], scores[worst])

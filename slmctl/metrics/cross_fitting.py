@@ -93,8 +93,9 @@ def dealt(labels: Indices, count: int) -> Indices:
     """
     order = np.argsort(labels, kind="stable")
     counts = np.bincount(labels)
+    begins = np.cumsum(counts) - counts
     rank = np.empty(len(labels), np.int64)
-    rank[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    rank[order] = np.arange(len(labels)) - np.repeat(begins, counts)
     turn: Indices = (rank + labels) % count
     return turn
 
@@ -108,11 +109,14 @@ def splits(
     A fold without which one label is left is not judged. Without `whole`, for judgements alone, the
     folds are all, unless none is judged.
     """
-    each = [
-        (np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in np.unique(fold[fold >= 0])
-    ]
-    able = [split for split in each if len(np.unique(labels[split[0]])) > 1]
-    return able if able and not whole else [*able, (np.arange(len(fold)), np.zeros(0, np.int64))]
+    able = []
+    for k in np.unique(fold[fold >= 0]):
+        learned, judged = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+        if len(np.unique(labels[learned])) > 1:
+            able.append((learned, judged))
+    if whole or not able:
+        able.append((np.arange(len(fold)), np.zeros(0, np.int64)))
+    return able
 
 
 def fit(
@@ -136,19 +140,26 @@ def fit(
     """
     from sklearn.linear_model import LogisticRegression
 
-    names, judged = np.unique(labels), np.concatenate([part.places for part in parts])
+    names = np.unique(labels)
+    judged = np.concatenate([part.places for part in parts])
+    references = labels[judged].tolist()
     models = [LogisticRegression(warm_start=True, **solver) for _ in parts]
-    best, worse = CrossFit(models, strengths[0], _judged([], [], labels, names), -math.inf), 0
+    table = _judged([], [], labels, names)
+    best = CrossFit(models, strengths[0], table, -math.inf)
+    worse = 0
     for strength in strengths:
         with one_thread():
             for part, model in zip(parts, models, strict=True):
-                model.set_params(C=strength).fit(part.rows, part.labels, sample_weight=part.weights)
+                model.set_params(C=strength)
+                model.fit(part.rows, part.labels, sample_weight=part.weights)
         table = _judged(parts, models, labels, names)
-        likelihood = sharpest(list(names), table[judged], labels[judged].tolist())[1]
+        _, likelihood = sharpest(list(names), table[judged], references)
         worse += 1
-        # a shallow copy is enough: the next fit gives a model new arrays
         if likelihood > best.likelihood:
-            best, worse = CrossFit([*map(copy.copy, models)], strength, table, likelihood), 0
+            # a shallow copy is enough: the next fit gives a model new arrays
+            copies = [copy.copy(model) for model in models]
+            best = CrossFit(copies, strength, table, likelihood)
+            worse = 0
         if worse == 2 or not likelihood:
             break
     return best
@@ -166,10 +177,9 @@ def _judged(
         learned = np.isin(labels[part.places], model.classes_)
         if not learned.any():
             continue
+        columns = np.searchsorted(names, model.classes_)
         chances = np.zeros((int(learned.sum()), len(names)))
-        chances[:, np.searchsorted(names, model.classes_)] = model.predict_proba(
-            part.judged[learned]
-        )
+        chances[:, columns] = model.predict_proba(part.judged[learned])
         table[part.places[learned]] = np.log(np.maximum(chances, 1e-12))
     return table
 

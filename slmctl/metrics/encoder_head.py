@@ -45,11 +45,9 @@ class EncoderHead:
         """
         if "bias" not in kept:
             return None
-        return cls(
-            tuple(labels),
-            kept.numbers("weights", len(labels), None),
-            kept.numbers("bias", len(labels)),
-        )
+        weights = kept.numbers("weights", len(labels), None)
+        bias = kept.numbers("bias", len(labels))
+        return cls(tuple(labels), weights, bias)
 
     @property
     def size(self) -> int:
@@ -107,32 +105,36 @@ def cross_fit(
         strengths: As in `cross_fitting.fit`.
     """
     answers = np.array(labels)
-    if len(names := np.unique(answers)) < 2:
-        head = EncoderHead(
-            (labels[0],), np.zeros((1, vectors.shape[1]), np.float32), np.zeros(1, np.float32)
-        )
+    names = np.unique(answers)
+    if len(names) < 2:
+        weights = np.zeros((1, vectors.shape[1]), np.float32)
+        head = EncoderHead((labels[0],), weights, np.zeros(1, np.float32))
         return HeadFit(head, np.zeros((len(labels), 1)))
     parts = []
     for learned, judged in cross_fitting.splits(fold, answers, whole=whole):
-        rows, own = vectors[learned], answers[learned]
-        if named is not None and (spoken := np.isin(named[0], own)).any():
-            rows, own = (
-                np.concatenate([rows, named[1][spoken]]),
-                np.concatenate([own, np.array(named[0])[spoken]]),
-            )
-        parts.append(FoldRows(rows, own, vectors[judged], judged))
+        part = FoldRows(vectors[learned], answers[learned], vectors[judged], judged)
+        parts.append(part if named is None else _with_names(part, *named))
     alone = cross_fitting.fit(parts, answers, strengths=strengths, solver="lbfgs", max_iter=2000)
     if unlabelled is not None:
         held = np.concatenate([part.places for part in parts])
         sharpness, _ = sharpest(names.tolist(), alone.logprobs[held], answers[held].tolist())
-        more = [
-            _with_spread(part, _head(model), unlabelled, sharpness)
-            for part, model in zip(parts, alone.models, strict=True)
-        ]
+        more = []
+        for part, model in zip(parts, alone.models, strict=True):
+            more.append(_with_spread(part, _head(model), unlabelled, sharpness))
         both = cross_fitting.fit(more, answers, strengths=strengths, solver="lbfgs", max_iter=2000)
         if both.likelihood > alone.likelihood + LEAST_GAIN:
             return HeadFit(_head(both.models[-1]), both.logprobs, True, alone.strength)
     return HeadFit(_head(alone.models[-1]), alone.logprobs, strength=alone.strength)
+
+
+def _with_names(part: FoldRows, names: Sequence[str], vectors: Floats) -> FoldRows:
+    """The part with the names of its labels as rows."""
+    learned = np.isin(names, part.labels)
+    if not learned.any():
+        return part
+    rows = np.concatenate([part.rows, vectors[learned]])
+    labels = np.concatenate([part.labels, np.array(names)[learned]])
+    return replace(part, rows=rows, labels=labels)
 
 
 def _with_spread(
@@ -142,13 +144,10 @@ def _with_spread(
     of its own rows and from neighbours.
     """
     chances = np.exp(normalised(sharpness * head.evidence(unlabelled)))
-    places, weights = label_spreading.spread(
-        part.rows, np.searchsorted(head.labels, part.labels), unlabelled, chances
-    )
-    rows, labels = (
-        np.concatenate([part.rows, unlabelled]),
-        np.concatenate([part.labels, np.array(head.labels)[places]]),
-    )
+    own = np.searchsorted(head.labels, part.labels)
+    places, weights = label_spreading.spread(part.rows, own, unlabelled, chances)
+    rows = np.concatenate([part.rows, unlabelled])
+    labels = np.concatenate([part.labels, np.array(head.labels)[places]])
     weights = np.concatenate([np.ones(len(part.labels), np.float32), weights])
     return replace(part, rows=rows, labels=labels, weights=weights)
 
@@ -158,8 +157,6 @@ def _head(model: Any) -> EncoderHead:
     coefficients, bias = model.coef_.astype(np.float32), model.intercept_.astype(np.float32)
     # for two labels scikit-learn keeps one row of weights, of the second label
     if len(coefficients) == 1:
-        coefficients, bias = (
-            np.concatenate([-coefficients, coefficients]) / 2,
-            np.concatenate([-bias, bias]) / 2,
-        )
+        coefficients = np.concatenate([-coefficients, coefficients]) / 2
+        bias = np.concatenate([-bias, bias]) / 2
     return EncoderHead(tuple(map(str, model.classes_)), coefficients, bias)

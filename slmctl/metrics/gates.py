@@ -21,6 +21,7 @@ from slmctl.reports.evaluation_report import (
     ChoiceEntry,
     EvaluationReport,
     JudgedEntry,
+    JudgeEntry,
     MetricDifference,
     ParticipantEntry,
     ReleaseRows,
@@ -72,11 +73,11 @@ def enforce(gates: Sequence[Gate], report: EvaluationReport) -> list[GateResult]
         GateError: At least one gate failed.
     """
     results = check(gates, report)
-    pairs = zip(gates, results, strict=True)
-    failed = [result for result in [*results, *own_check(gates, report)] if not result.passed]
+    everything = [*results, *own_check(gates, report)]
+    failed = [result for result in everything if not result.passed]
     if not failed:
         return results
-    missed = [gate for gate, result in pairs if not result.passed]
+    missed = [gate for gate, result in zip(gates, results, strict=True) if not result.passed]
     text = "; ".join(result.text for result in failed)
     raise GateError(text, reason="gate_failed", hint=_advice(missed, failed, report))
 
@@ -86,84 +87,120 @@ def _advice(missed: Sequence[Gate], failed: Sequence[GateResult], report: Evalua
     that won, or make the model better.
     """
     hint = "more or cleaner data, more epochs, or a larger quantization type"
-    if groups := max(result.groups for result in failed):
+    groups = max(result.groups for result in failed)
+    if groups:
         hint = (
             f"rows of one group are alike, so {groups} groups show no small difference: more "
             f"groups; or {hint}"
         )
     lost = {gate.against for gate in missed}
-    if cheap := [command for name, command in CHEAP.items() if name in lost]:
+    cheap = [command for name, command in CHEAP.items() if name in lost]
+    if cheap:
         hint = f"release the cheap model: {cheap[0]}; or {hint}"
-    if of_file := [text for gate in missed if (text := alone(gate, report))]:
-        hint = f"{of_file[0]}; or {hint}"
+    for gate in missed:
+        of_file = alone(gate, report)
+        if of_file:
+            return f"{of_file}; or {hint}"
     return hint
 
 
 def _check(gate: Gate, report: EvaluationReport) -> GateResult:
     if gate.release is not None and gate.release not in report["models"]:
-        return GateResult(
-            True,
-            f"no {gate.release} release yet: nothing to compare {gate.metric} of {gate.model} with",
-        )
+        text = f"no {gate.release} release yet"
+        return GateResult(True, f"{text}: nothing to compare {gate.metric} of {gate.model} with")
     model = _named(gate.model, report)
     if gate.metric in (WIN_RATE, CORRECTED_WIN_RATE):
         return _preferred(gate, model, report)
     value = _metric(model, gate.metric, report)
+    subject = f"{gate.metric} of {model}"
     if gate.min is not None:
-        passed = value >= gate.min
         text, bound = _apart(gate.metric, value, gate.min)
-        return GateResult(passed, f"{gate.metric} of {model} is {text} (at least {bound} required)")
+        text = f"{subject} is {text} (at least {bound} required)"
+        return GateResult(value >= gate.min, text)
     if gate.max is not None:
-        passed = value <= gate.max
         text, bound = _apart(gate.metric, value, gate.max)
-        return GateResult(passed, f"{gate.metric} of {model} is {text} (at most {bound} required)")
+        text = f"{subject} is {text} (at most {bound} required)"
+        return GateResult(value <= gate.max, text)
+    return _compared(gate, model, report)
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Loss of a model in a metric, beside another one; below 0 for a gain.
+
+    Attributes:
+        most: Its upper bound.
+        p: The p-value of no difference.
+        rows, groups: Numbers of rows that both answered, and of their groups; 0 without groups.
+    """
+
+    measured: float = 0.0
+    most: float = 0.0
+    p: float = 1.0
+    rows: int = 0
+    groups: int = 0
+
+
+def _compared(gate: Gate, model: str, report: EvaluationReport) -> GateResult:
+    """The gate on a difference: its bound must stay within the drop that is allowed, and a gain
+    must not be chance.
+    """
     assert gate.against is not None  # Gate's own validator
     other = _named(gate.against, report)
     if gate.model == gate.against:
-        raise UsageError(
-            f"a gate compares {model} with itself", hint=f"measured: {', '.join(_entries(report))}"
-        )
+        measured = ", ".join(_entries(report))
+        raise UsageError(f"a gate compares {model} with itself", hint=f"measured: {measured}")
     if gate.rows is not None and not _part(gate, report)["n"]:
-        return GateResult(
-            True,
-            f"no row is {gate.rows} to {other}: nothing to compare {gate.metric} of {model} with",
-        )
-    drop, most, p = (0.0, 0.0, 1.0) if model == other else _drop(other, model, gate, report)
+        text = f"no row is {gate.rows} to {other}"
+        return GateResult(True, f"{text}: nothing to compare {gate.metric} of {model} with")
+    drop = Drop()
+    if model != other:
+        drop = _drop(other, model, gate, report)
     # the p-value that the report's page shows
-    is_chance = gate.max_drop is None and p > 1 - gate.confidence
-    bound, limit = _apart(gate.metric, abs(most), abs(gate.allowed_drop), show=_amount)
-    where = (
-        f" on the {_part(gate, report)['n']:,} {gate.rows} rows" if gate.rows is not None else ""
-    )
-    verb = (
-        "gains at least"
-        if most < 0
-        else "loses at most"
-        if most <= gate.allowed_drop
-        else "may lose up to"
-    )
+    is_chance = gate.max_drop is None and drop.p > 1 - gate.confidence
+    is_within = drop.most <= gate.allowed_drop
+    text = f"{model} {_bound_text(gate, other, drop, report)} ({_measured_text(gate, drop)})"
+    if drop.groups:
+        text += f", on {drop.rows} rows of {drop.groups} groups"
+    if is_chance and is_within:
+        text += f"; so few rows differ that the gain may be chance (p = {drop.p:.2f})"
+    return GateResult(is_within and not is_chance, text, drop.groups)
+
+
+def _bound_text(gate: Gate, other: str, drop: Drop, report: EvaluationReport) -> str:
+    """Such as `loses at most 2.0% of accuracy to merged`."""
+    bound, _ = _drop_texts(gate, drop)
+    verb = "may lose up to"
+    if drop.most < 0:
+        verb = "gains at least"
+    elif drop.most <= gate.allowed_drop:
+        verb = "loses at most"
+    side = "on" if drop.most < 0 else "to"
     # a model loses accuracy, but not error
     of = "in" if gate.metric in report["lower_is_better"] else "of"
-    measured = (
-        f"{_amount(gate.metric, abs(drop))} {'better' if drop < 0 else 'worse'}"
-        if drop
-        else "equal"
-    )
-    allowed = (
-        f"a gain of {limit} required" if gate.max_drop is None else f"a loss of {limit} allowed"
-    )
-    text = (
-        f"{model} {verb} {bound} {of} {gate.metric} {'on' if most < 0 else 'to'} {other}{where} "
-        f"({allowed}, "
-        f"{percent(gate.confidence, 0)} confidence; measured: {measured})"
-    )
-    differences, n = ({}, 0) if model == other else _differences(other, model, gate, report)
-    groups = differences[gate.metric].get("groups", 0) if gate.metric in differences else 0
-    if groups:
-        text += f", on {n} rows of {groups} groups"
-    if is_chance and most <= gate.allowed_drop:
-        text += f"; so few rows differ that the gain may be chance (p = {p:.2f})"
-    return GateResult(most <= gate.allowed_drop and not is_chance, text, groups)
+    text = f"{verb} {bound} {of} {gate.metric} {side} {other}"
+    if gate.rows is not None:
+        count = _part(gate, report)["n"]
+        text += f" on the {count:,} {gate.rows} rows"
+    return text
+
+
+def _measured_text(gate: Gate, drop: Drop) -> str:
+    """The limit of a gate on a difference, its confidence, and the measured difference."""
+    _, limit = _drop_texts(gate, drop)
+    allowed = f"a loss of {limit} allowed"
+    if gate.max_drop is None:
+        allowed = f"a gain of {limit} required"
+    measured = "equal"
+    if drop.measured:
+        side = "better" if drop.measured < 0 else "worse"
+        measured = f"{_amount(gate.metric, abs(drop.measured))} {side}"
+    return f"{allowed}, {percent(gate.confidence, 0)} confidence; measured: {measured}"
+
+
+def _drop_texts(gate: Gate, drop: Drop) -> tuple[str, str]:
+    """The bound of a drop, and the drop that is allowed, both without a sign."""
+    return _apart(gate.metric, abs(drop.most), abs(gate.allowed_drop), show=_amount)
 
 
 def _preferred(gate: Gate, model: str, report: EvaluationReport) -> GateResult:
@@ -172,65 +209,56 @@ def _preferred(gate: Gate, model: str, report: EvaluationReport) -> GateResult:
     """
     assert gate.against is not None and gate.min is not None  # Gate's own validator
     other = _named(gate.against, report)
-    entries = _entries(report)
     for name in (model, other):
-        if name not in entries:
-            raise UsageError(
-                f"a gate names the model '{name}'", hint=f"measured: {', '.join(entries)}"
-            )
+        _entry(name, report)
     entry = judged_of(report, model, other)
     if entry is None:
         how = f"slmctl review --pairs {model} {other}, and evaluate.pairs names its file"
         return GateResult(False, f"no pair of {model} and {other} is judged ({how})")
     if gate.metric == CORRECTED_WIN_RATE:
         return _corrected(gate, entry)
+    ties = entry["same"] + entry["neither"]
     effect = entry.get("design_effect", 1.0)
-    rate = WinRate(entry["won"], entry["lost"], entry["same"] + entry["neither"], effect)
+    rate = WinRate(entry["won"], entry["lost"], ties, effect)
     bound, _ = rate.interval(2 * gate.confidence - 1)
+    is_enough = bound >= gate.min
     is_chance = gate.min >= 0.5 and rate.p > 1 - gate.confidence
     least, limit = _apart(gate.metric, bound, gate.min)
-    text = (
-        f"{model} wins at least {least} of {rate.pairs} judged pairs against {other} (at least "
-        f"{limit} required, "
-        f"{percent(gate.confidence, 0)} confidence; measured: {percent(rate.rate)}, sign test p = "
-        f"{rate.p:.2g})"
-    )
-    text += ", which may be chance" if is_chance and bound >= gate.min else ""
-    return GateResult(bound >= gate.min and not is_chance, text, entry.get("groups", 0))
+    rule = f"at least {limit} required, {percent(gate.confidence, 0)} confidence"
+    measured = f"{percent(rate.rate)}, sign test p = {rate.p:.2g}"
+    text = f"{model} wins at least {least} of {rate.pairs} judged pairs against {other}"
+    text += f" ({rule}; measured: {measured})"
+    if is_chance and is_enough:
+        text += ", which may be chance"
+    return GateResult(is_enough and not is_chance, text, entry.get("groups", 0))
 
 
 def _corrected(gate: Gate, entry: JudgedEntry) -> GateResult:
     """The gate on the win rate by people and an admitted judge: its lower bound must meet `min`."""
     assert gate.min is not None  # Gate's own validator
-    pair, judge = f"{entry['model']} and {entry['against']}", entry.get("judge")
+    model, other = entry["model"], entry["against"]
+    judge = entry.get("judge")
     if judge is None or "win_rate" not in judge:
-        how = (
-            "slmctl evaluate --judge NAME"
-            if judge is None
-            else "people's pairs, or gate on win_rate"
-        )
-        state = (
-            "no judge was asked"
-            if judge is None
-            else f"{judge['judge']} is not admitted as a judge"
-        )
-        if judge is not None and judge["missing"]:
-            state, how = (
-                f"{judge['judge']} was not asked",
-                "ask again: slmctl evaluate --judge NAME",
-            )
-        return GateResult(False, f"{state} about pairs of {pair} ({how})")
+        state, how = _unjudged(judge)
+        return GateResult(False, f"{state} about pairs of {model} and {other} ({how})")
     level = 1 - (1 - gate.confidence) / judge["tried"]
-    bound = judge["centre"] - t_quantile(level, judge["freedom"]) * judge["deviation"]
+    quantile = t_quantile(level, judge["freedom"])
+    bound = judge["centre"] - quantile * judge["deviation"]
     least, limit = _apart(gate.metric, bound, gate.min)
-    text = (
-        f"{entry['model']} wins at least {least} of {judge['rows']} pairs against "
-        f"{entry['against']} (at least {limit} "
-        f"required, {percent(gate.confidence, 0)} confidence; {judge['judge']} with "
-        f"{judge['pairs']} pairs of people: "
-        f"{percent(judge['win_rate'])})"
-    )
+    rule = f"at least {limit} required, {percent(gate.confidence, 0)} confidence"
+    judges = f"{judge['judge']} with {judge['pairs']} pairs of people"
+    text = f"{model} wins at least {least} of {judge['rows']} pairs against {other}"
+    text += f" ({rule}; {judges}: {percent(judge['win_rate'])})"
     return GateResult(bound >= gate.min, text, entry.get("groups", 0))
+
+
+def _unjudged(judge: JudgeEntry | None) -> tuple[str, str]:
+    """The reason for a judge to have no win rate, and a remedy."""
+    if judge is None:
+        return "no judge was asked", "slmctl evaluate --judge NAME"
+    if judge["missing"]:
+        return f"{judge['judge']} was not asked", "ask again: slmctl evaluate --judge NAME"
+    return f"{judge['judge']} is not admitted as a judge", "people's pairs, or gate on win_rate"
 
 
 def _amount(metric: str, value: float, digits: int = 1) -> str:
@@ -245,10 +273,10 @@ def _apart(
 ) -> tuple[str, str]:
     """Value and bound as texts, with enough digits (1 to 6) to show that they differ."""
     for digits in range(1, 7):
-        texts = show(metric, value, digits), show(metric, bound, digits)
-        if texts[0] != texts[1] or value == bound:
+        text, bound_text = show(metric, value, digits), show(metric, bound, digits)
+        if text != bound_text or value == bound:
             break
-    return texts
+    return text, bound_text
 
 
 def rows_needed(gate: Gate) -> int:
@@ -260,21 +288,18 @@ def rows_needed(gate: Gate) -> int:
     """
     if gate.against is None or gate.metric not in SHARES:
         return 1
-    tie = gate.allowed_drop > 0
 
     def passes(rows: int) -> bool:
-        is_chance = gate.max_drop is None and mcnemar(0, rows) > 1 - gate.confidence
-        return (
-            not is_chance
-            and drop_bound(0, 0 if tie else rows, rows, gate.confidence) <= gate.allowed_drop
-        )
+        if gate.max_drop is None and mcnemar(0, rows) > 1 - gate.confidence:
+            return False
+        better = 0 if gate.allowed_drop > 0 else rows
+        return drop_bound(0, better, rows, gate.confidence) <= gate.allowed_drop
 
     high = 1
     while not passes(high):
         high *= 2
-    return bisect.bisect_left(
-        range(high), True, lo=high // 2, key=lambda rows: rows > 0 and passes(rows)
-    )
+    low = high // 2
+    return bisect.bisect_left(range(high), True, lo=low, key=lambda rows: rows > 0 and passes(rows))
 
 
 def out_of_reach(gates: Sequence[Gate], rows: int, groups: float | None = None) -> list[str]:
@@ -283,40 +308,37 @@ def out_of_reach(gates: Sequence[Gate], rows: int, groups: float | None = None) 
 
     `groups`: the effective number of groups of these rows; None where each row is independent.
     """
-    count = rows if groups is None else independent_rows(groups)
-    of = (
-        ""
-        if groups is None
-        else f" of {groups:.0f} groups, which tell as much as {count:.0f} independent ones,"
-    )
-    return [
-        f"{rows} rows{of} are too few for the gate {_title(gate)}: it takes "
-        + (
-            f"{needed}, even where both answer every row alike"
-            if gate.allowed_drop > 0
-            else f"at least {needed}"
-        )
-        for gate in gates
-        if (needed := rows_needed(gate)) > count
-    ]
+    independent: float = rows
+    of = ""
+    if groups is not None:
+        independent = independent_rows(groups)
+        of = f" of {groups:.0f} groups, which tell as much as {independent:.0f} independent ones,"
+    sentences = []
+    for gate in gates:
+        needed = rows_needed(gate)
+        if needed <= independent:
+            continue
+        least = f"at least {needed}"
+        if gate.allowed_drop > 0:
+            least = f"{needed}, even where both answer every row alike"
+        text = f"{rows} rows{of} are too few for the gate {_title(gate)}: it takes {least}"
+        sentences.append(text)
+    return sentences
 
 
 def _title(gate: Gate) -> str:
-    limit = (
-        f"min_gain {gate.min_gain:g}" if gate.max_drop is None else f"max_drop {gate.max_drop:g}"
-    )
-    rows = f" on {gate.rows} rows" if gate.rows is not None else ""
-    return (
-        f"{limit} in {gate.metric} of {gate.model} against {gate.against}{rows} at confidence "
-        f"{gate.confidence:g}"
-    )
+    if gate.max_drop is None:
+        limit = f"min_gain {gate.min_gain:g}"
+    else:
+        limit = f"max_drop {gate.max_drop:g}"
+    models = f"{gate.model} against {gate.against}"
+    if gate.rows is not None:
+        models += f" on {gate.rows} rows"
+    return f"{limit} in {gate.metric} of {models} at confidence {gate.confidence:g}"
 
 
-def _drop(
-    first: str, second: str, gate: Gate, report: EvaluationReport
-) -> tuple[float, float, float]:
-    """Returns (drop, upper bound of it, p-value); drop: how much worse `second` is than `first` in
-    the gate's metric.
+def _drop(first: str, second: str, gate: Gate, report: EvaluationReport) -> Drop:
+    """The loss of `second` beside `first` in the gate's metric.
 
     The bound is Tango's for a share; for another metric a percentile of the paired bootstrap. The
     report holds those for some levels of confidence; the lowest level at or above the gate's is
@@ -325,24 +347,25 @@ def _drop(
     _metric(first, gate.metric, report)
     metrics, n = _differences(first, second, gate, report)
     if gate.metric not in metrics:
-        raise UsageError(
-            f"a gate cannot compare {gate.metric} of {second} against {first}",
-            hint="they have no rows in common, or one of them has no such metric",
-        )
+        text = f"a gate cannot compare {gate.metric} of {second} against {first}"
+        hint = "they have no rows in common, or one of them has no such metric"
+        raise UsageError(text, hint=hint)
     rise = metrics[gate.metric]
     drop = rise if gate.metric in report["lower_is_better"] else turned(rise)
+    measured = drop["difference"]
+    groups = rise.get("groups", 0)
     if drop["test"] == "mcnemar":
-        lost, won, effect = drop["only_second"], drop["only_first"], rise.get("design_effect", 1.0)
+        lost, won = drop["only_second"], drop["only_first"]
+        effect = rise.get("design_effect", 1.0)
         most = drop_bound(lost / effect, won / effect, n / effect, gate.confidence)
-        return drop["difference"] + 0.0, most, mcnemar(lost, won, effect)
+        return Drop(measured + 0.0, most, mcnemar(lost, won, effect), n, groups)
     bounds = {float(level): value for level, value in drop["quantiles"].items()}
     levels = [level for level in bounds if level >= gate.confidence - 1e-9]
     if not levels:
-        raise UsageError(
-            f"a gate on {gate.metric} has confidence {gate.confidence:g}",
-            hint=f"the report's bootstrap goes up to {max(bounds):g}",
-        )
-    return drop["difference"], bounds[min(levels)], drop.get("p", 0.0)
+        text = f"a gate on {gate.metric} has confidence {gate.confidence:g}"
+        raise UsageError(text, hint=f"the report's bootstrap goes up to {max(bounds):g}")
+    most = bounds[min(levels)]
+    return Drop(measured, most, drop.get("p", 0.0), n, groups)
 
 
 def _differences(
@@ -355,7 +378,9 @@ def _differences(
         part = _part(gate, report)
         return part["differences"].get(second, {}), part["n"]
     pair = pair_of(report, first, second)
-    return (pair["metrics"], pair["n"]) if pair is not None else ({}, 0)
+    if pair is None:
+        return {}, 0
+    return pair["metrics"], pair["n"]
 
 
 def _part(gate: Gate, report: EvaluationReport) -> ReleaseRows:
@@ -366,9 +391,9 @@ def _part(gate: Gate, report: EvaluationReport) -> ReleaseRows:
     """
     release = report.get("release")
     if release is None or gate.rows not in release["rows"]:
+        text = f"a gate asks for the {gate.rows} rows of {gate.against}"
         raise UsageError(
-            f"a gate asks for the {gate.rows} rows of {gate.against}, and its data set is not "
-            "below runs/",
+            f"{text}, and its data set is not below runs/",
             hint="evaluate in the project that made the release, or leave out 'rows'",
         )
     return release["rows"][gate.rows]
@@ -402,12 +427,11 @@ def alone(gate: Gate, report: EvaluationReport) -> str:
     """
     shipped = released(report)
     file = file_of(report, shipped)
-    if shipped == file or gate.model not in (file, "chosen") or gate.against in _sources(report):
+    is_about_file = gate.model in (file, "chosen")
+    if shipped == file or not is_about_file or gate.against in _sources(report):
         return ""
-    return (
-        f"a gate on {gate.model} tests the file alone; 'model: {RELEASE}' tests {shipped}, by "
-        "which a release answers"
-    )
+    whole = f"'model: {RELEASE}' tests {shipped}"
+    return f"a gate on {gate.model} tests the file alone; {whole}, by which a release answers"
 
 
 def own_check(gates: Sequence[Gate], report: EvaluationReport) -> list[GateResult]:
@@ -417,22 +441,25 @@ def own_check(gates: Sequence[Gate], report: EvaluationReport) -> list[GateResul
     The linear models of a release can hide a broken file. A gate that compares a model with the
     source replaces this.
     """
-    file, metric = file_of(report, released(report)), report["primary_metric"]
+    file = file_of(report, released(report))
+    metric = report["primary_metric"]
     sources = _sources(report)
-    if not sources or file in sources or any(gate.against in sources for gate in gates):
+    if not sources or file in sources:
         return []
-    pair = pair_of(report, sources[-1], file)
+    if any(gate.against in sources for gate in gates):
+        return []
+    source = sources[-1]
+    pair = pair_of(report, source, file)
     if pair is None or metric not in pair["metrics"]:
         return []
     difference = pair["metrics"][metric]
-    if difference["interval"][1] >= -LOSS:
+    _, most = difference["interval"]
+    if most >= -LOSS:
         return []
-    lost, limit = _amount(metric, abs(difference["difference"])), _amount(metric, LOSS)
-    text = (
-        f"the file {file} loses {lost} of {metric} to {sources[-1]}, surely more than {limit}: "
-        "it is broken"
-    )
-    return [GateResult(False, text)]
+    lost = _amount(metric, abs(difference["difference"]))
+    limit = _amount(metric, LOSS)
+    text = f"the file {file} loses {lost} of {metric} to {source}"
+    return [GateResult(False, f"{text}, surely more than {limit}: it is broken")]
 
 
 def _sources(report: EvaluationReport) -> list[str]:
@@ -446,30 +473,32 @@ def chosen_file(choice: ChoiceEntry, *, among: Container[str | None] | None = No
     Raises:
         GateError: No file met the rule, or none of `among`.
     """
-    if choice["model"] is None or (among is not None and choice["model"] not in among):
+    model = choice["model"]
+    if model is None or (among is not None and model not in among):
+        rule = f"{choice['metric']} within {choice['smallest_within']:g} of {choice['of']}"
         raise GateError(
-            f"no GGUF file meets evaluate.choose: {choice['metric']} within "
-            f"{choice['smallest_within']:g} of "
-            f"{choice['of']}, and min_tokens_per_s where it is set",
+            f"no GGUF file meets evaluate.choose: {rule}, and min_tokens_per_s where it is set",
             reason="none_chosen",
             hint="allow a larger loss or a lower speed, or add a larger type to quantize.types",
         )
-    return choice["model"]
+    return model
 
 
 def _entries(report: EvaluationReport) -> dict[str, ParticipantEntry]:
     return {**report["models"], **report["baselines"]}
 
 
-def _metric(model: str, metric: str, report: EvaluationReport) -> float:
+def _entry(model: str, report: EvaluationReport) -> ParticipantEntry:
     entries = _entries(report)
     if model not in entries:
-        raise UsageError(
-            f"a gate names the model '{model}'", hint=f"measured: {', '.join(entries)}"
-        )
-    metrics = entries[model]["metrics"]
+        measured = ", ".join(entries)
+        raise UsageError(f"a gate names the model '{model}'", hint=f"measured: {measured}")
+    return entries[model]
+
+
+def _metric(model: str, metric: str, report: EvaluationReport) -> float:
+    metrics = _entry(model, report)["metrics"]
     if metric not in metrics:
-        raise UsageError(
-            f"a gate names the metric '{metric}'", hint=f"measured: {', '.join(metrics)}"
-        )
+        measured = ", ".join(metrics)
+        raise UsageError(f"a gate names the metric '{metric}'", hint=f"measured: {measured}")
     return metrics[metric]

@@ -28,9 +28,8 @@ def ungrounded(answer: str, texts: Sequence[str], *, constants: str = "") -> lis
     terms would imply nearly every other one below 50.
     """
     grounds = _Grounds(texts, constants)
-    return list(
-        itertools.islice((fact for fact in facts_of(answer) if not grounds.hold(fact)), MOST_FACTS)
-    )
+    facts = (fact for fact in facts_of(answer) if not grounds.hold(fact))
+    return list(itertools.islice(facts, MOST_FACTS))
 
 
 class _Grounds:
@@ -43,17 +42,18 @@ class _Grounds:
         self._constants: set[Reading] = set()
         self._joined = joined(" ".join([constants, *texts]))
         for text in [*reversed(texts), constants]:  # the question is the last text
-            readings = [reading for fact in facts_of(text, vague=True) for reading in fact.readings]
+            readings: list[Reading] = []
+            for fact in facts_of(text, vague=True):
+                readings += fact.readings
             if text is constants:
                 numbers = {reading for reading in readings if reading[0] in ("number", "days")}
                 self._constants = numbers - {*self._operands}
+            whole = Fraction()
             for reading in readings:
                 self._stated.update(_implied(reading))
                 self._combine(reading, MOST_OPERANDS)
-            whole = sum(
-                (value for kind, *values in readings if kind == "amount" for value in values),
-                Fraction(),
-            )
+                if reading[0] == "amount":
+                    whole += Fraction(reading[1])
             self._derived.add(("amount", whole))
 
     def hold(self, fact: Fact) -> bool:
@@ -68,16 +68,26 @@ class _Grounds:
 
     def _within(self, reading: Reading) -> bool:
         """True for a code that is part of a longer one."""
-        return reading[0] == "code" and len(str(reading[1])) > 3 and str(reading[1]) in self._joined
+        if reading[0] != "code":
+            return False
+        code = str(reading[1])
+        return len(code) > 3 and code in self._joined
 
     def _combine(self, reading: Reading, most: int) -> None:
         """Derive values from one more operand and each of the others."""
-        if reading[0] in OPERANDS and reading not in self._operands and len(self._operands) < most:
-            others = (other for other in self._operands if not {reading, other} <= self._constants)
-            for other in [*others, *([reading] if reading[0] == "percent" else [])]:
-                for result in (*_results(reading, other), *_results(other, reading)):
-                    self._derived.update([result] if result[0] == "date" else _implied(result))
-            self._operands.append(reading)
+        kind = reading[0]
+        if kind not in OPERANDS or reading in self._operands or len(self._operands) >= most:
+            return
+        others = [other for other in self._operands if not {reading, other} <= self._constants]
+        if kind == "percent":
+            others.append(reading)
+        for other in others:
+            for result in (*_results(reading, other), *_results(other, reading)):
+                if result[0] == "date":
+                    self._derived.add(result)
+                else:
+                    self._derived.update(_implied(result))
+        self._operands.append(reading)
 
 
 def _implied(reading: Reading) -> Iterator[Reading]:
@@ -91,18 +101,17 @@ def _implied(reading: Reading) -> Iterator[Reading]:
         case ("amount" | "percent", value):
             yield "number", value
         case ("date", int(year), int(month), int(day)):
-            yield from (
-                ("date", 0, month, day),
-                ("date", year, month, 0),
-                ("month", month),
-                ("day", day),
-            )
+            yield "date", 0, month, day
+            yield "date", year, month, 0
+            yield "month", month
+            yield "day", day
             yield ("number", Fraction(year)) if year else ("yearless", month, day)
-            yield from (("weekday", _date(year, month, day).weekday()),) if year and day else ()
+            if year and day:
+                yield "weekday", _date(year, month, day).weekday()
         case ("link", str(text)):
-            yield from (
-                ("link", text[:place]) for place, letter in enumerate(text) if letter == "/"
-            )
+            for place, letter in enumerate(text):
+                if letter == "/":
+                    yield "link", text[:place]
         case ("address", str(text)):
             yield "link", text.partition("@")[2]
 
@@ -110,37 +119,46 @@ def _implied(reading: Reading) -> Iterator[Reading]:
 def _results(first: Reading, second: Reading) -> Iterator[Reading]:
     """Values that follow from two values in this order."""
     match first, second:
-        case ("date", int(year), int(month), int(day)), ("days", int(days)) if (
-            day and days <= MOST_DAYS
-        ):
-            for moved in (_date(year, month, day + days), _date(year, month, day - days)):
-                yield from dated(moved.year if year else 0, moved.month, moved.day)
-                yield "date", 0, moved.month, moved.day
-        case ("date", int(year), int(month), int(day)), (
-            "date",
-            int(other),
-            int(until),
-            int(last),
-        ) if day and last:
-            apart = (_date(other or year, until, last) - _date(year or other, month, day)).days
-            yield from (("number", Fraction(abs(apart) + more)) for more in (0, 1))
+        case ("date", int(year), int(month), int(day)), ("days", int(days)):
+            if day and days <= MOST_DAYS:
+                yield from _moved(year, month, day + days)
+                yield from _moved(year, month, day - days)
+        case ("date", *_), ("date", *_):
+            yield from _days_between(first, second)
         case ("percent", Fraction() as share), (str(kind), Fraction() as value):
-            for result in (
-                value * share / 100,
-                value * (100 - share) / 100,
-                value * (100 + share) / 100,
-            ):
-                yield from _in_cents(kind, result)
-        case (str(kind), Fraction() as a), (str(other_kind), Fraction() as b) if "percent" not in (
-            kind,
-            other_kind,
-        ):
+            yield from _in_cents(kind, value * share / 100)
+            yield from _in_cents(kind, value * (100 - share) / 100)
+            yield from _in_cents(kind, value * (100 + share) / 100)
+        case (_, Fraction()), ("percent", _):
+            return
+        case (str(kind), Fraction() as a), (str(other_kind), Fraction() as b):
             if kind == other_kind:
-                yield from ((kind, a + b), (kind, abs(a - b)))
-                yield from (("percent", 100 * a / b),) if b else ()
+                yield kind, a + b
+                yield kind, abs(a - b)
+                if b:
+                    yield "percent", 100 * a / b
             if other_kind == "number":
                 yield kind, a * b
-                yield from _in_cents(kind, a / b) if b else ()
+                if b:
+                    yield from _in_cents(kind, a / b)
+
+
+def _moved(year: int, month: int, day: int) -> Iterator[Reading]:
+    """The readings of a day of a month, counted on beyond its ends."""
+    date = _date(year, month, day)
+    yield from dated(date.year if year else 0, date.month, date.day)
+    yield "date", 0, date.month, date.day
+
+
+def _days_between(first: Reading, second: Reading) -> Iterator[Reading]:
+    """The days from one date to another, with and without the last."""
+    year, month, day = map(int, first[1:])
+    other, until, last = map(int, second[1:])
+    if day and last:
+        apart = _date(other or year, until, last) - _date(year or other, month, day)
+        days = Fraction(abs(apart.days))
+        yield "number", days
+        yield "number", days + 1
 
 
 def _date(year: int, month: int, day: int) -> datetime.date:
@@ -152,8 +170,6 @@ def _date(year: int, month: int, day: int) -> datetime.date:
 
 def _in_cents(kind: str, value: Fraction) -> Iterator[Reading]:
     """A value, and the values to two digits next to it: people and programs round differently."""
-    yield from (
-        (kind, value),
-        (kind, Fraction(floor(100 * value), 100)),
-        (kind, Fraction(ceil(100 * value), 100)),
-    )
+    yield kind, value
+    yield kind, Fraction(floor(100 * value), 100)
+    yield kind, Fraction(ceil(100 * value), 100)

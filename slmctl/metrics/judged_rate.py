@@ -63,10 +63,17 @@ class Agreement:
             groups: (n,) the number of each row's group.
             confidence: One-sided, of each of the two bounds.
         """
-        rules = [np.full(len(people), 0.5) == people, longer == people]
-        leads = [_lead(judge == people, rule, groups, confidence) for rule in rules]
-        right, same, longest = (int(agrees.sum()) for agrees in (judge == people, *rules))
-        return cls(len(people), right, same, longest, min(leads))
+        right = judge == people
+        says_same = people == 0.5
+        says_longer = longer == people
+        leads = [_lead(right, rule, groups, confidence) for rule in (says_same, says_longer)]
+        return cls(
+            pairs=len(people),
+            right=int(right.sum()),
+            same=int(says_same.sum()),
+            longer=int(says_longer.sum()),
+            lead=min(leads),
+        )
 
 
 def _lead(
@@ -79,7 +86,8 @@ def _lead(
         return -1.0
     apart = right.astype(np.float64) - rival
     effect = design_effect(apart, groups)
-    won, lost = (int((apart == sign).sum()) / effect for sign in (1, -1))
+    won = int((apart == 1).sum()) / effect
+    lost = int((apart == -1).sum()) / effect
     return -drop_bound(lost, won, len(right) / effect, confidence)
 
 
@@ -122,7 +130,8 @@ class CorrectedRate:
         Args:
             groups: (n + N,) the number of each row's group, people's pairs first.
         """
-        n, count = len(people), int(groups.max()) + 3
+        n = len(people)
+        count = int(groups.max()) + 3
         # an added pair weighs as much as one independent pair
         effect = design_effect(people, groups[:n])
         own = np.append(groups[:n], [count - 2, count - 1])
@@ -131,23 +140,20 @@ class CorrectedRate:
         by_judge = _sums(np.append(judge, [0.0, 1.0]), own, weights, count)
         rest = _sums(others, groups[n:], np.ones(len(others)), count)
         apart = by_judge - rest
-        weight = min(1.0, max(0.0, float(of_people @ apart) / max(float(apart @ apart), 1e-12)))
-        freedom = max(effective_groups(np.bincount(own, weights)[np.unique(own)].tolist()) - 2, 1.0)
+        best = float(of_people @ apart) / max(float(apart @ apart), 1e-12)
+        weight = min(1.0, max(0.0, best))
+        sizes = np.bincount(own, weights)[np.unique(own)]
+        freedom = max(effective_groups(sizes.tolist()) - 2, 1.0)
         variance = float(((of_people - weight * apart) ** 2).sum()) * (freedom + 2) / freedom
         alone = float((of_people**2).sum()) * (freedom + 2) / freedom
-        shift = weight * (float(others.mean()) - float(judge.mean()))
-        added = 2 * effect / (n + 2 * effect)
-        centre = (1 - added) * (float(people.mean()) - weight * float(judge.mean())) + added * (
-            0.5 - weight / 2
-        )
-        return cls(
-            float(people.mean()) + shift,
-            weight,
-            centre + weight * float(others.mean()),
-            math.sqrt(variance),
-            freedom,
-            n * max(1.0, alone / variance),
-        )
+        mean, by_judge_mean = float(people.mean()), float(judge.mean())
+        others_mean = float(others.mean())
+        added = 2 * effect / (n + 2 * effect)  # the share of the added pairs
+        centre = (1 - added) * (mean - weight * by_judge_mean) + added * (0.5 - weight / 2)
+        rate = mean + weight * (others_mean - by_judge_mean)
+        worth = n * max(1.0, alone / variance)
+        centre += weight * others_mean
+        return cls(rate, weight, centre, math.sqrt(variance), freedom, worth)
 
 
 def _sums(scores: Floats, groups: Ints, weights: Floats, count: int) -> Floats:
@@ -157,7 +163,8 @@ def _sums(scores: Floats, groups: Ints, weights: Floats, count: int) -> Floats:
     whole = weights.sum()
     share = np.bincount(groups, weights, count) / whole
     apart = scores - weights @ scores / whole
-    moved: Floats = np.bincount(groups, weights * apart, count) / whole / np.maximum(1 - share, 0.5)
+    sums = np.bincount(groups, weights * apart, count) / whole
+    moved: Floats = sums / np.maximum(1 - share, 0.5)
     return moved
 
 
@@ -167,4 +174,5 @@ def preferred_longer(scores: Sequence[float] | Floats, longer: Floats) -> tuple[
     """
     scores = np.asarray(scores)
     decided = (scores != 0.5) & (longer != 0.5)
-    return int((scores == longer)[decided].sum()), int(decided.sum())
+    longer_won = decided & (scores == longer)
+    return int(longer_won.sum()), int(decided.sum())

@@ -43,12 +43,15 @@ def spread(
         return np.zeros(0, np.int64), np.zeros(0, np.float32)
     rows = np.eye(chances.shape[1], dtype=np.float32)[labels]
     seeds = np.concatenate([rows, chances.astype(np.float32)])  # (n + m, L)
-    graph, scores = _graph(np.concatenate([vectors, unlabelled])), seeds
+    graph = _graph(np.concatenate([vectors, unlabelled]))
+    scores = seeds
     for _ in range(STEPS):
         scores = PULL * (graph @ scores) + (1 - PULL) * seeds
-    scores = scores[len(labels) :] * (rows.sum(axis=0) / np.maximum(scores.sum(axis=0), 1e-12))
+    scale = rows.sum(axis=0) / np.maximum(scores.sum(axis=0), 1e-12)
+    scores = scores[len(labels) :] * scale
     best = scores.max(axis=1) / np.maximum(scores.sum(axis=1), 1e-12)
-    return scores.argmax(axis=1), (WEIGHT * best**2).astype(np.float32)
+    weights = WEIGHT * best**2
+    return scores.argmax(axis=1), weights.astype(np.float32)
 
 
 def _graph(vectors: Floats) -> Any:
@@ -57,10 +60,12 @@ def _graph(vectors: Floats) -> Any:
     """
     from sklearn.neighbors import kneighbors_graph
 
-    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = vectors / np.maximum(lengths, 1e-12)
     graph = kneighbors_graph(vectors, min(NEIGHBOURS, len(vectors) - 1), mode="distance")
-    # of unit vectors the cosine
-    graph.data = np.maximum(1 - graph.data.astype(np.float32) ** 2 / 2, 0) ** POWER
+    cosines = 1 - graph.data.astype(np.float32) ** 2 / 2  # of unit vectors
+    graph.data = np.maximum(cosines, 0) ** POWER
     graph = graph.maximum(graph.T)
-    scale = 1 / np.sqrt(np.maximum(np.asarray(graph.sum(axis=1)).ravel(), 1e-12)).astype(np.float32)
+    sums = np.asarray(graph.sum(axis=1)).ravel()
+    scale = 1 / np.sqrt(np.maximum(sums, 1e-12)).astype(np.float32)
     return graph.multiply(scale[:, None]).multiply(scale[None]).tocsr()

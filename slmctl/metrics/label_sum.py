@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,12 @@ class LabelSum:
         """The log probabilities (n, L) of each linear member for n
         texts, whose vectors are (n, size).
         """
-        heads = {} if self.head is None else {ENCODER: normalised(self.head.evidence(vectors))}
-        return heads | (
-            {} if self.words is None or not len(texts) else {WORDS: self.words.logprobs(texts)}
-        )
+        members = {}
+        if self.head is not None:
+            members[ENCODER] = normalised(self.head.evidence(vectors))
+        if self.words is not None and len(texts):
+            members[WORDS] = self.words.logprobs(texts)
+        return members
 
     def scored(self, texts: Sequence[str], vectors: Floats) -> tuple[Logprobs, Logprobs]:
         """The weighted sum of the linear members and, as evidence, what one of them says of each
@@ -78,22 +80,26 @@ class LabelSum:
         """
         members = self.logprobs(texts, vectors)
         summed = weighted(members, self.weights)
-        return summed, self.head.evidence(vectors) if self.head is not None else members[WORDS]
+        if self.head is None:
+            return summed, members[WORDS]
+        return summed, self.head.evidence(vectors)
 
     def only(self, weights: Mapping[str, float]) -> LabelSum:
         """The members that have one of these weights, with it."""
         kept = {name: weight for name, weight in weights.items() if weight > 0}
-        head, words = self.head if ENCODER in kept else None, self.words if WORDS in kept else None
+        head = self.head if ENCODER in kept else None
+        words = self.words if WORDS in kept else None
         return LabelSum(self.labels, kept, head, words)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """All of it as arrays of numpy without a pickle; `of` gives it back."""
         weights = np.array([self.weights.get(name, 0.0) for name in MEMBERS])
         arrays: dict[str, Any] = {"labels": np.array(self.labels), "sum": weights}
-        arrays |= (
-            {} if self.head is None else {"weights": self.head.weights, "bias": self.head.bias}
-        )
-        return arrays | ({} if self.words is None else self.words.arrays())
+        if self.head is not None:
+            arrays |= {"weights": self.head.weights, "bias": self.head.bias}
+        if self.words is not None:
+            arrays |= self.words.arrays()
+        return arrays
 
     def write(self, path: Path) -> None:
         with path.open("wb") as stream:
@@ -116,18 +122,17 @@ class LabelSum:
     def of(cls, kept: StoredArrays, labels: Sequence[str] | None = None) -> LabelSum:
         """The sum in the arrays of a file; raises a ValueError if they hold none."""
         names = kept.labels(among=labels)
-        weights = dict(zip(MEMBERS, map(float, kept.numbers("sum", len(MEMBERS))), strict=True))
-        head, words = EncoderHead.of(kept, names), LinearModel.of(kept, names)
-        lacking = (weights[ENCODER] and head is None) or (weights[WORDS] and words is None)
-        if (
-            lacking
-            or min(weights.values()) < 0
-            or (head is None and words is None and not weights[FILE])
-        ):
+        numbers = map(float, kept.numbers("sum", len(MEMBERS)))
+        weights = dict(zip(MEMBERS, numbers, strict=True))
+        head = EncoderHead.of(kept, names)
+        words = LinearModel.of(kept, names)
+        is_empty = head is None and words is None and not weights[FILE]
+        lacks_head = head is None and weights[ENCODER]
+        lacks_words = words is None and weights[WORDS]
+        if is_empty or lacks_head or lacks_words or min(weights.values()) < 0:
             raise ValueError("its weights are of other members than it holds")
-        return cls(
-            names, {name: weight for name, weight in weights.items() if weight > 0}, head, words
-        )
+        positive = {name: weight for name, weight in weights.items() if weight > 0}
+        return cls(names, positive, head, words)
 
 
 @dataclass(frozen=True)
@@ -192,21 +197,20 @@ def fit(
         raise DataError(
             "there is nothing to learn from: one label, or texts without a word that two rows have"
         )
-    names, judged = sorted(set(labels)), np.flatnonzero(fold >= 0).tolist()
-    logprobs = ({} if head is None else {ENCODER: head.logprobs}) | (
-        {} if words is None else {WORDS: words[1]}
-    )
+    names = sorted(set(labels))
+    model = LabelSum(tuple(names), {}, None, None)
+    logprobs = {}
+    if head is not None:
+        model = replace(model, head=head.head)
+        logprobs[ENCODER] = head.logprobs
+    if words is not None:
+        model = replace(model, words=words[0])
+        logprobs[WORDS] = words[1]
+    judged = np.flatnonzero(fold >= 0).tolist()
     references = np.array(labels)[judged].tolist()
-    weights = choose(
-        {name: table[judged] for name, table in logprobs.items()}, names, references
-    ).weights
-    model = LabelSum(
-        tuple(names),
-        weights,
-        None if head is None else head.head,
-        None if words is None else words[0],
-    )
-    return SumFit(model, logprobs, head)
+    tables = {name: table[judged] for name, table in logprobs.items()}
+    weights = choose(tables, names, references).weights
+    return SumFit(replace(model, weights=weights), logprobs, head)
 
 
 def choose(
@@ -231,36 +235,40 @@ def choose(
         floor: Least gain of a file or an encoder that is kept, see `Weighing`.
     """
     learned = np.isin(references, names)
-    places = (
-        np.searchsorted(np.array(names), np.array(references)[learned])
-        if learned.any()
-        else np.zeros(0, np.int64)
-    )
-    rows = (
-        {name: np.maximum(logprobs[learned], LEAST) for name, logprobs in members.items()}
-        if len(places)
-        else {}
-    )
-    if not rows:
+    if not members or not learned.any():
         return Weighing(dict.fromkeys(list(members)[:1], 1.0), {})
+    places = np.searchsorted(np.array(names), np.array(references)[learned])
+    rows = {name: np.maximum(logprobs[learned], LEAST) for name, logprobs in members.items()}
     gains: dict[str, float] = {}
     while True:
         weights = _likeliest(rows, places)
-        shares = np.exp(normalised(weighted(rows, weights)))
-        best = shares.max(axis=1)
-        for left in rows:
-            others = {name: table for name, table in rows.items() if name != left}
-            answers = (
-                weighted(others, _likeliest(others, places)).argmax(axis=1) if others else None
-            )
-            without = shares[np.arange(len(places)), answers] if answers is not None else 0.0
-            gains[left] = float((best - without).mean())
+        gains |= _gains(rows, weights, places)
         idle = [
             name for name in rows if weights[name] <= 0 or (gains[name] < floor and name != WORDS)
         ]
         if len(rows) == 1 or not idle:
-            return Weighing(weights if any(weights.values()) else dict.fromkeys(rows, 1.0), gains)
+            break
         del rows[idle[0]]
+    if not any(weights.values()):
+        weights = dict.fromkeys(rows, 1.0)
+    return Weighing(weights, gains)
+
+
+def _gains(
+    rows: Mapping[str, Logprobs], weights: Mapping[str, float], places: Places
+) -> dict[str, float]:
+    """The gain of each member beside the others, see `Weighing`."""
+    shares = np.exp(normalised(weighted(rows, weights)))
+    best = shares.max(axis=1)
+    gains = {}
+    for left in rows:
+        others = {name: table for name, table in rows.items() if name != left}
+        gain = best
+        if others:
+            answers = weighted(others, _likeliest(others, places)).argmax(axis=1)
+            gain = best - shares[np.arange(len(places)), answers]
+        gains[left] = float(gain.mean())
+    return gains
 
 
 def weighted(members: Mapping[str, Logprobs], weights: Mapping[str, float]) -> Logprobs:
@@ -284,16 +292,20 @@ def right(names: Sequence[str], table: Logprobs, references: Sequence[str]) -> i
         references: The n right labels.
     """
     tells = (np.ptp(table, axis=1) > 0) | (len(names) == 1)
-    return int((tells & (np.array(names)[table.argmax(axis=1)] == np.array(references))).sum())
+    answers = np.array(names)[table.argmax(axis=1)]
+    is_right = tells & (answers == np.array(references))
+    return int(is_right.sum())
 
 
 def spread(reached: Mapping[str, float], labels: Sequence[str]) -> npt.NDArray[np.float64]:
     """Log probabilities of all labels, from those that a model reached;
     the others share what is left alike.
     """
-    left = max(0.0, 1.0 - sum(reached.values())) / max(1, len(labels) - len(reached))
-    shares = np.array([reached.get(label, left) for label in labels], np.float64)
-    result: npt.NDArray[np.float64] = np.maximum(np.log(np.maximum(shares, 1e-300)), LEAST)
+    left = max(0.0, 1.0 - sum(reached.values()))
+    other = left / max(1, len(labels) - len(reached))
+    shares = np.array([reached.get(label, other) for label in labels], np.float64)
+    logprobs = np.log(np.maximum(shares, 1e-300))
+    result: npt.NDArray[np.float64] = np.maximum(logprobs, LEAST)
     return result
 
 
@@ -308,7 +320,8 @@ def _likeliest(members: Mapping[str, Logprobs], places: Places) -> dict[str, flo
 
     def loss(weights: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         logprobs = normalised(np.tensordot(weights, tables, 1))
-        surplus = tables[:, rows, places] - (np.exp(logprobs) * tables).sum(axis=2)
+        expected = (np.exp(logprobs) * tables).sum(axis=2)
+        surplus = tables[:, rows, places] - expected
         value = RIDGE * weights @ weights - logprobs[rows, places].sum()
         return value, 2 * RIDGE * weights - surplus.sum(axis=1)
 

@@ -18,7 +18,9 @@ ALIKE = 0.8  # similarity from which one label looks like another's misspelling
 RARE = 0.1
 # In a word of at least SLIP_LETTERS, one wrong letter (not the first) is a typo up to SLIP_SHARE of
 # the other's rows.
-SLIP_LETTERS, SLIP_ROWS, SLIP_SHARE = 5, 10, 0.3
+SLIP_LETTERS = 5
+SLIP_ROWS = 10
+SLIP_SHARE = 0.3
 # of the other's rows, up to which a label that differs by one letter is asked about
 ALIKE_SHARE = 0.5
 # endings that make a plural of a word, in several languages
@@ -45,17 +47,26 @@ def label_typos(counts: Mapping[str, int]) -> list[LabelTypo]:
         likely = spelled.setdefault(_plain(label), label)
         if likely == label:
             # a typo has at most SLIP_SHARE of its label's rows, so rarer labels are not compared
-            commoner = common[
-                : bisect.bisect_right(common, -count / SLIP_SHARE, key=lambda item: -item[1])
-            ]
-            likely = next(
-                (other for other, rows in commoner if _is_typo(label, count, other, rows)), label
-            )
+            commoner = common[: _rank(common, count / SLIP_SHARE)]
+            meant = (other for other, rows in commoner if _is_typo(label, count, other, rows))
+            likely = next(meant, label)
         if likely != label:
-            typos.append(
-                {"label": label, "count": count, "likely": likely, "likely_count": counts[likely]}
-            )
+            typos.append(_typo(label, likely, counts))
     return typos
+
+
+def _rank(common: list[tuple[str, int]], least: float) -> int:
+    """Number of labels with at least so many rows; they come first."""
+    return bisect.bisect_right(common, -least, key=lambda item: -item[1])
+
+
+def _typo(label: str, likely: str, counts: Mapping[str, int]) -> LabelTypo:
+    return {
+        "label": label,
+        "count": counts[label],
+        "likely": likely,
+        "likely_count": counts[likely],
+    }
 
 
 def alike_labels(counts: Mapping[str, int]) -> list[LabelTypo]:
@@ -63,10 +74,8 @@ def alike_labels(counts: Mapping[str, int]) -> list[LabelTypo]:
     letter from a commoner one, or its plural.
     """
     typos = {typo["label"] for typo in label_typos(counts)}
-    common = sorted(
-        ((label, rows) for label, rows in counts.items() if label not in typos),
-        key=lambda item: -item[1],
-    )
+    common = [(label, rows) for label, rows in counts.items() if label not in typos]
+    common.sort(key=lambda item: -item[1])
     # in `common`: of 3,000 labels few share all but one word
     places = defaultdict[tuple[str, ...], list[int]](list)
     for place, (label, _) in enumerate(common):
@@ -74,20 +83,15 @@ def alike_labels(counts: Mapping[str, int]) -> list[LabelTypo]:
             places[shared].append(place)
     pairs: list[LabelTypo] = []
     for own, (label, count) in enumerate(common):
-        commoner = bisect.bisect_right(common, -count / ALIKE_SHARE, key=lambda item: -item[1])
-        near = sorted(
-            {place for shared in _shared_by_slips(label) for place in places[shared] if place < own}
-        )
-        others = ((place < commoner, common[place][0]) for place in near)
-        alike = (
-            other
-            for rare, other in others
-            if (rare and _is_slip(label, other)) or _is_plural(label, other)
-        )
-        if (likely := next(alike, None)) is not None:
-            pairs.append(
-                {"label": label, "count": count, "likely": likely, "likely_count": counts[likely]}
-            )
+        commoner = _rank(common, count / ALIKE_SHARE)
+        near: set[int] = set()
+        for shared in _shared_by_slips(label):
+            near.update(place for place in places[shared] if place < own)
+        for place in sorted(near):
+            other, _ = common[place]
+            if (place < commoner and _is_slip(label, other)) or _is_plural(label, other):
+                pairs.append(_typo(label, other, counts))
+                break
     return pairs
 
 
@@ -104,7 +108,8 @@ def _plain(label: str) -> str:
     """
     text = in_normal_form(label, "NFC").casefold().translate(_SPELLINGS)
     # accents are removed from Latin letters only: in other scripts such a mark makes another letter
-    return in_normal_form(_ACCENTS.sub("", in_normal_form(text, "NFD")), "NFC")
+    plain = _ACCENTS.sub("", in_normal_form(text, "NFD"))
+    return in_normal_form(plain, "NFC")
 
 
 def _shared_by_slips(label: str) -> Iterator[tuple[str, ...]]:
@@ -112,43 +117,50 @@ def _shared_by_slips(label: str) -> Iterator[tuple[str, ...]]:
     each in turn: slips share one of these.
     """
     words = _plain(label).split("_")
-    long = (k for k, word in enumerate(words) if len(word) >= SLIP_LETTERS - 1)
-    yield from ((*words[:k], words[k][0], *words[k + 1 :]) for k in long)
+    for k, word in enumerate(words):
+        if len(word) >= SLIP_LETTERS - 1:
+            yield *words[:k], word[0], *words[k + 1 :]
 
 
 def _alike(label: str, other: str) -> bool:
     """True for labels that differ in a letter or two and in no digit:
     `card_2` and `card_3` differ by intent.
     """
-    digits = [[c for c in text if c.isdigit()] for text in (label, other)]
-    return digits[0] == digits[1] and fuzz.ratio(label.casefold(), other.casefold()) / 100 >= ALIKE
+    if list(filter(str.isdigit, label)) != list(filter(str.isdigit, other)):
+        return False
+    return fuzz.ratio(label.casefold(), other.casefold()) / 100 >= ALIKE
 
 
 def _is_slip(label: str, other: str) -> bool:
     """True for labels that differ in one long word by one letter: missing,
     added, wrong or swapped with the next.
     """
-    words, others = (_plain(text).split("_") for text in (label, other))
-    if len(words) != len(others):
+    pair = _only_difference(label, other)
+    if pair is None:
         return False
-    apart = [(word, meant) for word, meant in zip(words, others, strict=True) if word != meant]
-    return len(apart) == 1 and all(
-        re.fullmatch(f"[a-z]{{{SLIP_LETTERS},}}", meant)
-        and word[:1] == meant[0]
-        and OSA.distance(word, meant) == 1
-        for word, meant in apart
-    )
+    word, meant = pair
+    if not re.fullmatch(f"[a-z]{{{SLIP_LETTERS},}}", meant):
+        return False
+    return word[:1] == meant[0] and OSA.distance(word, meant) == 1
 
 
 def _is_plural(label: str, other: str) -> bool:
     """True for labels of which one has the plural of a word of the other,
     such as `Ersatzteil` and `Ersatzteile`.
     """
-    words, others = (_plain(text).split("_") for text in (label, other))
-    apart = [
-        sorted(pair, key=len) for pair in zip(words, others, strict=False) if pair[0] != pair[1]
-    ]
-    if len(words) != len(others) or len(apart) != 1:
+    pair = _only_difference(label, other)
+    if pair is None:
         return False
-    singular, plural = apart[0]
+    singular, plural = sorted(pair, key=len)
     return len(singular) >= SLIP_LETTERS - 1 and plural.removeprefix(singular) in PLURALS
+
+
+def _only_difference(label: str, other: str) -> tuple[str, str] | None:
+    """The word in which two labels of as many words differ; None where they differ in none or
+    several.
+    """
+    words, others = _plain(label).split("_"), _plain(other).split("_")
+    if len(words) != len(others):
+        return None
+    apart = [pair for pair in zip(words, others, strict=True) if pair[0] != pair[1]]
+    return apart[0] if len(apart) == 1 else None

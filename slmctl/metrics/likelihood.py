@@ -39,13 +39,13 @@ def sharpest(
     learned = np.isin(references, names)
     if not learned.any():
         return 1.0, 0.0
-    places, scores = (
-        np.searchsorted(np.array(names), np.array(references)[learned]),
-        scores[learned],
-    )
+    scores = scores[learned]
+    places = np.searchsorted(np.array(names), np.array(references)[learned])
+    rows = np.arange(len(places))
 
     def likelihood(sharpness: float) -> float:
-        return float(normalised(sharpness * scores)[np.arange(len(places)), places].sum())
+        logprobs = normalised(sharpness * scores)
+        return float(logprobs[rows, places].sum())
 
     best = max(SHARPNESS, key=likelihood)
     return best, likelihood(best)

@@ -66,19 +66,24 @@ class LinearModel:
         """
         if self.classifier is None:
             return [self.most_frequent] * len(texts), None
-        chances = self.classifier.predict_proba(self.vectorizer.transform(texts))  # (n, labels)
+        chances = self._probabilities(texts)
         if self.several:
             names = np.array(self.several, object)
             sets = [json.dumps(names[row].tolist(), ensure_ascii=False) for row in chances > 0.5]
-            return sets, np.maximum(chances, 1 - chances).prod(axis=1).tolist()
+            certainty = np.maximum(chances, 1 - chances).prod(axis=1)
+            return sets, certainty.tolist()
         labels = [str(self.classifier.classes_[k]) for k in chances.argmax(axis=1)]
         return labels, [float(value) for value in chances.max(axis=1)]
+
+    def _probabilities(self, texts: Sequence[str]) -> Any:
+        """(n, labels), in the order of `classifier.classes_`."""
+        return self.classifier.predict_proba(self.vectorizer.transform(texts))
 
     def logprobs(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
         """Log probability of every label for each text, (n, labels), in
         the order of `classifier.classes_`.
         """
-        chances = self.classifier.predict_proba(self.vectorizer.transform(texts)).astype(np.float64)
+        chances = self._probabilities(texts).astype(np.float64)
         result: npt.NDArray[np.float64] = np.log(np.maximum(chances, 1e-12))
         return result
 
@@ -88,12 +93,12 @@ class LinearModel:
         """
         if self.classifier is None:
             return [float(label == self.most_frequent) for label in labels]
-        table = self.classifier.predict_proba(self.vectorizer.transform(texts))  # (n, labels)
         columns = {str(name): k for k, name in enumerate(self.classifier.classes_)}
-        return [
-            float(table[row, columns[label]]) if label in columns else 0.0
-            for row, label in enumerate(labels)
-        ]
+        chances = []
+        for row, label in zip(self._probabilities(texts), labels, strict=True):
+            column = columns.get(label)
+            chances.append(0.0 if column is None else float(row[column]))
+        return chances
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The weights of a hashed model as arrays of numpy, which hold no word."""
@@ -118,17 +123,18 @@ class LinearModel:
         if "coef" not in kept:
             return None
         parts = []
-        for name in [name for name in FEATURES if f"{name}_places" in kept]:
-            places = kept.places(f"{name}_places", PLACES)
-            parts.append(_Hashed(name, places, kept.numbers(f"{name}_idf", len(places))))
+        for name in FEATURES:
+            if f"{name}_places" in kept:
+                places = kept.places(f"{name}_places", PLACES)
+                idf = kept.numbers(f"{name}_idf", len(places))
+                parts.append(_Hashed(name, places, idf))
         # for two labels scikit-learn keeps the weights of the second
         rows = 1 if len(labels) == 2 else len(labels)
-        classifier, features = LogisticRegression(), sum(len(part.places) for part in parts)
+        features = sum(len(part.places) for part in parts)
+        classifier = LogisticRegression()
         classifier.coef_ = kept.numbers("coef", rows, features, half=True).astype(np.float32)
-        classifier.intercept_, classifier.classes_ = (
-            kept.numbers("intercept", rows),
-            np.array(labels),
-        )
+        classifier.intercept_ = kept.numbers("intercept", rows)
+        classifier.classes_ = np.array(labels)
         return cls(labels[0], _HashedFeatures(parts), classifier)
 
 
@@ -150,9 +156,8 @@ class _Hashed:
     def fitted(cls, name: str, texts: Sequence[str]) -> Self:
         counts = np.bincount(_hashes(name, texts).indices, minlength=PLACES)
         places = np.flatnonzero(counts >= 2).astype(np.int32)
-        return cls(
-            name, places, (np.log((1 + len(texts)) / (1 + counts[places])) + 1).astype(np.float32)
-        )
+        idf = np.log((1 + len(texts)) / (1 + counts[places])) + 1
+        return cls(name, places, idf.astype(np.float32))
 
     def transform(self, texts: Sequence[str]) -> Any:
         """Sparse rows (texts, n), each of length 1."""
@@ -172,7 +177,8 @@ class _HashedFeatures:
     def transform(self, texts: Sequence[str]) -> Any:
         import scipy.sparse
 
-        return scipy.sparse.hstack([part.transform(texts) for part in self.parts], format="csr")
+        columns = [part.transform(texts) for part in self.parts]
+        return scipy.sparse.hstack(columns, format="csr")
 
 
 def _hashes(name: str, texts: Sequence[str]) -> Any:
@@ -187,10 +193,12 @@ def _hashes(name: str, texts: Sequence[str]) -> Any:
     )
     if all(len(text) <= LONG for text in texts):
         return hashing.transform(texts)
-    rows = [
-        _hashes_of_long(name, text) if len(text) > LONG else hashing.transform([text])
-        for text in texts
-    ]
+    rows = []
+    for text in texts:
+        if len(text) > LONG:
+            rows.append(_hashes_of_long(name, text))
+        else:
+            rows.append(hashing.transform([text]))
     return scipy.sparse.vstack(rows, format="csr")
 
 
@@ -199,25 +207,35 @@ def _hashes_of_long(name: str, text: str) -> Any:
     from sklearn.feature_extraction import FeatureHasher
 
     hasher = FeatureHasher(PLACES, input_type="string", alternate_sign=False, dtype=np.float32)
-    features, counts = _features(name, text), hasher.transform([()])
-    while piece := list(itertools.islice(features, PIECE)):
+    counts = hasher.transform([()])
+    features = _FEATURES[name](text.lower())
+    piece = list(itertools.islice(features, PIECE))
+    while piece:
         counts = counts + hasher.transform([piece])
+        piece = list(itertools.islice(features, PIECE))
     return counts
 
 
-def _features(name: str, text: str) -> Iterator[str]:
-    """The features of a text as scikit-learn lists them, in any order."""
-    text = text.lower()
+def _words(text: str) -> Iterator[str]:
+    """The words and word pairs of a text as scikit-learn lists them, in any order."""
     before = ""
-    for match in re.finditer(_WORD, text) if name == "words" else ():
+    for match in re.finditer(_WORD, text):
         yield match[0]
         if before:
             yield f"{before} {match[0]}"
         before = match[0]
-    for match in re.finditer(r"\S+", text) if name == "runs" else ():
+
+
+def _runs(text: str) -> Iterator[str]:
+    """The character n-grams of a text as scikit-learn lists them, in any order."""
+    for match in re.finditer(r"\S+", text):
         padded = f" {match[0]} "
         for length in range(2, min(5, len(padded)) + 1):
-            yield from (padded[start : start + length] for start in range(len(padded) - length + 1))
+            for start in range(len(padded) - length + 1):
+                yield padded[start : start + length]
+
+
+_FEATURES = {"words": _words, "runs": _runs}
 
 
 def is_installed() -> bool:
@@ -252,21 +270,39 @@ def fit(
         several: All labels of a task where a row has several; `labels` and `chosen` are then JSON
             lists of labels, and one binary model is fitted for each label.
     """
-    common, kinds = most_frequent(labels), len(several or set(labels))
-    work = 4 * sum(map(len, texts)) * kinds  # products of a pass
-    if kinds < 2 or (made := _vectorized(texts, runs=work <= RUN_WORK)) is None:
+    common = most_frequent(labels)
+    kinds = len(several or set(labels))
+    work = _work(texts, kinds)
+    made = None
+    if kinds >= 2:
+        made = _vectorized(texts, runs=work <= RUN_WORK)
+    if made is None:
         return LinearModel(common)
     vectorizer, rows = made
-    rows, solver = _solver(rows, kinds, tolerance=1e-3 if work <= EXACT_WORK else 5e-2)
+    rows, solver = _solver(rows, kinds, tolerance=_tolerance(work))
     others = vectorizer.transform(choosing) if len(choosing) else rows[:0]
-    answers: list[Any] = [labels, chosen]
+    answers: Any = labels
+    references: Any = chosen
     if several:
-        answers = [
-            np.array([[name in json.loads(row) for name in several] for row in side])
-            for side in answers
-        ]
-    best = _fitted(rows, answers[0], others, answers[1], strengths=strengths, **solver)
+        answers = _flags(labels, several)
+        references = _flags(chosen, several)
+    best = _fitted(rows, answers, others, references, strengths=strengths, **solver)
     return LinearModel(common, vectorizer, *best, several)
+
+
+def _work(texts: Sequence[str], kinds: int) -> int:
+    """Products of a pass over texts with so many labels."""
+    return 4 * sum(map(len, texts)) * kinds
+
+
+def _tolerance(work: int) -> float:
+    return 1e-3 if work <= EXACT_WORK else 5e-2
+
+
+def _flags(rows: Sequence[str], names: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """(n, labels) true where a JSON list of labels has the label."""
+    lists = map(json.loads, rows)
+    return np.array([[name in labels for name in names] for labels in lists])
 
 
 def cross_fit(
@@ -281,23 +317,27 @@ def cross_fit(
         fold: (n,) of the rows, as `cross_fitting.folds` gives it.
         whole: As in `cross_fitting.splits`; without, the model is that of the last fold.
     """
-    answers, kinds = np.array(labels), len(set(labels))
+    answers = np.array(labels)
+    kinds = len(set(labels))
     if kinds < 2:
         return None
-    work, parts, made = 4 * sum(map(len, texts)) * kinds, list[FoldRows](), None
+    work = _work(texts, kinds)
+    parts: list[FoldRows] = []
     for learned, judged in cross_fitting.splits(fold, answers, whole=whole):
-        if made := _vectorized([texts[k] for k in learned], runs=work <= RUN_WORK, hashed=True):
-            others = made[0].transform([texts[k] for k in judged]) if len(judged) else made[1][:0]
-            parts.append(FoldRows(made[1], answers[learned], others, judged))
+        made = _hashed([texts[k] for k in learned], runs=work <= RUN_WORK)
+        if made is None:
+            continue
+        vectorizer, rows = made
+        others = vectorizer.transform([texts[k] for k in judged]) if len(judged) else rows[:0]
+        parts.append(FoldRows(rows, answers[learned], others, judged))
     if made is None:
         return None
-    _, solver = _solver(made[1], kinds, tolerance=1e-3 if work <= EXACT_WORK else 5e-2)
+    _, solver = _solver(rows, kinds, tolerance=_tolerance(work))
     best: CrossFit = cross_fitting.fit(parts, answers, **solver)
-    # as it will be stored
-    best.models[-1].coef_ = best.models[-1].coef_.astype(np.float16).astype(np.float32)
-    return LinearModel(
-        most_frequent(labels), made[0], best.models[-1], best.strength
-    ), best.logprobs
+    last = best.models[-1]
+    last.coef_ = last.coef_.astype(np.float16).astype(np.float32)  # as it will be stored
+    model = LinearModel(most_frequent(labels), vectorizer, last, best.strength)
+    return model, best.logprobs
 
 
 def _fitted(
@@ -325,18 +365,24 @@ def _fitted(
     model, name = LogisticRegression(warm_start=True, **solver), "C"
     if np.ndim(labels) == 2:
         model, name = OneVsRestClassifier(model), "estimator__C"
-    best, most, worse, answers = (model, strengths[0]), -1, 0, np.array(references)
+    answers = np.array(references)
+    best = model, strengths[0]
+    most = -1
+    worse = 0
     with cross_fitting.one_thread():
         for strength in strengths:
             model.set_params(**{name: strength}).fit(rows, labels)
             if not len(answers):
                 break
             same = model.predict(others) == answers
-            right = int((same.all(axis=1) if same.ndim == 2 else same).sum())
+            if same.ndim == 2:
+                same = same.all(axis=1)
+            right = int(same.sum())
+            worse += 1
             if right > most:  # a shallow copy is enough: the next fit gives the model new arrays
-                best, most, worse = (copy.copy(model), strength), right, 0
-            else:
-                worse += 1
+                best = copy.copy(model), strength
+                most = right
+                worse = 0
             if worse == 2 or most == len(answers):  # no other can be better
                 break
     return best
@@ -366,14 +412,13 @@ def out_of_fold(
     from sklearn.linear_model import LogisticRegression
 
     count = int(labels.max()) + 1
-    much = sum(map(len, texts)) >= MUCH
     # one vectorizer for all folds leaks nothing: the IDF of a word follows from texts, not from
     # labels
-    made = _vectorized(
-        [text[:LONGEST] for text in texts] if much else texts,
-        fewest=2 if much else 1,
-        most=max(1, WEIGHTS // count) if much else None,
-    )
+    if sum(map(len, texts)) >= MUCH:
+        heads = [text[:LONGEST] for text in texts]
+        made = _vectorized(heads, fewest=2, most=max(1, WEIGHTS // count))
+    else:
+        made = _vectorized(texts)
     if made is None:
         return None
     # takes a third less time and finds the same suspects
@@ -382,8 +427,10 @@ def out_of_fold(
     fold = cross_fitting.dealt(labels, folds)
     with cross_fitting.one_thread():
         for k in range(folds):
-            model = LogisticRegression(C=strength, **solver).fit(rows[fold != k], labels[fold != k])
-            chances[fold == k] = model.predict_proba(rows[fold == k])
+            judged = fold == k
+            model = LogisticRegression(C=strength, **solver)
+            model.fit(rows[~judged], labels[~judged])
+            chances[judged] = model.predict_proba(rows[judged])
     return chances
 
 
@@ -393,7 +440,6 @@ def _vectorized(
     runs: bool = False,
     fewest: int = 1,
     most: int | None = None,
-    hashed: bool = False,
 ) -> tuple[Any, Any] | None:
     """Returns (vectorizer, sparse TF-IDF rows (texts, features)); None where no text has a word.
 
@@ -404,14 +450,9 @@ def _vectorized(
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import FeatureUnion
 
-    if hashed:
-        hashed_parts = [_Hashed.fitted(name, texts) for name in (FEATURES if runs else ("words",))]
-        places = _HashedFeatures([part for part in hashed_parts if len(part.places)])
-        return (places, places.transform(texts)) if places.parts else None
     common = {"sublinear_tf": True, "dtype": np.float32}
-    parts = [
-        ("words", TfidfVectorizer(**FEATURES["words"], min_df=fewest, max_features=most, **common))
-    ]
+    words = TfidfVectorizer(**FEATURES["words"], min_df=fewest, max_features=most, **common)
+    parts = [("words", words)]
     if runs:
         parts.append(("runs", TfidfVectorizer(**FEATURES["runs"], min_df=2, **common)))
     vectorizer = FeatureUnion(parts)
@@ -421,15 +462,21 @@ def _vectorized(
         return None
 
 
+def _hashed(texts: Sequence[str], *, runs: bool) -> tuple[_HashedFeatures, Any] | None:
+    """The same with features that are hashed; None where no feature occurs in two texts."""
+    names = list(FEATURES) if runs else ["words"]
+    parts = [_Hashed.fitted(name, texts) for name in names]
+    vectorizer = _HashedFeatures([part for part in parts if len(part.places)])
+    if not vectorizer.parts:
+        return None
+    return vectorizer, vectorizer.transform(texts)
+
+
 def _solver(rows: Any, labels: int, *, tolerance: float) -> tuple[Any, dict[str, Any]]:
     """Returns (rows in the solver's dtype, settings of the solver): the
     faster solver for this number of weights.
     """
     if rows.shape[1] * labels <= SMALL:
         return rows, {"solver": "lbfgs", "max_iter": 2000}
-    return rows.astype(np.float32), {
-        "solver": "sag",
-        "tol": tolerance,
-        "max_iter": 200,
-        "random_state": 0,
-    }
+    settings = {"solver": "sag", "tol": tolerance, "max_iter": 200, "random_state": 0}
+    return rows.astype(np.float32), settings

@@ -25,7 +25,8 @@ _CELLS = 4_000_000  # resample weights held at a time
 
 def hashed_position(key: str) -> float:
     """A uniform pseudo-random number, 0 to 1, that depends on the text alone."""
-    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8]) / 2**64
+    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8]) / 2**64
 
 
 def wilson(right: float, total: float, confidence: float = 0.95) -> tuple[float, float]:
@@ -35,7 +36,8 @@ def wilson(right: float, total: float, confidence: float = 0.95) -> tuple[float,
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     share, spread = right / total, z * z / total
     centre = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
+    variance = share * (1 - share) / total + spread / (4 * total)
+    half = z / (1 + spread) * math.sqrt(variance)
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
@@ -81,12 +83,10 @@ def chance_of_at_most(k: int, n: int, share: float) -> float:
     import numpy as np
 
     counts = np.arange(1, k + 1, dtype=np.float64)
-    ways = np.concatenate([[0.0], np.cumsum(np.log((n - counts + 1) / counts))])
-    logs = (
-        ways
-        + np.arange(k + 1) * math.log(share or 1e-300)
-        + (n - np.arange(k + 1)) * math.log1p(-share)
-    )
+    steps = np.log((n - counts + 1) / counts)
+    ways = np.concatenate([[0.0], np.cumsum(steps)])
+    successes = np.arange(k + 1)
+    logs = ways + successes * math.log(share or 1e-300) + (n - successes) * math.log1p(-share)
     return float(np.exp(logs).sum())
 
 
@@ -98,13 +98,11 @@ def batch_bound(wrong: int, tested: int, batch: int, confidence: float = 0.95) -
     no more than 1 - confidence (hypergeometric; Thatcher 1964, Journal of the Royal Statistical
     Society B 26).
     """
-    most = 0
-    while (
-        most < batch
-        and _drawn_at_most(wrong, tested, wrong + most + 1, tested + batch) > 1 - confidence
-    ):
-        most += 1
-    return most
+    for most in range(batch):
+        chance = _drawn_at_most(wrong, tested, wrong + most + 1, tested + batch)
+        if chance <= 1 - confidence:
+            return most
+    return batch
 
 
 def _drawn_at_most(k: int, n: int, wrong: int, total: int) -> float:
@@ -116,9 +114,8 @@ def _drawn_at_most(k: int, n: int, wrong: int, total: int) -> float:
         return math.lgamma(a + 1) - math.lgamma(b + 1) - math.lgamma(a - b + 1)
 
     counts = range(max(0, n - total + wrong), min(k, n, wrong) + 1)
-    return math.fsum(
-        math.exp(ways(wrong, j) + ways(total - wrong, n - j) - ways(total, n)) for j in counts
-    )
+    logs = (ways(wrong, j) + ways(total - wrong, n - j) - ways(total, n) for j in counts)
+    return math.fsum(map(math.exp, logs))
 
 
 def drop_bound(
@@ -153,7 +150,8 @@ def _tango(b: float, c: float, n: float, drop: float) -> float:
     """
     linear = -b - c + (2 * n - b + c) * drop
     constant = -c * drop * (1 - drop)
-    q21 = (math.sqrt(max(linear * linear - 8 * n * constant, 0.0)) - linear) / (4 * n)
+    discriminant = max(linear * linear - 8 * n * constant, 0.0)
+    q21 = (math.sqrt(discriminant) - linear) / (4 * n)
     variance = n * (2 * q21 + drop * (1 - drop))
     numerator = b - c - n * drop
     if variance <= 0:
@@ -168,9 +166,9 @@ def difference_interval(
     second model) - (share of the first).
     """
     side = (1 + confidence) / 2
-    return -drop_bound(only_first, only_second, total, side), drop_bound(
-        only_second, only_first, total, side
-    )
+    low = -drop_bound(only_first, only_second, total, side)
+    high = drop_bound(only_second, only_first, total, side)
+    return low, high
 
 
 def mcnemar(only_first: int, only_second: int, effect: float = 1.0) -> float:
@@ -183,10 +181,11 @@ def mcnemar(only_first: int, only_second: int, effect: float = 1.0) -> float:
     least = math.ceil(min(only_first, only_second) / effect)
     if 2 * least >= n:
         return 1.0
-    chances = (
-        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(least + 1)
-    )
-    return min(1.0, 2 * math.fsum(math.exp(chance - n * math.log(2)) for chance in chances))
+    chances = []
+    for k in range(least + 1):
+        ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+        chances.append(math.exp(ways - n * math.log(2)))
+    return min(1.0, 2 * math.fsum(chances))
 
 
 def detectable_share(discordant: float, total: float, confidence: float = 0.95) -> float:
@@ -201,13 +200,18 @@ def detectable_share(discordant: float, total: float, confidence: float = 0.95) 
     """
     if total == 0:
         return 1.0
-    z, beta = NormalDist().inv_cdf((1 + confidence) / 2), NormalDist().inv_cdf(POWER)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    beta = NormalDist().inv_cdf(POWER)
     low, high = 0.0, 1.0
     for _ in range(50):
         middle = (low + high) / 2
         differing = max(discordant / total, middle)
-        needed = z * math.sqrt(differing) + beta * math.sqrt(max(differing - middle**2, 0.0))
-        low, high = (low, middle) if math.sqrt(total) * middle >= needed else (middle, high)
+        variance = max(differing - middle**2, 0.0)
+        needed = z * math.sqrt(differing) + beta * math.sqrt(variance)
+        if math.sqrt(total) * middle >= needed:
+            high = middle
+        else:
+            low = middle
     return high
 
 
@@ -215,7 +219,9 @@ def detectable(deviation: float, confidence: float = 0.95) -> float:
     """The smallest true difference that a two-sided test finds with the
     chance POWER, from its bootstrap deviation.
     """
-    return (NormalDist().inv_cdf((1 + confidence) / 2) + NormalDist().inv_cdf(POWER)) * deviation
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    beta = NormalDist().inv_cdf(POWER)
+    return (z + beta) * deviation
 
 
 def t_quantile(share: float, freedom: float) -> float:
@@ -231,15 +237,20 @@ def t_quantile(share: float, freedom: float) -> float:
     freedom = min(freedom, 1e5)
     angles = np.linspace(0, math.pi / 2, 10_001)
     density = np.cos(angles) ** (freedom - 1)
-    grown = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return math.sqrt(freedom) * math.tan(float(np.interp(2 * share - 1, grown / grown[-1], angles)))
+    areas = (density[1:] + density[:-1]) / 2
+    grown = np.concatenate([[0.0], np.cumsum(areas)])
+    angle = np.interp(2 * share - 1, grown / grown[-1], angles)
+    return math.sqrt(freedom) * math.tan(float(angle))
 
 
 def holm(values: Sequence[float]) -> list[float]:
     """p-values adjusted for multiple tests by Holm's method (1979), in the order of `values`."""
-    result, least = [0.0] * len(values), 0.0
-    for rank, index in enumerate(sorted(range(len(values)), key=lambda k: values[k])):
-        least = max(least, min(1.0, (len(values) - rank) * values[index]))
+    result = [0.0] * len(values)
+    least = 0.0
+    rising = sorted(range(len(values)), key=lambda k: values[k])
+    for rank, index in enumerate(rising):
+        adjusted = (len(values) - rank) * values[index]
+        least = max(least, min(1.0, adjusted))
         result[index] = least
     return result
 
@@ -259,7 +270,9 @@ def independent_rows(groups: float) -> float:
     for the normal quantile (Korn and Graubard 1998, Survey Methodology 24).
     """
     side = (1 + 0.95) / 2
-    return groups * (NormalDist().inv_cdf(side) / t_quantile(side, max(groups - 1, 1))) ** 2
+    z = NormalDist().inv_cdf(side)
+    t = t_quantile(side, max(groups - 1, 1))
+    return groups * (z / t) ** 2
 
 
 def design_effect(values: Floats, groups: npt.NDArray[np.int64]) -> float:
@@ -275,7 +288,8 @@ def design_effect(values: Floats, groups: npt.NDArray[np.int64]) -> float:
     import numpy as np
 
     sizes = np.bincount(groups)
-    if (count := int((sizes > 0).sum())) == len(values):
+    count = int((sizes > 0).sum())
+    if count == len(values):
         return 1.0
     alike = effective_groups(sizes.tolist())
     if count < 2 or float(np.ptp(values)) < 1e-9:
@@ -295,14 +309,16 @@ def jackknife_effect(values: Floats, groups: npt.NDArray[np.int64]) -> float:
     import numpy as np
 
     sizes = np.bincount(groups)
-    present, n = sizes > 0, len(values)
-    sizes, count = sizes[present], int(present.sum())
+    present = sizes > 0
+    shares = sizes[present] / len(values)
+    count = len(shares)
     apart = values - values.mean()
     spread = float((apart**2).sum())
     if spread < 1e-12 or count < 2:
         return 1.0
-    moved = np.bincount(groups, apart)[present] / (1 - sizes / n)
-    return max(1.0, (count - 1) / count * float((moved**2).sum()) / spread)
+    moved = np.bincount(groups, apart)[present] / (1 - shares)
+    variance = (count - 1) / count * float((moved**2).sum())
+    return max(1.0, variance / spread)
 
 
 def resamples(
@@ -321,8 +337,10 @@ def resamples(
     some = max(1, min(count, _CELLS // max(n, 1)))
     for begin in range(0, count, some):
         rows = min(some, count - begin)
-        drawn = random.integers(0, n, (rows, n)) + np.arange(rows)[:, None] * n
-        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float32)
+        begins = np.arange(rows)[:, None] * n
+        drawn = random.integers(0, n, (rows, n)) + begins
+        counts = np.bincount(drawn.ravel(), minlength=rows * n)
+        yield counts.reshape(rows, n).astype(np.float32)
 
 
 def percentiles(values: Floats, confidence: float = 0.95) -> tuple[float, float]:
@@ -342,5 +360,6 @@ def bootstrap_p_value(differences: Floats) -> float:
     1 minus the confidence at which the percentile interval just reaches 0, and at least 2 / (1 + n)
     for n resamples (Davison and Hinkley 1997, chapter 4).
     """
-    below, above = int((differences <= 0).sum()), int((differences >= 0).sum())
+    below = int((differences <= 0).sum())
+    above = int((differences >= 0).sum())
     return min(1.0, 2 * (1 + min(below, above)) / (1 + len(differences)))

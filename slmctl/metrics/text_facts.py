@@ -24,9 +24,10 @@ Reading: TypeAlias = tuple[str | int | Fraction, ...]
 
 
 def _numbered(words: str, begin: int = 0, step: int = 1) -> dict[str, int]:
-    return {
-        word: begin + step * k for k, names in enumerate(words.split("|")) for word in names.split()
-    }
+    numbers: dict[str, int] = {}
+    for k, names in enumerate(words.split("|")):
+        numbers |= dict.fromkeys(names.split(), begin + step * k)
+    return numbers
 
 
 _SMALL = _numbered(
@@ -43,17 +44,10 @@ _SMALL = _numbered(
     10,
 )
 _LARGE = {
-    "hundert": 100,
-    "hundred": 100,
-    "tausend": 1000,
-    "thousand": 1000,
-    "tsd": 1000,
-    "million": 10**6,
-    "millionen": 10**6,
-    "mio": 10**6,
-    "milliarden": 10**9,
-    "mrd": 10**9,
-    "billion": 10**9,
+    **dict.fromkeys(("hundert", "hundred"), 100),
+    **dict.fromkeys(("tausend", "thousand", "tsd"), 1000),
+    **dict.fromkeys(("million", "millionen", "mio"), 10**6),
+    **dict.fromkeys(("milliarden", "mrd", "billion"), 10**9),
 }
 _MONTHS = _numbered(
     "january jan januar jänner|february feb februar|march mar märz mär|april apr|may mai|june jun "
@@ -68,22 +62,18 @@ _DAYS = _numbered(
 )
 # words that are no fact of an answer, though one may follow from them: `both chairs`, `half the
 # price`
-_VAGUE = {
-    word: ("percent" if value in (25, 50) else "number", Fraction(value))
-    for value, words in (
-        (1, "first erste ersten"),
-        (25, "quarter viertel"),
-        (12, "dozen dutzend monthly monatlich"),
-        (
-            2,
-            "twice both double pair couple beide beiden zweimal doppelt doppelte second zweite "
-            "zweiten",
-        ),
-        (3, "third dritte dritten dreimal"),
-        (50, "half halb halbe halben hälfte"),
-    )
-    for word in words.split()
-} | {name: ("month", month) for name, month in _MONTHS.items()}
+_VAGUE_NUMBERS = {
+    1: "first erste ersten",
+    2: "twice both double pair couple beide beiden zweimal doppelt doppelte second zweite zweiten",
+    3: "third dritte dritten dreimal",
+    12: "dozen dutzend monthly monatlich",
+}
+_VAGUE_SHARES = {25: "quarter viertel", 50: "half halb halbe halben hälfte"}  # in percent
+_VAGUE: dict[str, Reading] = {name: ("month", month) for name, month in _MONTHS.items()}
+for _value, _names in _VAGUE_NUMBERS.items():
+    _VAGUE |= dict.fromkeys(_names.split(), ("number", Fraction(_value)))
+for _value, _names in _VAGUE_SHARES.items():
+    _VAGUE |= dict.fromkeys(_names.split(), ("percent", Fraction(_value)))
 _SCHEME = re.compile(r"^(?:https?://)?(?:www\.)?")
 LEAP = 2024  # for dates without a year
 _ONE = [word for word, value in _SMALL.items() if value == 1]
@@ -109,7 +99,10 @@ def _any(words: Iterable[str]) -> str:
     return "|".join(sorted(words, key=len, reverse=True))
 
 
-_MONTH, _TH, _IN_LINK = rf"(?:{_any(_MONTHS)})\b", r"(?:st|nd|rd|th|\.)", r"[^\s<>\"'()\[\]{}|]"
+_MONTH = rf"(?:{_any(_MONTHS)})\b"
+_MONTH_ALONE = _any(name for name in _MONTHS if len(name) > 3 or name == "mai")
+_TH = r"(?:st|nd|rd|th|\.)"
+_IN_LINK = r"[^\s<>\"'()\[\]{}|]"
 _WORD = _any((*_SMALL, *_LARGE))
 # a number is not the beginning of a code, but may have its unit or a large word after it
 _AFTER_NUMBER = (
@@ -117,31 +110,34 @@ _AFTER_NUMBER = (
     r"|(?=-?(?:[kcm]?[gml]|h|min|s|[kmgt]b|k?wh?|v|x|ct|eur|uhr|euros?"
     r"|(?:day|week|month|year|hour)s?)\b)|(?=-\d{1,4}\b(?!-))|(?![\w/-]{1,20}\d|\w))"
 )
-_FACT = re.compile(
-    rf"""(?P<address>(?<![\w.+-])[\w.+-]{{1,64}}@[\w-]{{1,63}}(?:\.[\w-]{{1,63}}){{1,4}})
+_ADDRESS = rf"""(?P<address>(?<![\w.+-])[\w.+-]{{1,64}}@[\w-]{{1,63}}(?:\.[\w-]{{1,63}}){{1,4}})
     |(?P<link>(?:https?://|\bwww\.){_IN_LINK}{{1,2000}}|(?<![\w-])(?:[a-z0-9-]{{1,63}}\.){{1,4}}
-      (?:com|de|org|net|eu|at|ch|io|info|shop|app|uk|example)\b(?:/{_IN_LINK}{{0,2000}})?)
-    |(?P<idiom>\b24/7\b|^[ ]{{0,8}}\d\d?[.)][ ](?!{_MONTH})|\b(?:step|schritt|punkt)[ ]\d\d?\b
+      (?:com|de|org|net|eu|at|ch|io|info|shop|app|uk|example)\b(?:/{_IN_LINK}{{0,2000}})?)"""
+_IDIOM = rf"""(?P<idiom>
+      \b24/7\b|^[ ]{{0,8}}\d\d?[.)][ ](?!{_MONTH})|\b(?:step|schritt|punkt)[ ]\d\d?\b
       |(?<!\bin[ ])(?<!within[ ])(?<!innerhalb[ ]von[ ])(?<!binnen[ ])\b24[ ](?:hours|stunden)\b
       |\b100[ ]?(?:%|per[ ]?cent\b|prozent\b)
       |\b(?:two|three|four|zwei|drei|vier|[2-4])[ ](?:options|ways|choices
-      |possibilities|steps|optionen|wege|möglichkeiten|schritte)\b)
-    |(?P<time>\b\d\d?:\d\d(?![\d:])(?:[ ]?(?:uhr|[ap]\.?m)\b)?
-      |\b\d\d?(?:\.\d\d)?[ ]?(?:uhr|[ap]\.?m)\b)
-    |(?P<date>\b\d{{4}}-\d\d?-\d\d?\b|\b\d\d?/\d\d?(?:/(?:\d{{4}}|\d\d))?\b(?!/)
+      |possibilities|steps|optionen|wege|möglichkeiten|schritte)\b)"""
+_TIME = r"""(?P<time>\b\d\d?:\d\d(?![\d:])(?:[ ]?(?:uhr|[ap]\.?m)\b)?
+      |\b\d\d?(?:\.\d\d)?[ ]?(?:uhr|[ap]\.?m)\b)"""
+_DATE = rf"""(?P<date>\b\d{{4}}-\d\d?-\d\d?\b|\b\d\d?/\d\d?(?:/(?:\d{{4}}|\d\d))?\b(?!/)
       |\b\d\d?\.[ ]?\d\d?\.(?:[ ]?\d{{4}}\b|\d\d\b|(?!\d))
       |\b\d\d?{_TH}?[ ](?:of[ ])?{_MONTH}(?:,?[ ]\d{{4}}\b)?
       |\b{_MONTH}\.?[ ]\d\d?(?!\d|[.:,]\d){_TH}?(?:,?[ ]\d{{4}}\b)?|\b{_MONTH}[ ]\d{{4}}\b)
     |(?P<cents>\b\d{{1,9}}[ ]?(?:€|euros?|dollars?|pounds?|franken)
       [ ](?:(?:and|und)[ ])?\d\d?[ ]?(?:cents?|ct|pence)\b)
     |(?P<weekday>\b(?:{_any(_DAYS)})s?\b)
-    |(?P<month>\b(?:{_any(name for name in _MONTHS if len(name) > 3 or name == "mai")})\b)
-    |(?P<words>\b(?:(?:{_WORD}|und){{1,12}}+)(?:[ -](?:(?<=d[ ])and[ ])?(?:{_WORD})){{0,12}}\b)
+    |(?P<month>\b(?:{_MONTH_ALONE})\b)"""
+_NUMBER = rf"""(?P<words>
+      \b(?:(?:{_WORD}|und){{1,12}}+)(?:[ -](?:(?<=d[ ])and[ ])?(?:{_WORD})){{0,12}}\b)
     |(?P<grouped>\b[1-9]\d{{0,2}}(?:[.,'’ ]\d{{3}}){{1,9}}(?:[.,]\d\d?)?
       (?![.,:/ -]?\d){_AFTER_NUMBER})
     |(?P<digits>(?:\+|\b)\d(?:[ ()/-]{{0,2}}\d){{6,18}}\b(?!,\d))
     |(?P<number>\b\d{{1,15}}(?:[.,]\d{{1,15}})?(?![.,:/]?\d){_AFTER_NUMBER})
-    |(?P<code>\w{{1,40}}(?:[-_/.:]\w{{1,40}}){{0,9}})""",
+    |(?P<code>\w{{1,40}}(?:[-_/.:]\w{{1,40}}){{0,9}})"""
+_FACT = re.compile(
+    "|".join([_ADDRESS, _IDIOM, _TIME, _DATE, _NUMBER]),
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
 )
 _ORDINAL = re.compile(r"\.\s[a-zäöü]")  # after a number of German
@@ -189,22 +185,33 @@ def facts_of(text: str, *, vague: bool = False) -> Iterator[Fact]:
         if match.start() in numbering:
             continue
         readings = tuple(_READERS[str(match.lastgroup)](match))
+        if not readings:
+            continue
         if vague and _is_name(match):
-            readings = tuple(
-                ("name" if kind == "number" else kind, *values) for kind, *values in readings
-            )
-        kind = str(readings[0][0]) if readings else ""
-        # `may I` is no month, and `one of us` no number
-        is_vague = (
-            match[0][0].islower() if kind in ("weekday", "month") else match[0].casefold() in _ONE
-        )
-        if readings and (vague or not is_vague):
+            readings = tuple(map(_as_name, readings))
+        kind = str(readings[0][0])
+        if vague or not _is_vague(kind, match[0]):
             yield Fact(_SHOWN.get(kind, kind), match[0].strip(" .,"), readings)
-    for word in (
-        dict.fromkeys(re.findall(r"[^\W\d_]{3,12}|\d{3,15}", text.casefold())) if vague else ()
-    ):
-        if word in _VAGUE or word.isdecimal():
-            yield Fact("number", word, (_VAGUE.get(word) or ("name", Fraction(word)),))
+    if not vague:
+        return
+    words = re.findall(r"[^\W\d_]{3,12}|\d{3,15}", text.casefold())
+    for word in dict.fromkeys(words):
+        if word in _VAGUE:
+            yield Fact("number", word, (_VAGUE[word],))
+        elif word.isdecimal():
+            yield Fact("number", word, (("name", Fraction(word)),))
+
+
+def _as_name(reading: Reading) -> Reading:
+    kind, *values = reading
+    return ("name", *values) if kind == "number" else reading
+
+
+def _is_vague(kind: str, text: str) -> bool:
+    """True for the `may` of `may I`, which is no month, and for the `one` of `one of us`."""
+    if kind in ("weekday", "month"):
+        return text[0].islower()
+    return text.casefold() in _ONE
 
 
 def _is_name(match: re.Match[str]) -> bool:
@@ -215,13 +222,16 @@ def _is_name(match: re.Match[str]) -> bool:
 
 def _numbering(text: str) -> set[int]:
     """The places of the numbers that count from 1 on, as in `1. check 2. send`."""
-    places, run = set[int](), list[int]()
+    places: set[int] = set()
+    run: list[int] = []
     for match in _NUMBERING.finditer(text):
         number = int(match["number"])
-        run = run if number == len(run) + 1 else []
+        if number != len(run) + 1:
+            run = []
         if number == len(run) + 1:
             run.append(match.start())
-        places.update(run if len(run) > 1 else [])
+        if len(run) > 1:
+            places.update(run)
     return places
 
 
@@ -234,61 +244,71 @@ def _code(match: re.Match[str]) -> Iterator[Reading]:
     """A word with two digits or more, or digits in groups; of a phone
     number the last ones, without country and 0.
     """
-    if sum(map(str.isdigit, match[0])) > 1:
-        code = joined(match[0])
-        yield "code", code[-8:] if match[0][0] in "+0" and code.isdecimal() else code
-        yield from _measured(match, [Fraction(code)]) if match[0].isdecimal() else ()
+    text = match[0]
+    if sum(map(str.isdigit, text)) < 2:
+        return
+    code = joined(text)
+    is_phone = text[0] in "+0" and code.isdecimal()
+    yield "code", code[-8:] if is_phone else code
+    if text.isdecimal():
+        yield from _measured(match, [Fraction(code)])
 
 
 def _time(match: re.Match[str]) -> Iterator[Reading]:
     """A time of the day; one without a half of the day may be in either."""
     hour, minute = map(int, (*re.findall(r"\d+", match[0]), 0)[:2])
     half = re.search(r"[ap](?=\.?m)|uhr", match[0].casefold())
-    if hour <= 24 and minute < 60:
-        yield (
-            "time",
-            60 * (hour % 12 + 12 * (half[0] == "p") if half and half[0] != "uhr" else hour)
-            + minute,
-        )
-        yield from (("time", 60 * (hour + 12) + minute),) if half is None and hour < 12 else ()
+    if hour > 24 or minute >= 60:
+        return
+    if half is not None and half[0] != "uhr":
+        hour %= 12
+        if half[0] == "p":
+            hour += 12
+    yield "time", 60 * hour + minute
+    if half is None and hour < 12:
+        yield "time", 60 * (hour + 12) + minute
 
 
 def _date(match: re.Match[str]) -> Iterator[Reading]:
-    numbers = [int(part) for part in re.findall(r"\d+", match[0])]
-    named = [
-        _MONTHS[word]
-        for word in re.findall(r"[^\W\d_]{3,9}", match[0].casefold())
-        if word in _MONTHS
-    ]
-    if named:
-        year, day = ([*filter(fits, numbers), 0][0] for fits in ((31).__lt__, (31).__ge__))
-        yield from dated(year, named[0], day)
-    elif "-" in match[0]:
+    text = match[0]
+    numbers = [int(part) for part in re.findall(r"\d+", text)]
+    words = re.findall(r"[^\W\d_]{3,9}", text.casefold())
+    months = [_MONTHS[word] for word in words if word in _MONTHS]
+    if months:
+        year = next((number for number in numbers if number > 31), 0)
+        day = next((number for number in numbers if number <= 31), 0)
+        yield from dated(year, months[0], day)
+    elif "-" in text:
         yield from dated(*numbers)
     else:
-        first, second, year = (*numbers, 0)[:3]
-        year += 2000 if 0 < year < 100 else 0
-        may_end = "." in match[0] and not year  # `3.5.` may be a number at the end of a sentence
-        measured = (
-            [*_measured(match, [Fraction(f"{first}.{match[0].split('.')[1].strip()}")])]
-            if may_end
-            else []
-        )
-        if not measured or measured[0][0] == "number":
-            yield from dated(year, second, first)
-            yield from dated(year, first, second) if "/" in match[0] else ()
-        yield from measured
+        yield from _short_date(match, *numbers)
+
+
+def _short_date(match: re.Match[str], first: int, second: int, year: int = 0) -> Iterator[Reading]:
+    """The readings of `3.5.2026` and `3/5/26`, with or without a year."""
+    text = match[0]
+    if 0 < year < 100:
+        year += 2000
+    measured: list[Reading] = []
+    if "." in text and not year:  # `3.5.` may be a number at the end of a sentence
+        decimals = text.split(".")[1].strip()
+        measured = [*_measured(match, [Fraction(f"{first}.{decimals}")])]
+    if not measured or measured[0][0] == "number":
+        yield from dated(year, second, first)
+        if "/" in text:
+            yield from dated(year, first, second)
+    yield from measured
 
 
 def dated(year: int, month: int, day: int) -> Iterator[Reading]:
     """The readings of a day, or of a month where `day` is 0; none if there is no such day."""
-    if (
-        1 <= month <= 12
-        and day <= calendar.monthrange(year or LEAP, month)[1]
-        and (not year or 1900 < year < 2200)
-    ):
-        yield "date", year, month, day
-        yield from (("yearless", month, day),) if year and day else ()
+    if not 1 <= month <= 12 or day > calendar.monthrange(year or LEAP, month)[1]:
+        return
+    if year and not 1900 < year < 2200:
+        return
+    yield "date", year, month, day
+    if year and day:
+        yield "yearless", month, day
 
 
 def _cents(match: re.Match[str]) -> Iterator[Reading]:
@@ -309,21 +329,19 @@ def _words(match: re.Match[str]) -> Iterator[Reading]:
         elif _LARGE[part] == 100:
             group = 100 * (group or 1)
         else:
-            total, group = total + _LARGE[part] * (group or 1), 0
+            total += _LARGE[part] * (group or 1)
+            group = 0
     if total + group and (len(parts) > 1 or group):
         yield from _measured(match, [Fraction(total + group)])
 
 
 def _digits(match: re.Match[str]) -> Iterator[Reading]:
     """A number in digits; a single mark before three digits is one of thousands or of decimals."""
-    text = re.sub(r"['’ ]", "", re.match(r"\d(?:[.,'’ ]?\d)*", match[0])[0])  # type: ignore[index] # begins so
+    figure = re.match(r"\d(?:[.,'’ ]?\d)*", match[0])
+    assert figure is not None  # it begins so
+    text = re.sub(r"['’ ]", "", figure[0])
     after = re.sub(r"[\d.,'’ ]", "", match[0]).casefold()
-    marks, values = re.findall(r"[.,]", text), []
-    if len({*marks}) == 1 and (len(marks) > 1 or re.search(r"[.,]\d{3}$", text)):
-        values.append(Fraction(re.sub(r"[.,]", "", text)))
-    if len(marks) < 2 or len({*marks}) == 2:
-        whole, _, part = text.rpartition(marks[-1]) if marks else (text, "", "0")
-        values.append(Fraction(f"{re.sub(r'[.,]', '', whole)}.{part}"))
+    values = _values(text)
     measured = [*_measured(match, [value * _LARGE.get(after, 1) for value in values])]
     if len(text) > 4 and match[0].isdecimal() and measured[0][0] != "amount":
         yield "code", text
@@ -332,36 +350,82 @@ def _digits(match: re.Match[str]) -> Iterator[Reading]:
         yield "day", int(values[0])
 
 
+def _values(text: str) -> list[Fraction]:
+    """The values that digits with marks may have, `1.500` two of them."""
+    marks = re.findall(r"[.,]", text)
+    kinds = len({*marks})
+    values = []
+    if kinds == 1 and (len(marks) > 1 or re.search(r"[.,]\d{3}$", text)):
+        values.append(Fraction(re.sub(r"[.,]", "", text)))
+    if not marks:
+        values.append(Fraction(text))
+    elif len(marks) == 1 or kinds == 2:
+        whole, part = text.rsplit(marks[-1], 1)
+        whole = re.sub(r"[.,]", "", whole)
+        values.append(Fraction(f"{whole}.{part}"))
+    return values
+
+
 def _measured(match: re.Match[str], values: list[Fraction]) -> Iterator[Reading]:
     """The readings of a number with the unit around it."""
     unit = _AFTER.match(match.string, match.end())
     kind = str(unit.lastgroup) if unit else ""
-    if kind in ("amount", "cents") or _BEFORE.search(
-        match.string, max(0, match.start() - 5), match.start()
-    ):
-        yield from (("amount", value / 100 if kind == "cents" else value) for value in values)
+    if kind == "cents":
+        yield from (("amount", value / 100) for value in values)
         return
-    yield from (("percent" if kind == "percent" else "number", value) for value in values)
+    begin = max(0, match.start() - 5)
+    if kind == "amount" or _BEFORE.search(match.string, begin, match.start()):
+        yield from (("amount", value) for value in values)
+        return
+    shown = "percent" if kind == "percent" else "number"
+    yield from ((shown, value) for value in values)
     if unit and kind == "unit":
-        name = unit["unit"].casefold()
-        name = next((part for part in (name, name[:-1], name[:-2]) if part in _PARTS), "")
-        days = {"week": 7, "woche": 7, "day": 1, "tag": 1}.get(name)
-        for value in values if name else ():
-            yield "number", _PARTS[name] * value
-            yield from (("days", int(days * value)),) if days else ()
+        yield from _in_smaller_units(unit["unit"].casefold(), values)
+
+
+def _in_smaller_units(name: str, values: list[Fraction]) -> Iterator[Reading]:
+    """The numbers in the next smaller unit, and in days; none for an unknown unit."""
+    unit = next((part for part in (name, name[:-1], name[:-2]) if part in _PARTS), None)
+    if unit is None:
+        return
+    days = {"week": 7, "woche": 7, "day": 1, "tag": 1}.get(unit)
+    for value in values:
+        yield "number", _PARTS[unit] * value
+        if days:
+            yield "days", int(days * value)
+
+
+def _address(match: re.Match[str]) -> Iterator[Reading]:
+    yield "address", match[0].casefold()
+
+
+def _link(match: re.Match[str]) -> Iterator[Reading]:
+    link = _SCHEME.sub("", match[0].casefold())
+    yield "link", link.rstrip(".,;:!?/*_")
+
+
+def _idiom(_: re.Match[str]) -> Iterator[Reading]:
+    return iter(())
+
+
+def _weekday(match: re.Match[str]) -> Iterator[Reading]:
+    day = match[0].casefold().removesuffix("s")
+    yield "weekday", _DAYS[day]
+
+
+def _month(match: re.Match[str]) -> Iterator[Reading]:
+    yield "month", _MONTHS[match[0].casefold()]
 
 
 _READERS: dict[str, Callable[[re.Match[str]], Iterator[Reading]]] = {
-    "address": lambda match: iter([("address", match[0].casefold())]),
-    "link": lambda match: iter(
-        [("link", _SCHEME.sub("", match[0].casefold()).rstrip(".,;:!?/*_"))]
-    ),
-    "idiom": lambda _: iter(()),
+    "address": _address,
+    "link": _link,
+    "idiom": _idiom,
     "time": _time,
     "date": _date,
     "cents": _cents,
-    "weekday": lambda match: iter([("weekday", _DAYS[match[0].casefold().removesuffix("s")])]),
-    "month": lambda match: iter([("month", _MONTHS[match[0].casefold()])]),
+    "weekday": _weekday,
+    "month": _month,
     "words": _words,
     "grouped": _digits,
     "digits": _code,

@@ -32,9 +32,12 @@ def sure_gain(first: Floats, second: Floats, confidence: float) -> float:
     """
     if first.shape != second.shape or (first[:, :2] != second[:, :2]).any():
         raise ValueError("trainings that validate on other records cannot be compared")
-    tokens, fall, count = first[:, 1], first[:, 2] - second[:, 2], len(first)
+    count = len(first)
     if count < 2:
         return -math.inf
+    tokens = first[:, 1]
+    fall = first[:, 2] - second[:, 2]
     mean = fall.sum() / tokens.sum()
-    error = np.sqrt(count / (count - 1) * ((fall - mean * tokens) ** 2).sum()) / tokens.sum()
+    spread = ((fall - mean * tokens) ** 2).sum()
+    error = np.sqrt(count / (count - 1) * spread) / tokens.sum()
     return float(mean - t_quantile(confidence, count - 1) * error)

@@ -51,8 +51,10 @@ def weighted_share(right: Sequence[bool], probabilities: Sequence[float]) -> Wei
     weights = 1 / np.array(probabilities, dtype=np.float64)
     if np.ptp(weights) < 1e-9 * weights[0]:
         return WeightedShare(n, hits, hits / n, *exact_interval(hits, n), n)
-    share = float(weights @ np.array(right, dtype=np.float64) / weights.sum())
-    as_many = max(1, math.floor(float(weights.sum() ** 2 / (weights**2).sum()) + 1e-9))
+    total = weights.sum()
+    share = float(weights @ np.array(right, dtype=np.float64) / total)
+    independent = float(total**2 / (weights**2).sum())
+    as_many = max(1, math.floor(independent + 1e-9))
     low, _ = exact_interval(math.floor(share * as_many), as_many)
     _, high = exact_interval(math.ceil(share * as_many), as_many)
     return WeightedShare(n, hits, share, low, high, as_many)

@@ -34,7 +34,9 @@ class WinRate:
     @property
     def rate(self) -> float:
         """Share of pairs that are won, 0 to 1; a tie counts as half. 0.5 without pairs."""
-        return (self.won + self.ties / 2) / self.pairs if self.pairs else 0.5
+        if not self.pairs:
+            return 0.5
+        return (self.won + self.ties / 2) / self.pairs
 
     @property
     def p(self) -> float:
@@ -51,10 +53,8 @@ class WinRate:
         and Pearson 1934) which is farther out.
         """
         side = (1 + confidence) / 2
-        decided, pairs = (
-            math.floor((self.won + self.lost) / self.effect),
-            math.floor(self.pairs / self.effect),
-        )
+        decided = math.floor((self.won + self.lost) / self.effect)
+        pairs = math.floor(self.pairs / self.effect)
 
         def most(count: int, total: int) -> float:
             return error_bound(math.ceil(count / self.effect), total, side)
@@ -62,9 +62,9 @@ class WinRate:
         often = most(self.won + self.lost, pairs)
         seldom = 1 - most(self.ties, pairs)
         low, high = 0.5 - most(self.lost, decided), most(self.won, decided) - 0.5
-        return 0.5 + low * (seldom if low > 0 else often), 0.5 + high * (
-            often if high > 0 else seldom
-        )
+        low *= seldom if low > 0 else often
+        high *= often if high > 0 else seldom
+        return 0.5 + low, 0.5 + high
 
     def more(self, level: float = 0.05) -> int | None:
         """Number of further pairs, judged in the same proportions, after which p is at most
@@ -73,8 +73,11 @@ class WinRate:
         None for more than MOST_MORE, and where as many pairs are won as lost.
         """
         fewer, others = sorted((self.won, self.lost))
-        for more in range(MOST_MORE + 1 if fewer < others else 0):
+        if fewer == others:
+            return None
+        for more in range(MOST_MORE + 1):
             grown = (self.pairs + more) / self.pairs
-            if mcnemar(math.ceil(fewer * grown), math.floor(others * grown), self.effect) <= level:
+            p = mcnemar(math.ceil(fewer * grown), math.floor(others * grown), self.effect)
+            if p <= level:
                 return more
         return None

@@ -1,3 +1,3 @@
-"""The ten stages, a folder each: pull, label, prepare, finetune, merge, quantize, predict,
-evaluate, calibrate, publish.
+"""The twelve stages, a folder each: pull, label, prepare, encode, finetune, merge, quantize,
+predict, sum, evaluate, calibrate, publish.
 """

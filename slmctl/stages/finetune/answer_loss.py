@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers.utils import ModelOutput
 
 from slmctl.stages.finetune import label_loss, packing
-from slmctl.stages.finetune.cpu_kernels import padded_rows
+from slmctl.stages.finetune.cpu_kernels import padded
 from slmctl.stages.finetune.packing_check import core_model, probe_batch
 
 VOCABULARY_BLOCK = 16384  # rows of the head computed at a time
@@ -68,7 +68,8 @@ def install(model: Any, smoothing: float = 0.0) -> None:
         kind = {"attention_mask": attention_mask} if layout is None else {"layout": layout}
         where = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False, **kind}
         if plain_head:
-            hidden = trunk(**where).last_hidden_state.flatten(0, 1)[keep]  # (N, width)
+            states = trunk(**where).last_hidden_state
+            hidden = states.flatten(0, 1)[keep]  # (N, width)
             head = core.get_output_embeddings().weight
             if spread and mean_row is None:
                 mean_row = head.mean(dim=0, dtype=torch.float32)
@@ -76,21 +77,19 @@ def install(model: Any, smoothing: float = 0.0) -> None:
                 hidden, head, labels, weights, spread, mean_row
             )
             if choices:
-                among = hidden.float() @ head[choices["alphabet"]].float().T
-                losses = label_loss.mixed(losses, among, weights, choices)
+                rows = head[choices["alphabet"]].float()
+                losses = label_loss.mixed(losses, hidden.float() @ rows.T, weights, choices)
         else:
-            packed = layout is not None
-            logits = (
-                own_forward(**where, logits_to_keep=keep).logits[0].float()
-                if packed
-                else _last_columns(own_forward, where, keep, columns)
-            )
-            losses = (
-                functional.cross_entropy(logits, labels, reduction="none", label_smoothing=spread)
-                * weights
+            if layout is None:
+                logits = _last_columns(own_forward, where, keep, columns)
+            else:
+                logits = own_forward(**where, logits_to_keep=keep).logits[0].float()
+            losses = weights * functional.cross_entropy(
+                logits, labels, reduction="none", label_smoothing=spread
             )
             if choices:
-                losses = label_loss.mixed(losses, logits[:, choices["alphabet"]], weights, choices)
+                among = logits[:, choices["alphabet"]]
+                losses = label_loss.mixed(losses, among, weights, choices)
         return AnswerLoss(loss=losses.sum(), losses=losses.detach())
 
     core.forward = forward
@@ -129,13 +128,10 @@ def is_plain_head(core: Any, trunk: Any) -> bool:
     try:
         logits = core(**probe).logits[0].float()
         own = head(trunk(**probe).last_hidden_state[0]).float()
-        return bool(torch.allclose(logits, own, rtol=0.02, atol=0.02 * float(own.abs().max())))
-    except (
-        AttributeError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ):  # another way from hidden states to logits
+        largest = float(own.abs().max())
+        return torch.allclose(logits, own, rtol=0.02, atol=0.02 * largest)
+    # another way from hidden states to logits
+    except (AttributeError, RuntimeError, TypeError, ValueError):
         return False
 
 
@@ -161,15 +157,14 @@ class BlockwiseCrossEntropy(Function):
         smoothing: float = 0.0,
         mean: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        spread = (
-            (smoothing, mean if mean is not None else head.mean(dim=0, dtype=torch.float32))
-            if smoothing
-            else None
-        )
+        spread = None
+        if smoothing:
+            if mean is None:
+                mean = head.mean(dim=0, dtype=torch.float32)
+            spread = (smoothing, mean)
+        needs = ctx.needs_input_grad[0]
         with torch.autocast(hidden.device.type, enabled=False):
-            losses, grad = _blockwise(
-                hidden, head, targets, weights, spread, with_gradient=ctx.needs_input_grad[0]
-            )
+            losses, grad = _blockwise(hidden, head, targets, weights, spread, with_gradient=needs)
         if grad is not None:
             ctx.save_for_backward(grad)
         return losses
@@ -195,8 +190,7 @@ def _blockwise(
         spread: The label smoothing, and the head's mean row (width,).
     """
     positions, device = len(hidden), hidden.device
-    h = padded_rows(positions, hidden.shape[1], head.dtype, device)  # (count, width)
-    h[:positions] = hidden
+    h = padded(hidden, head.dtype)  # (count, width)
     count = len(h)
     targets = functional.pad(targets, (0, count - positions))
     weights = functional.pad(weights, (0, count - positions))  # padding weighs nothing
@@ -206,9 +200,8 @@ def _blockwise(
     for start in range(0, len(head), VOCABULARY_BLOCK):
         block = head[start : start + VOCABULARY_BLOCK]
         logits = h @ block.T  # (count, block)
-        inside = (targets >= start) & (targets < start + len(block))
-        place = (targets - start).clamp_(0, len(block) - 1)[:, None]
-        target_logits = torch.where(inside, logits.gather(1, place)[:, 0].float(), target_logits)
+        inside, here = _in_block(logits, targets - start)
+        target_logits = torch.where(inside, here, target_logits)
         now = torch.maximum(largest, logits.amax(dim=1).float())
         shrink = (largest - now).exp_()
         shares = logits.sub_(now.to(logits.dtype)[:, None]).exp_()
@@ -219,8 +212,24 @@ def _blockwise(
     target_rows = head[targets].float()  # (count, width)
     if spread:
         smoothing, mean = spread
-        target_logits = target_logits * (1 - smoothing) + h.float() @ mean * smoothing
+        mean_logits = h.float() @ mean
+        target_logits = target_logits * (1 - smoothing) + mean_logits * smoothing
         target_rows.mul_(1 - smoothing).add_(mean, alpha=smoothing)
+    losses = total.log() + largest - target_logits
     if grad is not None:
-        grad = grad.div_(total[:, None]).sub_(target_rows).mul_(weights[:, None])[:positions]
-    return ((total.log() + largest - target_logits) * weights)[:positions], grad
+        difference = grad.div_(total[:, None]).sub_(target_rows)
+        grad = difference.mul_(weights[:, None])[:positions]
+    return (losses * weights)[:positions], grad
+
+
+def _in_block(logits: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns (True where a target lies in a block, the target's logit there), each (count,).
+
+    Args:
+        logits: Of the block (count, block).
+        places: The targets, counted from the begin of the block.
+    """
+    size = logits.shape[1]
+    inside = (places >= 0) & (places < size)
+    nearest = places.clamp(0, size - 1)[:, None]
+    return inside, logits.gather(1, nearest)[:, 0].float()

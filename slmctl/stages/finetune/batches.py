@@ -37,7 +37,8 @@ class PieceSize(NamedTuple):
 class PackedBatches:
     """Records -> packed batches of at most `piece_budget` computed tokens, or one record."""
 
-    padded, filled = 0, 0  # tokens of padding, and all tokens, so far
+    padded = 0  # tokens of padding so far
+    filled = 0  # all tokens so far
 
     def __init__(self, limit: int = PIECE_TOKENS) -> None:
         self.limit = limit
@@ -46,11 +47,11 @@ class PackedBatches:
         parts = split_batch(records, self.limit, share=True)
         batches = [pack(part) for part in parts]
         for batch, part in zip(batches, parts, strict=True):
-            prefix, tokens = batch["layout"][0], batch["input_ids"].numel()
+            prefix = batch["layout"][0]
+            tokens = batch["input_ids"].numel()
+            rests = sum(len(record["input_ids"]) - prefix for record in part)
             self.filled += tokens
-            self.padded += (
-                tokens - prefix - sum(len(record["input_ids"]) - prefix for record in part)
-            )
+            self.padded += tokens - prefix - rests
         return batches
 
 
@@ -67,7 +68,8 @@ def split_batch(
         share: Count the prefix that the records of a part share once, as `pack` computes it.
     """
     parts = _cut(records, limit, share, most=len(records))
-    even = _cut(records, limit, share, most=math.ceil(len(records) / len(parts)))
+    mean = math.ceil(len(records) / len(parts))
+    even = _cut(records, limit, share, most=mean)
     return even if len(even) == len(parts) else parts
 
 
@@ -75,22 +77,24 @@ def _cut(
     records: Sequence[EncodedRecord], limit: int, share: bool, most: int
 ) -> list[Sequence[EncodedRecord]]:
     """Fill parts one after another, each with up to `most` records that fit."""
-    parts, start, prefix, longest = [], 0, 0, 0
+    parts = []
+    start = 0
+    prefix = 0  # tokens that the records of the part share
+    longest = 0  # tokens of its longest record
     for k, record in enumerate(records):
-        count, shared = k - start + 1, 0
-        if share:
-            own = prompt_length(record)
-            shared = (
-                common_prefix(records[start]["input_ids"], record["input_ids"], min(prefix, own))
-                if k
-                else own
-            )
-        longest = max(longest, len(record["input_ids"]))
+        ids = record["input_ids"]
+        own = prompt_length(record) if share else 0
+        shared = own
+        if k:
+            shared = common_prefix(records[start]["input_ids"], ids, min(prefix, own))
+        longest = max(longest, len(ids))
+        count = k - start + 1
         tokens = shared + count * (longest - shared)
         if count > 1 and (count > most or tokens > piece_budget(shared, limit)):
             parts.append(records[start:k])
-            start, longest = k, len(record["input_ids"])
-            shared = prompt_length(record) if share else 0
+            start = k
+            longest = len(ids)
+            shared = own
         prefix = shared
     return [*parts, records[start:]]
 
@@ -105,23 +109,29 @@ def largest_piece(
     length, so padding is not counted.
     """
     count = min(together, len(records))
+    least, most = _shared_by(records, count)
     lengths = sorted(len(record["input_ids"]) for record in records)
-    prompts = sorted(record["input_ids"][: prompt_length(record)] for record in records)
-    least = most = common_prefix(prompts[0], prompts[-1], len(prompts[0])) if count > 1 else 0
-    for first, last in zip(prompts, prompts[count - 1 :], strict=False) if count > 1 else ():
-        most = max(
-            most, common_prefix(first, last, len(first)) if first[:most] == last[:most] else 0
-        )
     sizes = sorted(set(lengths))
     whole = sum(lengths[-count:])
-    padded = min(whole, max(_even_piece(count, 0, size, limit) for size in sizes))
+    padded = max(_even_piece(count, 0, size, limit) for size in sizes)
+    shared_once = whole - (count - 1) * least
     budget = piece_budget(most, limit)
-    packed = min(
-        whole - (count - 1) * least,
-        max(_even_piece(count, least, size - least, budget) for size in sizes),
-    )
-    tokens = max(lengths[-1], padded, packed)
+    packed = max(_even_piece(count, least, size - least, budget) for size in sizes)
+    tokens = max(lengths[-1], min(whole, padded), min(shared_once, packed))
     return PieceSize(tokens, tokens + count * most)
+
+
+def _shared_by(records: Sequence[EncodedRecord], count: int) -> tuple[int, int]:
+    """Returns the fewest and the most prompt tokens that `count` of the records open with."""
+    if count < 2:
+        return 0, 0
+    prompts = sorted(record["input_ids"][: prompt_length(record)] for record in records)
+    least = common_prefix(prompts[0], prompts[-1], len(prompts[0]))
+    most = least
+    for first, last in zip(prompts, prompts[count - 1 :], strict=False):
+        if first[:most] == last[:most]:
+            most = max(most, common_prefix(first, last, len(first)))
+    return least, most
 
 
 def _even_piece(count: int, prefix: int, rest: int, limit: int) -> int:
@@ -129,7 +139,8 @@ def _even_piece(count: int, prefix: int, rest: int, limit: int) -> int:
     are cut evenly into pieces up to `limit`.
     """
     most = max((limit - prefix) // max(rest, 1), 1)
-    return prefix + math.ceil(count / math.ceil(count / most)) * rest
+    pieces = math.ceil(count / most)
+    return prefix + math.ceil(count / pieces) * rest
 
 
 class PaddedBatches:
@@ -140,29 +151,34 @@ class PaddedBatches:
     or one record.
     """
 
-    padded, filled = 0, 0  # tokens of padding, and all tokens, so far
+    padded = 0  # tokens of padding so far
+    filled = 0  # all tokens so far
 
     def __init__(self, pad: int, limit: int = PIECE_TOKENS) -> None:
-        self.pad, self.limit = pad, limit
+        self.pad = pad
+        self.limit = limit
 
     def __call__(self, records: Sequence[EncodedRecord]) -> list[dict[str, Any]]:
         return [self._batch(part) for part in split_batch(records, self.limit)]
 
     def _batch(self, records: Sequence[EncodedRecord]) -> dict[str, Any]:
-        length = max(len(record["input_ids"]) for record in records)
+        sizes = [len(record["input_ids"]) for record in records]
+        length = max(sizes)
         ids = torch.full((len(records), length), self.pad)  # (records, length)
         mask = torch.zeros_like(ids)
-        sizes = [len(record["input_ids"]) for record in records]
+        starts = []
         for k, (record, size) in enumerate(zip(records, sizes, strict=True)):
             ids[k, -size:] = torch.tensor(record["input_ids"])
             mask[k, -size:] = 1
+            starts.append((k + 1) * length - size)
         self.filled += ids.numel()
         self.padded += ids.numel() - sum(sizes)
-        learned = answers(records, [(k + 1) * length - size for k, size in enumerate(sizes)])
+        learned = answers(records, starts)
+        first_column = int((learned["keep"] % length).min())
         return {
             "input_ids": ids,
             "attention_mask": mask,
             "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
-            "columns": length - int((learned["keep"] % length).min()),
+            "columns": length - first_column,
             **learned,
         }

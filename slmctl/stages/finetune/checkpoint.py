@@ -39,9 +39,10 @@ def save(trainer: Any, random_states: dict[str, torch.Tensor], reached: Any) -> 
     final = folder / f"step-{trainer.state.global_step:08d}"
     with atomic.folder(final, replace=True) as place:
         _fill(place, trainer, random_states, reached)
-    kept = sorted(folder.glob("step-*"))
-    later = kept.index(final) + 1  # later ones are damaged: this run would have resumed from them
-    for old in [*kept[later:], *kept[:later][:-KEPT_CHECKPOINTS]]:
+    # later ones are damaged: this run would have resumed from them
+    later = [path for path in folder.glob("step-*") if path.name > final.name]
+    upto = sorted(path for path in folder.glob("step-*") if path.name <= final.name)
+    for old in [*later, *upto[:-KEPT_CHECKPOINTS]]:
         shutil.rmtree(old)
     return final
 
@@ -51,13 +52,11 @@ def _fill(place: Path, trainer: Any, random_states: dict[str, torch.Tensor], rea
     weights = trainer.trained()
     _write(weights, place / "weights.safetensors")
     _write(trainer.best_weights, place / "best.safetensors")
-    states = trainer.optimizer.state
-    tensors = {
-        f"{name}/{key}": torch.as_tensor(value)
-        for name, p in weights.items()
-        for key, value in states[p].items()
-    }
-    _write(tensors | random_states, place / "optimizer.safetensors")
+    tensors = dict(random_states)
+    for name, parameter in weights.items():
+        for key, value in trainer.optimizer.state[parameter].items():
+            tensors[f"{name}/{key}"] = torch.as_tensor(value)
+    _write(tensors, place / "optimizer.safetensors")
     trainer.state.save_to_json(str(place / "trainer_state.json"))
     schedule = {
         "last_epoch": trainer.lr_scheduler.last_epoch,
@@ -72,20 +71,18 @@ def _fill(place: Path, trainer: Any, random_states: dict[str, torch.Tensor], rea
 
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint whose hashes agree; None without one."""
-    return next(
-        (path for path in sorted(folder.glob("step-*"), reverse=True) if is_whole(path)), None
-    )
+    by_age = sorted(folder.glob("step-*"), reverse=True)
+    return next(filter(is_whole, by_age), None)
 
 
 def newer_than(folder: Path, resumed: Path | None) -> list[str]:
     """Names of the checkpoints newer than the one to resume from, all
     damaged; of all if `resumed` is None.
     """
-    return [
-        path.name
-        for path in sorted(folder.glob("step-*"))
-        if resumed is None or path.name > resumed.name
-    ]
+    names = sorted(path.name for path in folder.glob("step-*"))
+    if resumed is None:
+        return names
+    return [name for name in names if name > resumed.name]
 
 
 def require_shared(resumed: Path | None) -> None:
@@ -94,7 +91,8 @@ def require_shared(resumed: Path | None) -> None:
     Raises:
         StageError: They do not, since a machine does not share the folder of checkpoints.
     """
-    names = set(gather_object([resumed.name if resumed else "the beginning"]))
+    own = resumed.name if resumed else "the beginning"
+    names = set(gather_object([own]))
     if len(names) > 1:
         raise StageError(
             f"the machines would go on from {' and '.join(sorted(names))}",
@@ -113,13 +111,12 @@ def is_whole(path: Path) -> bool:
 
 def load_weights(trainer: Any, path: Path) -> None:
     """Load the adapter's weights, its best weights so far, and the progress."""
+    weights = trainer.trained()
     with torch.no_grad():
         for name, value in load_file(path / "weights.safetensors").items():
-            trainer.trained()[name].copy_(value)
-    trainer.best_weights = {
-        name: value.to(trainer.args.device)
-        for name, value in load_file(path / "best.safetensors").items()
-    }
+            weights[name].copy_(value)
+    best = load_file(path / "best.safetensors")
+    trainer.best_weights = {name: value.to(trainer.args.device) for name, value in best.items()}
     progress = json.loads((path / "progress.json").read_bytes())["progress"]
     if progress["best"] is None:
         del progress["best"]
@@ -130,25 +127,27 @@ def load_optimizer(trainer: Any, path: Path) -> None:
     """Load the optimizer's moments and the position in the schedule."""
     tensors = load_file(path / "optimizer.safetensors")
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate wraps it
-    own_step = any(
-        group.get("fused") or group.get("capturable") for group in optimizer.param_groups
-    )
-    for name, p in trainer.trained().items():
-        prefix = f"{name}/"
-        # torch keeps `step` on the host, except for fused and capturable optimizers
-        optimizer.state[p] = {
-            key.removeprefix(prefix): value
-            if key == f"{prefix}step" and not own_step
-            else value.to(p.device)
-            for key, value in tensors.items()
-            if key.startswith(prefix)
-        }
+    groups = optimizer.param_groups
+    steps_on_device = any(group.get("fused") or group.get("capturable") for group in groups)
+    for name, parameter in trainer.trained().items():
+        state = _below(f"{name}/", tensors)
+        for key, value in state.items():
+            # torch keeps `step` on the host, except for fused and capturable optimizers
+            if key != "step" or steps_on_device:
+                state[key] = value.to(parameter.device)
+        optimizer.state[parameter] = state
     schedule = json.loads((path / "progress.json").read_bytes())["schedule"]
     scheduler = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)
     scheduler.last_epoch = schedule["last_epoch"]
     scheduler._last_lr = schedule["rates"]
-    for group, rate in zip(optimizer.param_groups, schedule["rates"], strict=True):
+    for group, rate in zip(groups, schedule["rates"], strict=True):
         group["lr"] = rate
+
+
+def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): tensors[name] for name in names}
 
 
 def gather_random() -> dict[str, torch.Tensor]:
@@ -158,12 +157,10 @@ def gather_random() -> dict[str, torch.Tensor]:
     own = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         own["cuda"] = torch.cuda.get_rng_state()  # a process has one device
-    everyone = gather_object([own])
-    return {
-        f"random/{rank}/{name}": state
-        for rank, states in enumerate(everyone)
-        for name, state in states.items()
-    }
+    everyone: dict[str, torch.Tensor] = {}
+    for rank, states in enumerate(gather_object([own])):
+        everyone |= {f"random/{rank}/{name}": state for name, state in states.items()}
+    return everyone
 
 
 def load_random(path: Path, accelerator: Any) -> bool:
@@ -173,17 +170,16 @@ def load_random(path: Path, accelerator: Any) -> bool:
         False if another number of processes wrote the checkpoint. A process without a saved state
         keeps its own.
     """
-    states = load_file(path / "optimizer.safetensors")
-    prefix = f"random/{accelerator.process_index}/"
-    if f"{prefix}cpu" in states:
-        torch.set_rng_state(states[f"{prefix}cpu"])
-    if f"{prefix}cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states[f"{prefix}cuda"])
-    return (
-        sum(name.startswith("random/") and name.endswith("/cpu") for name in states)
-        == accelerator.num_processes
-    )
+    states = _below("random/", load_file(path / "optimizer.safetensors"))
+    own = _below(f"{accelerator.process_index}/", states)
+    if "cpu" in own:
+        torch.set_rng_state(own["cpu"])
+    if "cuda" in own and torch.cuda.is_available():
+        torch.cuda.set_rng_state(own["cuda"])
+    processes = sum(name.endswith("/cpu") for name in states)
+    return processes == accelerator.num_processes
 
 
 def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    hf_folder.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    hf_folder.save(plain, path)

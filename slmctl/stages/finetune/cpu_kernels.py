@@ -12,8 +12,10 @@ No function is specific to an architecture; `layer_replacement` decides which la
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
@@ -54,7 +56,8 @@ class FourBitLinear(FrozenLinear):
     @classmethod
     def replace(cls, layer: torch.nn.Linear, products: torch.dtype) -> None:
         """Turn a linear layer into one of this class, in place, and free its unpacked weight."""
-        layer.packed, layer.products = FourBitWeight(layer.weight.detach()), products  # type: ignore[assignment]
+        layer.packed = FourBitWeight(layer.weight.detach())  # type: ignore[assignment]
+        layer.products = products  # type: ignore[assignment]
         del layer.weight
         layer.__class__ = cls
 
@@ -77,7 +80,8 @@ class _FrozenProduct(Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: FrozenLinear) -> torch.Tensor:
-        ctx.layer, ctx.kind = layer, x.dtype
+        ctx.layer = layer
+        ctx.kind = x.dtype
         weight = layer.weight
         return functional.linear(x.to(weight.dtype), weight).float()
 
@@ -92,7 +96,9 @@ class RmsNorm(Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        x, fused, ctx.eps = x.float(), fused_kernels.load(), eps
+        x = x.float()
+        ctx.eps = eps
+        fused = fused_kernels.load()
         if fused:
             ctx.save_for_backward(x, weight, None)
             return fused.norm(x, weight, eps)
@@ -102,7 +108,8 @@ class RmsNorm(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (x, weight, rstd), fused = ctx.saved_tensors, fused_kernels.load()
+        x, weight, rstd = ctx.saved_tensors
+        fused = fused_kernels.load()
         if fused:
             return fused.norm_backward(grads[0], x, weight, ctx.eps), None, None
         return norm_backward(grads[0] * weight, x, rstd), None, None
@@ -110,19 +117,63 @@ class RmsNorm(Function):
 
 def reciprocal_std(x: torch.Tensor, eps: float) -> torch.Tensor:
     """Reciprocal of the root mean square, x (…, n) -> (…, 1)."""
-    return (
-        torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        .square_()
-        .div_(x.shape[-1])
-        .add_(eps)
-        .rsqrt_()
-    )
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 def norm_backward(g: torch.Tensor, x: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
     """Gradient of x (…, n) from g, the gradient of x * rstd; g is overwritten."""
     inner = (g * x).sum(dim=-1, keepdim=True).mul_(rstd.pow(3)).div_(-x.shape[-1])
     return g.mul_(rstd).addcmul_(x, inner)
+
+
+@dataclass(frozen=True, eq=False)
+class _Update:
+    """The LoRA update of a layer in a stack.
+
+    Attributes:
+        a: (rank, in).
+        b: (out, rank).
+        rows: Place of the layer's outputs among those of the stack.
+        ranks: Place of the update among the stack's ranks.
+    """
+
+    a: torch.nn.Parameter
+    b: torch.nn.Parameter
+    scale: float
+    rows: slice
+    ranks: slice
+
+
+def _updates(members: Sequence[torch.nn.Module], places: Sequence[slice]) -> list[_Update]:
+    """The updates of those layers that have one; `places` are the rows of each layer."""
+    updates = []
+    rank = 0
+    for member, rows in zip(members, places, strict=True):
+        if isinstance(member, LoraLinear):
+            a: Any = member.lora_A["default"].weight
+            b: Any = member.lora_B["default"].weight
+            ranks = slice(rank, rank + len(a))
+            updates.append(_Update(a, b, member.scaling["default"], rows, ranks))
+            rank = ranks.stop
+    return updates
+
+
+def _consecutive(counts: Sequence[int]) -> list[slice]:
+    """Places of parts with these lengths."""
+    ends = itertools.accumulate(counts)
+    return [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+
+
+def _joined_bias(layers: Sequence[torch.nn.Linear]) -> torch.Tensor | None:
+    """The biases (out of all layers) in float32, zeros for a layer without; None if all are."""
+    if all(layer.bias is None for layer in layers):
+        return None
+    parts = []
+    for layer in layers:
+        bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
+        parts.append(bias.float())
+    return torch.cat(parts)
 
 
 class StackedLinear:
@@ -140,55 +191,40 @@ class StackedLinear:
 
     def __init__(self, members: Sequence[torch.nn.Module]) -> None:
         linear: list[Any] = [getattr(member, "base_layer", member) for member in members]
+        self.wide: int = linear[0].in_features
+        self.outs: list[int] = [layer.out_features for layer in linear]
+        self.high = sum(self.outs)
+        places = _consecutive(self.outs)
+        self._layers = list(zip(linear, places, strict=True))
+        self.updates = _updates(members, places)
+        ranks = sum(len(update.a) for update in self.updates)
+        self.shape = (self.high + ranks, self.wide + ranks)
         adapted: list[Any] = [member for member in members if isinstance(member, LoraLinear)]
         self.dropout = adapted[0].lora_dropout["default"] if adapted else torch.nn.Identity()
-        self.wide = linear[0].in_features
-        self.outs = [layer.out_features for layer in linear]
-        self.high = sum(self.outs)
-        # A, B, scale, rows of W, place among the ranks
-        self.updates: list[tuple[Any, Any, float, slice, slice]] = []
-        ranks = sum(member.r["default"] for member in adapted)
-        self.shape = (self.high + ranks, self.wide + ranks)
-        held = not any(isinstance(layer, FourBitLinear) for layer in linear)
-        self.dtype: torch.dtype = linear[0].weight.dtype if held else linear[0].products
-        self._held = torch.zeros(self.shape, dtype=self.dtype) if held else None
-        # layers in 4 bits with their rows; else empty
-        self._layers: list[tuple[FrozenLinear, slice]] = []
-        row = rank = 0
-        for member, layer in zip(members, linear, strict=True):
-            rows = slice(row, row + layer.out_features)
-            if self._held is None:
-                self._layers.append((layer, rows))
-            else:
-                self._held[rows, : self.wide] = layer.weight.detach()
-                # held once
-                layer.weight = torch.nn.Parameter(
-                    self._held[rows, : self.wide], requires_grad=False
-                )
-            if member in adapted:
-                wrapped: Any = member
-                a, b = wrapped.lora_A["default"].weight, wrapped.lora_B["default"].weight
-                self.updates.append(
-                    (a, b, wrapped.scaling["default"], rows, slice(rank, rank + len(a)))
-                )
-                rank += len(a)
-            row = rows.stop
-        biases = [layer.bias for layer in linear]
-        self.bias = None
-        if any(bias is not None for bias in biases):
-            zeros = (torch.zeros(count) for count in self.outs)
-            self.bias = torch.cat(
-                [z if b is None else b.detach().float() for b, z in zip(biases, zeros, strict=True)]
-            )
-            self.bias = self.bias.to(self.dtype)
+        self._held: torch.Tensor | None = None
+        if any(isinstance(layer, FourBitLinear) for layer in linear):
+            self.dtype: torch.dtype = linear[0].products
+        else:
+            self.dtype = linear[0].weight.dtype
+            self._held = self._hold()
+        bias = _joined_bias(linear)
+        self.bias = None if bias is None else bias.to(self.dtype)
+
+    def _hold(self) -> torch.Tensor:
+        """The matrix with the weights of the layers, which become views of it: held once."""
+        matrix = torch.zeros(self.shape, dtype=self.dtype)
+        for layer, rows in self._layers:
+            weight = matrix[rows, : self.wide]
+            weight.copy_(layer.weight.detach())
+            layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+        return matrix
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x (T, in) -> (T, out of all layers side by side)."""
         if self._held is not None:
             self._write_updates(self._held)
-        product: torch.Tensor = _StackedProduct.apply(
-            x, self, *(p for a, b, *_ in self.updates for p in (a, b))
-        )
+        trained = [factor for update in self.updates for factor in (update.a, update.b)]
+        product: torch.Tensor = _StackedProduct.apply(x, self, *trained)
         return product
 
     @torch.no_grad()
@@ -208,9 +244,11 @@ class StackedLinear:
     @torch.no_grad()
     def _write_updates(self, matrix: torch.Tensor) -> None:
         """Copy A and scale B into the matrix: the optimizer changes them at every step."""
-        for a, b, scale, rows, place in self.updates:
-            matrix[self.high + place.start : self.high + place.stop, : self.wide] = a
-            matrix[rows, self.wide + place.start : self.wide + place.stop] = b * scale
+        lower = matrix[self.high :, : self.wide]
+        right = matrix[:, self.wide :]
+        for update in self.updates:
+            lower[update.ranks] = update.a
+            right[update.rows, update.ranks] = update.b * update.scale
 
 
 _room: dict[torch.dtype, torch.Tensor] = {}
@@ -226,78 +264,109 @@ def _shared_room(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
     return _room[dtype][:count].view(shape)
 
 
+class _Product(NamedTuple):
+    """The product of x with a matrix and its low-rank update.
+
+    Attributes:
+        out: (T rounded up, width); None where it is not needed.
+        x: x in the matrix's dtype, T rounded up.
+        low: x times the update's first factor (T rounded up, rank).
+    """
+
+    out: Any
+    x: torch.Tensor
+    low: torch.Tensor
+
+
 class _StackedProduct(Function):
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, stack: StackedLinear, *updates: torch.Tensor
     ) -> torch.Tensor:
-        count, share = len(x), getattr(stack.dropout, "p", 0.0) if stack.dropout.training else 0.0
-        drop: Elementwise | None = None
-        if share:  # the mask follows from a seed, so that it need not be kept for the backward pass
-            drop = functools.partial(
-                fused_kernels.dropout, share=share, seed=int(torch.randint(2**32, ()))
-            )
-        out, x, low = _updated_product(x, stack.matrix().T, stack.high, drop)
+        ctx.stack = stack
+        ctx.drop = _drawn_dropout(stack.dropout)
+        product = _updated_product(x, stack.matrix().T, stack.high, ctx.drop)
+        out: torch.Tensor = product.out
         if stack.bias is not None:
             out += stack.bias
         if updates:
-            ctx.save_for_backward(x, low)
-        ctx.stack, ctx.drop = stack, drop
-        return out[:count]
+            ctx.save_for_backward(product.x, product.low)
+        return out[: len(x)]
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         stack, drop = ctx.stack, ctx.drop
-        matrix, high, wide = stack.matrix(), stack.high, stack.wide
-        dx: torch.Tensor | None = None
-        if ctx.needs_input_grad[0] and drop is None:
-            dx, g, low_g = _updated_product(grads[0], matrix, wide)
-        else:
-            g = _padded(grads[0], matrix.dtype)
-            low_g = g @ matrix[:high, wide:]
-        if ctx.needs_input_grad[0] and drop is not None:
-            dx = g @ matrix[:high, :wide] + drop(low_g @ matrix[high:, :wide])
-        result: list[Any] = []
-        if stack.updates:
-            x, low = ctx.saved_tensors
-            downs = low_g.T @ (x if drop is None else drop(x))  # (rank, in)
-            ups = g.T @ low  # (out, rank): of each layer, its own rows and columns count
-            for _, _, scale, rows, place in stack.updates:
-                result += [downs[place].float(), ups[rows, place].float().mul_(scale)]
-        return None if dx is None else dx[: len(grads[0])], None, *result
+        back = _input_gradient(grads[0], stack, drop, needed=ctx.needs_input_grad[0])
+        dx = None if back.out is None else back.out[: len(grads[0])]
+        if not stack.updates:
+            return dx, None
+        x, low = ctx.saved_tensors
+        if drop is not None:
+            x = drop(x)
+        downs = back.low.T @ x  # (rank, in)
+        ups = back.x.T @ low  # (out, rank): of each layer, its own rows and columns count
+        factors: list[torch.Tensor] = []
+        for update in stack.updates:
+            up = ups[update.rows, update.ranks].float()
+            factors += [downs[update.ranks].float(), up.mul_(update.scale)]
+        return dx, None, *factors
+
+
+def _drawn_dropout(dropout: torch.nn.Module) -> Elementwise | None:
+    """A dropout with a mask that follows from a seed, so that it need not be kept for the backward
+    pass; None if nothing is dropped.
+    """
+    share = getattr(dropout, "p", 0.0)
+    if not dropout.training or not share:
+        return None
+    seed = int(torch.randint(2**32, ()))
+    return functools.partial(fused_kernels.dropout, share=share, seed=seed)
+
+
+def _input_gradient(
+    g: torch.Tensor, stack: StackedLinear, drop: Elementwise | None, *, needed: bool
+) -> _Product:
+    """The gradient of a stack's input from g (T, out), the gradient of its output, as a product."""
+    matrix, wide = stack.matrix(), stack.wide
+    if needed and drop is None:
+        return _updated_product(g, matrix, wide)
+    upper, a = matrix[: stack.high], matrix[stack.high :, :wide]
+    g = padded(g, matrix.dtype)
+    low = g @ upper[:, wide:]
+    dx = None
+    if needed and drop is not None:
+        dx = g @ upper[:, :wide] + drop(low @ a)
+    return _Product(dx, g, low)
 
 
 def _updated_product(
     x: torch.Tensor, matrix: torch.Tensor, width: int, drop: Elementwise | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> _Product:
     """x (T, k) times a matrix with its low-rank update, in one product and a thin one.
 
     Args:
         matrix: (k + rank, width + rank), the update's factors in its last columns and in its last
             rows.
         drop: Dropout before the update.
-
-    Returns:
-        The product (T rounded up, width), x in the matrix's dtype, and x times the update's first
-        factor (…, rank).
     """
     k, count = x.shape[1], len(x)
     # a long sum: libraries compute it fastest when k is a round number
     if k > WIDE * width and drop is None:
-        x = _padded(x, matrix.dtype)
+        x = padded(x, matrix.dtype)
         both = x @ matrix[:k]  # (T, width + rank): x W | x A
         low = both[:, width:]
-        return torch.addmm(both[:, :width], low, matrix[k:, :width]), x, low
+        return _Product(torch.addmm(both[:, :width], low, matrix[k:, :width]), x, low)
     both = padded_rows(count, len(matrix), matrix.dtype)  # (T, k + rank): x | x A
     both[:count, :k] = x
     x, low = both[:, :k], both[:, k:]
-    low.copy_((x if drop is None else drop(x)) @ matrix[:k, width:])
-    return both @ matrix[:, :width], x, low
+    dropped = x if drop is None else drop(x)
+    low.copy_(dropped @ matrix[:k, width:])
+    return _Product(both @ matrix[:, :width], x, low)
 
 
-def _padded(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def padded(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """x (T, n) in `dtype`, followed by rows of zeros, see `padded_rows`."""
-    room = padded_rows(len(x), x.shape[1], dtype)
+    room = padded_rows(len(x), x.shape[1], dtype, x.device)
     room[: len(x)] = x
     return room
 
@@ -321,31 +390,34 @@ class GatedActivation(Function):
 
     @staticmethod
     def forward(ctx: Any, both: torch.Tensor, kind: str) -> torch.Tensor:
-        fused, ctx.kind = fused_kernels.load(), kind
+        ctx.kind = kind
+        fused = fused_kernels.load()
         if fused:
             ctx.save_for_backward(both, None)
             return fused.gated(both, kind)
         gate, up = both.chunk(2, dim=1)
-        active = (
-            functional.silu(gate) if kind == "silu" else functional.gelu(gate, approximate="tanh")
-        )
+        if kind == "silu":
+            active = functional.silu(gate)
+        else:
+            active = functional.gelu(gate, approximate="tanh")
         ctx.save_for_backward(both, active)
         return active * up
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (both, active), fused = ctx.saved_tensors, fused_kernels.load()
+        both, active = ctx.saved_tensors
+        g = grads[0]
+        fused = fused_kernels.load()
         if fused:
-            return fused.gated_backward(both, grads[0], ctx.kind), None
+            return fused.gated_backward(both, g, ctx.kind), None
         gate, up = both.chunk(2, dim=1)
         result = torch.empty_like(both)
         dgate, dup = result.chunk(2, dim=1)
-        g = grads[0]
         torch.mul(g, active, out=dup)
+        dactive = g * up
+        aten = torch.ops.aten
         if ctx.kind == "silu":
-            torch.ops.aten.silu_backward.grad_input(g * up, gate, grad_input=dgate)
+            aten.silu_backward.grad_input(dactive, gate, grad_input=dgate)
         else:
-            torch.ops.aten.gelu_backward.grad_input(
-                g * up, gate, approximate="tanh", grad_input=dgate
-            )
+            aten.gelu_backward.grad_input(dactive, gate, approximate="tanh", grad_input=dgate)
         return result, None

@@ -132,10 +132,10 @@ def gpu_here() -> Gpu | None:
         return None
     visible = torch.cuda.device_count()
     shared = -(-distributed.processes_here() // visible)
-    free, _ = torch.cuda.mem_get_info(int(os.environ.get("LOCAL_RANK", "0")) % visible)
-    return Gpu(
-        torch.cuda.is_bf16_supported(including_emulation=False), free // shared, visible, shared
-    )
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    free, _ = torch.cuda.mem_get_info(rank % visible)
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return Gpu(bf16, free // shared, visible, shared)
 
 
 def on_cpu(config: FinetuneConfig) -> DevicePlan:
@@ -149,20 +149,19 @@ def for_cpu(config: FinetuneConfig, folder: Path, records: Sequence[EncodedRecor
     Raises:
         StageError: The processes of this machine do not fit into its memory together.
     """
-    here, model = distributed.processes_here(), model_size.read(folder)
+    here = distributed.processes_here()
+    model = model_size.read(folder)
     memory.trim_heap()  # memory that an earlier stage has freed would count as held
-    needs = {
-        piece: cpu_bytes(
-            model, config, *batches.largest_piece(records, records_a_process(config), piece)
-        )
-        for piece in (model_shape.PIECE_TOKENS, *batches.SMALLER_PIECES)
-    }
+    together = records_a_process(config)
+    needs = {}
+    for piece in (model_shape.PIECE_TOKENS, *batches.SMALLER_PIECES):
+        largest = batches.largest_piece(records, together, piece)
+        needs[piece] = cpu_bytes(model, config, largest.tokens, largest.keys)
     # memory that a faster process has loaded by now would count as taken
     if distributed.world_size() > 1:
         PartialState(cpu=True).wait_for_everyone()
-    piece = next(
-        (piece for piece, needed in needs.items() if memory.fits(needed, here)), min(needs)
-    )
+    fitting = (piece for piece, needed in needs.items() if memory.fits(needed, here))
+    piece = next(fitting, min(needs))
     hint = CPU_HINT if config.load_in_4bit else f"--set finetune.load_in_4bit=true, {CPU_HINT}"
     memory.require(needs[piece], "training", hint=hint, processes=here)
     return dataclasses.replace(on_cpu(config), memory_bytes=needs[piece], piece_tokens=piece)
@@ -180,10 +179,10 @@ def cpu_bytes(model: ModelSize, config: FinetuneConfig, tokens: int, keys: int =
     activations = model.activation_bytes(width, tokens)
     # keys and values of the prefix, before each record
     activations += 4 * max(keys - tokens, 0) * model.cache
-    activations *= 4 if config.lora.dora else 1  # PEFT's own layers keep more
-    weights = model.frozen_bytes(width, in_4bit=config.load_in_4bit) + model.adapter_bytes(
-        config.lora.rank
-    )
+    if config.lora.dora:
+        activations *= 4  # PEFT's own layers keep more
+    frozen = model.frozen_bytes(width, in_4bit=config.load_in_4bit)
+    weights = frozen + model.adapter_bytes(config.lora.rank)
     return int(hardware.held_bytes() + CPU_FIXED_BYTES + weights + activations)
 
 
@@ -204,16 +203,25 @@ def for_gpu(
     if gpu.shared > 1:  # memory that a faster process has loaded by now would count as taken
         PartialState(backend=SHARED_BACKEND).wait_for_everyone()
     together = records_a_process(config)
-    model, logits = model_size.read(folder), _logit_bytes(folder, records, together)
+    model = model_size.read(folder)
+    logits = _logit_bytes(folder, records, together)
     ways = [(piece, False) for piece in GPU_PIECES if piece >= LEAST_WITHOUT_CHECKPOINTS]
     ways += [(piece, True) for piece in GPU_PIECES]
-    have, needed = GPU_SHARE * gpu.free, 0
+    have = GPU_SHARE * gpu.free
+    needed = 0
     for piece, checkpointing in ways:
         tokens = batches.largest_piece(records, together, piece).tokens
         needed = int(logits + gpu_bytes(model, config, tokens, checkpointing=checkpointing))
         if needed <= have:
-            dtype, mixed = (torch.bfloat16, "bf16") if gpu.bf16 else (torch.float16, "fp16")
-            return DevicePlan(dtype, mixed, piece, needed, checkpointing, CHECK_EVERY_STEPS, gpu)
+            return DevicePlan(
+                dtype=torch.bfloat16 if gpu.bf16 else torch.float16,
+                mixed="bf16" if gpu.bf16 else "fp16",
+                piece_tokens=piece,
+                memory_bytes=needed,
+                checkpointing=checkpointing,
+                check_every=CHECK_EVERY_STEPS,
+                gpu=gpu,
+            )
     raise StageError(
         f"training needs about {size(needed)} of GPU memory, and {size(have)} are free", hint=HINT
     )
@@ -225,25 +233,26 @@ def gpu_bytes(
     """Estimated peak on a GPU in bytes, with `tokens` computed at once;
     see `_logit_bytes` for the output head.
     """
-    weights = 2 * model.weights - (2 - LINEAR_BYTES_4BIT) * model.linear * config.load_in_4bit
-    saved: float = SAVED_BYTES * model.channels * (DORA_FACTOR if config.lora.dora else 1)
+    weights: float = 2 * model.weights
+    if config.load_in_4bit:
+        weights -= (2 - LINEAR_BYTES_4BIT) * model.linear
+    saved: float = SAVED_BYTES * model.channels  # for a token
+    if config.lora.dora:
+        saved *= DORA_FACTOR
     if checkpointing:
         saved = saved / model.layers + 2 * model.hidden * model.layers
-    return GPU_FIXED_BYTES + weights + model.adapter_bytes(config.lora.rank) + tokens * saved
+    adapter = model.adapter_bytes(config.lora.rank)
+    return GPU_FIXED_BYTES + weights + adapter + tokens * saved
 
 
 def _logit_bytes(folder: Path, records: Sequence[EncodedRecord], together: int) -> float:
     """Upper bound of the bytes that the output head takes for the answers of a step."""
     model: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     text = model.get_text_config()
-    answers = sum(
-        sorted(sum(label != IGNORED for label in record["labels"]) for record in records)[
-            -together:
-        ]
-    )
-    own = any(
-        getattr(text, key, None)
-        for key in ("final_logit_softcapping", "logits_scaling", "logit_scale")
-    )
-    columns = text.vocab_size if own else min(VOCABULARY_BLOCK, text.vocab_size)
+    lengths = sorted(sum(label != IGNORED for label in record["labels"]) for record in records)
+    answers = sum(lengths[-together:])
+    columns = text.vocab_size
+    scaling = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+    if not any(getattr(text, key, None) for key in scaling):
+        columns = min(VOCABULARY_BLOCK, columns)
     return float(answers * (columns * 10 + text.hidden_size * 16))

@@ -23,7 +23,8 @@ def join_slurm() -> None:
         RANK=variables["SLURM_PROCID"], WORLD_SIZE=str(tasks), LOCAL_RANK=variables["SLURM_LOCALID"]
     )
     # equal on all nodes
-    if each := re.fullmatch(r"(\d+)(\(x\d+\))?", variables.get("SLURM_STEP_TASKS_PER_NODE", "")):
+    per_node = variables.get("SLURM_STEP_TASKS_PER_NODE", "")
+    if each := re.fullmatch(r"(\d+)(\(x\d+\))?", per_node):
         variables["LOCAL_WORLD_SIZE"] = each[1]
     variables.setdefault("MASTER_ADDR", "127.0.0.1")
     variables.setdefault("MASTER_PORT", "29500")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,21 +25,25 @@ def preview(config: FinetuneConfig, *, base: Artifact, prepared: Artifact, count
     """The first `count` training records token by token, `*`
     before every token that the loss is on.
     """
-    task, tokenizer = Task.read(prepared.path), hf_folder.load_tokenizer(base.path)
-    records = training(read_records(prepared.file("train.jsonl"))[:count], task)[:count]
+    task = Task.read(prepared.path)
+    tokenizer = hf_folder.load_tokenizer(base.path)
+    limit = config.max_length
+    unlimited = config.model_copy(update={"max_length": sys.maxsize, "too_long": "error"})
+    first = read_records(prepared.file("train.jsonl"))[:count]
     lines = []
-    for record in records:
-        whole = {"max_length": sys.maxsize, "too_long": "error"}
-        (row,), _ = encode([record], task, tokenizer, config.model_copy(update=whole))
-        fate, size, limit = "", len(row["input_ids"]), config.max_length
+    for record in training(first, task)[:count]:
+        (row,), _ = encode([record], task, tokenizer, unlimited)
+        size = len(row["input_ids"])
+        fate = ""
         if size > limit and config.too_long == "truncate":
             (row,), _ = encode([record], task, tokenizer, config)
             fate = f"; cut from {size} to fit max_length {limit}"
         elif size > limit:
             outcome = "which finetune refuses" if config.too_long == "error" else "so it is dropped"
             fate = f"; longer than max_length {limit}, {outcome}"
+        tokens = len(row["input_ids"])
         learned = sum(label != IGNORED for label in row["labels"])
-        lines.append(f"{_place(record)}: {len(row['input_ids'])} tokens, {learned} to learn{fate}")
+        lines.append(f"{_place(record)}: {tokens} tokens, {learned} to learn{fate}")
         lines += _token_lines(row, tokenizer)
     return "\n".join(lines)
 
@@ -53,7 +58,8 @@ def _token_lines(row: EncodedRecord, tokenizer: Any) -> list[str]:
     for token, label, weight in zip(row["input_ids"], row["labels"], row["weights"], strict=True):
         mark = " " if label == IGNORED else "*"
         suffix = f"  weight {weight:g}" if mark == "*" and weight != 1 else ""
-        lines.append(f"{mark} {token:>7}  {tokenizer.decode([token])!r}{suffix}")
+        text = tokenizer.decode([token])
+        lines.append(f"{mark} {token:>7}  {text!r}{suffix}")
     return lines
 
 
@@ -69,39 +75,47 @@ def encode(
         DataError: A record is longer than `max_length` with `too_long: error`, or even with its
             longest question cut to nothing; a record has no answer to learn; or no record is left.
     """
-    rows, empty = [], []
+    rows: list[EncodedRecord] = []
+    empty: list[str] = []
     cut = {"dropped": 0, "truncated": 0}
+    limit = config.max_length
     for record, prompts in zip(records, _prompts(records, task), strict=True):
         row = _encode(record.messages, prompts, task, tokenizer)
-        if len(row["input_ids"]) > config.max_length:
+        size = len(row["input_ids"])
+        if size > limit and config.too_long == "drop":
+            cut["dropped"] += 1
+            continue
+        if size > limit:
             where = f"record {_place(record)}"
             if config.too_long == "error":
-                other = "finetune.too_long=drop or truncate" if task.document is None else SMALLER
-                raise DataError(
-                    f"{where} has {len(row['input_ids'])} tokens, max_length is "
-                    f"{config.max_length}",
-                    hint=f"--set finetune.max_length=N, or {other}",
-                )
-            if config.too_long == "drop":
-                cut["dropped"] += 1
-                continue
-            row = _truncated(record, task, tokenizer, config.max_length, where)
+                raise _too_long(where, size, limit, task)
+            row = _truncated(record, task, tokenizer, limit, where)
             cut["truncated"] += 1
         if all(label == IGNORED for label in row["labels"]):
             empty.append(console.place(record.source["file"], record.source["row"]))
         rows.append(row)
     if empty:
-        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
-        raise DataError(
-            f"nothing to learn in {', '.join(empty[:3])}{more}: no assistant message with a weight "
-            "above 0",
-            hint="leave these rows out, or give their answers a weight",
-        )
+        raise _nothing_to_learn(empty)
     if not rows:
-        raise DataError(
-            f"no record is left: all {len(records)} are longer than max_length {config.max_length}"
-        )
+        raise DataError(f"no record is left: all {len(records)} are longer than max_length {limit}")
     return rows, cut
+
+
+def _too_long(where: str, size: int, limit: int, task: Task) -> DataError:
+    other = "finetune.too_long=drop or truncate" if task.document is None else SMALLER
+    return DataError(
+        f"{where} has {size} tokens, max_length is {limit}",
+        hint=f"--set finetune.max_length=N, or {other}",
+    )
+
+
+def _nothing_to_learn(places: Sequence[str]) -> DataError:
+    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    return DataError(
+        f"nothing to learn in {', '.join(places[:3])}{more}: no assistant message with a weight "
+        "above 0",
+        hint="leave these rows out, or give their answers a weight",
+    )
 
 
 def share_of(records: Sequence[Record], share: float) -> list[Record]:
@@ -132,14 +146,15 @@ def _prompts(records: Sequence[Record], task: Task) -> Iterator[list[str]]:
     together, which is several times faster.
     """
     for start in range(0, len(records), TOGETHER):
-        parts = [
-            (_conversations(record.messages), record.tools)
-            for record in records[start : start + TOGETHER]
-        ]
-        prompts = iter(
-            task.prompts((messages, tools) for turns, tools in parts for messages in turns)
-        )
-        yield from ([next(prompts) for _ in turns] for turns, _ in parts)
+        heads = []
+        counts = []
+        for record in records[start : start + TOGETHER]:
+            conversations = _conversations(record.messages)
+            heads += [(messages, record.tools) for messages in conversations]
+            counts.append(len(conversations))
+        prompts = iter(task.prompts(heads))
+        for count in counts:
+            yield list(itertools.islice(prompts, count))
 
 
 def _encode(
@@ -169,8 +184,10 @@ def _encode(
         weight = float(message.get("weight", 1))
         written = head + reply
         ids += prompt + answer
-        labels += [IGNORED] * len(prompt) + (answer if weight else [IGNORED] * len(answer))
-        weights += [0.0] * len(prompt) + [weight] * len(answer)
+        labels += [IGNORED] * len(prompt)
+        labels += answer if weight else [IGNORED] * len(answer)
+        weights += [0.0] * len(prompt)
+        weights += [weight] * len(answer)
     return EncodedRecord(input_ids=ids, labels=labels, weights=weights)
 
 
@@ -192,9 +209,8 @@ def _truncated(record: Record, task: Task, tokenizer: Any, limit: int, where: st
     row = encoded()
     while len(row["input_ids"]) > limit:
         text = longest["content"]
-        places = tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True
-        ).offset_mapping
+        tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        places = tokens.offset_mapping
         if not places:
             raise DataError(
                 f"{where} is longer than max_length {limit} whatever is cut",

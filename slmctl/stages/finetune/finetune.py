@@ -7,10 +7,10 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -59,6 +59,20 @@ TRACKER_PACKAGES = {
     "azure_ml": ("azureml",),
     "flyte": ("flytekit",),
 }
+# Settings of TRL that no config changes: the records are tokenized already.
+FIXED_SETTINGS: dict[str, Any] = {
+    "dataset_kwargs": {"skip_prepare_dataset": True},
+    "max_length": None,
+    "remove_unused_columns": False,
+    "ddp_find_unused_parameters": False,
+    # a step is cut into pieces by `batches`; unsloth would take 2 by default
+    "gradient_accumulation_steps": 1,
+    "eval_strategy": "steps",
+    "save_strategy": "steps",
+    "logging_steps": LOG_EVERY_STEPS,
+    "logging_nan_inf_filter": False,  # true would log a diverged loss as 0.0
+    "disable_tqdm": True,
+}
 
 
 @dataclass(frozen=True)
@@ -93,9 +107,11 @@ class TrainingResult:
     @property
     def loss_last(self) -> float:
         """The validation loss after the last step."""
-        return float(
-            next(entry["eval_loss"] for entry in reversed(self.history) if "eval_loss" in entry)
-        )
+        return float(self.validations[-1]["eval_loss"])
+
+    @property
+    def validations(self) -> list[dict[str, Any]]:
+        return [entry for entry in self.history if "eval_loss" in entry]
 
     @property
     def train_losses(self) -> list[float]:
@@ -145,16 +161,16 @@ def _run(
     tokenizer = hf_folder.load_tokenizer(base.path)
     inputs = _read_inputs(config, base, prepared, tokenizer)
     torch.manual_seed(config.seed)
-    model, packs, layers = _load_model(config, base.path, inputs.library, inputs.plan)
+    loaded = _load_model(config, base.path, inputs.library, inputs.plan)
     with guard.network("finetune.report_to") if config.report_to else contextlib.nullcontext():
         trainer = make_trainer(
             config,
-            model,
+            loaded.model,
             tokenizer,
             inputs.train,
             inputs.validation,
             keep,
-            packs=packs,
+            packs=loaded.packs,
             plan=inputs.plan,
             labels=inputs.labels,
         )
@@ -166,12 +182,11 @@ def _run(
         result = _train(trainer, inputs, keep)
     if trainer.is_world_process_zero():
         write_jsonl(out / "metrics.jsonl", result.history)
-        (out / "loss.svg").write_text(
-            loss_curve.svg(result.history, result.progress.best_step), encoding="utf-8"
-        )
+        curve = loss_curve.svg(result.history, result.progress.best_step)
+        (out / "loss.svg").write_text(curve, encoding="utf-8")
         _save(trainer.model, base, out)
         _report(result, inputs.overlong["train"])
-    return _metrics(trainer, inputs, result) | layers
+    return _metrics(trainer, inputs, result) | loaded.layers
 
 
 def _read_inputs(
@@ -180,27 +195,29 @@ def _read_inputs(
     """Encode the records, and refuse a training that does not fit
     into memory before the model is loaded.
     """
-    task, library, gpu = (
-        Task.read(prepared.path),
-        backend.choose(config.backend),
-        device_plan.gpu_here(),
-    )
+    task = Task.read(prepared.path)
+    library = backend.choose(config.backend)
+    gpu = device_plan.gpu_here()
     if config.load_in_4bit and gpu is not None and library != "unsloth":
         raise MissingError(
             "4-bit weights on a GPU need unsloth", hint="--set finetune.load_in_4bit=false"
         )
-    records = training(share_of(_require_records(prepared, "train"), config.train_share), task)
-    train, train_overlong = encode(records, task, tokenizer, config)
-    held_out = training(_require_records(prepared, "validation"), task)
-    validation, validation_overlong = encode(held_out, task, tokenizer, config)
+    records = share_of(_require_records(prepared, "train"), config.train_share)
+    train, train_overlong = encode(training(records, task), task, tokenizer, config)
+    held_out = _require_records(prepared, "validation")
+    validation, overlong = encode(training(held_out, task), task, tokenizer, config)
     _require_read(base, [*train, *validation], task)
     if gpu is None:
         plan = device_plan.for_cpu(config, base.path, train)
     else:
         plan = device_plan.for_gpu(config, gpu, base.path, train)
-    overlong = {"train": train_overlong, "validation": validation_overlong}
     return TrainingInputs(
-        library, train, validation, overlong, plan, _label_tokens(task, tokenizer, train)
+        library=library,
+        train=train,
+        validation=validation,
+        overlong={"train": train_overlong, "validation": overlong},
+        plan=plan,
+        labels=_label_tokens(task, tokenizer, train),
     )
 
 
@@ -208,7 +225,8 @@ def _require_read(base: Artifact, rows: Sequence[EncodedRecord], task: Task) -> 
     """Refuse a record that is longer than the base reads, since no
     answer to such a one is given either.
     """
-    longest, context = max(len(row["input_ids"]) for row in rows), hf_folder.context_of(base.path)
+    longest = max(len(row["input_ids"]) for row in rows)
+    context = hf_folder.context_of(base.path)
     if longest > context:
         shorter = SMALLER if task.document is not None else f"--set finetune.max_length={context}"
         raise DataError(
@@ -226,9 +244,8 @@ def _label_tokens(task: Task, tokenizer: Any, train: Sequence[EncodedRecord]) ->
     """
     if not task.labels:
         return None
-    tokens = [
-        tokenizer(label + task.end, add_special_tokens=False).input_ids for label in task.labels
-    ]
+    answers = (label + task.end for label in task.labels)
+    tokens = [tokenizer(answer, add_special_tokens=False).input_ids for answer in answers]
     try:
         labels = LabelTokens(LabelTrie(task.labels, tokens))
     except ValueError as error:
@@ -239,25 +256,37 @@ def _label_tokens(task: Task, tokenizer: Any, train: Sequence[EncodedRecord]) ->
     return labels if labels.spell(train) else None
 
 
+class _LoadedModel(NamedTuple):
+    """A base with its adapter, ready to train.
+
+    Attributes:
+        packs: It takes packed batches.
+        layers: The counts of `install_kernels` on a CPU.
+    """
+
+    model: Any
+    packs: bool
+    layers: dict[str, int]
+
+
 def _load_model(
     config: FinetuneConfig, folder: Path, library: str, plan: DevicePlan
-) -> tuple[Any, bool, dict[str, int]]:
-    """Returns (base with adapter, True if it takes packed batches, the
-    counts of `install_kernels` on a CPU).
-    """
-    unsloth = library == "unsloth"
-    model = (
-        load_unsloth(config, folder, plan) if unsloth else load_transformers(config, folder, plan)
-    )
-    packs = not unsloth and packing_check.supports_packing(model)  # unsloth's layers take no layout
-    if config.load_in_4bit and not unsloth:
-        layer_replacement.hold_in_4bit(model, plan.dtype)
+) -> _LoadedModel:
+    if library == "unsloth":  # its layers take no layout
+        model = load_unsloth(config, folder, plan)
+        packs = False
+    else:
+        model = load_transformers(config, folder, plan)
+        packs = packing_check.supports_packing(model)
+        if config.load_in_4bit:
+            layer_replacement.hold_in_4bit(model, plan.dtype)
     if packs and plan.gpu is None:
-        return model, packs, layer_replacement.install_kernels(model, config.label_smoothing)
+        layers = layer_replacement.install_kernels(model, config.label_smoothing)
+        return _LoadedModel(model, packs, layers)
     if packs:
         packing_check.core_model(model).config._attn_implementation = packing.ATTENTION_NAME
     answer_loss.install(model, config.label_smoothing)
-    return model, packs, {}
+    return _LoadedModel(model, packs, {})
 
 
 def _train(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path) -> TrainingResult:
@@ -280,14 +309,13 @@ def _train(trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path) -> Traini
         raise KeyboardInterrupt(f"at step {steps} of {most}; kept is {checkpoint.newest(keep)}")
     trainer.settle()
     _require_finite(trainer.model)
+    log = trainer.state.log_history
+    losses = [entry for entry in log if "loss" in entry or "eval_loss" in entry]
+    steps_before = int(resumed.name.removeprefix("step-")) if resumed else 0
     return TrainingResult(
-        history=[
-            _reproducible_columns(e)
-            for e in trainer.state.log_history
-            if "loss" in e or "eval_loss" in e
-        ],
+        history=[_reproducible_columns(entry) for entry in losses],
         steps=steps,
-        steps_here=max(steps - (int(resumed.name.removeprefix("step-")) if resumed else 0), 1),
+        steps_here=max(steps - steps_before, 1),
         seconds=output.metrics["train_runtime"],
         progress=trainer.progress,
         interrupted=interrupt.is_set(),
@@ -298,96 +326,108 @@ def _say_start(
     trainer: AnswerTrainer, inputs: TrainingInputs, keep: Path, resumed: Path | None
 ) -> None:
     """Print the step from which training starts, and the memory that it is expected to take."""
-    if damaged := checkpoint.newer_than(keep, resumed):
+    damaged = checkpoint.newer_than(keep, resumed)
+    if damaged:
+        names = ", ".join(damaged)
         then = "" if resumed else "; none is whole, so the training starts over"
-        console.say(f"  note: {', '.join(damaged)} of an earlier run left aside as damaged{then}")
+        console.say(f"  note: {names} of an earlier run left aside as damaged{then}")
     if resumed is not None:
         console.say(f"  going on from {resumed.name} of an earlier run")
         return
-    plan = inputs.plan
-    expected = f", about {console.size(plan.memory_bytes)} of memory" if plan.memory_bytes else ""
-    if plan.piece_tokens < model_shape.PIECE_TOKENS:
-        expected += (
-            f" with {plan.piece_tokens} tokens at once in place of {model_shape.PIECE_TOKENS}"
-        )
-    if plan.idle_gpus:
-        visible = plan.idle_gpus + 1
+    if inputs.plan.idle_gpus:
+        visible = inputs.plan.idle_gpus + 1
         torchrun = f"torchrun --standalone --nproc_per_node {visible} -m slmctl finetune"
         console.say(f"  note: one of {visible} GPUs trains; `{torchrun}` uses all")
-    console.say(
-        f"  {inputs.library} backend{expected}; validation loss before training "
-        f"{trainer.progress.before:.3f}"
-    )
+    before = f"validation loss before training {trainer.progress.before:.3f}"
+    console.say(f"  {inputs.library} backend{_expected_memory(inputs.plan)}; {before}")
     if hf_folder.has_experts(trainer.model):
         console.say("  note: the experts stay as they are; LoRA adapts the layers around them")
+
+
+def _expected_memory(plan: DevicePlan) -> str:
+    """The memory that a training is expected to take, in words: `, about 1.2 GB of memory`."""
+    words = f", about {console.size(plan.memory_bytes)} of memory" if plan.memory_bytes else ""
+    usual = model_shape.PIECE_TOKENS
+    if plan.piece_tokens < usual:
+        words += f" with {plan.piece_tokens} tokens at once in place of {usual}"
+    return words
 
 
 def _metrics(
     trainer: AnswerTrainer, inputs: TrainingInputs, result: TrainingResult
 ) -> dict[str, Any]:
     """The manifest's metrics: losses in nats a token, memory in bytes."""
-    progress = result.progress
-    return {
-        "backend": inputs.library,
+    progress, plan = result.progress, inputs.plan
+    course = {
         "steps": result.steps,
         "best_step": progress.best_step,
         "stopped_early": progress.stopped_early,
-        **({"interrupted": True} if result.interrupted else {}),
-        "train_loss": round(result.train_losses[-1], 6),
-        "validation_loss": round(progress.best, 6),
-        "validation_loss_last": round(result.loss_last, 6),
-        "validation_loss_before": round(result.loss_before, 6),
-        "learned": result.learned,
-        "overfitted": result.overfitted,
-        "too_long": inputs.overlong,
-        "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        "processes": trainer.accelerator.num_processes,
-        "tokens_per_s": round(
-            progress.real / max(result.steps, 1) * result.steps_here / result.seconds, 1
-        ),
+    }
+    if result.interrupted:
+        course["interrupted"] = True
+    losses = {
+        "train_loss": result.train_losses[-1],
+        "validation_loss": progress.best,
+        "validation_loss_last": result.loss_last,
+        "validation_loss_before": result.loss_before,
+    }
+    tokens_here = progress.real / max(result.steps, 1) * result.steps_here
+    work = {
+        "tokens_per_s": round(tokens_here / result.seconds, 1),
         "computed_tokens": progress.computed,
         "record_tokens": progress.real,
         "padding": round(trainer.padding, 4),
-        "memory_estimate": inputs.plan.memory_bytes,
-        "piece_tokens": inputs.plan.piece_tokens,
-        **({"memory_peak": inputs.plan.peak_bytes()} if inputs.plan.gpu else {}),
+        "memory_estimate": plan.memory_bytes,
+        "piece_tokens": plan.piece_tokens,
+    }
+    if plan.gpu:
+        work["memory_peak"] = plan.peak_bytes()
+    return {
+        "backend": inputs.library,
+        **course,
+        **{name: round(loss, 6) for name, loss in losses.items()},
+        "learned": result.learned,
+        "overfitted": result.overfitted,
+        "too_long": inputs.overlong,
+        "trained_parameters": sum(weight.numel() for weight in trainer.trained().values()),
+        "processes": trainer.accelerator.num_processes,
+        **work,
     }
 
 
 def _report(result: TrainingResult, overlong: dict[str, int]) -> None:
     """Print the steps, the losses, and a note on everything that the user should look at."""
-    progress, best, before = result.progress, result.progress.best, result.loss_before
-    console.say(
-        f"  {console.count(result.steps, 'step')} in {console.duration(result.seconds)}; "
-        f"validation loss {before:.3f} -> {best:.3f}"
-    )
-    notes = []
+    steps, time = console.count(result.steps, "step"), console.duration(result.seconds)
+    losses = f"{result.loss_before:.3f} -> {result.progress.best:.3f}"
+    console.say(f"  {steps} in {time}; validation loss {losses}")
+    for note in _notes(result):
+        console.say(f"  note: {note}")
+    for fate, count in overlong.items():
+        if count:
+            records = console.count(count, "record")
+            console.say(f"  note: {records} longer than max_length: {fate}")
+
+
+def _notes(result: TrainingResult) -> Iterator[str]:
+    """Sentences on what may be wrong with a training."""
+    progress = result.progress
+    best = progress.best
     if not result.learned:
-        notes.append(
-            f"it learned nothing: validation loss is {best:.3f}, before training {before:.3f}"
-        )
+        before = f"before training {result.loss_before:.3f}"
+        yield f"it learned nothing: validation loss is {best:.3f}, {before}"
     if result.overfitted:
         rose = f"validation loss rose to {result.loss_last:.3f} while training loss fell"
-        notes.append(f"it overfitted: {rose}; kept is step {progress.best_step}")
-    validations = [
-        (entry["eval_loss"], entry["step"]) for entry in result.history if "eval_loss" in entry
-    ]
-    lowest, step = min(each for each in validations if each[1])
+        yield f"it overfitted: {rose}; kept is step {progress.best_step}"
+    later = [entry for entry in result.validations if entry["step"]]
+    lowest, step = min((entry["eval_loss"], entry["step"]) for entry in later)
     if best > OVERFITTING_RATIO * lowest:
-        notes.append(
+        yield (
             f"validation loss was {lowest:.3f} at step {step}, which may be luck: the last step is "
             "kept"
         )
     if progress.stopped_early:
         worse = f"{progress.worse} validations in a row were worse than the best one"
-        notes.append(f"stopped early at step {result.steps}: {worse}")
-    notes += [
-        f"{console.count(count, 'record')} longer than max_length: {fate}"
-        for fate, count in overlong.items()
-        if count
-    ]
-    for note in notes:
-        console.say(f"  note: {note}")
+        yield f"stopped early at step {result.steps}: {worse}"
 
 
 def _require_trackers(names: Sequence[str]) -> None:
@@ -410,9 +450,10 @@ def _require_trackers(names: Sequence[str]) -> None:
 def _require_shared_batch(batch: int, processes: int) -> None:
     """Refuse a batch that the processes cannot share before anything is loaded."""
     if batch % processes:
+        next_larger = math.ceil(batch / processes) * processes
         raise UsageError(
             f"batch_size {batch} does not divide by {processes} processes",
-            hint=f"--set finetune.batch_size={math.ceil(batch / processes) * processes}",
+            hint=f"--set finetune.batch_size={next_larger}",
         )
 
 
@@ -462,14 +503,17 @@ def make_trainer(
         # else Trainer splits batches over all visible GPUs, by torch's DataParallel
         arguments._n_gpu = 1
     if distributed.world_size() > 1:
-        train = [*train, without_loss(min(train, key=lambda record: len(record["input_ids"])))]
+        shortest = min(train, key=lambda record: len(record["input_ids"]))
+        train = [*train, without_loss(shortest)]
     # its own default is a folder that is removed when the training ends
     if "tensorboard" in config.report_to:
-        os.environ.setdefault(
-            "TENSORBOARD_LOGGING_DIR", f"tensorboard/{keep.name.removeprefix('.resume-')}"
-        )
+        folder = f"tensorboard/{keep.name.removeprefix('.resume-')}"
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", folder)
     _leave_routers(model)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    batches: PackedBatches | PaddedBatches = PaddedBatches(pad, plan.piece_tokens)
+    if packs:
+        batches = PackedBatches(plan.piece_tokens)
     return AnswerTrainer(
         model=model,
         args=arguments,
@@ -477,9 +521,7 @@ def make_trainer(
         eval_dataset=Dataset.from_list(validation),
         processing_class=tokenizer,
         validation=validation,
-        batches=PackedBatches(plan.piece_tokens)
-        if packs
-        else PaddedBatches(pad, plan.piece_tokens),
+        batches=batches,
         checkpoints=keep,
         patience=config.patience,
         check_every=plan.check_every,
@@ -500,38 +542,34 @@ def _leave_routers(model: Any) -> None:
 
 def _sft_config(config: FinetuneConfig, records: int, keep: Path, plan: DevicePlan) -> SFTConfig:
     """TRL's settings for the section `finetune` and a number of training records."""
-    batch = int(config.batch_size)
-    per_epoch = math.ceil(records / batch)
-    steps = config.steps(records)
-    every = config.validate_every or max(math.ceil(per_epoch / 2), 1)
     return SFTConfig(
         output_dir=str(keep),
-        max_steps=steps,
-        learning_rate=float(config.learning_rate),
-        lr_scheduler_type=config.lr_scheduler
-        if config.lr_scheduler != "constant"
-        else "constant_with_warmup",
-        warmup_steps=math.ceil(steps * config.warmup_ratio),
-        per_device_train_batch_size=batch // distributed.world_size(),
-        # a step is cut into pieces by `batches`; unsloth would take 2 by default
-        gradient_accumulation_steps=1,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
         seed=config.seed,
-        **plan.arguments(),
-        dataset_kwargs={"skip_prepare_dataset": True},  # the records are tokenized already
-        max_length=None,
-        remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
-        eval_strategy="steps",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=every,
-        logging_steps=LOG_EVERY_STEPS,
-        logging_nan_inf_filter=False,  # true would log a diverged loss as 0.0
         report_to=config.report_to or "none",
-        disable_tqdm=True,
+        **FIXED_SETTINGS,
+        **_schedule(config, records),
+        **plan.arguments(),
     )
+
+
+def _schedule(config: FinetuneConfig, records: int) -> dict[str, Any]:
+    """TRL's settings of the steps: their number and size, and what happens between them."""
+    batch = int(config.batch_size)
+    steps = config.steps(records)
+    half_an_epoch = math.ceil(math.ceil(records / batch) / 2)
+    every = config.validate_every or max(half_an_epoch, 1)
+    scheduler = config.lr_scheduler
+    return {
+        "max_steps": steps,
+        "per_device_train_batch_size": batch // distributed.world_size(),
+        "learning_rate": float(config.learning_rate),
+        "lr_scheduler_type": "constant_with_warmup" if scheduler == "constant" else scheduler,
+        "warmup_steps": math.ceil(steps * config.warmup_ratio),
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "eval_steps": every,
+        "save_steps": every,
+    }
 
 
 def load_transformers(config: FinetuneConfig, folder: Path, plan: DevicePlan | None = None) -> Any:
@@ -541,10 +579,10 @@ def load_transformers(config: FinetuneConfig, folder: Path, plan: DevicePlan | N
     memory-mapped, not copied.
     """
     plan = plan or device_plan.on_cpu(config)
-    model = hf_folder.load_model(folder, dtype="auto" if config.load_in_4bit else plan.dtype)
-    return get_peft_model(
-        model, lora_targets.lora_config(config, model), autocast_adapter_dtype=True
-    )
+    dtype = "auto" if config.load_in_4bit else plan.dtype
+    model = hf_folder.load_model(folder, dtype=dtype)
+    lora = lora_targets.lora_config(config, model)
+    return get_peft_model(model, lora, autocast_adapter_dtype=True)
 
 
 def unsloth_options(
@@ -552,6 +590,8 @@ def unsloth_options(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Keyword arguments for unsloth's `from_pretrained` and `get_peft_model`."""
     lora = config.lora
+    targets = lora.target_modules
+    checkpointing = "unsloth" if plan.checkpointing else False
     load = {
         "model_name": str(folder),
         "max_seq_length": config.max_length,
@@ -563,12 +603,10 @@ def unsloth_options(
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
-        "target_modules": list(LINEAR_MODULES)
-        if lora.target_modules == "all-linear"
-        else lora.target_modules,
+        "target_modules": list(LINEAR_MODULES) if targets == "all-linear" else targets,
         "use_dora": lora.dora,
         "random_state": config.seed,
-        "use_gradient_checkpointing": "unsloth" if plan.checkpointing else False,
+        "use_gradient_checkpointing": checkpointing,
     }
     return load, shape
 
@@ -586,15 +624,10 @@ def _require_finite(model: Any) -> None:
     """Raises StageError for a NaN or an infinity among the trained weights,
     which safetensors would save silently.
     """
-    broken = [
-        name
-        for name, p in model.named_parameters()
-        if p.requires_grad and not bool(torch.isfinite(p).all())
-    ]
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    broken = sum(not bool(torch.isfinite(parameter).all()) for parameter in trained)
     if broken:
-        raise StageError(
-            f"training diverged: {len(broken)} weights are not finite", hint=DIVERGED_HINT
-        )
+        raise StageError(f"training diverged: {broken} weights are not finite", hint=DIVERGED_HINT)
 
 
 def _reproducible_columns(entry: dict[str, Any]) -> dict[str, Any]:
@@ -614,9 +647,10 @@ def _save(model: Any, base: Artifact, out: Path) -> None:
     settings = model.peft_config["default"].to_dict()
     settings["base_model_name_or_path"] = Base.read(base.path).name
     settings["inference_mode"] = True
-    plain = json.loads(
-        json.dumps(
-            settings, default=lambda value: sorted(value) if isinstance(value, set) else str(value)
-        )
-    )
+    plain = json.loads(json.dumps(settings, default=_plain))
     (out / "adapter_config.json").write_bytes(canonical(plain))
+
+
+def _plain(value: Any) -> list[str] | str:
+    """A setting that JSON does not have, as one that it has."""
+    return sorted(value) if isinstance(value, set) else str(value)

@@ -20,12 +20,9 @@ LEAST_CAPABILITY = (8, 0)  # compute capability of CUDA that the kernel needs
 
 def serves(query: torch.Tensor, dropout: float) -> bool:
     """True if the kernel runs on the device of `query`; it has no dropout."""
-    return bool(
-        query.is_cuda
-        and not dropout
-        and importlib.util.find_spec("triton") is not None
-        and torch.cuda.get_device_capability(query.device) >= LEAST_CAPABILITY
-    )
+    if not query.is_cuda or dropout or importlib.util.find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(query.device) >= LEAST_CAPABILITY
 
 
 def attend(
@@ -40,18 +37,15 @@ def attend(
 ) -> torch.Tensor:
     """query (1, heads, T, size), key and value (1, kv heads, T, size) -> (1, T, heads, size)."""
     prefix, rows = layout
-    tokens = query.shape[2]
-    length = (tokens - prefix) // rows
-    mask = block_mask(prefix, rows, length, window, query.device)
-    out: torch.Tensor = _kernel(query.is_cuda)(
-        query,
-        key,
-        value,
-        score_mod=_cap(softcap),
-        block_mask=mask,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    length = (query.shape[2] - prefix) // rows
+    options = {
+        "score_mod": _cap(softcap),
+        "block_mask": block_mask(prefix, rows, length, window, query.device),
+        "scale": scaling,
+        "enable_gqa": query.shape[1] != key.shape[1],
+    }
+    attention = _kernel(query.is_cuda)
+    out: torch.Tensor = attention(query, key, value, **options)
     return out.transpose(1, 2)
 
 
@@ -65,14 +59,7 @@ def block_mask(
     The blocks with a visible score follow from the layout, so no mask (T, T) is made.
     """
     tokens = prefix + rows * length
-    first = torch.arange(0, tokens, BLOCK)  # the first query of each block
-    last = (first + BLOCK - 1).clamp(max=tokens - 1)
-    # first token of its record
-    opens = torch.where(first < prefix, 0, prefix + (first - prefix) // length * length)
-    blocks = torch.arange(len(first))
-    # (blocks of queries, of keys)
-    seen = (blocks * BLOCK < prefix) | ((blocks + 1) * BLOCK > opens[:, None])
-    seen &= blocks * BLOCK <= last[:, None]
+    seen = _seen_blocks(prefix, length, tokens)
     order = seen.int().argsort(dim=1, descending=True, stable=True).int()
     counts = seen.sum(dim=1, dtype=torch.int32)
     return flex.BlockMask.from_kv_blocks(
@@ -84,6 +71,20 @@ def block_mask(
     )
 
 
+def _seen_blocks(prefix: int, length: int, tokens: int) -> torch.Tensor:
+    """True where a block of queries sees a key of a block: (blocks of queries, blocks of keys)."""
+    first = torch.arange(0, tokens, BLOCK)  # token of each block
+    end = first + BLOCK
+    last = (end - 1).clamp(max=tokens - 1)
+    record = (first - prefix) // length
+    # the token that the record of a block's first query begins with
+    begin = torch.where(first < prefix, 0, prefix + record * length)
+    in_prefix = first < prefix
+    in_record = end > begin[:, None]
+    before = first <= last[:, None]
+    return (in_prefix | in_record) & before
+
+
 def visible(prefix: int, length: int, window: int | None) -> Any:
     """flex_attention's mask_mod: a query sees keys of the prefix and of its own record, up to
     itself.
@@ -92,14 +93,17 @@ def visible(prefix: int, length: int, window: int | None) -> Any:
         window: Number of tokens that a place attends to, itself included; None for all before it.
     """
 
+    def place(index: torch.Tensor) -> torch.Tensor:
+        """The place of a token in its own record."""
+        after = (index - prefix) % length
+        return torch.where(index < prefix, index, prefix + after)
+
     def sees(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         record = torch.where(query < prefix, -1, (query - prefix) // length)
         same = (key < prefix) | ((key - prefix) // length == record)
         seen = (key <= query) & same
         if window is not None:
-            at = torch.where(query < prefix, query, prefix + (query - prefix) % length)
-            other = torch.where(key < prefix, key, prefix + (key - prefix) % length)
-            seen = seen & (at - other < window)
+            seen = seen & (place(query) - place(key) < window)
         return seen
 
     return sees
@@ -117,4 +121,6 @@ def _kernel(compiled: bool) -> Any:
     """flex_attention, compiled on a GPU with dynamic shapes, since
     batches differ; eager elsewhere, for tests.
     """
-    return torch.compile(flex.flex_attention, dynamic=True) if compiled else flex.flex_attention
+    if not compiled:
+        return flex.flex_attention
+    return torch.compile(flex.flex_attention, dynamic=True)

@@ -40,21 +40,21 @@ class FourBitWeight:
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.rows, self.columns = weight.shape
-        # (out, in / BLOCK)
-        self.scale = torch.empty(self.rows, self.columns // BLOCK, dtype=torch.bfloat16)
+        self._blocks = self.columns // BLOCK  # of a row
+        self.scale = torch.empty(self.rows, self._blocks, dtype=torch.bfloat16)
         # (out, in / 4), 4 codes each
         self.fours = torch.empty(self.rows, self.columns // 4, dtype=torch.int16)
         values = torch.tensor(VALUES)
         middles = (values[1:] + values[:-1]) / 2
+        shifts = torch.tensor([0, 4, 8, 12], dtype=torch.int32)
         for rows in self._parts():
             # (rows, in / BLOCK, BLOCK)
-            blocks = weight[rows].float().reshape(-1, self.columns // BLOCK, BLOCK)
+            blocks = weight[rows].float().reshape(-1, self._blocks, BLOCK)
             self.scale[rows] = blocks.abs().amax(2)
-            unit = blocks / self.scale[rows].float().clamp_min(1e-30).unsqueeze(2)
-            numbers = torch.bucketize(unit, middles, out_int32=True).reshape(
-                -1, self.columns // 4, 4
-            )
-            shifted = numbers << torch.tensor([0, 4, 8, 12], dtype=torch.int32)
+            divisor = self.scale[rows].float().clamp_min(1e-30)
+            unit = blocks / divisor.unsqueeze(2)
+            codes = torch.bucketize(unit, middles, out_int32=True)
+            shifted = codes.reshape(-1, self.columns // 4, 4) << shifts
             self.fours[rows] = (shifted.sum(2) - (1 << 15)).to(torch.int16)
 
     def write(self, room: torch.Tensor) -> None:
@@ -62,16 +62,10 @@ class FourBitWeight:
         table = _fours()
         for rows in self._parts():
             places = self.fours[rows].flatten().int().add_(1 << 15)
-            values = (
-                table.index_select(0, places)
-                .view(torch.bfloat16)
-                .view(-1, self.columns // BLOCK, BLOCK)
-            )
-            torch.mul(
-                values,
-                self.scale[rows].unsqueeze(2),
-                out=room[rows].view(-1, self.columns // BLOCK, BLOCK),
-            )
+            values = table.index_select(0, places).view(torch.bfloat16)
+            blocks = values.view(-1, self._blocks, BLOCK)
+            scale = self.scale[rows].unsqueeze(2)
+            torch.mul(blocks, scale, out=room[rows].view(-1, self._blocks, BLOCK))
 
     def whole(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight (out, in), dequantised, in `dtype`."""
@@ -81,7 +75,8 @@ class FourBitWeight:
 
     def _parts(self) -> list[slice]:
         step = max(AT_ONCE // self.columns, 1)
-        return [slice(start, min(start + step, self.rows)) for start in range(0, self.rows, step)]
+        starts = range(0, self.rows, step)
+        return [slice(start, min(start + step, self.rows)) for start in starts]
 
 
 def fits(weight: torch.Tensor) -> bool:
@@ -92,7 +87,6 @@ def fits(weight: torch.Tensor) -> bool:
 @functools.cache
 def _fours() -> torch.Tensor:
     """Lookup table (65536,): for each two bytes, their four bfloat16 values as one int64."""
-    numbers = torch.arange(1 << 16).unsqueeze(1) >> torch.tensor([0, 4, 8, 12]) & 15
-    return (
-        torch.tensor(VALUES, dtype=torch.bfloat16)[numbers].contiguous().view(torch.int64).flatten()
-    )
+    codes = torch.arange(1 << 16).unsqueeze(1) >> torch.tensor([0, 4, 8, 12]) & 15
+    values = torch.tensor(VALUES, dtype=torch.bfloat16)[codes]
+    return values.contiguous().view(torch.int64).flatten()

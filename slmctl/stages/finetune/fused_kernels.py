@@ -93,21 +93,21 @@ class FusedKernels:
 
     def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """RMS norm of x (…, n) float32 with weight (n,)."""
-        x, out = x.contiguous(), torch.empty(x.shape)
-        self._library.norm_forward(
-            _at(x), _at(weight), ctypes.c_float(eps), _at(out), *_long(_rows(x), x.shape[-1])
-        )
+        x = x.contiguous()
+        out = torch.empty(x.shape)
+        epsilon, sizes = ctypes.c_float(eps), _long(_rows(x), x.shape[-1])
+        self._library.norm_forward(_at(x), _at(weight), epsilon, _at(out), *sizes)
         return out
 
     def norm_backward(
         self, g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> torch.Tensor:
         """Gradient of x from g, the gradient of the result of `norm`."""
-        g, x, out = g.contiguous(), x.contiguous(), torch.empty(x.shape)
-        sizes = _long(_rows(x), x.shape[-1])
-        self._library.norm_backward(
-            _at(g), _at(x), _at(weight), ctypes.c_float(eps), _at(out), *sizes
-        )
+        g = g.contiguous()
+        x = x.contiguous()
+        out = torch.empty(x.shape)
+        epsilon, sizes = ctypes.c_float(eps), _long(_rows(x), x.shape[-1])
+        self._library.norm_backward(_at(g), _at(x), _at(weight), epsilon, _at(out), *sizes)
         return out
 
     def split(
@@ -116,10 +116,12 @@ class FusedKernels:
         """x (T, heads of all groups * size) -> states (T, heads,
         size) of each group, see `SplitHeads`.
         """
-        x, size = x.contiguous(), x.shape[1] // sum(group.heads for group in groups)
+        x = x.contiguous()
+        size = x.shape[1] // sum(group.heads for group in groups)
         outs = [torch.empty(len(x), group.heads, size) for group in groups]
-        run = getattr(self._library, f"split_forward_{NAMES[x.dtype]}")
-        run(_at(x), *_described(groups, size), *_angles(cos, sin), _all(outs), *_long(len(x)))
+        run = self._of_type("split_forward", x.dtype)
+        described, angles = _described(groups, size), _angles(cos, sin)
+        run(_at(x), *described, *angles, _all(outs), ctypes.c_long(len(x)))
         return tuple(outs)
 
     def split_backward(
@@ -134,54 +136,52 @@ class FusedKernels:
         """Gradient of x (T, heads of all groups * size) in `dtype`; x
         itself is needed where a group is normed.
         """
-        grads, size = [g.contiguous() for g in grads], grads[0].shape[2]
-        out = torch.empty(len(grads[0]), size * sum(group.heads for group in groups), dtype=dtype)
-        run = getattr(self._library, f"split_backward_{NAMES[dtype]}")
-        states = _at(x.contiguous()) if x is not None else ctypes.c_void_p()
-        run(
-            _all(grads),
-            states,
-            *_described(groups, size),
-            *_angles(cos, sin),
-            _at(out),
-            *_long(len(out)),
-        )
+        grads = [g.contiguous() for g in grads]
+        size = grads[0].shape[2]
+        width = size * sum(group.heads for group in groups)
+        out = torch.empty(len(grads[0]), width, dtype=dtype)
+        states = ctypes.c_void_p()
+        if x is not None:
+            x = x.contiguous()
+            states = _at(x)
+        run = self._of_type("split_backward", dtype)
+        described, angles = _described(groups, size), _angles(cos, sin)
+        run(_all(grads), states, *described, *angles, _at(out), ctypes.c_long(len(out)))
         return out
 
     def gated(self, both: torch.Tensor, kind: str) -> torch.Tensor:
         """activation(gate) * up, from both (T, 2 n): gate and up side by side -> (T, n)."""
-        both, n = both.contiguous(), both.shape[1] // 2
+        both = both.contiguous()
+        n = both.shape[1] // 2
         out = torch.empty(len(both), n, dtype=both.dtype)
-        run = getattr(self._library, f"gated_forward_{NAMES[both.dtype]}")
-        run(*_long(ACTIVATIONS[kind]), _at(both), _at(out), *_long(len(both), n))
+        activation = ctypes.c_long(ACTIVATIONS[kind])
+        run = self._of_type("gated_forward", both.dtype)
+        run(activation, _at(both), _at(out), *_long(len(both), n))
         return out
 
     def gated_backward(self, both: torch.Tensor, g: torch.Tensor, kind: str) -> torch.Tensor:
         """Gradient of both (T, 2 n) from g (T, n)."""
-        both, g, out = (
-            both.contiguous(),
-            g.to(both.dtype).contiguous(),
-            torch.empty(both.shape, dtype=both.dtype),
-        )
-        run = getattr(self._library, f"gated_backward_{NAMES[both.dtype]}")
-        run(*_long(ACTIVATIONS[kind]), _at(both), _at(g), _at(out), *_long(len(both), g.shape[1]))
+        both = both.contiguous()
+        g = g.to(both.dtype).contiguous()
+        out = torch.empty(both.shape, dtype=both.dtype)
+        activation = ctypes.c_long(ACTIVATIONS[kind])
+        run = self._of_type("gated_backward", both.dtype)
+        run(activation, _at(both), _at(g), _at(out), *_long(len(both), g.shape[1]))
         return out
 
     def dropout(self, x: torch.Tensor, share: float, seed: int) -> torch.Tensor:
         """See the function `dropout`; x has a column stride of 1."""
-        out, (rows, n) = torch.empty(x.shape, dtype=x.dtype), x.shape
-        run = getattr(self._library, f"dropout_{NAMES[x.dtype]}")
+        out = torch.empty(x.shape, dtype=x.dtype)
         threshold = min(round(share * 2**32), 2**32 - 1)
-        run(
-            _at(x),
-            *_long(x.stride(0)),
-            _at(out),
-            *_long(rows, n),
-            ctypes.c_uint32(seed),
-            ctypes.c_uint32(threshold),
-            ctypes.c_float(1 / (1 - share)),
-        )
+        draw = (ctypes.c_uint32(seed), ctypes.c_uint32(threshold))
+        scale = ctypes.c_float(1 / (1 - share))
+        run = self._of_type("dropout", x.dtype)
+        run(_at(x), ctypes.c_long(x.stride(0)), _at(out), *_long(*x.shape), *draw, scale)
         return out
+
+    def _of_type(self, name: str, dtype: torch.dtype) -> Any:
+        """The library's function for tensors of a type."""
+        return getattr(self._library, f"{name}_{NAMES[dtype]}")
 
 
 def dropout(x: torch.Tensor, share: float, seed: int) -> torch.Tensor:
@@ -191,9 +191,8 @@ def dropout(x: torch.Tensor, share: float, seed: int) -> torch.Tensor:
     fused = load()
     if fused:
         return fused.dropout(x, share, seed)
-    kept = torch.empty(x.shape, dtype=x.dtype).bernoulli_(
-        1 - share, generator=torch.Generator().manual_seed(seed)
-    )
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.empty(x.shape, dtype=x.dtype).bernoulli_(1 - share, generator=generator)
     return kept.div_(1 - share).mul_(x)
 
 
@@ -224,14 +223,14 @@ def _described(groups: Sequence[HeadGroup], size: int) -> tuple[Any, ...]:
     """Returns the arguments (array of `_Group`, number of groups, size of a head)."""
     described = (_Group * len(groups))()
     for fields, group in zip(described, groups, strict=True):
-        fields.heads, fields.rotation = group.heads, ROTATIONS[group.rotation]
-        if norm := group.norm:
+        fields.heads = group.heads
+        fields.rotation = ROTATIONS[group.rotation]
+        norm = group.norm
+        if norm is not None:
             fields.norm_place = 2 if norm.after_rotation else 1
-            fields.norm_size, fields.eps, fields.weight = (
-                len(norm.weight),
-                norm.eps,
-                norm.weight.data_ptr(),
-            )
+            fields.norm_size = len(norm.weight)
+            fields.eps = norm.eps
+            fields.weight = norm.weight.data_ptr()
     return described, *_long(len(groups), size)
 
 
@@ -242,37 +241,41 @@ def load() -> FusedKernels | None:
     """
     if platform.system() != "Linux":  # elsewhere compilers come without OpenMP
         return None
-    key = json.dumps(
-        [
-            SOURCE.read_text(encoding="utf-8"),
-            FLAGS,
-            platform.machine(),
-            sorted(hardware.cpu_flags()),
-        ]
-    )
-    name, cache = f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.so", user_cache()
+    name = f"{_build_id()}.so"
+    cache = user_cache()
     with contextlib.suppress(OSError):  # not built yet, or not readable
         if cache:
             return FusedKernels(ctypes.CDLL(str(cache / "kernels" / name)))
-    if not (compiler := hardware.cpp_compiler()):
+    compiler = hardware.cpp_compiler()
+    if not compiler:
         return None
     try:
         # a loaded library needs its file no more
         with tempfile.TemporaryDirectory(prefix="slmctl-") as scratch:
             built = Path(scratch) / name
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(built)]
-            subprocess.run(
-                command,
-                env=child_environment.bare(),
-                check=True,
-                capture_output=True,
-                timeout=COMPILE_S,
-            )
+            _compile(compiler, built)
             if cache:
                 _keep(built, cache / "kernels")
             return FusedKernels(ctypes.CDLL(str(built)))
     except (OSError, subprocess.SubprocessError):  # the compiler fails on the source
         return None
+
+
+def _build_id() -> str:
+    """16 digits that follow from the source, the flags and this processor."""
+    source = SOURCE.read_text(encoding="utf-8")
+    key = json.dumps([source, FLAGS, platform.machine(), sorted(hardware.cpu_flags())])
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _compile(compiler: str, built: Path) -> None:
+    subprocess.run(
+        [compiler, *FLAGS, str(SOURCE), "-o", str(built)],
+        env=child_environment.bare(),
+        check=True,
+        capture_output=True,
+        timeout=COMPILE_S,
+    )
 
 
 def _keep(built: Path, folder: Path) -> None:

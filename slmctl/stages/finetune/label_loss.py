@@ -30,8 +30,11 @@ class LabelTokens:
 
     def spell(self, records: Iterable[EncodedRecord]) -> bool:
         """True if all answers to learn are labels."""
-        answers = [[token for token in record["labels"] if token != IGNORED] for record in records]
-        return all(None not in self._nodes(tokens) for tokens in answers)
+        for record in records:
+            answer = [token for token in record["labels"] if token != IGNORED]
+            if None in self._nodes(answer):
+                return False
+        return True
 
     def choices(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """The choices at the N answer tokens of a batch.
@@ -43,7 +46,8 @@ class LabelTokens:
         allowed = torch.zeros(len(tokens), len(self._alphabet), dtype=torch.bool)
         for row, node in zip(allowed, self._nodes(tokens), strict=True):
             assert node is not None  # or `spell` would be false
-            row[[self._columns[token] for token in node.next]] = True
+            columns = [self._columns[token] for token in node.next]
+            row[columns] = True
         chosen = torch.tensor([self._columns[token] for token in tokens], dtype=torch.long)
         return {"alphabet": self._alphabet, "allowed": allowed, "chosen": chosen}
 
@@ -58,7 +62,8 @@ class LabelTokens:
                 return
             yield node
             node = node.next[token]
-            node = self._trie.root if node.label is not None else node
+            if node.label is not None:
+                node = self._trie.root
         if node is not self._trie.root:
             yield None
 
@@ -76,5 +81,5 @@ def mixed(
         choices: `allowed` and `chosen`, see `LabelTokens.choices`.
     """
     barred = logits.float().masked_fill(~choices["allowed"], -torch.inf)
-    among = functional.cross_entropy(barred, choices["chosen"], reduction="none") * weights
-    return SHARE * losses + (1 - SHARE) * among
+    entropies = functional.cross_entropy(barred, choices["chosen"], reduction="none")
+    return SHARE * losses + (1 - SHARE) * (entropies * weights)

@@ -46,10 +46,9 @@ PROBE_NAME = "slmctl-probe"  # packed attention that records its arguments
 # the values, and for layers that use the keys and values of another layer.
 QKV_NAMES = (("q_proj", "k_proj", "v_proj"), ("qkv_proj",), ("q_proj", "k_proj"), ("q_proj",))
 OUT_NAMES = (("o_proj",), ("out_proj",), ("dense",))
-QUERY_NORMS, KEY_NORMS = (
-    ("q_norm", "q_layernorm", "query_layernorm"),
-    ("k_norm", "k_layernorm", "key_layernorm"),
-)
+QUERY_NORMS = ("q_norm", "q_layernorm", "query_layernorm")
+KEY_NORMS = ("k_norm", "k_layernorm", "key_layernorm")
+VALUE_NORMS = ("v_norm",)
 # Names of the linear layers of an MLP: gate and up, or up alone without a gate; and down.
 GATE_UP_NAMES = (("gate_proj", "up_proj"), ("w1", "w3"), ("gate_up_proj",), ("input_linear",))
 UP_NAMES = (("up_proj",), ("fc1",))
@@ -111,11 +110,8 @@ def hold_in_4bit(model: Any, products: torch.dtype) -> None:
     core = core_model(model)
     for name in list(lora_targets.linear_layers(core)):
         layer = core.get_submodule(name)
-        if (
-            type(layer) is torch.nn.Linear
-            and not layer.weight.requires_grad
-            and four_bit.fits(layer.weight)
-        ):
+        frozen = type(layer) is torch.nn.Linear and not layer.weight.requires_grad
+        if frozen and four_bit.fits(layer.weight):
             FourBitLinear.replace(layer, products)
     for parameter in core.parameters():
         if not parameter.requires_grad and parameter.is_floating_point():
@@ -183,7 +179,8 @@ def _observe(core: Any, layers: Sequence[Any]) -> dict[Any, _Call]:
         **options: Any,
     ) -> Any:
         if module in calls:
-            calls[module].attended, calls[module].options = (query, key, value), options
+            calls[module].attended = (query, key, value)
+            calls[module].options = options
         return packing.attention(module, query, key, value, attention_mask, **options)
 
     parts = [part for layer in layers for part in layer.children()]
@@ -207,7 +204,8 @@ def _close(got: Any, wanted: torch.Tensor, dtype: torch.dtype) -> bool:
     if got.shape != wanted.shape:
         return False
     wanted = wanted.float()
-    return float((got.float() - wanted).norm() / wanted.norm()) < TOLERANCE[dtype]
+    error = (got.float() - wanted).norm()
+    return float(error / wanted.norm()) < TOLERANCE[dtype]
 
 
 def _stack(module: Any, *choices: Sequence[str]) -> StackedLinear | None:
@@ -229,10 +227,12 @@ def _stack(module: Any, *choices: Sequence[str]) -> StackedLinear | None:
 
 def _replace_mlp(mlp: Any) -> bool:
     """Replace an MLP if it has the expected parts and agrees."""
-    first, last = _stack(mlp, *GATE_UP_NAMES, *UP_NAMES), _stack(mlp, *DOWN_NAMES)
+    first = _stack(mlp, *GATE_UP_NAMES, *UP_NAMES)
+    last = _stack(mlp, *DOWN_NAMES)
     if first is None or last is None:
         return False
-    x = torch.randn(1, 16, first.wide, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 16, first.wide, generator=generator)
     x *= 2 / first(x[0]).float().std()  # so that the activation is far from linear
     with contextlib.suppress(*ODD):
         wanted = mlp(x)
@@ -253,18 +253,22 @@ def _activations(mlp: Any, *, gated: bool) -> list[Elementwise]:
     """Candidates for the function between the products of an MLP: its
     activation, or activation(gate) * up.
     """
-    names = ("act_fn", "activation_fn", "activation")
-    own = next((getattr(mlp, name) for name in names if hasattr(mlp, name)), None)
+    own = _attribute(mlp, ("act_fn", "activation_fn", "activation"))
     if not gated:
         return [lambda x: own(x.float())] if own is not None else []
     x = torch.linspace(-4, 4, 101)
     kinds = {"silu": functional.silu(x), "gelu": functional.gelu(x, approximate="tanh")}
-    return [
-        functools.partial(_gated, kind=kind)
-        for kind, values in kinds.items()
+    candidates: list[Elementwise] = []
+    for kind, values in kinds.items():
         # without one, its forward calls a function
-        if own is None or torch.allclose(own(x), values, atol=1e-6)
-    ]
+        if own is None or torch.allclose(own(x), values, atol=1e-6):
+            candidates.append(functools.partial(_gated, kind=kind))
+    return candidates
+
+
+def _attribute(module: Any, names: Sequence[str]) -> Any:
+    """The first of these attributes that a module has; None without one."""
+    return next((getattr(module, name) for name in names if hasattr(module, name)), None)
 
 
 def _gated(both: torch.Tensor, kind: str) -> torch.Tensor:
@@ -273,7 +277,8 @@ def _gated(both: torch.Tensor, kind: str) -> torch.Tensor:
 
 
 def _replace_convolution(module: PackedShortConvolution) -> bool:
-    into, out = _stack(module, ["in_proj"]), _stack(module, ["out_proj"])
+    into = _stack(module, ["in_proj"])
+    out = _stack(module, ["out_proj"])
     if into is None or out is None:
         return False
     module.products = (into, out)
@@ -281,7 +286,8 @@ def _replace_convolution(module: PackedShortConvolution) -> bool:
 
 
 def _is_norm(module: Any) -> bool:
-    return type(module).__name__.endswith("RMSNorm") or type(module).__name__ == "Cohere2LayerNorm"
+    name = type(module).__name__
+    return name.endswith("RMSNorm") or name == "Cohere2LayerNorm"
 
 
 @torch.no_grad()
@@ -298,12 +304,13 @@ def _norm_weight(norm: Any, size: int = 0) -> tuple[torch.Tensor, float] | None:
     own = getattr(norm, "weight", None)
     weight = torch.ones(size) if own is None else own.detach().float()
     x = torch.linspace(-2, 3, weight.numel())[None]
-    expected, plain = norm(x).float(), x * reciprocal_std(x, eps)
-    error, best = min(
-        (float((plain * candidate - expected).norm() / expected.norm()), k)
-        for k, candidate in enumerate((weight, weight + 1))
-    )
-    return (weight + best, eps) if error < 0.01 else None
+    expected = norm(x).float()
+    plain = x * reciprocal_std(x, eps)
+    errors = [(plain * (weight + added) - expected).norm() for added in (0, 1)]
+    best = int(errors[1] < errors[0])
+    if not float(errors[best] / expected.norm()) < 0.01:  # NaN is no small error
+        return None
+    return weight + best, eps
 
 
 def _replace_norm(norm: Any) -> None:
@@ -313,7 +320,8 @@ def _replace_norm(norm: Any) -> None:
         weight, eps = parameters
         norm.forward = lambda x: RmsNorm.apply(x, weight, eps)
     elif type(norm).__name__.endswith("LayerNorm"):
-        weight, eps = norm.weight.detach().float(), norm.variance_epsilon
+        weight = norm.weight.detach().float()
+        eps = norm.variance_epsilon
         x = torch.linspace(-2, 3, weight.numel())[None]
 
         def forward(x: torch.Tensor) -> torch.Tensor:
@@ -325,7 +333,8 @@ def _replace_norm(norm: Any) -> None:
 
 def _replace_attention(module: Any, call: _Call) -> bool:
     """Replace attention if it has the expected parts and agrees."""
-    into, out = _stack(module, *QKV_NAMES), _stack(module, *OUT_NAMES)
+    into = _stack(module, *QKV_NAMES)
+    out = _stack(module, *OUT_NAMES)
     if into is None or out is None:
         return False
     with contextlib.suppress(*ODD):
@@ -350,39 +359,48 @@ def _heads(module: Any, call: _Call, into: StackedLinear) -> Heads | None:
 
     It returns queries alone for a module that uses the keys and values of another layer.
     """
-    wanted = [x[0].transpose(0, 1) for x in call.attended]
-    counts, size = [x.shape[1] for x in wanted], wanted[0].shape[2]
+    expected = [x[0].transpose(0, 1) for x in call.attended]
+    size = expected[0].shape[2]
+    queries = expected[0].shape[1] * size
     keys_are_values = len(into.outs) == 2
-    if sum(into.outs) == counts[0] * size:
-        wanted = wanted[:1]
+    if into.high == queries:
+        expected = expected[:1]
     positions = call.kwargs.get("position_embeddings")
-    rotations: list[Rotation | None] = (
-        ["halves", "interleaved", None] if positions is not None else [None]
-    )
+    rotations: list[Rotation | None] = [None]
+    if positions is not None:
+        rotations = ["halves", "interleaved", None]
     repeated = positions is not None and _repeats(positions[0])
 
     def project(hidden: torch.Tensor) -> torch.Tensor:
         x = into(hidden.squeeze(0))
-        return torch.cat([x, x[:, counts[0] * size :]], dim=1) if keys_are_values else x
+        return torch.cat([x, x[:, queries:]], dim=1) if keys_are_values else x
 
     for rotation, late in itertools.product(rotations, (False, True)):
-        norms = [
-            _head_norm(module, names, size, late) for names in (QUERY_NORMS, KEY_NORMS, ("v_norm",))
-        ]
-        groups = [
-            HeadGroup(count, turned, norm)
-            for count, turned, norm in zip(counts, (rotation, rotation, None), norms, strict=True)
-        ][: len(wanted)]
+        groups = _groups(module, call, rotation, late)[: len(expected)]
 
         def heads(
             hidden: torch.Tensor, positions: Any, groups: Sequence[HeadGroup] = groups
         ) -> Any:
-            return SplitHeads.apply(project(hidden), groups, *_angles(positions, repeated=repeated))
+            angles = _angles(positions, repeated=repeated)
+            return SplitHeads.apply(project(hidden), groups, *angles)
 
-        got = heads(call.hidden, positions)
-        if all(_close(a, b, into.dtype) for a, b in zip(got, wanted, strict=True)):
+        states = heads(call.hidden, positions)
+        if all(_close(a, b, into.dtype) for a, b in zip(states, expected, strict=True)):
             return heads
     return None
+
+
+def _groups(module: Any, call: _Call, rotation: Rotation | None, late: bool) -> list[HeadGroup]:
+    """The heads of a module's queries, keys and values, if it turns them by `rotation`, and norms
+    them before, or after it if `late`.
+    """
+    groups = []
+    size = call.attended[0].shape[3]
+    forms = ((QUERY_NORMS, rotation), (KEY_NORMS, rotation), (VALUE_NORMS, None))
+    for states, (names, turned) in zip(call.attended, forms, strict=True):
+        norm = _head_norm(module, names, size, late)
+        groups.append(HeadGroup(states.shape[1], turned, norm))
+    return groups
 
 
 def _repeats(cos: torch.Tensor) -> bool:
@@ -398,14 +416,12 @@ def _angles(positions: Any, *, repeated: bool) -> list[torch.Tensor]:
     if positions is None:
         return [torch.empty(0)] * 2
     half = positions[0].shape[-1] // 2
-    return [
-        (x[0, :, None, ::2] if repeated else x[0, :, None, :half]).float().contiguous()
-        for x in positions
-    ]
+    places = slice(None, None, 2) if repeated else slice(half)
+    return [angles[0, :, None, places].float().contiguous() for angles in positions]
 
 
 def _head_norm(module: Any, names: Sequence[str], size: int, late: bool) -> HeadNorm | None:
-    norm = next((getattr(module, name) for name in names if hasattr(module, name)), None)
+    norm = _attribute(module, names)
     parameters = _norm_weight(norm, size) if norm is not None else None
     return HeadNorm(*parameters, late) if parameters else None
 
@@ -414,11 +430,11 @@ def _attention(
     module: Any, call: _Call, heads: Heads, out: StackedLinear
 ) -> Callable[..., tuple[torch.Tensor, None]]:
     """The forward function of an attention module."""
-    options = {
-        name: value for name, value in call.options.items() if name not in ("layout", "dropout")
-    }
+    options = dict(call.options)
+    for name in ("layout", "dropout"):
+        options.pop(name, None)
     scale = options.get("scaling") or call.attended[0].shape[3] ** -0.5
-    window, dtype = options.get("sliding_window"), out.dtype
+    window = options.get("sliding_window")
     dropout = getattr(module, "attention_dropout", 0.0)
     by_flash = not options.get("softcap") and not dropout
 
@@ -434,18 +450,24 @@ def _attention(
         if not kv:  # keys and values of an earlier layer
             kv = [x[0].transpose(0, 1) for x in shared_kv_states[module.layer_type]]
         elif getattr(module, "store_full_length_kv", False):
-            shared_kv_states[module.layer_type] = tuple(x.transpose(0, 1)[None] for x in kv)
+            shared_kv_states[module.layer_type] = tuple(map(_batched, kv))
         if by_flash:
-            mixed = PackedAttention.apply(q, *kv, layout, scale, window, dtype)
+            mixed = PackedAttention.apply(q, *kv, layout, scale, window, out.dtype)
         else:  # torch's flash kernel has neither caps nor dropout
-            q, k, v = (x.transpose(0, 1)[None] for x in (q, *kv))
             share = dropout if module.training else 0.0
-            mixed = packing.attention(
-                module, q, k, v, None, layout=layout, dropout=share, **options
-            )[0][0].flatten(1)
+            k, v = map(_batched, kv)
+            whole, _ = packing.attention(
+                module, _batched(q), k, v, None, layout=layout, dropout=share, **options
+            )
+            mixed = whole[0].flatten(1)
         return out(mixed)[None], None
 
     return forward
+
+
+def _batched(x: torch.Tensor) -> torch.Tensor:
+    """States (T, heads, size) as transformers holds them: (1, heads, T, size)."""
+    return x.transpose(0, 1)[None]
 
 
 AttentionMaskInterface.register(PROBE_NAME, lambda *args, **kwargs: None)

@@ -7,7 +7,7 @@ weight is used without calling them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +72,19 @@ def adapted_layers(model: PreTrainedModel, wanted: str | list[str]) -> list[str]
     ends = [name for name, module in model.named_modules() if module in _ends(model)]
     chosen: list[str] = []
     for target in wanted:
-        named = [name for name in (*linear, *ends) if name == target or name.endswith(f".{target}")]
-        if not named:
+        matches = _named((*linear, *ends), target)
+        if not matches:
             raise UsageError(
                 f"finetune.lora.target_modules: {_reason(model, target)}",
                 hint=f"all-linear, or some of {_listed(linear)}",
             )
-        chosen += named
+        chosen += matches
     return sorted(set(chosen))
+
+
+def _named(names: Iterable[str], target: str) -> list[str]:
+    """Those dotted names that end with `target`."""
+    return [name for name in names if name == target or name.endswith(f".{target}")]
 
 
 def linear_layers(model: PreTrainedModel) -> Iterator[str]:
@@ -88,16 +93,19 @@ def linear_layers(model: PreTrainedModel) -> Iterator[str]:
     If the model has an adapter, the adapter's linear layers are among them.
     """
     decoder: Any = model.get_decoder()
-    inside = {id(module) for module in decoder.modules()} - {id(module) for module in _ends(model)}
+    inside = {id(module) for module in decoder.modules()}
+    inside.difference_update(id(module) for module in _ends(model))
     mixture = hf_folder.has_experts(model)
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear | Conv1D) or id(module) not in inside:
             continue
-        parent, _, own = name.rpartition(".")
-        of_experts = "experts" in name.split(".") or hasattr(model.get_submodule(parent), "experts")
-        if of_experts or (mixture and (own in EXPERT_NAMES or ".router." in name)):
+        path, _, own = name.rpartition(".")
+        parent = model.get_submodule(path)
+        of_experts = "experts" in name.split(".") or hasattr(parent, "experts")
+        like_experts = own in EXPERT_NAMES or ".router." in name
+        if of_experts or (mixture and like_experts):
             continue
-        if not _read_past_adapter(model.get_submodule(parent), own):
+        if not _read_past_adapter(parent, own):
             yield name
 
 
@@ -107,9 +115,7 @@ def _read_past_adapter(mixer: nn.Module, own: str) -> bool:
 
     PEFT refuses some of them, and an adapter of the others would train on a CPU only.
     """
-    state_space = (
-        hasattr(mixer, "A_log") and hasattr(mixer, "in_proj") and hasattr(mixer, "out_proj")
-    )
+    state_space = all(hasattr(mixer, name) for name in ("A_log", "in_proj", "out_proj"))
     return state_space and own in ("out_proj", "dt_proj")
 
 
@@ -120,22 +126,22 @@ def _ends(model: PreTrainedModel) -> list[nn.Module]:
 
 def _reason(model: PreTrainedModel, target: str) -> str:
     """The reason why no layer of this name can be adapted."""
-    there = [
-        name for name, _ in model.named_modules() if name == target or name.endswith(f".{target}")
-    ]
-    if not there:
+    matches = _named((name for name, _ in model.named_modules()), target)
+    if not matches:
         return f"the base has no layer '{target}'"
-    name, decoder = there[0], model.get_decoder()
-    module = model.get_submodule(name)
+    path, _, own = matches[0].rpartition(".")
+    module = model.get_submodule(matches[0])
+    decoder = model.get_decoder()
     if not any(module is inner for inner in decoder.modules()):
         return f"'{target}' lies outside the text model of the base"
     if not isinstance(module, nn.Linear | Conv1D):
         return f"'{target}' is a {type(module).__name__}, and LoRA here adapts linear layers"
-    if _read_past_adapter(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]):
+    if _read_past_adapter(model.get_submodule(path), own):
         return f"'{target}' of a state-space layer is multiplied past its adapter"
     return f"'{target}' belongs to a mixture of experts, which stays as it is"
 
 
 def _listed(names: list[str]) -> str:
     leaves = sorted({name.rpartition(".")[2] for name in names})
-    return ", ".join(leaves[:NAMES_SHOWN]) + (", ..." if len(leaves) > NAMES_SHOWN else "")
+    more = ", ..." if len(leaves) > NAMES_SHOWN else ""
+    return ", ".join(leaves[:NAMES_SHOWN]) + more

@@ -27,10 +27,7 @@ def svg(history: Sequence[dict[str, Any]], best_step: int) -> str:
 
 def _validation(entry: dict[str, Any], best_step: int) -> Point:
     step, loss = entry["step"], entry["eval_loss"]
-    best = step == best_step
-    return Point(
-        step,
-        loss,
-        f"step {step}: {loss:.4f}{' (kept)' if best else ''}",
-        f"kept: {loss:.3f}" if best else "",
-    )
+    title = f"step {step}: {loss:.4f}"
+    if step != best_step:
+        return Point(step, loss, title, "")
+    return Point(step, loss, f"{title} (kept)", f"kept: {loss:.3f}")

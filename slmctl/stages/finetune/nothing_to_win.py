@@ -4,6 +4,8 @@ rows right that next to nothing is left.
 
 from __future__ import annotations
 
+from typing import Any
+
 from slmctl import console
 from slmctl.inference import TAGGER
 from slmctl.metrics import encoder_head, gates, linear_baseline
@@ -27,26 +29,30 @@ def doubt(project: Project) -> Doubt | None:
         }
         name = TAGGER if project.config.task.has("schema") else encoder_head.NAME
         models[name] = titles[name], project.artifact("encoder").metrics
-    for model, (name, score) in models.items():
-        if (
-            score
-            and score["rows"] >= linear_baseline.FEWEST
-            and (score["right"] == score["rows"] or score["interval"][0] >= BARELY)
-        ):
-            low, high = map(console.percent, score["interval"])
-            text = (
-                f"{name} answers {score['right']:,} of {score['rows']:,} validation rows right "
-                f"({low} to {high}), so a "
-                "trained one has next to nothing to win"
-            )
-            hint = (
-                f"{gates.CHEAP[model]} releases that one; to train all the same: slmctl run --yes"
-            )
-            return Doubt(
-                text,
-                "nothing_to_win",
-                (f"to release it: {gates.CHEAP[model]}",),
-                "train all the same?",
-                hint,
-            )
+    for model, (title, score) in models.items():
+        if score and _wins_nothing(score):
+            return _doubt(title, score, gates.CHEAP[model])
     return None
+
+
+def _wins_nothing(score: dict[str, Any]) -> bool:
+    """True if a model that answers validation rows so well leaves next to nothing to win."""
+    if score["rows"] < linear_baseline.FEWEST:
+        return False
+    return bool(score["right"] == score["rows"] or score["interval"][0] >= BARELY)
+
+
+def _doubt(title: str, score: dict[str, Any], release: str) -> Doubt:
+    """The doubt beside a cheap model; `release` are the options that release that one."""
+    low, high = map(console.percent, score["interval"])
+    text = (
+        f"{title} answers {score['right']:,} of {score['rows']:,} validation rows right "
+        f"({low} to {high}), so a trained one has next to nothing to win"
+    )
+    return Doubt(
+        text,
+        "nothing_to_win",
+        (f"to release it: {release}",),
+        "train all the same?",
+        f"{release} releases that one; to train all the same: slmctl run --yes",
+    )

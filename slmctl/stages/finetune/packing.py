@@ -56,16 +56,16 @@ def pack(records: Sequence[EncodedRecord]) -> dict[str, Any]:
     `layout` is (prefix, records).
     """
     prefix = shared_prefix_length(records)
-    length = max(len(record["input_ids"]) for record in records) - prefix
+    longest = max(len(record["input_ids"]) for record in records)
+    length = longest - prefix
     ids = torch.zeros(prefix + len(records) * length, dtype=torch.long)  # (T,)
     ids[:prefix] = torch.tensor(records[0]["input_ids"][:prefix])
     starts = range(prefix, len(ids), length)
     for start, record in zip(starts, records, strict=True):
         rest = record["input_ids"][prefix:]
         ids[start : start + len(rest)] = torch.tensor(rest)
-    positions = torch.cat(
-        [torch.arange(prefix), torch.arange(prefix, prefix + length).repeat(len(records))]
-    )
+    rests = torch.arange(prefix, longest).repeat(len(records))
+    positions = torch.cat([torch.arange(prefix), rests])
     return {
         "input_ids": ids[None],
         "position_ids": positions[None],
@@ -81,14 +81,16 @@ def answers(records: Sequence[EncodedRecord], starts: Sequence[int]) -> dict[str
         starts: Index in the batch of each record's first token, as if its prefix stood right before
             its rest.
     """
-    learned = [
-        (label, weight, start + at - 1)  # a token is predicted at the place before it
-        for start, record in zip(starts, records, strict=True)
-        for at, (label, weight) in enumerate(zip(record["labels"], record["weights"], strict=True))
-        if label != IGNORED
-    ]
-    columns = (torch.tensor(column) for column in zip(*learned, strict=True))
-    return dict(zip(("labels", "weights", "keep"), columns, strict=True))
+    labels: list[int] = []
+    weights: list[float] = []
+    keep: list[int] = []
+    for start, record in zip(starts, records, strict=True):
+        learned = [at for at, label in enumerate(record["labels"]) if label != IGNORED]
+        labels += [record["labels"][at] for at in learned]
+        weights += [record["weights"][at] for at in learned]
+        keep += [start + at - 1 for at in learned]  # a token is predicted at the place before it
+    columns = {"labels": labels, "weights": weights, "keep": keep}
+    return {name: torch.tensor(column) for name, column in columns.items()}
 
 
 def shared_prefix_length(records: Sequence[EncodedRecord]) -> int:
@@ -97,17 +99,18 @@ def shared_prefix_length(records: Sequence[EncodedRecord]) -> int:
     """
     if len(records) < 2:
         return 0
+    first = records[0]["input_ids"]
     count = prompt_length(records[0])
     for record in records[1:]:
-        count = common_prefix(
-            records[0]["input_ids"], record["input_ids"], min(count, prompt_length(record))
-        )
+        most = min(count, prompt_length(record))
+        count = common_prefix(first, record["input_ids"], most)
     return count
 
 
 def prompt_length(record: EncodedRecord) -> int:
     """Number of tokens before the first position that predicts an answer."""
-    return max(next(k for k, label in enumerate(record["labels"]) if label != IGNORED) - 1, 0)
+    learned = (at for at, label in enumerate(record["labels"]) if label != IGNORED)
+    return max(next(learned) - 1, 0)
 
 
 def common_prefix(first: list[int], second: list[int], most: int) -> int:
@@ -162,40 +165,38 @@ def attention(
             query, key, value, layout, scaling=scaling, window=sliding_window, softcap=softcap
         )
         return whole, None
-    prefix, rows = layout
-    length = (query.shape[2] - prefix) // rows
     product: Any = torch.nn.functional.scaled_dot_product_attention
     if softcap is not None:
         product = functools.partial(_capped, cap=softcap)
-    options: dict[str, Any] = {
-        "scale": scaling,
-        "dropout_p": dropout,
-        "enable_gqa": query.shape[1] != key.shape[1],
-    }
-
-    def rests(x: torch.Tensor, *, with_prefix: bool) -> torch.Tensor:
-        # (rows, heads, length, size)
-        rest = x[0, :, prefix:].reshape(x.shape[1], rows, length, -1).transpose(0, 1)
-        return (
-            torch.cat([x[:, :, :prefix].expand(rows, -1, -1, -1), rest], dim=2)
-            if with_prefix
-            else rest
-        )
-
-    bias = causal_bias(prefix, length, sliding_window).to(query)
-    out = product(  # (rows, heads, length, size)
-        rests(query, with_prefix=False),
-        rests(key, with_prefix=True),
-        rests(value, with_prefix=True),
-        attn_mask=bias,
-        **options,
+    product = functools.partial(
+        product, scale=scaling, dropout_p=dropout, enable_gqa=query.shape[1] != key.shape[1]
     )
+    prefix = layout[0]
+    rests = _rests(query, layout)
+    bias = causal_bias(prefix, rests.shape[2], sliding_window).to(query)
+    keys = _after_prefix(key, layout)
+    values = _after_prefix(value, layout)
+    out = product(rests, keys, values, attn_mask=bias)  # (rows, heads, length, size)
     parts = [out.transpose(1, 2).flatten(0, 1)]  # (tokens, heads, size)
     if prefix:
         own = [x[:, :, :prefix] for x in (query, key, value)]
         bias = causal_bias(0, prefix, sliding_window).to(query)
-        parts.insert(0, product(*own, attn_mask=bias, **options)[0].transpose(0, 1))
+        out = product(*own, attn_mask=bias)
+        parts.insert(0, out[0].transpose(0, 1))
     return torch.cat(parts)[None], None
+
+
+def _rests(x: torch.Tensor, layout: tuple[int, int]) -> torch.Tensor:
+    """The states of each record's rest, x (1, heads, T, size) -> (rows, heads, length, size)."""
+    prefix, rows = layout
+    return torch.unflatten(x[0, :, prefix:], 1, (rows, -1)).transpose(0, 1)
+
+
+def _after_prefix(x: torch.Tensor, layout: tuple[int, int]) -> torch.Tensor:
+    """The states of each record, (rows, heads, prefix + length, size)."""
+    prefix, rows = layout
+    shared = x[:, :, :prefix].expand(rows, -1, -1, -1)
+    return torch.cat([shared, _rests(x, layout)], dim=2)
 
 
 def _require_causal(module: torch.nn.Module, attention_mask: Any, others: dict[str, Any]) -> None:
@@ -203,17 +204,15 @@ def _require_causal(module: torch.nn.Module, attention_mask: Any, others: dict[s
     over the prefix and the record's past.
     """
     causal = others.get("is_causal")
-    if not (getattr(module, "is_causal", True) if causal is None else causal):
+    if causal is None:
+        causal = getattr(module, "is_causal", True)
+    if not causal:
         raise ValueError("attention to what follows cannot be packed")
-    unknown = [
-        name
-        for name, value in others.items()
-        if value is not None and name not in NEUTRAL_ARGUMENTS
-    ]
+    present = (name for name, value in others.items() if value is not None)
+    unknown = [name for name in present if name not in NEUTRAL_ARGUMENTS]
     if unknown or attention_mask is not None:
-        raise ValueError(
-            f"attention with {', '.join(unknown) or 'a mask of its own'} cannot be packed"
-        )
+        names = ", ".join(unknown) or "a mask of its own"
+        raise ValueError(f"attention with {names} cannot be packed")
 
 
 def _capped(
@@ -231,11 +230,11 @@ def _capped(
     which torch's kernels do not offer.
     """
     if enable_gqa:
-        key, value = (
-            x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value)
-        )
-    # (rows, heads, length, keys)
-    scores = torch.tanh(query @ key.transpose(2, 3) * (scale / cap)) * cap + attn_mask
+        repeats = query.shape[1] // key.shape[1]
+        key = key.repeat_interleave(repeats, dim=1)
+        value = value.repeat_interleave(repeats, dim=1)
+    products = query @ key.transpose(2, 3)  # (rows, heads, length, keys)
+    scores = torch.tanh(products * (scale / cap)) * cap + attn_mask
     return torch.dropout(scores.softmax(dim=-1), dropout_p, train=True) @ value
 
 

@@ -28,7 +28,9 @@ PLAIN = (bool, int, float, str, type(None))  # types of settings
 MAX_KINDS = 8  # of layers; more come only from settings that differ in every layer
 # The probe: tokens of the shared prefix, tokens of each of two records after it, and a window
 # shorter than both.
-PREFIX, LENGTH, WINDOW = 6, 10, 5
+PREFIX = 6
+LENGTH = 10
+WINDOW = 5
 # Raised by models that take no `layout`, pass an argument that `packing.attention` refuses, or need
 # a shape that the probe does not have.
 UNSUITED = (
@@ -71,11 +73,9 @@ def probe_batch(trunk: Any, first: int = 3) -> dict[str, Any]:
     first record begins with token `first`.
     """
     count = min(trunk.get_input_embeddings().weight.shape[0], 1000)
-    places = torch.arange(PREFIX + 2 * LENGTH)
-    ids = (places + 3).where(
-        (places < PREFIX) | (places >= PREFIX + LENGTH), places - PREFIX + first
-    )
-    rest = torch.arange(PREFIX, PREFIX + LENGTH)
+    rest = torch.arange(PREFIX, PREFIX + LENGTH)  # places of the first record
+    ids = torch.arange(PREFIX + 2 * LENGTH) + 3
+    ids[rest] = rest - PREFIX + first
     positions = torch.cat([torch.arange(PREFIX), rest, rest])
     return {
         "input_ids": ids.remainder(count)[None],
@@ -89,15 +89,17 @@ def layer_kind(layer: torch.nn.Module) -> tuple[Any, ...]:
     """The classes and settings of a layer's modules, such as a sliding
     window; layers of one kind compute alike.
     """
-    places = ("layer_idx", "layer_id", "layer_number")
-    return tuple(
-        (
-            name,
-            type(module),
-            *((k, v) for k, v in vars(module).items() if isinstance(v, PLAIN) and k not in places),
-        )
-        for name, module in layer.named_modules()
-    )
+    kinds = []
+    for name, module in layer.named_modules():
+        settings = _settings(module)
+        for place in ("layer_idx", "layer_id", "layer_number"):
+            settings.pop(place, None)
+        kinds.append((name, type(module), *settings.items()))
+    return tuple(kinds)
+
+
+def _settings(module: torch.nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if isinstance(value, PLAIN)}
 
 
 def _has_known_layers(core: Any) -> bool:
@@ -105,13 +107,11 @@ def _has_known_layers(core: Any) -> bool:
     types = getattr(core.config, "layer_types", None) or ()
     if not KNOWN_LAYER_TYPES.issuperset(types):
         return False
-    aware = {
-        id(part)
-        for module in core.modules()
-        if getattr(module, "takes_layout", False)
-        for part in module.modules()
-    }
-    return all(id(module) in aware for module in core.modules() if isinstance(module, CONVOLUTIONS))
+    unaware = {id(module) for module in core.modules() if isinstance(module, CONVOLUTIONS)}
+    for module in core.modules():
+        if getattr(module, "takes_layout", False):
+            unaware.difference_update(id(part) for part in module.modules())
+    return not unaware
 
 
 class _Skipped(torch.nn.Module):
@@ -121,9 +121,7 @@ class _Skipped(torch.nn.Module):
 
     def __init__(self, layer: torch.nn.Module, like: torch.nn.Module) -> None:
         super().__init__()
-        self.__dict__.update(
-            {name: value for name, value in vars(layer).items() if isinstance(value, PLAIN)}
-        )
+        self.__dict__.update(_settings(layer))
         self.as_tuple = False
         like.register_forward_hook(self._note)
 
@@ -145,9 +143,7 @@ def _probe_copy(core: Any) -> Any:
     # the first of each
     kinds = {layer_kind(layer): index for index, layer in reversed(list(enumerate(layers)))}
     chosen = sorted(kinds.values())[:MAX_KINDS]
-    shared = {
-        id(module): module for module in trunk.modules() if isinstance(module, torch.nn.Embedding)
-    }
+    shared = {id(module): module for module in _embeddings(trunk)}
     setattr(trunk, name, torch.nn.ModuleList())
     try:
         probe = copy.deepcopy(trunk, shared)
@@ -164,12 +160,20 @@ def _probe_copy(core: Any) -> Any:
             owner.sliding_window = WINDOW
     for module in probe.modules():
         if not isinstance(module, torch.nn.Embedding):
-            for tensor in itertools.chain(
-                module.parameters(recurse=False), module.buffers(recurse=False)
-            ):
-                if tensor.is_floating_point():
-                    tensor.data = tensor.data.float()
+            _make_float32(module)
     return probe.eval()
+
+
+def _embeddings(model: torch.nn.Module) -> list[torch.nn.Module]:
+    return [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+
+
+def _make_float32(module: torch.nn.Module) -> None:
+    """Change the tensors of a module, but not of the modules in it."""
+    parameters, buffers = module.parameters(recurse=False), module.buffers(recurse=False)
+    for tensor in itertools.chain(parameters, buffers):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.float()
 
 
 def _layers(trunk: Any) -> tuple[str, torch.nn.ModuleList]:
@@ -179,22 +183,19 @@ def _layers(trunk: Any) -> tuple[str, torch.nn.ModuleList]:
         LookupError: It has none, such as a model with a vision tower, which holds its decoder
             further in.
     """
+    count = trunk.config.num_hidden_layers
     for name, module in trunk.named_children():
-        if (
-            isinstance(module, torch.nn.ModuleList)
-            and len(module) == trunk.config.num_hidden_layers
-        ):
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
             return name, module
     raise LookupError("no list of decoder layers")
 
 
 @contextmanager
 def _float32_embeddings(probe: Any) -> Iterator[None]:
-    hooks = [
-        module.register_forward_hook(lambda module, args, output: output.float())
-        for module in probe.modules()
-        if isinstance(module, torch.nn.Embedding)
-    ]
+    def to_float(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.float()
+
+    hooks = [module.register_forward_hook(to_float) for module in _embeddings(probe)]
     try:
         yield
     finally:
@@ -207,24 +208,23 @@ def _is_exact(probe: Any) -> bool:
     the first changes no state of the second.
     """
     batch, other = probe_batch(probe), probe_batch(probe, first=31)
-    prefix, first, second = batch["input_ids"][0].split([PREFIX, LENGTH, LENGTH])
-    records = torch.stack([torch.cat([prefix, first]), torch.cat([prefix, second])])
+    ids = batch["input_ids"][0]
+    elsewhere = torch.ones(len(ids), dtype=torch.bool)  # true outside of the first record
+    elsewhere[PREFIX : PREFIX + LENGTH] = False
+    records = torch.stack([ids[: PREFIX + LENGTH], ids[elsewhere]])
     # (2, prefix + length, width)
     alone = probe(input_ids=records, use_cache=False).last_hidden_state
     probe.config._attn_implementation = packing.ATTENTION_NAME
     packed, changed = (probe(**inputs).last_hidden_state[0] for inputs in (batch, other))
     expected = torch.cat([alone[0], alone[1, PREFIX:]])
-    elsewhere = torch.cat(
-        [torch.arange(PREFIX), torch.arange(PREFIX + LENGTH, PREFIX + 2 * LENGTH)]
-    )
-    return (
-        _change(packed, expected) < MAX_CHANGE
-        and _change(changed[elsewhere], packed[elsewhere]) < MAX_CHANGE
-    )
+    if not _change(packed, expected) < MAX_CHANGE:  # NaN is no small change
+        return False
+    return _change(changed[elsewhere], packed[elsewhere]) < MAX_CHANGE
 
 
 def _change(states: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest relative difference of a token's state (T, width);
     NaN where a state is not finite.
     """
-    return float(((states - expected).norm(dim=1) / expected.norm(dim=1)).max())
+    errors = (states - expected).norm(dim=1)
+    return float((errors / expected.norm(dim=1)).max())

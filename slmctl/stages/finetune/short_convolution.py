@@ -6,13 +6,29 @@ of the one before it. Here each record sees the end of the shared prefix, as it 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd import Function
 
 Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+class _Parts(NamedTuple):
+    """The parts of a tensor (T, 3 n) that holds them side by side, each (T, n)."""
+
+    b: torch.Tensor
+    c: torch.Tensor
+    x: torch.Tensor
+
+    @classmethod
+    def of(cls, bcx: torch.Tensor) -> _Parts:
+        return cls(*bcx.chunk(3, dim=1))
+
+    def float(self) -> _Parts:
+        return _Parts(*(part.float() for part in self))
 
 
 class ShortConvolution(Function):
@@ -28,30 +44,26 @@ class ShortConvolution(Function):
         bias: torch.Tensor | None,
         layout: tuple[int, int],
     ) -> torch.Tensor:
-        b, c, x = (part.float() for part in bcx.chunk(3, dim=1))
-        mixed = torch.cat(
-            [
-                _convolve(rows, weight).flatten(0, 1)
-                for rows in _rows(b * x, len(weight) - 1, layout)
-            ]
-        )
+        parts = _Parts.of(bcx).float()
+        sequences = _rows(parts.b * parts.x, len(weight) - 1, layout)
+        mixed = torch.cat([_convolve(rows, weight).flatten(0, 1) for rows in sequences])
         if bias is not None:
             mixed += bias
         ctx.save_for_backward(bcx, weight, mixed)
         ctx.layout = layout
-        return (c * mixed).to(bcx.dtype)
+        return (parts.c * mixed).to(bcx.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         bcx, weight, mixed = ctx.saved_tensors
-        b, c, x = (part.float() for part in bcx.chunk(3, dim=1))
+        parts = _Parts.of(bcx).float()
         g = grads[0].float()
         result = torch.empty_like(bcx)
-        db, dc, dx = result.chunk(3, dim=1)
-        dc.copy_(g * mixed)
-        inner = _rows_backward(g * c, weight, ctx.layout)
-        db.copy_(inner * x)
-        dx.copy_(inner * b)
+        places = _Parts.of(result)
+        places.c.copy_(g * mixed)
+        inner = _rows_backward(g * parts.c, weight, ctx.layout)
+        places.b.copy_(inner * parts.x)
+        places.x.copy_(inner * parts.b)
         return result, None, None, None
 
 
@@ -62,7 +74,8 @@ def _rows(x: torch.Tensor, before: int, layout: tuple[int, int]) -> list[torch.T
     prefix, rows = layout
     head = torch.cat([x.new_zeros(before, x.shape[1]), x[:prefix]])
     rests = torch.unflatten(x[prefix:], 0, (rows, -1))
-    return [head[None], torch.cat([head[len(head) - before :].expand(rows, -1, -1), rests], dim=1)]
+    earlier = head[len(head) - before :].expand(rows, -1, -1)
+    return [head[None], torch.cat([earlier, rests], dim=1)]
 
 
 def _convolve(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -77,14 +90,20 @@ def _convolve(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def _rows_backward(g: torch.Tensor, weight: torch.Tensor, layout: tuple[int, int]) -> torch.Tensor:
     """Gradient (T, n) of the convolution's input, from g (T, n), the gradient of its output."""
     prefix, rows = layout
+    head = _convolve_backward(g[None, :prefix], weight)[0]
+    rests = _convolve_backward(torch.unflatten(g[prefix:], 0, (rows, -1)), weight)
     before = len(weight) - 1
-    parts = [g[None, :prefix], torch.unflatten(g[prefix:], 0, (rows, -1))]
-    head, rests = (g.new_zeros(len(part), before + part.shape[1], g.shape[1]) for part in parts)
-    for part, back in zip(parts, (head, rests), strict=True):
-        for k in range(len(weight)):
-            back[:, k : k + part.shape[1]].addcmul_(part, weight[k])
-    head[0, head.shape[1] - before :] += rests[:, :before].sum(dim=0)
-    return torch.cat([head[0, before:], rests[:, before:].flatten(0, 1)])
+    head[len(head) - before :] += rests[:, :before].sum(dim=0)
+    return torch.cat([head[before:], rests[:, before:].flatten(0, 1)])
+
+
+def _convolve_backward(g: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Gradient of the rows of `_convolve` from g (rows, length, n), the gradient of its result."""
+    length = g.shape[1]
+    back = g.new_zeros(len(g), len(weight) - 1 + length, g.shape[2])
+    for k in range(len(weight)):
+        back[:, k : k + length].addcmul_(g, weight[k])
+    return back
 
 
 class PackedShortConvolution(torch.nn.Module):
@@ -106,7 +125,8 @@ class PackedShortConvolution(torch.nn.Module):
         into, out = self.products or (own.in_proj, own.out_proj)
         weight = own.conv.weight.detach()[:, 0].T.float()  # (n, 1, taps) -> (taps, n)
         apply: Any = ShortConvolution.apply
-        return out(apply(into(hidden_states[0]), weight, own.conv.bias, layout))[None]
+        mixed = apply(into(hidden_states[0]), weight, own.conv.bias, layout)
+        return out(mixed)[None]
 
 
 def teach_layout(model: Any) -> None:
@@ -114,11 +134,12 @@ def teach_layout(model: Any) -> None:
     other batches are computed as before.
     """
     for module in model.modules():
-        if type(module).__name__ in ("Lfm2ShortConv", "Lfm2MoeShortConv"):
-            kind = type(module)
-            if kind not in _CLASSES:
-                _CLASSES[kind] = type(f"Packed{kind.__name__}", (PackedShortConvolution, kind), {})
-            module.__class__ = _CLASSES[kind]
+        kind: type = type(module)
+        if kind.__name__ in ("Lfm2ShortConv", "Lfm2MoeShortConv"):
+            module.__class__ = _packed(kind)
 
 
-_CLASSES: dict[type, type] = {}  # transformers' class -> its subclass that takes a layout
+@functools.cache
+def _packed(kind: type) -> type:
+    """The subclass of a class of transformers that takes a layout."""
+    return type(f"Packed{kind.__name__}", (PackedShortConvolution, kind), {})

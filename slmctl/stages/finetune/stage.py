@@ -49,10 +49,8 @@ class Finetune(Stage[FinetuneConfig]):
         """
         if not section.is_auto:
             return section
-        train, weights = (
-            self.project.artifact(PREPARED).metrics["train"],
-            _weights(plan.shape_of_base(self.project)),
-        )
+        train = self.project.artifact(PREPARED).metrics["train"]
+        weights = _weights(plan.shape_of_base(self.project))
         return section.resolved(train, weights, structured=self._structured)
 
     def checkable(self) -> FinetuneConfig:
@@ -70,45 +68,38 @@ class Finetune(Stage[FinetuneConfig]):
         if shape is None or hardware.accelerator():
             return
         section = self.settings
-        width, smallest = _width(section), model_shape.LEAST_PIECE_TOKENS
-        least, free = (
-            shape.training_bytes(width, smallest, in_4bit=section.load_in_4bit),
-            hardware.available_bytes(),
+        least = shape.training_bytes(
+            _width(section), model_shape.LEAST_PIECE_TOKENS, in_4bit=section.load_in_4bit
         )
+        free = hardware.available_bytes()
         if least > free:
-            text = (
-                f"finetune takes about {console.size(least)} even in small pieces, and "
-                f"{console.size(free)} are free"
-            )
-            yield "memory", text
+            takes = f"finetune takes about {console.size(least)} even in small pieces"
+            yield "memory", f"{takes}, and {console.size(free)} are free"
 
     def refusals(self, rows: RowEstimate) -> Iterator[SlmctlError]:
         """Texts that the base cannot read, or that finetune refuses by `too_long: error`."""
         rows, windows = self._in_windows(rows)
-        section, entry = self.settings, catalogue.of_source(self.project.config.base)
+        section = self.settings
+        entry = catalogue.of_source(self.project.config.base)
         context = entry.context if entry is not None else rows.tokens
         refused = section.too_long == "error" and rows.tokens > SURELY * section.max_length
         if rows.tokens <= SURELY * context and not refused:
             return
-        longer = [
-            other.short_name
-            for other in catalogue.entries()
-            if other.context > SURELY * rows.tokens
-        ]
         reads = f"this base reads {context:,}, and " if entry is not None else ""
         shorter = SMALLER  # the answer to a window that is cut would hold the values behind the cut
         if windows == 1:
             shorter = (
                 "cut the texts to the part that holds the answer; --set "
-                "finetune.too_long=truncate, which learns "
+                "finetune.too_long=truncate, which learns the beginning alone"
             )
-            shorter += "the beginning alone"
+        entries = catalogue.entries()
+        longer = [other.short_name for other in entries if other.context > SURELY * rows.tokens]
+        bases = ", ".join(longer[:NAMED])
         yield DataError(
             f"the rows have some {rows.tokens:,} tokens each; {reads}finetune.max_length is "
             f"{section.max_length:,}",
             hint=f"{shorter}; --set finetune.max_length=N, which takes memory and time; or a base "
-            "that reads more: "
-            f"{', '.join(longer[:NAMED])} (slmctl bases)",
+            f"that reads more: {bases} (slmctl bases)",
         )
 
     def _in_windows(self, rows: RowEstimate) -> tuple[RowEstimate, int]:
@@ -118,53 +109,57 @@ class Finetune(Stage[FinetuneConfig]):
         document = self.project.config.task.document
         if document is None or rows.tokens <= document.size:
             return rows, 1
-        return replace(rows, tokens=document.size + rows.shared), -(
-            -rows.tokens // (document.size - document.shared)
-        )
+        windows = -(-rows.tokens // (document.size - document.shared))
+        return replace(rows, tokens=document.size + rows.shared), windows
 
     def cost(self, sizes: KnownSizes) -> StageEstimate:
         """The training, with its memory and time on the processor;
         on a GPU neither is known before.
         """
-        if (model := sizes.model) is None:
+        model = sizes.model
+        if model is None:
             return StageEstimate()
+        shape = model.shape
         section, rows = sizes.settings.finetune, sizes.rows
         if rows is not None:
-            section = section.resolved(
-                rows.train, model.shape.parameters, structured=self._structured
-            )
-            rows, windows = self._in_windows(rows)
-            rows = replace(rows, train=rows.train * windows, validation=rows.validation * windows)
-            if section.too_long != "error":
-                rows = replace(rows, tokens=min(rows.tokens, section.max_length))
+            section = section.resolved(rows.train, shape.parameters, structured=self._structured)
+            rows = self._learned(rows, section)
         disk = (4 + CHECKPOINT_WEIGHTS) * model.trained
         if hardware.accelerator():
             return StageEstimate(disk)
         work = _Work.of(int(section.batch_size), rows) if rows is not None else _Work()
-        peak = model.shape.training_bytes(_width(section), work.piece, in_4bit=section.load_in_4bit)
+        peak = shape.training_bytes(_width(section), work.piece, in_4bit=section.load_in_4bit)
         rate = sizes.rates.get(section.matmul_dtype)
         if rate is None or rows is None or not rows.train or not rows.tokens:
             return StageEstimate(disk, peak)
         seen = computed_records(section, rows.train, rows.validation)
-        seconds = seen * model.shape.training_seconds(rate, usable_cores(), rows=1, tokens=work.row)
-        return StageEstimate(disk, peak, seconds)
+        a_record = shape.training_seconds(rate, usable_cores(), rows=1, tokens=work.row)
+        return StageEstimate(disk, peak, seen * a_record)
+
+    def _learned(self, rows: RowEstimate, section: FinetuneConfig) -> RowEstimate:
+        """The rows as they are learned: cut into windows, or by `max_length`."""
+        rows, windows = self._in_windows(rows)
+        rows = replace(rows, train=rows.train * windows, validation=rows.validation * windows)
+        if section.too_long != "error":
+            rows = replace(rows, tokens=min(rows.tokens, section.max_length))
+        return rows
 
     def took(self, made: Artifact, whole: Sequence[Artifact]) -> float | None:
         """Of a training that went on from a checkpoint, the time of all its
         steps at the speed of the later ones.
         """
-        steps = made.metrics.get("record_tokens", 0) / (
-            made.metrics.get("tokens_per_s") or math.inf
-        )
-        return None if made.metrics.get("interrupted") else max(made.manifest.seconds, steps)
+        metrics = made.metrics
+        if metrics.get("interrupted"):
+            return None
+        rate = metrics.get("tokens_per_s") or math.inf
+        return max(made.manifest.seconds, metrics.get("record_tokens", 0) / rate)
 
     def choices(self, sizes: KnownSizes) -> str:
         section, rows = sizes.settings.finetune, sizes.rows
         if not section.is_auto or rows is None:
             return ""
-        return self._choice(
-            section, rows.train, _weights(sizes.shape), "" if rows.exact else "about "
-        )
+        about = "" if rows.exact else "about "
+        return self._choice(section, rows.train, _weights(sizes.shape), about)
 
     def doubt(self) -> Doubt | None:
         """A reason not to train: a cheap model leaves next to nothing to
@@ -196,16 +191,13 @@ class Finetune(Stage[FinetuneConfig]):
             rehearsal.rehearsed(project.artifact(BASE).path, section.lora)
 
     def run(self, request: StageRequest, *, out: Path, **more: Any) -> JsonObject:
-        prepared, weights = (
-            request.inputs[PREPARED.name],
-            _weights(plan.shape_of_base(self.project)),
-        )
+        prepared = request.inputs[PREPARED.name]
         assert isinstance(prepared, Artifact)
-        train, own = prepared.metrics["train"], self.settings
-        if (
-            own.is_auto
-            and own.resolved(train, weights, structured=self._structured) == request.section
-        ):
+        train = prepared.metrics["train"]
+        weights = _weights(plan.shape_of_base(self.project))
+        own = self.settings
+        resolved = own.resolved(train, weights, structured=self._structured)
+        if own.is_auto and resolved == request.section:
             console.say(f"  {self._choice(own, train, weights)}")
         return super().run(request, out=out, **more)
 
@@ -226,10 +218,8 @@ class Finetune(Stage[FinetuneConfig]):
         """The numbers for `auto`, and their reason: `5 epochs at 0.0008
         in batches of 16, by 1,277 rows ...`.
         """
-        chosen, used = (
-            section.resolved(train, weights, structured=self._structured),
-            round(section.train_share * train),
-        )
+        chosen = section.resolved(train, weights, structured=self._structured)
+        used = round(section.train_share * train)
         size = size_label(weights) if weights else "unknown size"
         return f"{chosen.length_and_rate}, by {about}{used:,} training rows and a base of {size}"
 
@@ -245,8 +235,10 @@ def _weights(shape: ModelShape | None) -> int:
 def computed_records(section: FinetuneConfig, train: int, validation: int) -> float:
     """Records that a training computes, those of its validations by their smaller cost."""
     records = max(train * section.train_share, 1)
-    batch, steps = int(section.batch_size), section.steps(records)
-    validations = steps / (section.validate_every or math.ceil(math.ceil(records / batch) / 2)) + 1
+    batch = int(section.batch_size)
+    steps = section.steps(records)
+    half_an_epoch = math.ceil(math.ceil(records / batch) / 2)
+    validations = steps / (section.validate_every or half_an_epoch) + 1
     return steps * batch + VALIDATION_COST * validations * validation
 
 
@@ -270,7 +262,11 @@ class _Work:
 
     @classmethod
     def of(cls, batch_size: int, rows: RowEstimate) -> _Work:
-        own, most = max(rows.tokens - rows.shared, 1), model_shape.piece_budget(rows.shared)
-        together = min(max((most - rows.shared) // own, 1), batch_size)
-        piece = max(model_shape.PIECE_TOKENS, rows.shared + together * own)
-        return cls(own + rows.shared * math.ceil(batch_size / together) / batch_size, piece)
+        own = max(rows.tokens - rows.shared, 1)
+        room = model_shape.piece_budget(rows.shared) - rows.shared
+        together = min(max(room // own, 1), batch_size)
+        pieces = math.ceil(batch_size / together)
+        return cls(
+            row=own + rows.shared * pieces / batch_size,
+            piece=max(model_shape.PIECE_TOKENS, rows.shared + together * own),
+        )

@@ -12,12 +12,11 @@ import dataclasses
 import gc
 import itertools
 import math
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +33,7 @@ from slmctl.stages.finetune import checkpoint as checkpoint_files
 from slmctl.stages.finetune.batches import PackedBatches, PaddedBatches
 from slmctl.stages.finetune.label_loss import LabelTokens
 from slmctl.stages.finetune.packing import IGNORED, EncodedRecord
+from slmctl.stages.finetune.sampler import LengthGroupedSampler
 
 ESTIMATE_AFTER_STEPS = 5  # steps
 TRIM_EVERY_STEPS = 10  # steps
@@ -72,6 +72,24 @@ class Progress:
     unlogged_steps: int = 0
 
 
+class StepCounts(NamedTuple):
+    """Counts of a step.
+
+    Attributes:
+        records: Those with a loss.
+        weight: Of their answer tokens.
+        tokens: Of these records, each counted whole.
+        computed: Tokens computed.
+        interrupted: Processes that an interrupt has reached.
+    """
+
+    records: float
+    weight: float
+    tokens: float
+    computed: float
+    interrupted: float
+
+
 class AnswerTrainer(SFTTrainer):
     """SFTTrainer with the loss on answer tokens only, and logits computed only where they predict
     one.
@@ -98,7 +116,9 @@ class AnswerTrainer(SFTTrainer):
         **kwargs: Any,
     ) -> None:
         self.labels = labels
-        self.validation, self.batches, self.checkpoints = validation, batches, checkpoints
+        self.validation = validation
+        self.batches = batches
+        self.checkpoints = checkpoints
         self.check_every = check_every
         self.unchecked: list[tuple[str, int, torch.Tensor]] = []  # quantity, step and value
         self.is_interrupted: Callable[[], bool] = lambda: False  # asked before every step
@@ -132,20 +152,16 @@ class AnswerTrainer(SFTTrainer):
         self.processing_class = self._tokenizer = self.callback_handler.processing_class = None
 
     def _collate(self, records: list[EncodedRecord]) -> dict[str, Any]:
-        pieces, learned = (
-            self.batches(records),
-            [record for record in records if any(record["weights"])],
-        )
+        pieces = self.batches(records)
+        learned = [record for record in records if any(record["weights"])]
         if self.labels is not None:
-            pieces = [piece | {"choices": self.labels.choices(piece["labels"])} for piece in pieces]
-        # on the host, without waiting for a device: records, their weight, tokens, computed tokens
-        counts = (
-            len(learned),
-            summed(weight for record in learned for weight in record["weights"]),
-            sum(len(record["input_ids"]) for record in learned),
-            sum(piece["input_ids"].numel() for piece in pieces),
-        )
-        return {"pieces": pieces, "counts": counts}
+            for piece in pieces:
+                piece["choices"] = self.labels.choices(piece["labels"])
+        weight = summed(weight for record in learned for weight in record["weights"])
+        tokens = sum(len(record["input_ids"]) for record in learned)
+        computed = sum(piece["input_ids"].numel() for piece in pieces)
+        # on the host, without waiting for a device
+        return {"pieces": pieces, "counts": (len(learned), weight, tokens, computed)}
 
     @property
     def padding(self) -> float:
@@ -163,20 +179,21 @@ class AnswerTrainer(SFTTrainer):
         """
         # none after the last of an epoch
         batches = list(itertools.islice(epoch_iterator, num_batches))
-        counts = [sum(batch["counts"][k] for batch in batches) for k in range(4)]
-        counts.append(int(self.is_interrupted()))
+        sums = [sum(batch["counts"][k] for batch in batches) for k in range(4)]
+        sums.append(int(self.is_interrupted()))
         if self.accelerator.num_processes > 1:
             # weights are no integers
-            sums = torch.tensor(counts, dtype=torch.float64, device=device)
-            counts = self.accelerator.reduce(sums, reduction="sum").tolist()
-        self.interrupted = counts[4] > 0  # of all processes, in the same step
-        self.progress.real += int(counts[2])
-        self.progress.computed += int(counts[3])
+            own = torch.tensor(sums, dtype=torch.float64, device=device)
+            sums = self.accelerator.reduce(own, reduction="sum").tolist()
+        counts = StepCounts(*sums)
+        self.interrupted = counts.interrupted > 0  # of all processes, in the same step
+        self.progress.real += int(counts.tokens)
+        self.progress.computed += int(counts.computed)
         # Not by the step's own answer tokens: records of like length share a step, so where short
         # answers are of one kind (such as no call), a step of these would weigh each of their
         # tokens many times another one.
-        divisor = counts[0] * self.mean_tokens
-        self.step_mean = divisor / (counts[1] or 1)
+        divisor = counts.records * self.mean_tokens
+        self.step_mean = divisor / (counts.weight or 1)
         return batches, torch.tensor(divisor)
 
     def training_step(
@@ -188,12 +205,12 @@ class AnswerTrainer(SFTTrainer):
         model.train()
         inputs = self._prepare_inputs(inputs)
         total = torch.zeros((), device=self.args.device)
-        for k, piece in enumerate(inputs["pieces"]):
-            last = k == len(inputs["pieces"]) - 1
-            with (
-                contextlib.nullcontext() if last else self.accelerator.no_sync(model),
-                self.compute_loss_context_manager(),
-            ):
+        pieces = inputs["pieces"]
+        for k, piece in enumerate(pieces, start=1):
+            # processes exchange gradients with the last piece
+            last = k == len(pieces)
+            sync = contextlib.nullcontext() if last else self.accelerator.no_sync(model)
+            with sync, self.compute_loss_context_manager():
                 loss = self.compute_loss(model, piece, num_items_in_batch=num_items_in_batch)
                 total += loss.detach()
                 self.accelerator.backward(loss)
@@ -225,12 +242,14 @@ class AnswerTrainer(SFTTrainer):
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)
-        if self.accelerator.scaler is None:
-            self.unchecked.append(("gradient", self.state.global_step + 1, torch.as_tensor(norm)))
+        step = self.state.global_step + 1
+        scaler = self.accelerator.scaler
+        if scaler is None:
+            self.unchecked.append(("gradient", step, torch.as_tensor(norm)))
         else:
             # a step whose gradient is not finite is skipped, and the next loss is scaled by half
-            if self.accelerator.scaler.get_scale() < LEAST_SCALE:
-                self.diverged("gradient", math.inf, self.state.global_step + 1)
+            if scaler.get_scale() < LEAST_SCALE:
+                self.diverged("gradient", math.inf, step)
             norm = torch.as_tensor(norm).nan_to_num(nan=0.0, posinf=0.0)
         self._check_when_due()
         return norm
@@ -246,11 +265,9 @@ class AnswerTrainer(SFTTrainer):
         Raises:
             StageError: One of them is not finite.
         """
-        values = (
-            torch.stack([value.float() for *_, value in self.unchecked]).tolist()
-            if self.unchecked
-            else []
-        )
+        if not self.unchecked:
+            return
+        values = torch.stack([value.float() for *_, value in self.unchecked]).tolist()
         for (quantity, step, _), value in zip(self.unchecked, values, strict=True):
             if not math.isfinite(value):
                 self.diverged(quantity, value, step)
@@ -269,31 +286,21 @@ class AnswerTrainer(SFTTrainer):
         records = sorted(self.validation, key=lambda record: len(record["input_ids"]))
         own = range(self.accelerator.process_index, len(records), self.accelerator.num_processes)
         share = [records[index] for index in own]
-        together = 2 * self.args.per_device_train_batch_size
-        losses = [
-            self.model(**self._prepare_inputs(piece)).losses
-            for start in range(0, len(share), together)
-            for piece in self.batches(share[start : start + together])
-        ]
-        by_token = iter(torch.cat(losses).tolist() if losses else [])  # nats, record after record
-        counts = [sum(label != IGNORED for label in record["labels"]) for record in share]
-        nats = [math.fsum(itertools.islice(by_token, count)) for count in counts]
         weights = [summed(record["weights"]) for record in share]
+        together = 2 * self.args.per_device_train_batch_size
+        losses = []
+        for start in range(0, len(share), together):
+            pieces = self.batches(share[start : start + together])
+            losses += [self.model(**self._prepare_inputs(piece)).losses for piece in pieces]
+        nats = _by_record(share, torch.cat(losses).tolist() if losses else [])
         every = sorted(gather_object(list(zip(own, weights, nats, strict=True))))
         size = math.ceil(len(every) / VALIDATION_BLOCKS)
-        blocks = [every[start : start + size] for start in range(0, len(every), size)]
-        self.blocks = [
-            (
-                len(block),
-                summed(weight for _, weight, _ in block),
-                round(math.fsum(loss for *_, loss in block), 6),
-            )
-            for block in blocks
-        ]
-        _, weight, total = (sum(column) for column in zip(*self.blocks, strict=True))
-        metrics = {"eval_loss": total / (weight or 1)}
-        if not math.isfinite(metrics["eval_loss"]):
-            self.diverged("validation loss", metrics["eval_loss"], self.state.global_step)
+        self.blocks = [_block(every[start : start + size]) for start in range(0, len(every), size)]
+        weight = sum(weight for _, weight, _ in self.blocks)
+        loss = sum(nats for *_, nats in self.blocks) / (weight or 1)
+        if not math.isfinite(loss):
+            self.diverged("validation loss", loss, self.state.global_step)
+        metrics = {"eval_loss": loss}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -329,11 +336,11 @@ class AnswerTrainer(SFTTrainer):
         The best of several equal ones looks better than it is, so the level is divided by their
         number (Bonferroni).
         """
-        best, last = (
-            np.array(blocks, np.float64) for blocks in (self.progress.best_blocks, self.blocks)
-        )
+        best = np.array(self.progress.best_blocks, np.float64)
+        last = np.array(self.blocks, np.float64)
         earlier = sum("eval_loss" in entry for entry in self.state.log_history) - 1
-        return sure_gain(last, best, 1 - (1 - CONFIDENCE) / max(earlier, 1)) > 0
+        doubt = (1 - CONFIDENCE) / max(earlier, 1)
+        return sure_gain(last, best, 1 - doubt) > 0
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -348,11 +355,9 @@ class AnswerTrainer(SFTTrainer):
             return
         last = next(entry for entry in reversed(self.state.log_history) if "eval_loss" in entry)
         progress = self.progress
-        progress.best, progress.best_step, progress.best_blocks = (
-            last["eval_loss"],
-            last["step"],
-            self.blocks,
-        )
+        progress.best = last["eval_loss"]
+        progress.best_step = last["step"]
+        progress.best_blocks = self.blocks
 
     # The log: transformers' own, with the losses of an interrupted run before its next entry
 
@@ -360,7 +365,8 @@ class AnswerTrainer(SFTTrainer):
         if self.progress.unlogged_steps:
             tr_loss += self.progress.unlogged
             self._globalstep_last_logged -= self.progress.unlogged_steps
-            self.progress.unlogged, self.progress.unlogged_steps = 0.0, 0
+            self.progress.unlogged = 0.0
+            self.progress.unlogged_steps = 0
         self._running_loss = tr_loss
         super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
 
@@ -370,16 +376,12 @@ class AnswerTrainer(SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.check()
         random_states = checkpoint_files.gather_random()  # every process sends its own
-        unlogged = float(
-            self.accelerator.reduce(self._running_loss.detach().clone(), reduction="mean")
-        )
+        own_loss = self._running_loss.detach().clone()
+        unlogged = float(self.accelerator.reduce(own_loss, reduction="mean"))
         steps = self.state.global_step - self._globalstep_last_logged
         if self.checkpoints is not None and self.is_world_process_zero():
-            checkpoint_files.save(
-                self,
-                random_states,
-                dataclasses.replace(self.progress, unlogged=unlogged, unlogged_steps=steps),
-            )
+            reached = dataclasses.replace(self.progress, unlogged=unlogged, unlogged_steps=steps)
+            checkpoint_files.save(self, random_states, reached)
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -399,51 +401,24 @@ class AnswerTrainer(SFTTrainer):
             )
 
 
-class LengthGroupedSampler(torch.utils.data.Sampler[int]):
-    """Indices of an epoch's records: shuffled, then sorted by length inside windows, so that a
-    batch pads little.
+def _by_record(records: Sequence[EncodedRecord], by_token: Iterable[float]) -> list[float]:
+    """The loss of each record, from those of all answer tokens, record after record."""
+    losses = iter(by_token)
+    counts = (sum(label != IGNORED for label in record["labels"]) for record in records)
+    return [math.fsum(itertools.islice(losses, count)) for count in counts]
 
-    The order is a function of seed and epoch alone, which makes resuming exact.
-    """
 
-    WINDOW = 20  # batches sorted together
-
-    def __init__(self, lengths: Sequence[int], args: Any, processes: int) -> None:
-        self.lengths, self.seed, self.epoch = lengths, args.seed, 0
-        # copies of the last record, which is `without_loss`, that complete an epoch's last batch
-        self.fill = 0
-        self.batch = args.per_device_train_batch_size * processes
-        # else accelerate fills the last batch up with records that were seen already
-        if processes > 1:
-            self.lengths = lengths[:-1]
-            self.fill = -len(self.lengths) % self.batch
-
-    def __len__(self) -> int:
-        return len(self.lengths) + self.fill
-
-    def __iter__(self) -> Iterator[int]:
-        choose = random.Random(f"{self.seed}:{self.epoch}")  # noqa: S311 - a shuffle, not a secret
-        order = list(range(len(self.lengths)))
-        choose.shuffle(order)
-        batches: list[list[int]] = []
-        for start in range(0, len(order), self.batch * self.WINDOW):
-            window = sorted(
-                order[start : start + self.batch * self.WINDOW], key=self.lengths.__getitem__
-            )
-            batches += [window[k : k + self.batch] for k in range(0, len(window), self.batch)]
-        # a batch that is not full comes last
-        short = batches.pop() if len(batches[-1]) < self.batch else []
-        choose.shuffle(batches)
-        records = [index for batch in [*batches, short] for index in batch]
-        return iter([*records, *[len(order)] * self.fill])
+def _block(losses: Sequence[tuple[int, float, float]]) -> tuple[int, float, float]:
+    """(index, weight, nats) of some records -> a block of `AnswerTrainer.blocks`."""
+    weight = summed(weight for _, weight, _ in losses)
+    nats = math.fsum(nats for *_, nats in losses)
+    return len(losses), weight, round(nats, 6)
 
 
 def answer_tokens(record: EncodedRecord) -> int:
     """Number of tokens of a record that the loss is on."""
-    return sum(
-        label != IGNORED and weight > 0
-        for label, weight in zip(record["labels"], record["weights"], strict=True)
-    )
+    pairs = zip(record["labels"], record["weights"], strict=True)
+    return sum(label != IGNORED and weight > 0 for label, weight in pairs)
 
 
 def summed(weights: Iterable[float]) -> float:
@@ -463,9 +438,13 @@ class TrainingMonitor(TrainerCallback):
     """Callback that shows progress, keeps the best weights, and stops early."""
 
     def __init__(self, trainer: AnswerTrainer, patience: int | None) -> None:
-        self.trainer, self.patience = trainer, patience
+        self.trainer = trainer
+        self.patience = patience
         self.meter: console.Meter | None = None
-        self._begun = self._real = self._first = 0.0
+        # at the begin of this process's training
+        self._begun = 0.0
+        self._real = 0
+        self._first = 0
 
     def on_train_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -474,11 +453,9 @@ class TrainingMonitor(TrainerCallback):
             self.meter = console.Meter("finetune", state.max_steps, "steps", done=state.global_step)
         gc.collect()  # a tokenizer that was dropped has reference cycles
         memory.trim_heap()
-        self._begun, self._real, self._first = (
-            time.monotonic(),
-            self.trainer.progress.real,
-            state.global_step,
-        )
+        self._begun = time.monotonic()
+        self._real = self.trainer.progress.real
+        self._first = state.global_step
 
     def on_epoch_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -509,22 +486,22 @@ class TrainingMonitor(TrainerCallback):
         self.meter.advance(1, note=self._note(state))
         done = state.global_step - self._first
         if done == ESTIMATE_AFTER_STEPS and state.max_steps > 10 * ESTIMATE_AFTER_STEPS:
-            left = (time.monotonic() - self._begun) / done * (state.max_steps - state.global_step)
-            console.say(
-                f"  {state.max_steps} steps, about {console.duration(left)} and the validations"
-            )
+            a_step = (time.monotonic() - self._begun) / done
+            left = console.duration(a_step * (state.max_steps - state.global_step))
+            console.say(f"  {state.max_steps} steps, about {left} and the validations")
 
     def _note(self, state: TrainerState) -> str:
-        progress = self.trainer.progress
-        latest = {
-            key: entry[key]
-            for entry in state.log_history
-            for key in ("loss", "eval_loss")
-            if key in entry
-        }
-        parts = [f"loss {latest['loss']:.3f}"] if "loss" in latest else []
-        parts += [f"validation {latest['eval_loss']:.3f}"] if "eval_loss" in latest else []
-        rate = (progress.real - self._real) / max(time.monotonic() - self._begun, 1e-9)
+        """Progress in words: `loss 0.412, validation 0.398, 1234 tokens/s, 3% padding`."""
+        latest: dict[str, float] = {}
+        for entry in state.log_history:
+            latest |= entry
+        parts = []
+        if "loss" in latest:
+            parts.append(f"loss {latest['loss']:.3f}")
+        if "eval_loss" in latest:
+            parts.append(f"validation {latest['eval_loss']:.3f}")
+        seconds = max(time.monotonic() - self._begun, 1e-9)
+        rate = (self.trainer.progress.real - self._real) / seconds
         parts.append(f"{rate:.0f} tokens/s")
         parts.append(f"{percent(self.trainer.padding, 0)} padding")
         return ", ".join(parts)
@@ -537,23 +514,24 @@ class TrainingMonitor(TrainerCallback):
         metrics: Any = None,
         **kwargs: Any,
     ) -> None:
-        progress, loss = self.trainer.progress, metrics["eval_loss"]
+        progress = self.trainer.progress
+        loss = metrics["eval_loss"]
         if progress.before is None:
             progress.before = loss
             return
         if loss < progress.best:
-            progress.best, progress.best_step, progress.worse = loss, state.global_step, 0
+            progress.best = loss
+            progress.best_step = state.global_step
             progress.best_blocks = self.trainer.blocks
+            progress.worse = 0
             self.trainer.keep_best()
             return
         progress.worse = progress.worse + 1 if self.trainer.is_surely_worse() else 0
-        if (
-            self.patience is not None
-            and progress.worse >= self.patience
-            and state.global_step < state.max_steps
-        ):
+        out_of_patience = self.patience is not None and progress.worse >= self.patience
+        if out_of_patience and state.global_step < state.max_steps:
             progress.stopped_early = True
-            control.should_training_stop, control.should_save = True, False
+            control.should_training_stop = True
+            control.should_save = False
 
     def on_train_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -581,14 +559,15 @@ def require_gradients(model: Any) -> None:
     Raises:
         StageError: A trainable weight has no gradient after backward.
     """
-    idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    if idle:
-        layers = dict.fromkeys(
-            name.removeprefix("base_model.model.").split(".lora_")[0] for name in idle
-        )
-        more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
+    layers: dict[str, None] = {}  # without a gradient, in order
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            layer = name.removeprefix("base_model.model.").split(".lora_")[0]
+            layers[layer] = None
+    if layers:
+        first, *others = layers
+        more = f" and {len(others)} more" if others else ""
         raise StageError(
-            f"'{next(iter(layers))}'{more} would not be trained: the loss does not depend on the "
-            "adapter there",
+            f"'{first}'{more} would not be trained: the loss does not depend on the adapter there",
             hint="leave it out of finetune.lora.target_modules",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -50,13 +51,12 @@ def run(config: MergeConfig, *, base: Artifact, adapter: Artifact, out: Path) ->
     untied = _untie(tensors, changes)
     tensors += untied
     _require_fit(tensors, changes)
-    dtype = None if config.dtype == "base" else getattr(torch, config.dtype)
-    planned = [
-        PlannedTensor(
-            t.name, dtype if dtype is not None and t.dtype.is_floating_point else t.dtype, t.shape
-        )
-        for t in tensors
-    ]
+    planned = []
+    for tensor in tensors:
+        dtype = tensor.dtype
+        if config.dtype != "base" and dtype.is_floating_point:
+            dtype = getattr(torch, config.dtype)
+        planned.append(PlannedTensor(tensor.name, dtype, tensor.shape))
     with (
         console.progress("merge", len(changes.names), "layers") as meter,
         ShardWriter(out, planned, limit=SHARD_BYTES) as writer,
@@ -70,15 +70,14 @@ def run(config: MergeConfig, *, base: Artifact, adapter: Artifact, out: Path) ->
             shutil.copyfile(base.file(entry.path), out / entry.path)
     _write_card(Base.read(base.path), out)
     # a head that is stored beside a shared embedding was the same until now
-    apart = bool(untied) or any(
-        name.endswith((*HEAD_NAMES, *EMBEDDING_NAMES)) for name in changes.names
-    )
+    ends = (*HEAD_NAMES, *EMBEDDING_NAMES)
+    apart = bool(untied) or any(name.endswith(ends) for name in changes.names)
     _write_config(out / "config.json", config.dtype, untied=apart)
-    scales = sorted({change.scale for change in changes.changes.values()})
+    scales = {change.scale for change in changes.changes.values()}
     return {
         "layers": len(changes.changes),
         "replaced": len(changes.replaced),
-        "scales": scales,
+        "scales": sorted(scales),
         "shards": len(writer.shards),
         "untied": bool(untied),
     }
@@ -95,10 +94,8 @@ def _by_stored_name(adapter: LoraAdapter, base: Path, tensors: list[StoredTensor
         return adapter
     from slmctl.model_files import hf_folder  # seconds of imports that most bases do not need
 
-    names = {
-        name: file
-        for file, name in hf_folder.loaded_names(hf_folder.empty_model(base), stored).items()
-    }
+    loaded = hf_folder.loaded_names(hf_folder.empty_model(base), stored)
+    names = {name: file for file, name in loaded.items()}
     return LoraAdapter(
         {names.get(name, name): change for name, change in adapter.changes.items()},
         {names.get(name, name): tensor for name, tensor in adapter.replaced.items()},
@@ -113,42 +110,33 @@ def _untie(tensors: list[StoredTensor], adapter: LoraAdapter) -> list[StoredTens
     embeddings = [tensor for tensor in tensors if tensor.name.endswith(EMBEDDING_NAMES)]
     if len(embeddings) != 1 or names & {*HEAD_NAMES}:
         return []
-    trained = [head for head in HEAD_NAMES if head in adapter.names]
-    if not trained and embeddings[0].name not in adapter.names:
-        return []
     shared = embeddings[0]
-    return [
-        StoredTensor(
-            trained[0] if trained else HEAD_NAMES[0],
-            shared.dtype,
-            shared.shape,
-            shared.path,
-            shared.start,
-        )
-    ]
+    trained = next((head for head in HEAD_NAMES if head in adapter.names), None)
+    if trained is None and shared.name not in adapter.names:
+        return []
+    return [dataclasses.replace(shared, name=trained or HEAD_NAMES[0])]
 
 
 def _require_fit(tensors: list[StoredTensor], adapter: LoraAdapter) -> None:
     there = {tensor.name: tensor for tensor in tensors}
     missing = sorted(adapter.names - there.keys())
     if missing:
+        layer = missing[0].removesuffix(".weight")
         raise StageError(
-            "the adapter does not fit the base: it has no layer "
-            f"'{missing[0].removesuffix('.weight')}'",
+            f"the adapter does not fit the base: it has no layer '{layer}'",
             hint="give the base it was trained on",
         )
-    shapes: dict[str, tuple[int, ...]] = {
-        name: change.shape for name, change in adapter.changes.items()
-    }
-    shapes |= {name: tuple(tensor.shape) for name, tensor in adapter.replaced.items()}
-    for name, shape in shapes.items():
-        if there[name].shape != shape:
+    updates: dict[str, Any] = {**adapter.changes, **adapter.replaced}
+    for name, update in updates.items():
+        stored = there[name]
+        shape = tuple(update.shape)
+        if stored.shape != shape:
             raise StageError(
-                f"the adapter does not fit the base at '{name}': {shape}, not {there[name].shape}"
+                f"the adapter does not fit the base at '{name}': {shape}, not {stored.shape}"
             )
-        if not there[name].dtype.is_floating_point or there[name].dtype.itemsize < 2:
+        if not stored.dtype.is_floating_point or stored.dtype.itemsize < 2:
             raise StageError(
-                f"the base holds '{name}' as {there[name].dtype}, and an adapter cannot be added "
+                f"the base holds '{name}' as {stored.dtype}, and an adapter cannot be added "
                 "to that",
                 hint="pull the base in 16 or 32 bits",
             )
@@ -156,18 +144,20 @@ def _require_fit(tensors: list[StoredTensor], adapter: LoraAdapter) -> None:
 
 def _write(writer: ShardWriter, source: StoredTensor, adapter: LoraAdapter) -> None:
     planned = writer.begin()
-    whole, change = adapter.replaced.get(source.name), adapter.changes.get(source.name)
+    whole = adapter.replaced.get(source.name)
+    change = adapter.changes.get(source.name)
     if whole is not None:
         writer.write(_cast(whole, planned.dtype, name=source.name))
-    elif change is None and planned.dtype == source.dtype:
+        return
+    if change is None and planned.dtype == source.dtype:
         writer.copy(source)
-    else:
-        for first, last in (
-            source.blocks() if change is None or change.by_rows else [(0, source.shape[0])]
-        ):
-            piece = source.rows(first, last)
-            merged = piece if change is None else change.apply(piece, first, last)
-            writer.write(_cast(merged, planned.dtype, name=source.name))
+        return
+    by_rows = change is None or change.by_rows
+    for first, last in source.blocks() if by_rows else [(0, source.shape[0])]:
+        piece = source.rows(first, last)
+        if change is not None:
+            piece = change.apply(piece, first, last)
+        writer.write(_cast(piece, planned.dtype, name=source.name))
 
 
 def _cast(weight: torch.Tensor, dtype: torch.dtype, *, name: str) -> torch.Tensor:
@@ -192,15 +182,12 @@ def _write_card(base: Base, out: Path) -> None:
         "license": base.license,
     }
     lines = [f"{key}: {_yaml(value)}" for key, value in fields.items() if value]
-    # always quoted: `no` is Norwegian, and false in YAML
-    lines += (
-        ["language:", *(f"- {json.dumps(code)}" for code in base.languages)]
-        if base.languages
-        else []
-    )
-    text = "\n".join(
-        ["---", *lines, "---", "", f"{base.name}, fine-tuned with LoRA and merged by slmctl.", ""]
-    )
+    if base.languages:
+        lines.append("language:")
+        # always quoted: `no` is Norwegian, and false in YAML
+        lines += [f"- {json.dumps(code)}" for code in base.languages]
+    front = "\n".join(["---", *lines, "---"])
+    text = f"{front}\n\n{base.name}, fine-tuned with LoRA and merged by slmctl.\n"
     (out / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -219,4 +206,5 @@ def _write_config(path: Path, dtype: str, *, untied: bool) -> None:
     fields = json.loads(path.read_bytes())
     if "dtype" in change:
         fields.pop("torch_dtype", None)
-    path.write_text(json.dumps(fields | change, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    text = json.dumps(fields | change, indent=2, sort_keys=True)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -20,9 +20,11 @@ class Merge(Stage[MergeConfig]):
     version = 2
 
     def cost(self, sizes: KnownSizes) -> StageEstimate:
-        if (model := sizes.model) is None:
+        model = sizes.model
+        if model is None:
             return StageEstimate()
-        return StageEstimate(model.weights, int(MERGE_BYTES), 1 + model.weights / BYTES_A_SECOND)
+        seconds = 1 + model.weights / BYTES_A_SECOND
+        return StageEstimate(model.weights, int(MERGE_BYTES), seconds)
 
 
 STAGE = Merge

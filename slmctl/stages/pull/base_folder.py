@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import pre_tokenizers
@@ -27,6 +28,7 @@ from slmctl.model_files import (
     vocabulary,
 )
 from slmctl.model_files.base_model import ALLOWED_FILES, FILENAME, Base
+from slmctl.model_files.gguf_header import GgufHeader
 from slmctl.stages.pull import load_check, text_model
 
 SHARD_BYTES = 4_000_000_000  # of the safetensors files of a dequantised base
@@ -56,21 +58,8 @@ def from_folder(folder: Path, source: str, out: Path, *, foreign: bool) -> Base:
     hf_folder.refuse_code(folder)
     with _refused():
         text = text_model.find(folder)
-    files = [path for pattern in ALLOWED_FILES for path in sorted(folder.glob(pattern))]
-    loaded = {path.name for path in safetensors_header.weight_files(folder)}
-    if safetensors_header.WHOLE not in loaded:
-        loaded.add(safetensors_header.INDEX)
-    unread = [
-        path.name for path in files if ".safetensors" in path.name and path.name not in loaded
-    ]
-    if unread:
-        console.say(
-            f"  left out, since transformers does not load them: {console.shown(', '.join(unread))}"
-        )
-    for path in files:
-        if not path.is_file():
-            raise DataError(f"{path.name} of the base is not a plain file")
-        if path.name not in unread and (text is None or not text.replaces(path.name)):
+    for path in _files_to_load(folder):
+        if text is None or not text.replaces(path.name):
             shutil.copyfile(path, out / path.name)
     if text is not None:
         console.say(f"  keeping {text.note}")
@@ -85,26 +74,45 @@ def from_folder(folder: Path, source: str, out: Path, *, foreign: bool) -> Base:
             "layers around"
         )
     card = model_card.read(out / "README.md")
-    name = source.rpartition("/")[2].partition("@")[0]
-    note = text.note if text is not None else ""
     described = _describe(
         out,
-        name=name,
+        name=source.rpartition("/")[2].partition("@")[0],
         source=source,
         license=card.license,
         parameters=parameters,
-        note=note,
+        note=text.note if text is not None else "",
         languages=card.languages,
     )
+    if not (folder / FILENAME).exists():
+        return described
     # the description by `pull` in another project says more than the folder
-    if (folder / FILENAME).exists():
-        with _refused():
-            made = Base.read(folder)
-        keys = ["name", "source", "license", "note", "languages"]
-        if made.chat_template == described.chat_template:
-            keys += ["template_origin", "template_date"]
-        described = dataclasses.replace(described, **{key: getattr(made, key) for key in keys})
-    return described
+    with _refused():
+        made = Base.read(folder)
+    keys = ["name", "source", "license", "note", "languages"]
+    if made.chat_template == described.chat_template:
+        keys += ["template_origin", "template_date"]
+    return dataclasses.replace(described, **{key: getattr(made, key) for key in keys})
+
+
+def _files_to_load(folder: Path) -> list[Path]:
+    """The ALLOWED_FILES of an HF folder but weights that transformers does not load.
+
+    Raises:
+        DataError: Of these names, one is no plain file.
+    """
+    files = [path for pattern in ALLOWED_FILES for path in sorted(folder.glob(pattern))]
+    loaded = {path.name for path in safetensors_header.weight_files(folder)}
+    if safetensors_header.WHOLE not in loaded:
+        loaded.add(safetensors_header.INDEX)
+    weights = [path.name for path in files if ".safetensors" in path.name]
+    unread = [name for name in weights if name not in loaded]
+    if unread:
+        names = console.shown(", ".join(unread))
+        console.say(f"  left out, since transformers does not load them: {names}")
+    for path in files:
+        if not path.is_file():
+            raise DataError(f"{path.name} of the base is not a plain file")
+    return [path for path in files if path.name not in unread]
 
 
 def from_gguf(path: Path, source: str, out: Path) -> Base:
@@ -120,15 +128,11 @@ def from_gguf(path: Path, source: str, out: Path) -> Base:
             f"{path.name} is one of {parts} parts of a model",
             hint="llama-gguf-split --merge joins them",
         )
-    sizes = [tensor.weights for tensor in head.tensors]
-    # in float16, and one tensor expanded
-    needed = hardware.held_bytes() + FIXED_BYTES + 2 * sum(sizes) + 8 * max(sizes, default=0)
-    memory.require(
-        needed, "dequantising", hint="the base as safetensors (hf:), or a machine with more"
-    )
+    _require_memory(head)
     console.say(f"  step 1 of 3: trying {path.name} in a process of its own")
     load_check.require_loadable(path.parent, path.name)
-    console.say(f"  step 2 of 3: dequantising {console.count(len(sizes), 'tensor')} of {path.name}")
+    tensors = console.count(len(head.tensors), "tensor")
+    console.say(f"  step 2 of 3: dequantising {tensors} of {path.name}")
     with hf_folder.gguf_parsed_once():
         tokenizer = hf_folder.load_tokenizer(path.parent, gguf_file=path.name)
         # tensor by tensor
@@ -136,21 +140,14 @@ def from_gguf(path: Path, source: str, out: Path) -> Base:
     pre_tokenizer = _pre_tokenizer(str(metadata.get("tokenizer.ggml.pre", "")))
     if pre_tokenizer is not None:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizer
-    # with it, transformers refuses to save what it has dequantised
-    del loaded.config.quantization_config
-    with torch.device("meta"):
-        # a fresh model of the same config has no memory of the GGUF
-        model = type(loaded)(loaded.config)
-    model.load_state_dict(loaded.state_dict(), assign=True)
-    model.tie_weights()
-    model.config.dtype = torch.float16
+    model = _without_gguf(loaded)
     console.say("  step 3 of 3: writing them as float16")
     model.save_pretrained(out, max_shard_size=SHARD_BYTES)
     tokenizer.save_pretrained(out)
-    for path_out in out.glob("*.safetensors"):
-        path_out.chmod(0o644)
-    parameters = sum(p.numel() for p in model.parameters())
+    for weights in out.glob("*.safetensors"):
+        weights.chmod(0o644)
     name = re.sub(r"\.(I?Q\d\w*|F16|F32|BF16)$", "", path.stem)
+    parameters = sum(weight.numel() for weight in model.parameters())
     return _describe(
         out,
         name=name,
@@ -160,6 +157,29 @@ def from_gguf(path: Path, source: str, out: Path) -> Base:
         note=f"dequantised from {path.name} to float16; a little worse than the original weights",
         languages=model_card.languages_of(metadata.get("general.languages")),
     )
+
+
+def _require_memory(head: GgufHeader) -> None:
+    """Refuse a GGUF file that does not fit into memory in float16, with one tensor expanded."""
+    sizes = [tensor.weights for tensor in head.tensors]
+    model = 2 * sum(sizes) + 8 * max(sizes, default=0)
+    needed = hardware.held_bytes() + FIXED_BYTES + model
+    memory.require(
+        needed, "dequantising", hint="the base as safetensors (hf:), or a machine with more"
+    )
+
+
+def _without_gguf(loaded: Any) -> Any:
+    """A model loaded from a GGUF file, with the same weights, as one that can be saved."""
+    # with it, transformers refuses to save what it has dequantised
+    del loaded.config.quantization_config
+    with torch.device("meta"):
+        # a fresh model of the same config has no memory of the GGUF
+        model = type(loaded)(loaded.config)
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    model.tie_weights()
+    model.config.dtype = torch.float16
+    return model
 
 
 @contextlib.contextmanager
@@ -182,14 +202,10 @@ def _pre_tokenizer(kind: str) -> PreTokenizer | None:
     digits first, so `\\n 2` was three tokens in training and others in llama.cpp. Ends when
     transformers reads `tokenizer.ggml.pre`.
     """
-    if kind == "smollm":
-        return pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
-            ]
-        )
-    return None
+    if kind != "smollm":
+        return None
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
 
 
 def _describe(
@@ -204,21 +220,22 @@ def _describe(
 ) -> Base:
     """The description of a base in `out`; a base without a chat template gets CHAT_TEMPLATE."""
     rows = bounded_json.read_object(out / "config.json").get("vocab_size")
-    if isinstance(rows, int) and (dropped := vocabulary.drop_tokens_without_weights(out, rows)):
-        console.say(
-            f"  left out of the tokenizer, for want of weights: {console.shown(', '.join(dropped))}"
-        )
+    dropped = vocabulary.drop_tokens_without_weights(out, rows) if isinstance(rows, int) else []
+    if dropped:
+        names = console.shown(", ".join(dropped))
+        console.say(f"  left out of the tokenizer, for want of weights: {names}")
     tokenizer = hf_folder.load_tokenizer(out)
-    template, origin = tokenizer.chat_template, "base"
+    template = tokenizer.chat_template
     if isinstance(template, dict):  # one of several by name
         template = template.get("default")
-    if not template:
-        template, origin = CHAT_TEMPLATE, "slmctl"
+    origin = "base" if template else "slmctl"
+    template = template or CHAT_TEMPLATE
     tokenizer.chat_template = template
     vocabulary.save(out, tokenizer)
-    bos, eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
+    eos = str(tokenizer.eos_token or "")
     if not eos:
         raise DataError(f"the base {name} has no end token, so an answer of it would never end")
+    special = vocabulary.control_tokens(out, tokenizer)
     return Base(
         name=name,
         source=source,
@@ -226,9 +243,9 @@ def _describe(
         parameters=parameters,
         chat_template=str(template),
         template_origin=origin,
-        bos_token=bos,
+        bos_token=str(tokenizer.bos_token or ""),
         eos_token=eos,
-        special_tokens=tuple(sorted(vocabulary.control_tokens(out, tokenizer))),
+        special_tokens=tuple(sorted(special)),
         normal_form=vocabulary.normal_form(tokenizer),
         note=note,
         languages=languages,

@@ -35,12 +35,14 @@ class ScaledMatrix:
 
     def pieces(self) -> Iterator[torch.Tensor]:
         """All rows, dequantised to bfloat16, some at a time."""
-        scales = self.scale.rows(0, self.scale.shape[0] if self.scale.shape else 1).float()
-        scales = scales.reshape(self.scale.shape if len(self.scale.shape) == 2 else (1, 1))
-        columns = scales.repeat_interleave(self.block[1], 1)[:, : self.weight.shape[1]]
+        shape = self.scale.shape if len(self.scale.shape) == 2 else (1, 1)
+        scales = self.scale.rows(0, shape[0]).float().reshape(shape)
+        height, width = self.block
+        columns = scales.repeat_interleave(width, 1)[:, : self.weight.shape[1]]
         for first, last in self.weight.blocks():
-            rows = torch.arange(first, last) // self.block[0]
-            yield (self.weight.rows(first, last).float() * columns[rows]).to(torch.bfloat16)
+            rows = torch.arange(first, last) // height
+            weight = self.weight.rows(first, last).float()
+            yield (weight * columns[rows]).to(torch.bfloat16)
 
 
 def is_scale(name: str) -> bool:
@@ -54,29 +56,36 @@ def find(config: JsonObject, tensors: Sequence[StoredTensor]) -> dict[str, Scale
         DataError: One has no scales, or scales of another shape than its blocks.
     """
     size = _block_size(config)
-    by_name, found = {tensor.name: tensor for tensor in tensors}, {}
-    for weight in [
-        tensor for tensor in tensors if tensor.dtype in FP8 and not is_scale(tensor.name)
-    ]:
-        scale = by_name.get(weight.name + SCALE)
-        block = (
-            (size[0], size[1])
-            if size and scale is not None and len(scale.shape) == 2
-            else weight.shape
-        )
-        grid = tuple(
-            -(-length // max(step, 1)) for length, step in zip(weight.shape, block, strict=False)
-        )
-        if (
-            scale is None
-            or len(weight.shape) != 2
-            or (scale.shape not in ((), (1,)) and scale.shape != grid)
-        ):
+    by_name = {tensor.name: tensor for tensor in tensors}
+    matrices = {}
+    for weight in tensors:
+        if weight.dtype not in FP8 or is_scale(weight.name):
+            continue
+        matrix = _scaled(weight, by_name.get(weight.name + SCALE), size)
+        if matrix is None:
             raise DataError(
                 f"the base holds '{weight.name[:120]}' in FP8 without scales that fit it", hint=HINT
             )
-        found[weight.name] = ScaledMatrix(weight, scale, (block[0], block[1]))
-    return found
+        matrices[weight.name] = matrix
+    return matrices
+
+
+def _scaled(
+    weight: StoredTensor, scale: StoredTensor | None, size: tuple[int, int] | None
+) -> ScaledMatrix | None:
+    """A matrix with its scales, one for each block of `size`, or one for all; None if they do not
+    fit.
+    """
+    if scale is None or len(weight.shape) != 2:
+        return None
+    height, width = weight.shape
+    block = (height, width)
+    if size is not None and len(scale.shape) == 2:
+        block = size
+    grid = (-(-height // max(block[0], 1)), -(-width // max(block[1], 1)))
+    if scale.shape not in ((), (1,), grid):
+        return None
+    return ScaledMatrix(weight, scale, block)
 
 
 def _block_size(config: JsonObject) -> tuple[int, int] | None:
@@ -85,10 +94,8 @@ def _block_size(config: JsonObject) -> tuple[int, int] | None:
     """
     packed = config.get("quantization_config")
     size = packed.get("weight_block_size") if isinstance(packed, dict) else None
-    if (
-        not isinstance(size, list)
-        or len(size) != 2
-        or not all(type(n) is int and 0 < n <= MAX_BLOCK for n in size)
-    ):
+    if not isinstance(size, list) or len(size) != 2:
+        return None
+    if not all(type(n) is int and 0 < n <= MAX_BLOCK for n in size):
         return None
     return size[0], size[1]

@@ -10,7 +10,6 @@ PACKAGE}`.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from pathlib import Path
@@ -51,9 +50,9 @@ def require_loadable(folder: Path, gguf: str = "") -> None:
     except child.LateError:
         raise DataError(f"loading the base takes longer than {LIMIT_S} s", hint=HINT) from None
     except child.DiedError as death:
-        why = (
-            f"it needs more than {LIMIT_BYTES >> 30} GB of memory" if death.out_of_memory else death
-        )
+        why = str(death)
+        if death.out_of_memory:
+            why = f"it needs more than {LIMIT_BYTES >> 30} GB of memory"
         raise DataError(f"the base cannot be loaded: {why}", hint=HINT) from None
     answer: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     if "missing" in answer:
@@ -70,19 +69,21 @@ def _check(folder: Path, gguf: str) -> None:
     """
     from slmctl.model_files import hf_folder  # after the limits are set
 
+    if gguf:
+        head = gguf_header.read(folder / gguf)
+        shapes = {tensor.name: tensor.shape for tensor in head.tensors}
+        with hf_folder.gguf_parsed_once():
+            hf_folder.require_consistent(folder, shapes, gguf=gguf)
+            _check_tokenizer(hf_folder.load_tokenizer(folder, gguf_file=gguf))
+        return
     for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"):
-        if not gguf and (folder / name).exists():
-            bounded_json.read_bytes(
-                folder / name, limit=MAX_TOKENIZER_BYTES, error=DataError, follow=True
-            )
-    tensors: Any = (
-        gguf_header.read(folder / gguf).tensors if gguf else safetensors_header.read_folder(folder)
-    )
-    with hf_folder.gguf_parsed_once() if gguf else contextlib.nullcontext():
-        hf_folder.require_consistent(
-            folder, {tensor.name: tensor.shape for tensor in tensors}, gguf=gguf
-        )
-        _check_tokenizer(hf_folder.load_tokenizer(folder, **({"gguf_file": gguf} if gguf else {})))
+        path = folder / name
+        if path.exists():
+            bounded_json.read_bytes(path, limit=MAX_TOKENIZER_BYTES, error=DataError, follow=True)
+    stored = safetensors_header.read_folder(folder)
+    shapes = {tensor.name: tensor.shape for tensor in stored}
+    hf_folder.require_consistent(folder, shapes)
+    _check_tokenizer(hf_folder.load_tokenizer(folder))
 
 
 def _check_tokenizer(tokenizer: Any) -> None:
@@ -94,7 +95,8 @@ def _check_tokenizer(tokenizer: Any) -> None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = json.loads(backend.to_str()) if backend is not None else {}
     for part in ("normalizer", "decoder"):
-        if parts.get(part) and (growth := text_growth(parts[part])) > MAX_GROWTH:
+        growth = text_growth(parts.get(part) or {})
+        if growth > MAX_GROWTH:
             raise DataError(
                 f"the {part} of the base's tokenizer makes up to {growth} characters of one"
             )
@@ -111,9 +113,10 @@ def text_growth(part: dict[str, Any]) -> int:
             growth = min(growth * text_growth(inner), 1 << 40)
         return growth
     if kind == "Replace":
-        by_text = bool(part.get("pattern", {}).get("String"))
-        # a regex can match before each one
-        return max(1, len(part.get("content", "")) + (0 if by_text else 1))
+        growth = len(part.get("content", ""))
+        if not part.get("pattern", {}).get("String"):
+            growth += 1  # a regex can match before each one
+        return max(1, growth)
     return max(1, len(part.get("prepend", ""))) if kind == "Prepend" else 1
 
 

