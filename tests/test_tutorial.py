@@ -63,7 +63,7 @@ def shrink(config: Path, base: Path) -> None:
     text = re.sub(r"(?m)^base: .*$", f"base: {base}", text)
     text = re.sub(r"(?m)^pull:\n  sha256: .*\n|^pull: \{.*\n", "", text)
     # beside words such a file has no weight, and is refused
-    text = re.sub(r"(?m)^encode: .*\n", "", text)
+    text = re.sub(r"(?m)^encode: .*\n|^  - \{.*against: tagger.*\n", "", text)
     text = re.sub(
         r"(?m)^  epochs: .*\n  learning_rate: .*$", "  max_steps: 30\n  learning_rate: 1e-2", text
     )

@@ -21,6 +21,7 @@ from slmctl.task.spans import COUNTS, NAMED, Field, Targets, fits, leaves
 STANDING, STANDING_CHOICES = 0.5, 0.9
 MOST_CHOICES = 50  # values of a field that is concluded
 MOST_KNOWN = 5000  # spellings of a field that are kept
+SHARED = 0.5  # least share of a field's texts that stand in several rows, or none of them is kept
 LONGEST_WORDS = 40  # mean words of a value that can be tagged
 NEARBY = 100  # characters around a mark in which a date or a pattern is looked for
 CASES: dict[str, Callable[[str], str]] = {
@@ -47,7 +48,7 @@ class Habit:
             stand there; null last. Of a text they are those of several rows.
         spellings: Values by the text in place of which they stand.
         shared: Texts of several rows, in lower case, with the number of rows: a marked part of one
-            stands for the whole.
+            stands for the whole. Empty if fewer than SHARED of the field's texts are such.
         endings: Letters to cut off and to add, by the last letters of a marked text.
         case: One of CASES.
         month_first: The signs in dates of digits before which the month stands.
@@ -150,8 +151,13 @@ def _folded(value: Any) -> str:
 
 
 def _shared_texts(rows_with: Counter[str]) -> dict[str, int]:
-    """The commonest texts of a field that stand in the answers of several rows."""
-    return {text: rows for text, rows in rows_with.most_common(MOST_KNOWN) if rows > 1}
+    """The commonest texts of a field that stand in the answers of several rows.
+
+    None if most of its texts stand in one row alone: the others are shared by chance, and a release
+    would carry names of persons.
+    """
+    shared = {text: rows for text, rows in rows_with.most_common(MOST_KNOWN) if rows > 1}
+    return shared if sum(shared.values()) >= SHARED * rows_with.total() else {}
 
 
 def key_of(value: Any) -> str:

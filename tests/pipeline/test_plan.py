@@ -438,6 +438,15 @@ def test_an_encoder_that_does_not_know_the_rows_language_is_a_note(
         )
 
 
+def test_a_tagger_reads_other_languages_without_a_note(tmp_path: Path) -> None:
+    page = CliRunner().invoke(cli, ["init", "contract-terms", str(tmp_path / "desk")])
+    assert page.exit_code == 0, page.output
+    assert "encoder" not in {
+        need.name
+        for need in planning.plan(opened(tmp_path / "desk"), ("prepare", "encode")).requirements
+    }
+
+
 def test_the_plan_is_printed_as_a_page_and_as_json(fresh: Path) -> None:
     page = CliRunner().invoke(cli, ["-C", str(fresh), "run", "--plan"])
     assert page.exit_code == 0, page.output

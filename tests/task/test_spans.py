@@ -285,6 +285,14 @@ def test_a_marked_part_of_a_shared_text_is_the_whole() -> None:
     assert marked[0][1] == (8, 22)
 
 
+def test_names_that_two_rows_share_by_chance_are_not_kept() -> None:
+    names = ["Ada", "Ada", "Bo", "Cy", "Di", "Ed"]
+    rows = [(f"{name} buys bolts", {"name": name}) for name in names]
+    fields = fields_of(strict(name=TEXT))
+    (habit,) = field_habits.learn(fields, rows, [targets(fields, *row) for row in rows])
+    assert habit.shared == {}
+
+
 def test_of_places_the_likeliest_by_letter_counts() -> None:
     marks = [spans.SpanMark(0, 0, 12, -0.6), spans.SpanMark(0, 20, 22, -0.5)]
     reader = Reader.of(strict(name=TEXT), [Habit()])

@@ -42,7 +42,7 @@ class Encode(Stage[EncodeConfig]):
     takes = (PREPARED,)
     imports = ("sklearn",)
     uses = ("onnxruntime", "scikit-learn", "tokenizers", "torch", "transformers")
-    version = 14
+    version = 15
     fetches_once = True
 
     def completed(self, section: EncodeConfig) -> EncodeConfig:
@@ -104,7 +104,12 @@ class Encode(Stage[EncodeConfig]):
             yield self._source, None
 
     def notes(self, shape: ModelShape | None) -> Iterator[tuple[str, str]]:
-        """A note where most rows are in a language that the encoder does not know."""
+        """A note if most rows are in a language that the encoder of labels does not know.
+
+        An encoder that tags values reads other languages as well, since the values stand there.
+        """
+        if self.project.config.task.has("schema"):
+            return
         codes = encoder_source.LANGUAGES.get(self._source)
         if codes and (main := row_estimate.languages_of(self.project).main) not in ("", *codes):
             names = " and ".join(language.NAMES[code] for code in codes)
