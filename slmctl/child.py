@@ -66,14 +66,15 @@ class DiedError(Exception):
         if not lines:
             return None
         try:
-            kind, message, hint = json.loads(lines[-1].removeprefix(_REFUSAL))
+            kind, *texts = json.loads(lines[-1].removeprefix(_REFUSAL))
+            message, hint = texts
         except (ValueError, TypeError):  # a library printed the text of an untrusted file
             return None
         classes = {each.__name__: each for each in vars(errors).values() if isinstance(each, type)}
         error = classes.get(str(kind), ValueError)
-        return (
-            error(str(message), hint=str(hint)) if issubclass(error, errors.SlmctlError) else None
-        )
+        if not issubclass(error, errors.SlmctlError):
+            return None
+        return error(str(message), hint=str(hint))
 
     def require_packages(self) -> None:
         """Raise the ModuleNotFoundError that ended the child, if one did."""

@@ -75,7 +75,9 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, *, mode: int = 0o666, sync: bool = True) -> None:
-        self._path, self._mode, self._sync = path, mode, sync
+        self._path = path
+        self._mode = mode
+        self._sync = sync
         self._stream = self._opened()
 
     def __enter__(self) -> Self:

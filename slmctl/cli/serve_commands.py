@@ -246,12 +246,19 @@ def chat(options: Options, model: str | None, type_name: str | None, max_tokens:
     from slmctl.cli.terminal_chat import chat as talk
     from slmctl.pipeline.model_lookup import spoken_to
 
-    spoken, task, policy, load = spoken_to(make_workspace(options), model, type_name)
+    spoken = spoken_to(make_workspace(options), model, type_name)
     interactive = sys.stdin.isatty()
-    with load() as engine:
+    with spoken.load() as engine:
         if interactive:
-            terminal().say(f"{spoken.path.stem} ({task.kind}); Ctrl-D ends")
-        talk(engine, task, sys.stdin, max_tokens=max_tokens, interactive=interactive, policy=policy)
+            terminal().say(f"{spoken.model.path.stem} ({spoken.task.kind}); Ctrl-D ends")
+        talk(
+            engine,
+            spoken.task,
+            sys.stdin,
+            max_tokens=max_tokens,
+            interactive=interactive,
+            policy=spoken.policy,
+        )
 
 
 def _require_reachable(settings: ServeConfig) -> None:
@@ -282,8 +289,8 @@ def _named_paths(options: Options, adapters: tuple[str, ...]) -> dict[str, str]:
     """Absolute paths by name, from `NAME=PATH` texts."""
     paths = {}
     for text in adapters:
-        name, mark, path = text.partition("=")
-        if not (name and mark and path):
+        name, _, path = text.partition("=")
+        if not (name and path):
             raise UsageError(
                 f"--adapter wants NAME=PATH, got '{text}'",
                 hint="--adapter billing=runs/gguf/0123456789ab",

@@ -372,7 +372,7 @@ def publish(options: Options, plan_only: bool) -> None:
     release, and a model that completes rare strings of its training rows. TARGET is dir:FOLDER,
     hf:ORG/NAME (private, unless publish.public) or s3://BUCKET/PREFIX.
     """
-    from slmctl.pipeline import plan
+    from slmctl.pipeline import plan, runner
 
     project = open_project(options)
     plan.require(project, ["publish"])
@@ -381,9 +381,9 @@ def publish(options: Options, plan_only: bool) -> None:
         return
     from slmctl.stages.publish import stage
 
-    outcome, planned, lines = stage.plan(project)
+    outcome = runner.make(project, "publish")
     say_outcome("publish", outcome)
-    print_result(options, planned, lines)
+    print_result(options, *stage.plan(project, outcome.artifact))
 
 
 @click.command()

@@ -78,10 +78,10 @@ def _sequence(items: Sequence[Any], *, tail: bool) -> tuple[int, int]:
 def _item(item: Any, *, tail: bool) -> tuple[int, int]:
     code, value = item
     if code in (codes.MAX_REPEAT, codes.MIN_REPEAT, codes.POSSESSIVE_REPEAT):
-        low, high, body = value
-        return _repeat(
-            low, high, list(body), is_possessive=code is codes.POSSESSIVE_REPEAT, tail=tail
-        )
+        low, high = value[:2]
+        body = list(value[2])
+        is_possessive = code is codes.POSSESSIVE_REPEAT
+        return _repeat(low, high, body, is_possessive=is_possessive, tail=tail)
     if code is codes.SUBPATTERN:
         return _sequence(list(value[3]), tail=tail)
     if code is codes.ATOMIC_GROUP:

@@ -87,9 +87,9 @@ class StrictYaml:
 
     def override(self, values: dict[str, Any], assignment: str) -> None:
         """Set a key of `values` from `section.key=value`; raises UsageError for another form."""
-        dotted, sign, text = assignment.partition("=")
+        dotted, _, text = assignment.partition("=")
         keys = dotted.strip().encode("utf-8", "backslashreplace").decode().split(".")
-        if not sign or not all(keys) or len(keys) > MAX_DEPTH:
+        if "=" not in assignment or not all(keys) or len(keys) > MAX_DEPTH:
             raise UsageError(
                 f"--set {mask(assignment)[:200]}: expected SECTION.KEY=VALUE",
                 hint="--set finetune.epochs=3",

@@ -97,7 +97,9 @@ class Spill:
             keys: Their `minhash.band_keys`, `(n, BANDS)`.
             compact: Their `minhash.compact`, `(n, WORDS)`.
         """
-        first, self._compact, self._ends, self._lengths = self._count, None, None, None
+        first = self._count
+        self._compact = self._ends = None
+        self._lengths = None
         raw = [text.encode("utf-8", "surrogatepass") for text in texts]
         ends = np.cumsum([len(text) for text in raw], dtype=np.int64) + self._end
         self._files["texts"].write(b"".join(raw))
@@ -232,10 +234,10 @@ class Spill:
         lost = [np.empty(0, dtype=np.uint64)]
         while True:
             row, other = _unpacked(pairs)
-            open_ = (earliest[row] < 0) | (other < earliest[row])
-            pairs, row, other = pairs[open_], row[open_], other[open_]
+            pairs = pairs[(earliest[row] < 0) | (other < earliest[row])]
             if not len(pairs):
                 return np.concatenate(lost)
+            row, other = _unpacked(pairs)
             first = _opens(row)
             near = self._are_near(row[first], other[first], threshold, workers)
             earliest[row[first][near]] = other[first][near]

@@ -4,14 +4,22 @@ of many sequences in, logits out.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 BATCH = 512  # tokens that one decode call takes at most
 Logits = npt.NDArray[np.float32]
-Item = tuple[int, int, int, bool]  # token, position, sequence, True where its logits are needed
+
+
+class Item(NamedTuple):
+    """A token at a position of a sequence; `needed` where its logits are."""
+
+    token: int
+    position: int
+    sequence: int
+    needed: bool
 
 
 class DecodingModel(Protocol):

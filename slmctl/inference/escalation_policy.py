@@ -386,7 +386,8 @@ class Policy:
         at = bisect.bisect_right(scores, score)
         if at in (0, len(scores)):
             return self.knots[min(at, len(scores) - 1)][1]
-        (x0, p0), (x1, p1) = self.knots[at - 1], self.knots[at]
+        x0, p0 = self.knots[at - 1]
+        x1, p1 = self.knots[at]
         return p0 + (p1 - p0) * (score - x0) / (x1 - x0)
 
     def judge(self, answer: Mapping[str, Any], text: str) -> Decision:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from slmctl.inference.decoding_model import BATCH, DecodingModel, common
+from slmctl.inference.decoding_model import BATCH, DecodingModel, Item, common
 
 PREFIXES = 4  # that are kept of an attention model, and one more for each LoRA adapter
 IDLE = 64  # requests in a row without a prefix, after which it is dropped
@@ -103,7 +103,7 @@ class KeptPrefixes:
         for start in range(0, len(prefix), BATCH):
             part = prefix[start : start + BATCH]
             self._model.decode(
-                [(token, start + k, new.sequence, False) for k, token in enumerate(part)]
+                [Item(token, start + k, new.sequence, needed=False) for k, token in enumerate(part)]
             )
         new.adapter = adapter
         new.tokens = prefix

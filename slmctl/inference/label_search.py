@@ -35,8 +35,17 @@ class TrieNode:
             yield from node.labels()
 
 
-# minus its probability, its turn, its tokens, where they lead
-Branch = tuple[float, int, list[int], TrieNode]
+class Branch(NamedTuple):
+    """A way to labels that was not followed yet; the likeliest and then the earliest comes first.
+
+    Attributes:
+        negative: Minus its probability.
+    """
+
+    negative: float
+    turn: int
+    path: list[int]
+    node: TrieNode
 
 
 class LabelChoice(NamedTuple):
@@ -142,17 +151,17 @@ class LabelSearch:
         """Tokens after the prompt, for which the logits of the next token are
         needed; None at the end of the search.
         """
-        return None if self._here is None else self._here[2]
+        return None if self._here is None else self._here.path
 
     def take(self, logits: npt.NDArray[np.float32]) -> None:
         """Take the logits (n_vocab,) of the token after `path`."""
         assert self._here is not None
-        negative, _, path, node = self._here
+        path, node = self._here.path, self._here.node
         tokens = list(node.next)
         scores = np.asarray(logits[tokens], dtype=np.float64)
         weights = np.exp(scores - scores.max())
         among = weights / weights.sum()
-        shares = -negative * among
+        shares = -self._here.negative * among
         weight = float(scores.max()) + math.log(float(weights.sum()))
         self._asked[tuple(path)] = LabelChoice(
             tuple(path), dict(zip(tokens, among.tolist(), strict=True)), weight
@@ -195,9 +204,9 @@ class LabelSearch:
         The labels of a branch that was not followed have equal parts of its probability.
         """
         shares = dict(self._likelihood)
-        for negative, _, _, node in self._open:
-            labels = list(node.labels())
-            shares |= dict.fromkeys(labels, -negative / len(labels))
+        for branch in self._open:
+            labels = list(branch.node.labels())
+            shares |= dict.fromkeys(labels, -branch.negative / len(labels))
         return self._told(shares)
 
     def _told(self, shares: dict[int, float]) -> dict[str, float]:
@@ -208,7 +217,7 @@ class LabelSearch:
         """The branch to follow next; None where none is likelier than the
         best label, and none of the rest is asked.
         """
-        likeliest = -self._open[0][0] if self._open else 0.0
+        likeliest = -self._open[0].negative if self._open else 0.0
         if not self._found:
             if self._left and likeliest > max(self._likelihood.values()):
                 self._left -= 1
@@ -227,4 +236,4 @@ class LabelSearch:
         if node.label is not None:
             self._likelihood[node.label] = mass
             return None
-        return -mass, next(self._order), path, node
+        return Branch(-mass, next(self._order), path, node)

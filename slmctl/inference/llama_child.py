@@ -187,28 +187,23 @@ class LlamaModel:
         """
         if self.recurrent:
             # llama.cpp computes consecutive sequences together
-            items = sorted(items, key=lambda item: item[2])
+            items = sorted(items, key=lambda item: item.sequence)
         count = len(items)
-        tokens, positions, sequences, needed = zip(*items, strict=True)
         self.batch.n_tokens = count
-        self._tokens[:count] = tokens
-        self._positions[:count] = positions
-        self._needed[:count] = needed
-        for k, sequence in enumerate(sequences):
-            self.batch.seq_id[k][0] = sequence
+        self._tokens[:count] = [item.token for item in items]
+        self._positions[:count] = [item.position for item in items]
+        self._needed[:count] = [item.needed for item in items]
+        for k, item in enumerate(items):
+            self.batch.seq_id[k][0] = item.sequence
         status = lc.llama_decode(self.context, self.batch)
         if status != 0:
             raise RuntimeError(f"llama_decode failed with {status}")
-        return [
-            (
-                sequence,
-                np.ctypeslib.as_array(
-                    lc.llama_get_logits_ith(self.context, k), shape=(self.n_vocab,)
-                ),
-            )
-            for k, sequence in enumerate(sequences)
-            if needed[k]
-        ]
+        return [(item.sequence, self._logits(k)) for k, item in enumerate(items) if item.needed]
+
+    def _logits(self, index: int) -> Logits:
+        """The logits (n_vocab,) after an item of the last call, which the next one overwrites."""
+        pointer = lc.llama_get_logits_ith(self.context, index)
+        return np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Have `target` hold the first `length` tokens of `source`, which

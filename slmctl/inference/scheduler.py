@@ -350,7 +350,9 @@ class Scheduler:
         sequence.position = end
         # the position whose logits are needed; it may come in a later batch
         last = end - (not sequence.pending)
-        return [(token, k, sequence.slot, k == last) for k, token in enumerate(take, start=begin)]
+        return [
+            Item(token, k, sequence.slot, k == last) for k, token in enumerate(take, start=begin)
+        ]
 
     def _admit(self) -> None:
         while (sequence := self._next_admitted()) is not None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from slmctl.config import KindName, Source
 from slmctl.console import percent, shown
@@ -218,8 +218,10 @@ def _of_columns(
     notes: list[str] = []
     fields, chosen = answer_fields.named(look, output or ""), output is not None
     if output is None:
-        output, fields, question, notes = _choose_output(look, title, input, kind)
-        doubts += [("--output", question)] if question else []
+        choice = _choose_output(look, title, input, kind)
+        output, fields = choice.output, choice.fields
+        notes = choice.notes
+        doubts += [("--output", choice.question)] if choice.question else []
     if input is None:
         input, question = _choose_input(look, title, fields.names if fields else [output])
         doubts += [("--input", question)] if question else []
@@ -308,12 +310,18 @@ def _reader(
     return read
 
 
+class _Output(NamedTuple):
+    """A choice of `--output`: its fields, if it is JSON; a question if others are as likely."""
+
+    output: str
+    fields: AnswerFields | None
+    question: str
+    notes: list[str]
+
+
 def _choose_output(
     look: FirstLook, title: str, input: str | None, kind: KindName | None
-) -> tuple[str, AnswerFields | None, str, list[str]]:
-    """Returns (output, its fields or None, question if other
-    outputs are equally likely or '', notes).
-    """
+) -> _Output:
     held = _held_fields(look, title, input) if kind is None or kind_of(kind).has("schema") else None
     several = held if held is not None and (len(held.names) > 1 or kind) else None
     try:
@@ -326,9 +334,9 @@ def _choose_output(
             if kind
             else f"is the answer JSON of {_and(several.names)}, whose values the text holds?"
         )
-        return several.spec, several, question, []
+        return _Output(several.spec, several, question, [])
     if several is None or kind:
-        return answer.name, None, question, []
+        return _Output(answer.name, None, question, [])
     if answer.name in several.names and not (
         suggests(answer.name, "label") or suggests(answer.name, "likely label")
     ):
@@ -338,12 +346,12 @@ def _choose_output(
         question = (
             f"{question[:-1]}, or JSON of {_and(several.names)}, whose values the text holds?"
         )
-        return several.spec, several, question, []
+        return _Output(several.spec, several, question, [])
     note = (
         f"the text holds the values of {_and(several.names)}: to extract these, --output "
         f"'{several.spec}'"
     )
-    return answer.name, None, "", [note]
+    return _Output(answer.name, None, "", [note])
 
 
 def _held_fields(look: FirstLook, title: str, input: str | None) -> AnswerFields | None:

@@ -260,8 +260,8 @@ def _template(fields: AnswerFields) -> str:
 
 def _aligned(line: str) -> str:
     """A line of the template, with its comment behind a tab moved to the column of comments."""
-    written, tab, comment = line.partition("\t")
-    return f"{written:<{_COMMENT_AT}}  {comment}" if tab else written
+    written, _, comment = line.partition("\t")
+    return f"{written:<{_COMMENT_AT}}  {comment}" if comment else written
 
 
 def _yaml(value: object) -> str:

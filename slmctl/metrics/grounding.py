@@ -152,10 +152,10 @@ def _moved(year: int, month: int, day: int) -> Iterator[Reading]:
 
 def _days_between(first: Reading, second: Reading) -> Iterator[Reading]:
     """The days from one date to another, with and without the last."""
-    year, month, day = map(int, first[1:])
-    other, until, last = map(int, second[1:])
-    if day and last:
-        apart = _date(other or year, until, last) - _date(year or other, month, day)
+    year, *day = map(int, first[1:])
+    other, *last = map(int, second[1:])
+    if day[-1] and last[-1]:
+        apart = _date(other or year, *last) - _date(year or other, *day)
         days = Fraction(abs(apart.days))
         yield "number", days
         yield "number", days + 1

@@ -128,10 +128,8 @@ def of_folder(folder: Path, base: Base | None = None) -> ModelShape | None:
         settings = bounded_json.read_object(folder / "config.json")
         text = settings.get("text_config")
         sizes = text if isinstance(text, dict) else settings
-        hidden, layers, intermediate, vocabulary = (
-            int(sizes[key])
-            for key in ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
-        )
+        hidden, layers = int(sizes["hidden_size"]), int(sizes["num_hidden_layers"])
+        intermediate, vocabulary = int(sizes["intermediate_size"]), int(sizes["vocab_size"])
         tensors = safetensors_header.read_folder(folder)
         largest = max(tensors, key=lambda tensor: tensor.elements)  # the embedding, as a rule
     except (DataError, IntegrityError, OSError, LookupError, TypeError, ValueError):
@@ -156,10 +154,9 @@ def of_gguf(path: Path) -> ModelShape | None:
     try:
         head = gguf_header.read(path)
         kind = str(head.metadata["general.architecture"])
-        layers, hidden, intermediate = (
-            int(str(head.metadata[f"{kind}.{key}"]))
-            for key in ("block_count", "embedding_length", "feed_forward_length")
-        )
+        layers = int(str(head.metadata[f"{kind}.block_count"]))
+        hidden = int(str(head.metadata[f"{kind}.embedding_length"]))
+        intermediate = int(str(head.metadata[f"{kind}.feed_forward_length"]))
     except (DataError, IntegrityError, OSError, LookupError, ValueError):
         return None
     lookup = sum(

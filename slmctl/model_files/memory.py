@@ -123,10 +123,9 @@ def repacked_bytes(types: Iterable[str]) -> float:
 def cell_bytes(head: gguf_header.GgufHeader) -> int:
     """Bytes of a token's keys and values in 16 bits, over all layers with attention."""
     kind = str(head.metadata.get("general.architecture", ""))
-    heads, width, blocks = (
-        head.metadata.get(f"{kind}.{key}")
-        for key in ("attention.head_count", "embedding_length", "block_count")
-    )
+    heads = head.metadata.get(f"{kind}.attention.head_count")
+    width = head.metadata.get(f"{kind}.embedding_length")
+    blocks = head.metadata.get(f"{kind}.block_count")
     pairs = head.metadata.get(f"{kind}.attention.head_count_kv", heads)
     if isinstance(blocks, int) and isinstance(pairs, int):
         pairs = [pairs] * blocks

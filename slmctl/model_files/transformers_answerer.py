@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import llguidance.hf
 import numpy as np
@@ -75,6 +75,14 @@ class State:
         index = torch.tensor(rows, device=self.mask.device)
         cache.reorder_cache(index)
         return State(cache, self.mask[index], [self.lengths[row] for row in rows])
+
+
+class Step(NamedTuple):
+    """Rows of a batch, their state, and the logits (vocabulary,) after each."""
+
+    rows: Sequence[int]
+    state: State
+    scores: list[Scores]
 
 
 def _copy_of_layer(layer: Any) -> Any:
@@ -415,18 +423,18 @@ class HfAnswerer(Answering):
         forced = {row: line.walk.forced() if line.walk else [] for row, line in enumerate(lines)}
         for row, tokens in forced.items():
             self._append(lines[row], tokens)
-        work: list[tuple[Sequence[int], State, list[Scores]]] = [(range(len(batch)), state, scores)]
+        work = [Step(range(len(batch)), state, scores)]
         if any(forced.values()):  # a schema forces the same beginning on every row
             work = list(self._continued(state, range(len(batch)), forced))
         while work:
-            rows, state, scores = work.pop()
+            step = work.pop()
             added = {
                 row: self._chosen(lines[row], logits)
-                for row, logits in zip(rows, scores, strict=True)
+                for row, logits in zip(step.rows, step.scores, strict=True)
                 if not lines[row].finish
             }
             going = {row: tokens for row, tokens in added.items() if not lines[row].finish}
-            work += self._continued(state, rows, going)
+            work += self._continued(step.state, step.rows, going)
         return [self._text(line, length) for line, length in zip(lines, prompts, strict=True)]
 
     def _chosen(self, line: ActiveSequence, scores: Scores) -> list[int]:
@@ -494,19 +502,16 @@ class HfAnswerer(Answering):
 
     def _continued(
         self, state: State, rows: Sequence[int], added: dict[int, list[int]]
-    ) -> Iterator[tuple[list[int], State, list[Scores]]]:
+    ) -> Iterator[Step]:
         """Compute more tokens of some rows of a state, which is unchanged; by length if padding is
         not allowed.
-
-        Returns:
-            For each batch its rows, their state, and the logits (vocabulary,) after each row.
         """
         batches: dict[int, list[int]] = {}
         for row, tokens in added.items():
             batches.setdefault(0 if self._padded else len(tokens), []).append(row)
         for batch in batches.values():
             part = state.of([rows.index(row) for row in batch])
-            yield batch, part, self._grown(part, [added[row] for row in batch])
+            yield Step(batch, part, self._grown(part, [added[row] for row in batch]))
 
     def _grown(self, state: State, added: list[list[int]]) -> list[Scores]:
         """Compute `added` tokens of each row; returns the logits (vocabulary,) after each row."""

@@ -13,7 +13,7 @@ from slmctl.errors import UsageError
 from slmctl.inference.engine import Answering, Engine
 from slmctl.model_files import memory
 from slmctl.model_files.gguf_choice import gguf_file
-from slmctl.models.model import Loading, Model
+from slmctl.models.model import Loading, Model, TaskInModel
 from slmctl.task.contract import Task
 
 
@@ -40,9 +40,9 @@ class GgufModel(Model):
     def variants(self) -> Sequence[str | None]:
         return list(self.artifact.metrics.get("files") or ()) or [None]
 
-    def task_in(self, engine: Answering) -> tuple[Task, bool, str]:
+    def task_in(self, engine: Answering) -> TaskInModel:
         if self.task is not None:
-            return self.task, False, ""
+            return TaskInModel(self.task)
         assert isinstance(engine, Engine)  # a file without a task is in no sum
         template: str = engine.info["chat_template"]
         if not template:
@@ -59,7 +59,8 @@ class GgufModel(Model):
             eos_token=controls["eos"],
             special_tokens=tuple(controls["tokens"]),
         )
-        return task, True, controls["bos"] if controls["adds_bos"] else ""
+        opening = controls["bos"] if controls["adds_bos"] else ""
+        return TaskInModel(task, bare=True, opening=opening)
 
     def bytes(self, loading: Loading) -> int:
         return memory.engine_bytes(

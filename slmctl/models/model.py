@@ -102,6 +102,20 @@ class OpenModel:
 
 
 @dataclass(frozen=True)
+class TaskInModel:
+    """The task of a loaded model.
+
+    Attributes:
+        bare: The model carries none, so it is made of its chat template.
+        opening: The token that raw text must begin with, or "".
+    """
+
+    task: Task
+    bare: bool = False
+    opening: str = ""
+
+
+@dataclass(frozen=True)
 class Model:
     """A model on this machine.
 
@@ -198,15 +212,14 @@ class Model:
         """
         return (None,)
 
-    def task_in(self, engine: Answering) -> tuple[Task, bool, str]:
-        """Returns (task, bare, opening). `bare`: the model carries no task, so one is made of its
-        chat template; `opening`: the token that raw text must begin with, or "".
+    def task_in(self, engine: Answering) -> TaskInModel:
+        """The task that it carries, or one of its chat template.
 
         Raises:
-            UsageError: It has neither a task nor a chat template.
+            UsageError: It has neither.
         """
         assert self.task is not None
-        return self.task, False, ""
+        return TaskInModel(self.task)
 
     def read_task(self) -> Task:
         """The task that it carries, or one of its chat template, for which
@@ -215,7 +228,7 @@ class Model:
         if self.task is not None:
             return self.task
         with self.load(Loading(sequences=1, context=128)) as engine:
-            return self.task_in(engine)[0]
+            return self.task_in(engine).task
 
     def other_build(self, build: str) -> str:
         """A note where the engine is another build than the one that

@@ -7,8 +7,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,20 +137,29 @@ def fitted_policy(policy: Path, gguf: str, task: Task) -> Policy:
     return fitted
 
 
-def spoken_to(
-    where: Workspace, spec: str | None, type: str | None
-) -> tuple[Model, Task, Policy | None, Callable[[], Answering]]:
-    """The model of a path or a kind to talk to, its task, its newest
-    policy, and a function that loads it.
-    """
-    from slmctl.models import documents  # with it comes numpy
-    from slmctl.models.model import Loading
+@dataclass(frozen=True)
+class SpokenTo:
+    """A model to talk to in a terminal, with its task and its newest policy."""
 
+    model: Model
+    task: Task
+    policy: Policy | None
+
+    def load(self) -> Answering:
+        from slmctl.models import documents  # with it comes numpy
+        from slmctl.models.model import Loading
+
+        loading = Loading(sequences=1, mostly_reads=self.task.mostly_reads)
+        return documents.reading(self.model.load(loading), {"": self.task})
+
+
+def spoken_to(where: Workspace, spec: str | None, type: str | None) -> SpokenTo:
+    """The model of a path or a kind to talk to."""
     model = served(where, spec, type)
-    task, newest = model.read_task(), newest_policy(where.directory, model)
+    task = model.read_task()
+    newest = newest_policy(where.directory, model)
     policy = fitted_policy(newest, model.digest, task) if newest is not None else None
-    loading = Loading(sequences=1, mostly_reads=task.mostly_reads)
-    return model, task, policy, lambda: documents.reading(model.load(loading), {"": task})
+    return SpokenTo(model, task, policy)
 
 
 def served_name(source: Artifact, path: Path) -> tuple[str, str]:

@@ -116,7 +116,8 @@ def labels_of(project: Project) -> Counter[str]:
 
 def _of_data_set(project: Project) -> RowEstimate:
     facts = project.artifact(PREPARED).metrics
-    train, validation, test = (facts[name] for name in ("train", "validation", "test"))
+    train, test = facts["train"], facts["test"]
+    validation = facts["validation"]
     tokens = facts["tokens"]["total"] // max(train, 1)
     rows = train + validation + test + facts["calibration"] + facts["rejected"]
     shared = min(_shared_tokens(project.config.task), tokens)

@@ -84,12 +84,11 @@ def survey(project: Project, registries: Sequence[Path]) -> Survey:
     artifacts = [entry for entry in everything if isinstance(entry, Artifact)]
     needed, notes = _needed(project, artifacts, registries)
     used = _in_use(project)
-    items = [
-        Unneeded(path, f"{path.parent.name}, {_about(entry)}", _size(path))
-        for entry in everything
-        if (path := entry.path if isinstance(entry, Artifact) else entry) not in needed
-        and not _is_used(path, used)
-    ]
+    items = []
+    for entry in everything:
+        path = entry.path if isinstance(entry, Artifact) else entry
+        if path not in needed and not _is_used(path, used):
+            items.append(Unneeded(path, f"{path.parent.name}, {_about(entry)}", _size(path)))
     items += _left(project, used)
     items += _copies(project, [entry for entry in artifacts if entry.path in needed])
     items += _of_no_release(project)

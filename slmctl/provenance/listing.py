@@ -154,7 +154,9 @@ def survey(root: Path, kinds: Sequence[str] = ()) -> list[Entry]:
     """
     made, faults = _read(root)
     ancestry = Ancestry(made)
-    measured, tags, changed = _measured(made), _tags(root, made), _changes(made, ancestry)
+    measured = _measured(made)
+    tags = _tags(root, made)
+    changed = _changes(made, ancestry)
     entries = [
         Entry(
             kind=each.kind,

@@ -146,22 +146,10 @@ def bars(rows: Sequence[Bar], *, title: str, most: float = 0, width: int = WIDTH
     for index, row in enumerate(rows):
         y = ROW * index + 6
         long = max(1.0, (width - left - right) * max(row.value, 0) / most) if row.value else 0.0
-        parts.append(
-            _group(
-                f"{row.label}: {row.text or _number(row.value)}",
-                _text(left - 10, y + 9, _cut(row.label), anchor="end"),
-                _tag(
-                    "rect",
-                    class_=f"fill-{row.colour}",
-                    x=left,
-                    y=y,
-                    width=long,
-                    height=ROW - 6,
-                    rx=2,
-                ),
-                _text(left + long + 6, y + 9, row.text),
-            )
-        )
+        bar = _bar(row.colour, left, y, long, ROW - 6)
+        label = _text(left - 10, y + 9, _cut(row.label), anchor="end")
+        figure = _text(left + long + 6, y + 9, row.text)
+        parts.append(_group(f"{row.label}: {row.text or _number(row.value)}", label, bar, figure))
     return _frame(title, _told(rows), width, ROW * len(rows) + 8, parts)
 
 
@@ -173,24 +161,14 @@ def stack(rows: Sequence[Bar], *, title: str) -> Markup:
         long = WIDTH * row.value / total
         y = 46 + ROW * index
         figure = row.text or _number(row.value)
-        parts.append(
-            _group(
-                f"{row.label}: {figure}",
-                _tag(
-                    "rect",
-                    class_=f"fill-{row.colour}",
-                    x=x,
-                    y=4,
-                    width=max(long - 1.5, 0.5),
-                    height=26,
-                    rx=2,
-                ),
-                _tag("rect", class_=f"fill-{row.colour}", x=0, y=y, width=12, height=12, rx=2),
-                _text(20, y + 6.5, _cut(row.label)),
-                _text(250, y + 6.5, figure, anchor="end"),
-                _text(320, y + 6.5, percent(row.value / total), "muted", anchor="end"),
-            )
-        )
+        marks = [
+            _bar(row.colour, x, 4, max(long - 1.5, 0.5), 26),
+            _bar(row.colour, 0, y, 12, 12),
+            _text(20, y + 6.5, _cut(row.label)),
+            _text(250, y + 6.5, figure, anchor="end"),
+            _text(320, y + 6.5, percent(row.value / total), "muted", anchor="end"),
+        ]
+        parts.append(_group(f"{row.label}: {figure}", *marks))
         x += long
     return _frame(title, _told(rows), WIDTH, 46 + ROW * len(rows), parts)
 
@@ -205,7 +183,8 @@ def histogram(
         strip: The 5 %, 25 %, 50 %, 75 % and 95 % quantiles, drawn as a box plot below.
     """
     scale = _Scale(edges[0], max(edges[-1], edges[0] + 1), 46, WIDTH - 12)
-    most, floor, top = max([*counts, 1]), 168, 26
+    most = max([*counts, 1])
+    floor, top = 168, 26
     parts = _grid(_Scale(0, most, floor, top), scale.start, scale.end, whole=True)
     for index, many in enumerate(counts):
         x0, x1 = scale(edges[index]), scale(edges[index + 1])
@@ -225,45 +204,28 @@ def histogram(
                 )
             )
     below = floor + 8
-    p5, p25, p50, p75, p95 = (scale(value) for value in strip)
-    names = ("5 %", "25 %", "median", "75 %", "95 %")
-    parts.append(
-        _group(
-            ", ".join(f"{name} {_number(value)}" for name, value in zip(names, strip, strict=True)),
-            _tag(
-                "line",
-                class_="stroke-c2",
-                x1=p5,
-                x2=p95,
-                y1=below + 8,
-                y2=below + 8,
-                stroke_width=2,
-            ),
-            _tag(
-                "rect",
-                class_="fill-c2",
-                x=p25,
-                y=below + 2,
-                width=max(p75 - p25, 1.5),
-                height=12,
-                rx=2,
-            ),
-            _tag(
-                "line",
-                class_="stroke-page",
-                x1=p50,
-                x2=p50,
-                y1=below + 2,
-                y2=below + 14,
-                stroke_width=2,
-            ),
-        )
-    )
+    parts.append(_box_plot(scale, below, strip))
     below += 20
     parts += _x_axis(scale, below, whole=True)
     parts.append(_text((scale.start + scale.end) / 2, below + 34, unit, "muted", anchor="middle"))
     description = f"{sum(counts):,} values from {_number(edges[0])} to {_number(edges[-1])} {unit}"
     return _frame(title, description, WIDTH, below + 44, parts)
+
+
+def _box_plot(scale: _Scale, top: float, strip: Sequence[float]) -> Markup:
+    """The quantiles of a strip: whiskers from 5 % to 95 %, a box from 25 % to 75 %, the median."""
+    places = [scale(value) for value in strip]
+    first, third = places[1], places[3]
+    names = ("5 %", "25 %", "median", "75 %", "95 %")
+    note = ", ".join(f"{name} {_number(value)}" for name, value in zip(names, strip, strict=True))
+    whisker = {"x1": places[0], "x2": places[4], "y1": top + 8, "y2": top + 8}
+    median = {"x1": places[2], "x2": places[2], "y1": top + 2, "y2": top + 14}
+    return _group(
+        note,
+        _tag("line", class_="stroke-c2", **whisker, stroke_width=2),
+        _bar("c2", first, top + 2, max(third - first, 1.5), 12),
+        _tag("line", class_="stroke-page", **median, stroke_width=2),
+    )
 
 
 def dots(
@@ -392,26 +354,21 @@ def heat(
             _text(left - 10, top + side * r + side / 2, _cut(name), "ink small", anchor="end")
         )
         for c, many in enumerate(cells[r]):
-            x, y, on = left + side * c, top + side * r, r == c
+            x, y = left + side * c, top + side * r
+            on = r == c
             square = {"x": x + 1, "y": y + 1, "width": side - 2, "height": side - 2, "rx": 2}
             if not many:
                 parts.append(_tag("rect", class_="fill-panel", **square))
                 continue
             # opacity up to 0.5, so that the number stays readable
             full = 0.1 + 0.4 * many / most[on]
-            parts.append(
-                _group(
-                    f"{name} answered as {columns[c]}: {many:,}",
-                    _tag("rect", class_="fill-panel", **square),
-                    _tag(
-                        "rect",
-                        class_=f"fill-{'c1' if on else 'c2'}",
-                        fill_opacity=f"{full:.2f}",
-                        **square,
-                    ),
-                    _text(x + side / 2, y + side / 2, _short(many), "ink small", anchor="middle"),
-                )
-            )
+            colour = {"class_": "fill-c1" if on else "fill-c2", "fill_opacity": f"{full:.2f}"}
+            cell = [
+                _tag("rect", class_="fill-panel", **square),
+                _tag("rect", **colour, **square),
+                _text(x + side / 2, y + side / 2, _short(many), "ink small", anchor="middle"),
+            ]
+            parts.append(_group(f"{name} answered as {columns[c]}: {many:,}", *cell))
     width = (
         left + side * len(columns) + max(40, int(0.75 * _column([_cut(columns[-1])])) - side + 12)
     )
@@ -607,6 +564,10 @@ def _text(
         dominant_baseline="central",
         **turned,
     )
+
+
+def _bar(colour: str, x: float, y: float, width: float, height: float) -> Markup:
+    return _tag("rect", class_=f"fill-{colour}", x=x, y=y, width=width, height=height, rx=2)
 
 
 def _tag(name: str, content: Markup | None = None, /, **attributes: float | str) -> Markup:

@@ -51,9 +51,10 @@ RULES: dict[str, Rule] = {
     "secret": secrets,
 }
 MIN_KEY = 16  # bytes; a shorter key could be found by trying
-# Characters of a window, characters after it into which a finding may reach, and characters before
-# it that are read as context. The longest findings are private keys of some 20,000 characters.
-WINDOW, OVERLAP, CONTEXT = 1 << 17, 1 << 15, 1 << 9
+# Characters of a window, and characters after it into which a finding may reach: the longest are
+# private keys of some 20,000 characters.
+WINDOW, OVERLAP = 1 << 17, 1 << 15
+CONTEXT = 1 << 9  # characters before a window that are read as well
 PASSES = 4  # searches after which a value is replaced up to the end of its line
 KINDS = tuple(RULES)
 NUMBERS = {"card": 0, "iban": 0}  # may hold what looks like a phone number
@@ -129,7 +130,8 @@ class SensitivePolicy:
         values; stand-ins are written last, since a number directly behind digits is none.
         """
         ranks = {kind: RANKS[action] for kind, action in self.actions.items()}
-        marked, marks, findings = text, list[Mark](), list[Finding]()
+        marked = text
+        marks, findings = list[Mark](), list[Finding]()
         for searches in itertools.count():
             candidates = _candidates(marked, ranks)
             replaced = [each for each in candidates if ranks[each.match.kind] < RANKS["keep"]]
@@ -184,7 +186,8 @@ class SensitivePolicy:
                     stand_in(match, form, self.key, _is_clean) if pseudonymised else mark,
                 )
             )
-        pieces, done, length, placed = list[str](), 0, 0, list[Mark]()
+        pieces, placed = list[str](), list[Mark]()
+        done = length = 0
         for start, end, mark, stand in sorted(spans):
             pieces += [text[done:start], mark]
             length += start - done + len(mark)
@@ -331,18 +334,9 @@ def _words_tell(text: str) -> bool:
         return True
     if "akia" in text or "asia" in text or "eyj" in text or "aiza" in text or "sg." in text:
         return True
-    return (
-        "one" in text
-        or "two" in text
-        or "three" in text
-        or "four" in text
-        or "five" in text
-        or "six" in text
-        or "seven" in text
-        or "eight" in text
-        or "nine" in text
-        or "zero" in text
-    ) and TWO_NUMBERS.search(text) is not None
+    counts = "one" in text or "two" in text or "three" in text or "four" in text or "five" in text
+    counts = counts or "six" in text or "seven" in text or "eight" in text or "nine" in text
+    return (counts or "zero" in text) and TWO_NUMBERS.search(text) is not None
 
 
 def _candidates(text: str, ranks: Mapping[str, int]) -> list[Candidate]:

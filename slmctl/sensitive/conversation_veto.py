@@ -278,7 +278,8 @@ def _redacted(
     result = []
     # the rest belongs to joined and reversed texts
     for message, in_message in zip(messages, findings, strict=False):
-        text, done, pieces = message["content"], 0, []
+        text, done = message["content"], 0
+        pieces = []
         for finding in in_message:
             value = text[finding.start : finding.end]
             if finding.kind in kinds:

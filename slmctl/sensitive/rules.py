@@ -170,25 +170,32 @@ def _spelled_email(text: str, start: int, end: int) -> RuleMatch | None:
     domain = _spelled_domain(text, end + gap)
     if not local or not domain:
         return None
-    (label, said_dot, top), name = domain, local[0][::-1]
+    name, top = local[0][::-1], domain.top
     is_clear = text[start:end].lower() != "at"
-    is_mailbox = is_clear or label.lower() in _MAILBOXES or not name.isalpha()
+    is_mailbox = is_clear or domain.label.lower() in _MAILBOXES or not name.isalpha()
     # look at this point in time; www.acme.com/at/news.info
-    is_prose = not is_clear and top[0].lower() in _WORDS and "dot" not in said_dot.lower()
+    is_prose = not is_clear and top[0].lower() in _WORDS and "dot" not in domain.dot.lower()
     in_path = before.removesuffix(name).endswith("/") or name.startswith("www.")
     is_prose |= in_path and text[start - 1 : end] == "/at"
-    if top[0].lower() not in _TOPS or not (said_dot or is_mailbox) or is_prose:
+    if top[0].lower() not in _TOPS or not (domain.dot or is_mailbox) or is_prose:
         return None
     left = start - (len(text[max(0, start - 260) : start]) - len(before)) - len(name)
     value = _with_signs(name) + "@" + _with_signs(text[end + gap : top.end()])
     return RuleMatch("email", "email/spelled", left, top.end(), value)
 
 
-def _spelled_domain(text: str, start: int) -> tuple[str, str, re.Match[str]] | None:
-    """Returns (first label, the word `dot` before the top-level domain
-    or '', match of the top-level domain).
-    """
-    longest, position, first = None, start, ""
+class _Domain(NamedTuple):
+    """The first label of a domain, the word `dot` before its top-level domain or '', and that."""
+
+    label: str
+    dot: str
+    top: re.Match[str]
+
+
+def _spelled_domain(text: str, start: int) -> _Domain | None:
+    """The longest domain with spelled dots at a place of a text."""
+    longest, position = None, start
+    first = ""
     for _ in range(_SPELLED_LABELS):
         label = _SPELLED_LABEL.match(text, position)
         if not label:
@@ -197,7 +204,7 @@ def _spelled_domain(text: str, start: int) -> tuple[str, str, re.Match[str]] | N
         first = first or _LABEL_END.split(label[0], maxsplit=1)[0]
         top = _SPELLED_TOP.match(text, position)
         if top:
-            longest = (first, label["dot"] or "", top)
+            longest = _Domain(first, label["dot"] or "", top)
         if not text[position : position + 1].isalpha():
             break
     return longest
@@ -280,21 +287,23 @@ def cards(text: str) -> Iterator[RuleMatch]:
             if card is None:
                 first += 1
                 continue
-            first, start, end = card
-            yield RuleMatch(
-                "card", "card/luhn", start, end, "".join(_GROUPS.findall(text[start:end]))
-            )
+            first, span = card
+            digits = "".join(_GROUPS.findall(text[slice(*span)]))
+            yield RuleMatch("card", "card/luhn", *span, digits)
 
 
-def _card_from(text: str, groups: list[tuple[int, int]], first: int) -> tuple[int, int, int] | None:
-    """Returns (index of the next group, start, end) of a card that begins
+def _card_from(
+    text: str, groups: list[tuple[int, int]], first: int
+) -> tuple[int, tuple[int, int]] | None:
+    """Returns (index of the next group, place) of a card that begins
     with group `first`; None without one.
     """
     start, digits = groups[first][0], ""
     if text[start] in "0179":
         return None  # no issuer has these
     for last in range(first, min(len(groups), first + 19)):
-        before, (group_start, group_end) = len(digits), groups[last]
+        group_start, group_end = groups[last]
+        before = len(digits)
         if before > 19:
             break
         digits += text[group_start : min(group_end, group_start + 26)]
@@ -309,7 +318,7 @@ def _card_from(text: str, groups: list[tuple[int, int]], first: int) -> tuple[in
             )
             is_card = is_card and not _is_placeholder(text, groups, first, last)
             if is_card and _written_as_card(text, [*groups[first:last], (group_start, end)]):
-                return last + 1, start, end
+                return last + 1, (start, end)
     return None
 
 

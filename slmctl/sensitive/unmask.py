@@ -345,7 +345,8 @@ def _undisguised(view: View) -> View:
 def _folded(text: str) -> View:
     if text.isascii() and text.isprintable():
         return View(text, range(len(text)), range(1, len(text) + 1))
-    pieces, starts, ends = [], [], []
+    starts, ends = [], []
+    pieces = []
     for index, char in enumerate(text):
         piece = FOLDS[ord(char)]
         pieces.append(piece)

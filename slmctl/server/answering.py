@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
@@ -16,13 +17,12 @@ from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.inference.events import Event
 from slmctl.sensitive import conversation_veto
 from slmctl.server import collecting
-from slmctl.server.api_keys import Key
 from slmctl.server.collecting import HELD_BACK, NO_POLICY
 from slmctl.server.event_stream import EventStream
 from slmctl.server.forms import decisions, file_parts, reading
 from slmctl.server.forms.decisions import DecisionForm
 from slmctl.server.forms.request import CheckedRequest, Form
-from slmctl.server.gateway import Gateway
+from slmctl.server.gateway import Gateway, ReadRequest
 from slmctl.server.observed import Note
 from slmctl.server.rate_limits import HeldPlace
 from slmctl.server.refusals import ROUTE, route_header
@@ -38,9 +38,9 @@ SLACK_S = 5  # beyond the deadline of an answer, to send its end to a client tha
 async def answer(gateway: Gateway, http: HttpRequest, form: Form) -> Response:
     """Answer a request in the form of its API."""
     with contextlib.ExitStack() as held:
-        key, place, body = await gateway.read(http, held)
+        read = await gateway.read(http, held)
         exchange = held.enter_context(gateway.exchange(http))
-        request = await _accepted(gateway, http, form, key, body, exchange, place, held)
+        request = await _accepted(gateway, http, form, read, exchange, held)
     return await request.respond()
 
 
@@ -51,18 +51,18 @@ async def decide(gateway: Gateway, http: HttpRequest, form: DecisionForm) -> Res
     """
     bodies, responses = list[JsonObject](), list[Response]()
     with contextlib.ExitStack() as held:
-        key, place, body = await gateway.read(http, held)
-        find, models = functools.partial(gateway.fleet.find, key=key), gateway.fleet.models(key)
-        parts = decisions.by_model(body, form, models, lambda name: find(name)[1].name)
+        read = await gateway.read(http, held)
+        find = functools.partial(gateway.fleet.find, key=read.key)
+        models = gateway.fleet.models(read.key)
+        parts = decisions.by_model(read.body, form, models, lambda name: find(name)[1].name)
         for part in parts if len(parts) > 1 else ():  # before any is asked
             _, model = find(part.body["model"])
             decisions.read_questions(part.body, form, model.name, model.task)
         exchange = held.enter_context(gateway.exchange(http))
         for number, part in enumerate(parts):
             with contextlib.ExitStack() as own:
-                request = await _accepted(
-                    gateway, http, form, key, part.body, exchange, place, own, number
-                )
+                asked = dataclasses.replace(read, body=part.body)
+                request = await _accepted(gateway, http, form, asked, exchange, own, number)
             responses.append(await request.respond())
             bodies.append(request.body)
     first, *others = responses
@@ -77,16 +77,16 @@ async def _accepted(
     gateway: Gateway,
     http: HttpRequest,
     form: Form,
-    key: Key,
-    body: JsonObject,
+    read: ReadRequest,
     exchange: Exchange,
-    place: HeldPlace,
     held: contextlib.ExitStack,
     number: int = 0,
 ) -> _Request:
     """A request that has been checked, with its model and all that `held`
     holds, which it frees when it is closed.
     """
+    body, key = read.body, read.key
+    place = read.place
     name, model = gateway.fleet.find(body.get("model"), key)
     place.take(name, 1)
     await exchange.beside(file_parts.put_texts(body, gateway.settings, gateway.readers, key.name))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
@@ -49,7 +49,8 @@ async def take(http: HttpRequest) -> Response:
 
 async def _taken(http: HttpRequest, gateway: Gateway, collector: Collector, key: Key) -> Response:
     """Check a word and write it down; see `take`."""
-    id, ok, answer = _read(read_body(await gateway.body_of(http)))
+    word = _read(read_body(await gateway.body_of(http)))
+    id, answer = word.id, word.answer
     answered = await asyncio.to_thread(collector.find, id)
     if answered is None or not key.may_ask(answered.model):
         raise HTTPException(404, f"request '{id}' was not answered here lately")
@@ -65,7 +66,7 @@ async def _taken(http: HttpRequest, gateway: Gateway, collector: Collector, key:
             )
     if answered.words >= MOST_WORDS:
         raise HTTPException(409, f"there are {MOST_WORDS} words on request '{id}' already")
-    written = collector.say(answered, ok=ok, answer=answer, key=key.name)
+    written = collector.say(answered, ok=word.ok, answer=answer, key=key.name)
     try:
         done = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(written)), WRITE_S)
     except TimeoutError:
@@ -73,12 +74,20 @@ async def _taken(http: HttpRequest, gateway: Gateway, collector: Collector, key:
     if not done:
         raise HTTPException(503, "the feedback could not be written down", {"retry-after": "1"})
     return JSONResponse(
-        {"request_id": id, "ok": ok, "answer": answer, "collected": answered.collected}
+        {"request_id": id, "ok": word.ok, "answer": answer, "collected": answered.collected}
     )
 
 
-def _read(body: dict[str, Any]) -> tuple[str, bool | None, str | None]:
-    """Returns (the request's id, True if its answer was right or None, the right answer or None).
+class _Word(NamedTuple):
+    """A word on the answer to a request: whether it was right, or the right one, or both."""
+
+    id: str
+    ok: bool | None
+    answer: str | None
+
+
+def _read(body: dict[str, Any]) -> _Word:
+    """The word in the body of a request.
 
     Raises:
         RequestError: A field is missing, unknown or of another type.
@@ -88,7 +97,8 @@ def _read(body: dict[str, Any]) -> tuple[str, bool | None, str | None]:
             raise RequestError(
                 f"field '{name[:100]}' is not known; known: {', '.join(FIELDS)}", name[:100]
             )
-    id, ok, answer = (body.get(name) for name in FIELDS)
+    id, ok = body.get("request_id"), body.get("ok")
+    answer = body.get("answer")
     if not isinstance(id, str) or not 0 < len(id) <= 100:
         raise RequestError("'request_id' must be the x-request-id of an answer", "request_id")
     if ok is not None and not isinstance(ok, bool):
@@ -103,7 +113,7 @@ def _read(body: dict[str, Any]) -> tuple[str, bool | None, str | None]:
         )
     if ok is None and answer is None:
         raise RequestError("feedback needs 'ok', 'answer' or both", "ok")
-    return id, ok, answer.strip() if isinstance(answer, str) else None
+    return _Word(id, ok, answer.strip() if isinstance(answer, str) else None)
 
 
 def _allowed(answer: str, task: Task, offers: bool) -> str:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -33,6 +34,15 @@ from slmctl.server.running_model import RunningModel
 SCHEMAS = 64  # clients' schemas; the results of their checks are kept
 LARGE = 1 << 16  # bytes of a body that is read in a thread
 MAX_BODY, MAX_DOCUMENT = 1 << 20, 16 << 20  # bytes of a body, and of one that may hold a document
+
+
+@dataclass(frozen=True)
+class ReadRequest:
+    """A request for an answer whose body was read, with the place that it holds."""
+
+    key: Key
+    place: HeldPlace
+    body: JsonObject
 
 
 class Gateway:
@@ -83,12 +93,8 @@ class Gateway:
         http.state.note.fields["key"] = key.name
         return key
 
-    async def read(
-        self, http: HttpRequest, held: contextlib.ExitStack
-    ) -> tuple[Key, HeldPlace, JsonObject]:
-        """The key of a request for an answer, counted against its limits;
-        the place, which `held` frees; the body.
-        """
+    async def read(self, http: HttpRequest, held: contextlib.ExitStack) -> ReadRequest:
+        """A request for an answer, counted against its key's limits; `held` frees its place."""
         key = self.key_of(http)
         self.limits.count(key)
         if self.stopping:
@@ -99,7 +105,8 @@ class Gateway:
         place = held.enter_context(self.limits.place(key))
         raw = await self.body_of(http, place)
         large = len(raw) > LARGE  # to read it takes some time, in which others are answered
-        return key, place, await asyncio.to_thread(read_body, raw) if large else read_body(raw)
+        body = await asyncio.to_thread(read_body, raw) if large else read_body(raw)
+        return ReadRequest(key, place, body)
 
     async def body_of(self, http: HttpRequest, place: HeldPlace | None = None) -> bytes:
         """The body of a request, within the limits on its size and time.

@@ -16,7 +16,7 @@ from slmctl.config.serve_section import DEFAULT
 from slmctl.console import percent, say, size
 from slmctl.errors import IntegrityError, UsageError
 from slmctl.models import documents
-from slmctl.models.model import Loading, Model
+from slmctl.models.model import Loading, Model, TaskInModel
 from slmctl.network import guard
 from slmctl.network.decisions import CHAT
 from slmctl.pipeline import model_lookup
@@ -195,7 +195,7 @@ class _Member:
         model = model_lookup.served(self.where, self.spec, self.type_name, first_look=look)
         task, names = model.task, dict[str, ServedModel]()
         if task is not None:
-            names = self._named(model, _main(model, task), self._adapters(model))
+            names = self._named(model, _main(model, TaskInModel(task)), self._adapters(model))
         elif self.name:
             raise UsageError(
                 f"model '{self.name}' of the fleet is {model.path.name}, which carries no task",
@@ -237,8 +237,9 @@ class _Member:
             if self.pin:  # for the others the fleet has made room
                 model.require_room(loading)
             engine = stack.enter_context(model.load(loading))
-            task, bare, opening = model.task_in(engine)
-            names = self._named(model, _main(model, task, bare=bare, opening=opening), loras)
+            inside = model.task_in(engine)
+            task = inside.task
+            names = self._named(model, _main(model, inside), loras)
             name, router = next(iter(names)), None
             if policy is not None and escalation is not None:
                 fitted = model_lookup.fitted_policy(policy, model.digest, task)
@@ -291,10 +292,8 @@ class _Member:
         """A model under its names, with the adapters over it; a bare
         adapter without a task has the model's.
         """
-        stem, (name, version) = (
-            model.path.stem,
-            model_lookup.served_name(model.artifact, model.path),
-        )
+        stem = model.path.stem
+        name, version = model_lookup.served_name(model.artifact, model.path)
         others = [DEFAULT, stem]
         if self.name:  # others may be of the same project
             name, others = self.name, [DEFAULT] if self.is_default else []
@@ -318,10 +317,16 @@ class _Member:
         return served
 
 
-def _main(model: Model, task: Task, *, bare: bool = False, opening: str = "") -> ServedModel:
+def _main(model: Model, inside: TaskInModel) -> ServedModel:
     """Returns the model without its adapters, still without a name."""
-    digest = f"sha256:{model.file.sha256}"
-    return ServedModel("", task, bare=bare, opening=opening, file=model.path.name, digest=digest)
+    return ServedModel(
+        "",
+        inside.task,
+        bare=inside.bare,
+        opening=inside.opening,
+        file=model.path.name,
+        digest=f"sha256:{model.file.sha256}",
+    )
 
 
 def _elsewhere(
@@ -335,7 +340,8 @@ def _elsewhere(
     """
     engine = settings.engine
     assert engine is not None
-    task, (name, version) = model_lookup.contract(where, model, engine.model)
+    task, names = model_lookup.contract(where, model, engine.model)
+    name, version = names
     if task.rules.calls:
         raise UsageError(
             "calls are held to the form of their base by slmctl's own engine, so no server "

@@ -149,11 +149,14 @@ def _filled(url: str) -> str:
     """
     if _REFERENCE.fullmatch(url.strip()):
         return _variable(url.strip()[2:-1])
-    head, at, rest = url.rpartition("@")
-    where, mark, parameters = rest.partition("?")
+    user, _, rest = url.rpartition("@")
+    where, _, parameters = rest.partition("?")
     quoted = partial(_REFERENCE.sub, lambda match: quote(_variable(match[1]), safe=""))
     as_it_is = partial(_REFERENCE.sub, lambda match: _variable(match[1]))
-    return quoted(head) + at + as_it_is(where) + mark + quoted(parameters)
+    filled = as_it_is(where)
+    if "@" in url:
+        filled = f"{quoted(user)}@{filled}"
+    return f"{filled}?{quoted(parameters)}" if "?" in rest else filled
 
 
 def _variable(name: str) -> str:

@@ -17,6 +17,7 @@ import llama_cpp as lc
 from slmctl import hardware
 from slmctl.artifacts.artifact import Artifact
 from slmctl.inference import expansion
+from slmctl.inference.decoding_model import Item
 from slmctl.inference.llama_child import LlamaModel
 
 SIZES: dict[str, Any] = {"sequences": 2, "context": 64, "threads": 1, "adapters": {}}
@@ -75,7 +76,7 @@ def test_the_expanded_weights_are_as_close_to_the_lossless_file(
         "hello please, the card was charged twice for one invoice and my parcel is not here, "
         "where is it now?"
     )
-    items = [(token, k, 1, True) for k, token in enumerate(whole.tokenize(text))]
+    items = [Item(token, k, 1, needed=True) for k, token in enumerate(whole.tokenize(text))]
     assert 30 < len(items) <= 64  # of a few tokens the errors are a matter of chance
     exact, own, larger = (
         np.stack([logits.copy() for _, logits in model.decode(items)])
@@ -92,7 +93,7 @@ def test_objects_from_a_file_that_is_not_quantized_do_not_depend_on_company(loss
     plain, labels = LlamaModel(lossless, **SIZES), LlamaModel(lossless, **SIZES, mostly_reads=True)
     documents = LlamaModel(lossless, **SIZES, mostly_reads=True, grammars=True)
     items = [
-        (token, k, 1, True)
+        Item(token, k, 1, needed=True)
         for k, token in enumerate(plain.tokenize("where is my parcel now, please?"))
     ]
     exact, fused, ours = (

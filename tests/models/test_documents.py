@@ -332,7 +332,7 @@ def test_a_chat_asks_in_windows_and_a_line_without_answer_ends_no_other(
     loaded = SimpleNamespace(read_task=lambda: task, load=lambda loading: model)
     monkeypatch.setattr(model_lookup, "served", lambda *_: loaded)
     monkeypatch.setattr(model_lookup, "newest_policy", lambda *_: None)
-    _, task, policy, load = model_lookup.spoken_to(SimpleNamespace(directory=None), None, None)  # type: ignore[arg-type]
+    spoken = model_lookup.spoken_to(SimpleNamespace(directory=None), None, None)  # type: ignore[arg-type]
     lines = [f"{FILLER * 4}".replace("\n", " "), "broken", "\n", "short"]
     with (
         pytest.raises(StageError, match="1 of 3 lines have no answer")
@@ -340,7 +340,7 @@ def test_a_chat_asks_in_windows_and_a_line_without_answer_ends_no_other(
         else nullcontext()
     ):
         terminal_chat.chat(
-            load(), task, lines, max_tokens=4, interactive=interactive, policy=policy
+            spoken.load(), task, lines, max_tokens=4, interactive=interactive, policy=spoken.policy
         )
     assert (
         len(model.asked) > 3 and max(len(request.prompt) for request in model.asked) < 2 * FORM.size

@@ -318,7 +318,6 @@ class ReviewSession(DecisionSession[ReviewRow, Review]):
         )
 
     def counted(self) -> str:
-        accepted, corrected, skipped = (
-            self._counts[name] for name in ("accepted", "corrected", "skipped")
-        )
-        return f"{accepted:,} right, {corrected:,} corrected, {skipped:,} skipped"
+        counts = self._counts
+        right = f"{counts['accepted']:,} right, {counts['corrected']:,} corrected"
+        return f"{right}, {counts['skipped']:,} skipped"

@@ -123,12 +123,13 @@ def read(
     counts: Counter[str] = Counter()
     empty, refused = 0, []
     for row in read_rows(path):
-        id, answer, *stamps = (as_text(row.columns.get(name)) for name in columns)
+        id = as_text(row.columns.get("id"))
+        answer = as_text(row.columns.get(column))
         if row.fault:
             refused.append(f"row {row.number}: {row.fault}")
         elif not answer:
             empty += 1
-        elif stamps and unescaped(stamps[0]) != stamp:
+        elif stamp and unescaped(as_text(row.columns.get("answers"))) != stamp:
             refused.append(
                 f"row {row.number}: it shows other answers than the two models gave here"
             )

@@ -120,15 +120,15 @@ def entry_of(
     longer = np.array([_longer(pair) for pair in both])
     agreement = Agreement.of(human, own, longer, groups[: len(both)], confidence=confidence)
     here = [rows[pair.id] for pair in judged.queue if pair.id in rows]
-    judge, model, prompt = here[0].asker if here else ("", "", "")
+    last = here[0] if here else None
     missing = sum(pair.id not in rows for pair in both)
     is_admitted = agreement.is_admitted and not missing
     if is_admitted:
         missing = sum(pair.id not in rows for pair in rest)
     entry: JudgeEntry = {
-        "judge": judge,
-        "model": model,
-        "prompt": prompt,
+        "judge": last.judge if last else "",
+        "model": last.model if last else "",
+        "prompt": last.prompt if last else "",
         "tried": verdicts.tried,
         "missing": missing,
         "pairs": agreement.pairs,

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from typing import Any, NoReturn, TextIO
+from typing import Any, NamedTuple, NoReturn, TextIO
 
 from slmctl.artifacts.bounded_json import is_deeper
 from slmctl.errors import DataError
@@ -118,6 +118,14 @@ def _items_inside(window: _Window, key: str | None) -> Iterator[Row]:
         raise DataError(f"{window.file} is an object {what}", hint="one object a line is .jsonl")
 
 
+class Decoded(NamedTuple):
+    """A value, the index after it, and what is wrong with it or ''."""
+
+    value: Any
+    end: int
+    fault: str
+
+
 class _Decoder:
     """A strict JSON decoder: no NaN, no infinity, no key twice, no lone surrogate.
 
@@ -133,8 +141,8 @@ class _Decoder:
             parse_constant=self._constant,
         )
 
-    def decode(self, text: str, at: int = 0) -> tuple[Any, int, str]:
-        """Returns (value, index after it, fault or '').
+    def decode(self, text: str, at: int = 0) -> Decoded:
+        """The value at a place of a text.
 
         Raises:
             JSONDecodeError: The syntax is wrong, or the text ends too early.
@@ -149,20 +157,17 @@ class _Decoder:
                 json.dumps(value, ensure_ascii=False).encode()
             except UnicodeEncodeError:
                 self._fault = "a text holds half of a surrogate pair"
-        return value, end, self._fault
+        return Decoded(value, end, self._fault)
 
     def row(self, number: int, text: str) -> Row:
         try:
-            value, end, fault = self.decode(text)
+            read = self.decode(text)
         except RecursionError:
             return Row(number, {}, f"not valid JSON: {_TOO_DEEP}")
         except json.JSONDecodeError as error:
             return Row(number, {}, f"not valid JSON: {error.msg} at character {error.pos + 1}")
-        return _row(
-            number,
-            value,
-            fault or ("" if end == len(text) else f"Extra data at character {end + 1}"),
-        )
+        extra = "" if read.end == len(text) else f"Extra data at character {read.end + 1}"
+        return _row(number, read.value, read.fault or extra)
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
@@ -237,7 +242,7 @@ class _Window:
         self.peek()
         while True:
             try:
-                value, end, fault = self._decoder.decode(self._text, self._at)
+                read = self._decoder.decode(self._text, self._at)
             except RecursionError:
                 self._fail(_TOO_DEEP, self._at)
             except json.JSONDecodeError as error:
@@ -249,11 +254,11 @@ class _Window:
                 if not cut or not self._more():
                     self._fail(error.msg, place - self._let_go)
                 continue
-            whole, length = end < len(self._text), end - self._at
+            whole, length = read.end < len(self._text), read.end - self._at
             # a number at the end of the text read so far may continue
             if whole or not self._more():
                 self._at += length
-                return value, fault
+                return read.value, read.fault
 
     def _more(self) -> bool:
         """Read another piece; False at the end."""

@@ -239,20 +239,21 @@ def _rows(
     names_of_groups = [(groups or {}).get(line["id"], line["id"]) for line in lines]
     answers = [line["answer"] or "" for line in lines]
     expected = [line["expected"] for line in lines]
+    right = [
+        task.rules.is_right(answer, reference, config.min_token_f1)
+        for answer, reference in zip(answers, expected, strict=True)
+    ]
+    numbers = np.unique(names_of_groups, return_inverse=True)[1]
+    dear_labels = np.array([label if label in dear else "" for label in expected])
     return CalibrationRows(
         names,
-        np.array([[row[name] for name in names] for row in table]),
-        np.array(
-            [
-                task.rules.is_right(a, b, config.min_token_f1)
-                for a, b in zip(answers, expected, strict=True)
-            ]
-        ),
-        np.array([bool(outside) and reference == outside for reference in expected]),
-        np.array([bool(outside) and answer.strip() == outside for answer in answers]),
-        np.array([fits_score(name) for name in names_of_groups]),
-        np.unique(names_of_groups, return_inverse=True)[1] if groups is not None else None,
-        np.array([label if label in dear else "" for label in expected]) if dear else None,
+        signals=np.array([[row[name] for name in names] for row in table]),
+        right=np.array(right),
+        outside=np.array([bool(outside) and reference == outside for reference in expected]),
+        says_outside=np.array([bool(outside) and answer.strip() == outside for answer in answers]),
+        fits=np.array([fits_score(name) for name in names_of_groups]),
+        groups=numbers if groups is not None else None,
+        dear=dear_labels if dear else None,
     )
 
 

@@ -156,15 +156,16 @@ def show(policy: Artifact) -> None:
     fit, percent = policy.metrics, console.percent
     for name, figures in (("", fit), (" with --first-look", fit.get("first_look", {}))):
         if "cost" in figures:
-            cost, low, high = figures["cost"]
+            cost, *interval = figures["cost"]
+            low, high = interval
             many = f"{fit['currency']} a thousand questions{name} ({low:,.2f} to {high:,.2f})"
             console.say(f"  costs {cost:,.2f} {many}")
+    kept = f"{percent(fit['kept'])} of {fit['tested_on']} answers"
+    bound = f"{percent(fit['error_bound'])} of the {percent(fit['max_error'])}"
+    sure = f"{percent(fit['confidence'], 0)} confidence (right: {fit['correct']})"
     console.say(
-        f"  keeps {percent(fit['kept'])} of {fit['tested_on']} answers, {percent(fit['error'])} of "
-        "them wrong; passed "
-        f"at {percent(fit['error_bound'])} of the {percent(fit['max_error'])} that max_error "
-        "allows, with "
-        f"{percent(fit['confidence'], 0)} confidence (right: {fit['correct']})"
+        f"  keeps {kept}, {percent(fit['error'])} of them wrong; passed at {bound} that max_error "
+        f"allows, with {sure}"
     )
     if (chance := fit.get("chance_to_pass", 1.0)) < LIKELY:
         console.say(

@@ -127,7 +127,8 @@ def _fair(pairs: Sequence[_Pair], total: int) -> list[int]:
 def _line(
     row: RowEntry, places: Sequence[int], labels: Sequence[str], *, texts: bool, named: bool
 ) -> list[Cell]:
-    shown, (file, number) = row.get("texts"), row["source"]
+    shown = row.get("texts")
+    file, number = row["source"]
     line = [console.place(file, number) if named else f"{number:,}"]
     if texts:
         hidden = "(sensitive)" if row["sensitive"] else ""
@@ -145,7 +146,8 @@ def _line(
 def _answer(answer: RowAnswer | None, text: str | None, labels: Sequence[str]) -> Cell:
     if answer is None:
         return Cell("–", title="not sent")
-    code, right, confidence, score = answer
+    code, right = answer[:2]
+    confidence, score = answer[2:]
     note = "" if confidence is None else f"confidence {percent(confidence, 0)}"
     if right:
         return Cell("✓", "good", note)

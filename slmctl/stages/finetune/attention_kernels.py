@@ -45,7 +45,8 @@ class SplitHeads(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-        cos, sin, x = ctx.saved_tensors
+        cos, sin = ctx.saved_tensors[:2]
+        x = ctx.saved_tensors[2]
         groups = ctx.groups
         fused = fused_kernels.load()
         if fused:

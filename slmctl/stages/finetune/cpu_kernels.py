@@ -108,11 +108,11 @@ class RmsNorm(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        x, weight, rstd = ctx.saved_tensors
+        x, weight = ctx.saved_tensors[:2]
         fused = fused_kernels.load()
         if fused:
             return fused.norm_backward(grads[0], x, weight, ctx.eps), None, None
-        return norm_backward(grads[0] * weight, x, rstd), None, None
+        return norm_backward(grads[0] * weight, x, ctx.saved_tensors[2]), None, None
 
 
 def reciprocal_std(x: torch.Tensor, eps: float) -> torch.Tensor:

@@ -55,7 +55,8 @@ class ShortConvolution(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-        bcx, weight, mixed = ctx.saved_tensors
+        bcx, weight = ctx.saved_tensors[:2]
+        mixed = ctx.saved_tensors[2]
         parts = _Parts.of(bcx).float()
         g = grads[0].float()
         result = torch.empty_like(bcx)

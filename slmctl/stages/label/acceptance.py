@@ -185,16 +185,16 @@ def _table(gold: Sequence[LabelledRow]) -> CalibrationRows:
     """Gold rows as the code of calibrate reads them; a row without an answer is never kept."""
     names = tuple(gold[0].signals)
     none = np.zeros(len(gold), dtype=bool)
+    groups = [entry.row.group or entry.row.id for entry in gold]
+    numbers = np.unique(groups, return_inverse=True)[1]
     return CalibrationRows(
         names,
-        np.array([[entry.signals[name] for name in names] for entry in gold]),
-        np.array([is_right(entry) for entry in gold]),
-        none,
-        np.array([not entry.answer for entry in gold]),
-        np.array([entry.row.is_pool for entry in gold]),
-        np.unique([entry.row.group or entry.row.id for entry in gold], return_inverse=True)[1]
-        if any(entry.row.group for entry in gold)
-        else None,
+        signals=np.array([[entry.signals[name] for name in names] for entry in gold]),
+        right=np.array([is_right(entry) for entry in gold]),
+        outside=none,
+        says_outside=np.array([not entry.answer for entry in gold]),
+        fits=np.array([entry.row.is_pool for entry in gold]),
+        groups=numbers if any(entry.row.group for entry in gold) else None,
     )
 
 

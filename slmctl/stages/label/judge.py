@@ -233,15 +233,10 @@ class Judge:
                 hint="the same command asks these again",
             )
         read = [self._read(row) for row in questions]
-        name, model, prompt = self.asker
+        name, *version = self.asker
         return [
             JudgeVerdict(
-                pair.id,
-                name,
-                judged.models,
-                (read[2 * k], _swapped(read[2 * k + 1])),
-                model,
-                prompt,
+                pair.id, name, judged.models, (read[2 * k], _swapped(read[2 * k + 1])), *version
             )
             for k, pair in enumerate(pairs)
         ]

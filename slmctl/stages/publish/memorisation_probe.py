@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from slmctl.console import percent
 from slmctl.errors import DataError, GateError
@@ -118,11 +118,19 @@ def _words(record: Record) -> set[str]:
     return {word for message in record.messages for word in _WORD.findall(message["content"])}
 
 
+class _RareString(NamedTuple):
+    """A rare string of a message, which is named by its index, with the text before it."""
+
+    bits: float
+    message: int
+    head: str
+    string: str
+
+
 def _best(task: Task, record: Record, rows: Counter[str]) -> MemorisationProbe | None:
     """The rare string with the most bits in a record's last question or answer."""
     *before, answer = record.messages
-    # bits, index of the message, text before the string, string
-    best: tuple[float, int, str, str] | None = None
+    best: _RareString | None = None
     question = record.input
     places = [(len(before) - 1, before[-1]), (len(before), answer)] if before else []
     # values come from the question, spelled otherwise, so they show no memorisation
@@ -134,13 +142,15 @@ def _best(task: Task, record: Record, rows: Counter[str]) -> MemorisationProbe |
                 continue  # the answer quotes the question, so the prompt holds the string
             if k < len(before) and start == 0:
                 continue  # no text before it to prompt with
-            candidate = (bits(rare_string), k, message["content"][:start], rare_string)
-            best = candidate if best is None or candidate[0] > best[0] else best
+            head = message["content"][:start]
+            candidate = _RareString(bits(rare_string), k, head, rare_string)
+            best = candidate if best is None or candidate.bits > best.bits else best
     if best is None:
         return None
-    _, k, head, rare_string = best
-    prompt = _prompt(task, record, k, head.rstrip())
-    return None if prompt is None else MemorisationProbe(record.id, prompt, rare_string, best[0])
+    prompt = _prompt(task, record, best.message, best.head.rstrip())
+    if prompt is None:
+        return None
+    return MemorisationProbe(record.id, prompt, best.string, best.bits)
 
 
 def _rare(text: str, rows: Counter[str]) -> Iterator[tuple[int, str]]:

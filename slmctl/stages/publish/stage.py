@@ -16,10 +16,9 @@ from slmctl.config import PublishConfig
 from slmctl.errors import UsageError
 from slmctl.model_files.model_shape import ModelShape
 from slmctl.network import guard
-from slmctl.pipeline import project_gates, runner
+from slmctl.pipeline import project_gates
 from slmctl.pipeline.estimates import BYTES_A_SECOND, KnownSizes, StageEstimate
 from slmctl.pipeline.graph import LABELLED, PREPARED, Doubt, Project, Role, Stage, StageRequest
-from slmctl.pipeline.runner import Outcome
 from slmctl.pipeline.system_errors import spoken
 from slmctl.releases import deliveries, registry, signing, targets
 
@@ -154,12 +153,9 @@ class Publish(Stage[PublishConfig]):
 STAGE = Publish
 
 
-def plan(project: Project) -> tuple[Outcome, JsonObject, list[str]]:
-    """The release, and the files that `publish` would send and their
-    places, as JSON values and as lines.
-    """
-    outcome = runner.make(project, Publish.name)
-    shipment = _shipment(project, outcome.artifact)
+def plan(project: Project, release: Artifact) -> tuple[JsonObject, list[str]]:
+    """The files that `publish` would send of a release and their places, as JSON and as lines."""
+    shipment = _shipment(project, release)
     with _target(project, "publish --plan") as target:
         made = targets.plan(target, project.config.publish.to, shipment)
         verdicts = project_gates.enforce(project, project.artifact("report"))
@@ -167,7 +163,7 @@ def plan(project: Project) -> tuple[Outcome, JsonObject, list[str]]:
         planned: JsonObject = {
             "to": made.to,
             "visibility": target.visibility,
-            "license": outcome.artifact.metrics["license"],
+            "license": release.metrics["license"],
             "hosts": list(target.hosts),
             "there": made.there,
             "bytes_to_send": made.size,
@@ -184,7 +180,7 @@ def plan(project: Project) -> tuple[Outcome, JsonObject, list[str]]:
                 for item in shipment.items
             ],
         }
-    return outcome, planned, list(_lines(planned))
+    return planned, list(_lines(planned))
 
 
 def _lines(planned: JsonObject) -> Iterator[str]:

@@ -8,7 +8,7 @@ import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -84,14 +84,13 @@ def run(
         scratch = Path(place)
         lossless = gguf_files.convert(config, merged, facts, scratch)
         count = _importance_records(config, facts)
-        reference, matrix, records = _compute_reference(
-            count, merged, prepared, task, held_out, lossless
-        )
+        measured = _compute_reference(count, merged, prepared, task, held_out, lossless)
+        reference, matrix = measured.reference, measured.matrix
         checked = parity.check_lossless(lossless.path, reference, scratch=scratch)
         targets = gguf_files.plan(config, facts, out, weighted=bool(matrix))
         both_ways = config.importance_matrix == "auto" and facts.parameters < LARGE
         twins = gguf_files.unweighted_twins(targets, scratch) if both_ways else {}
-        gguf_files.write(lossless, [*targets, *twins.values()], matrix, rows=records)
+        gguf_files.write(lossless, [*targets, *twins.values()], matrix, rows=measured.records)
         files = {}
         for target in targets:
             kept, distances = _closest(target, twins.get(target.type), reference, scratch)
@@ -112,7 +111,7 @@ def run(
     return {
         "files": files,
         "lossless": {"type": lossless.type} | checked,
-        "importance_rows": records,
+        "importance_rows": measured.records,
         "memory_estimate": needed,
         "converter_source_sha256": gguf_converter.source_hash(),
         **lora,
@@ -147,6 +146,16 @@ def _importance_records(config: QuantizeConfig, base: Base) -> int:
     )
 
 
+class _Measured(NamedTuple):
+    """The reference of all files by a merged model, the importance matrix, and the number of
+    records that this one is of.
+    """
+
+    reference: parity.MergedModelReference
+    matrix: ImportanceMatrix
+    records: int
+
+
 def _compute_reference(
     count: int,
     merged: Artifact,
@@ -154,9 +163,8 @@ def _compute_reference(
     task: Task,
     held_out: Sequence[Record],
     lossless: LosslessFile,
-) -> tuple[parity.MergedModelReference, ImportanceMatrix, int]:
-    """Load the merged model once in transformers; returns (reference of all files, importance
-    matrix, its records).
+) -> _Measured:
+    """Load the merged model once in transformers.
 
     Args:
         count: Training records to measure the matrix on.
@@ -168,7 +176,7 @@ def _compute_reference(
     reference = parity.reference(model, tokenizer, task, held_out)
     parity.check_head(lossless.path.name, lossless.head, reference)
     if not count:
-        return reference, {}, 0
+        return _Measured(reference, {}, 0)
     texts = texts_of(training(read_records(prepared.file("train.jsonl")), task), task, count)
     # mean squares need no more, and it takes half the time
     if resolve_matmul_dtype("auto") == "bfloat16":
@@ -176,7 +184,7 @@ def _compute_reference(
     matrix = importance_matrix.measure(
         model, [parity.encode(tokenizer, text) for text in texts], lossless.head
     )
-    return reference, matrix, len(texts)
+    return _Measured(reference, matrix, len(texts))
 
 
 def texts_of(records: Sequence[Record], task: Task, count: int) -> list[str]:
