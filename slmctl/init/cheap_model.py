@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import EncodeConfig
 from slmctl.errors import DataError
-from slmctl.inference import TAGGER
-from slmctl.metrics import encoder_head
+from slmctl.metrics.baseline import EncoderLogistic, EncoderTagger
 from slmctl.task.kinds.kind import TaskKind
 from slmctl.task.spans import fields_of
 
@@ -43,10 +42,10 @@ def proposed(
     encoder = EncodeConfig().encoder or ""
     if rules.has("schema"):
         about = "a cheap model that marks the words of each field; 83 MB"
-        return CheapModel(encoder, about, TAGGER) if _can_be_tagged(schema()) else None
+        return CheapModel(encoder, about, EncoderTagger.name) if _can_be_tagged(schema()) else None
     if language == "en":
         about = "cheap models, added where they help; 83 MB, or none: words alone"
-        return CheapModel(encoder, about, encoder_head.NAME)
+        return CheapModel(encoder, about, EncoderLogistic.name)
     about = "a linear model of words, added where it helps; a sentence encoder of your language too"
     return CheapModel("none", about)
 

@@ -26,6 +26,7 @@ from slmctl.init.columns import json_value
 from slmctl.init.look import COUNTED
 from slmctl.init.raw_data import RawData
 from slmctl.init.task_proposal import TaskProposal
+from slmctl.metrics.baseline import TfidfLogistic
 from slmctl.metrics.gates import rows_needed
 from slmctl.metrics.label_typos import label_typos
 from slmctl.metrics.statistics import drop_bound, effective_groups, independent_rows
@@ -711,7 +712,7 @@ def gates(task: TaskProposal, rows: float) -> list[tuple[dict[str, object], str]
         better, form = BETTER.get(task.kind, (task.rules.primary, []))
         return [*form, ({"metric": better, **gain}, "better than before training")]
     linear: dict[str, object] = {
-        "against": "tfidf_logistic",
+        "against": TfidfLogistic.name,
         "min_gain": 0,
         "confidence": surely_better(rows),
     }

@@ -18,7 +18,6 @@ from slmctl.metrics.cross_fitting import FoldRows, Indices
 from slmctl.metrics.likelihood import LEAST_GAIN, Logprobs, normalised, sharpest
 from slmctl.metrics.stored_arrays import StoredArrays
 
-NAME = "encoder_logistic"  # in reports and gates
 Floats = npt.NDArray[np.float32]
 # labels, and the vectors (n, size) of their names and descriptions
 Named = tuple[Sequence[str], Floats]

@@ -14,6 +14,7 @@ from slmctl.config import CORRECTED_WIN_RATE, WIN_RATE, Gate
 from slmctl.console import percent
 from slmctl.errors import GateError, UsageError
 from slmctl.metrics.answer_metrics import SHARES
+from slmctl.metrics.baseline import RELEASED
 from slmctl.metrics.statistics import drop_bound, independent_rows, mcnemar, t_quantile
 from slmctl.metrics.win_rate import WinRate
 from slmctl.reports import RELEASE, scoreboard
@@ -35,12 +36,6 @@ from slmctl.reports.evaluation_report import (
 
 SOURCES = ("adapter", "merged")  # kinds of models that a GGUF file is made of
 LOSS = 0.05  # of the primary metric, which a sound file does not lose by its quantization
-# baselines, and the command that releases each
-CHEAP = {
-    "encoder_logistic": "slmctl run --set publish.model=linear",
-    "tagger": "slmctl run --set publish.model=linear",
-    "tfidf_logistic": "slmctl run --set publish.model=linear --set encode.encoder=none",
-}
 
 
 @dataclass(frozen=True)
@@ -94,7 +89,7 @@ def _advice(missed: Sequence[Gate], failed: Sequence[GateResult], report: Evalua
             f"groups; or {hint}"
         )
     lost = {gate.against for gate in missed}
-    cheap = [command for name, command in CHEAP.items() if name in lost]
+    cheap = [each.release for each in RELEASED if each.name in lost]
     if cheap:
         hint = f"release the cheap model: {cheap[0]}; or {hint}"
     for gate in missed:

@@ -22,12 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from slmctl import installation
-from slmctl.metrics import TFIDF_LOGISTIC, cross_fitting
+from slmctl.metrics import cross_fitting
 from slmctl.metrics.cross_fitting import STRENGTHS, CrossFit, FoldRows, Indices
 from slmctl.metrics.likelihood import Logprobs
 from slmctl.metrics.stored_arrays import StoredArrays
 
-NAME = TFIDF_LOGISTIC
 _WORD = r"\b\w+\b"
 FEATURES: Mapping[str, Mapping[str, object]] = {  # settings of a TfidfVectorizer for each part
     "words": {"ngram_range": (1, 2), "token_pattern": _WORD},

@@ -5,8 +5,8 @@ GGUF file: the artifact of `encode`.
 from __future__ import annotations
 
 from slmctl.artifacts.artifact import FileEntry
-from slmctl.inference import ENCODER, TAGGER
-from slmctl.metrics import encoder_head
+from slmctl.inference import ENCODER
+from slmctl.metrics import baseline
 from slmctl.model_files.gguf_choice import is_tagging
 from slmctl.models.linear import LinearSum
 
@@ -23,7 +23,7 @@ class EncoderAlone(LinearSum):
 
     @property
     def title(self) -> str:
-        return TAGGER if is_tagging(self.artifact) else encoder_head.NAME
+        return baseline.of_encoder(tags=is_tagging(self.artifact)).name
 
     @property
     def weights(self) -> FileEntry:

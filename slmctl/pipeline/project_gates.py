@@ -14,6 +14,7 @@ from slmctl.artifacts.artifact import Artifact
 from slmctl.config import PRODUCTION, Config, Gate
 from slmctl.errors import GateError, IntegrityError, UsageError
 from slmctl.metrics import gates
+from slmctl.metrics.baseline import RELEASED
 from slmctl.pipeline.graph import Project
 from slmctl.pipeline.named import TRY_FIRST
 from slmctl.releases import deliveries, registry
@@ -152,17 +153,20 @@ def unguarded(project: Project, report: Artifact) -> str:
     model = released(figures)
     metric = figures["primary_metric"]
     encode = project.config.encode
-    for name, command in gates.CHEAP.items():
+    for cheap in RELEASED:
+        name = cheap.name
         pair = pair_of(figures, model, name) if name in figures["baselines"] else None
         if pair is None or any(gate.against == name for gate in project.config.gates):
             continue
-        on_encoder = name != "tfidf_logistic" or (encode and encode.encoder is None)
-        if project.config.publish.linear and on_encoder:
+        is_made = cheap.on_encoder or (encode and encode.encoder is None)
+        if project.config.publish.linear and is_made:
             continue  # this run releases it already
         rise = pair["metrics"][metric]
         if rise["interval"][0] > 0 and rise.get("p", 0.0) <= 1 - figures["confidence"]:
             takes = (
-                f"{command} releases that one, and " if project.config.task.has("encode") else ""
+                f"{cheap.release} releases that one, and "
+                if project.config.task.has("encode")
+                else ""
             )
             return (
                 f"{name} is surely better than {model}, which is to be released, and no gate names "

@@ -9,7 +9,7 @@ from pathlib import Path
 from slmctl.artifacts import lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.inference.escalation_policy import AnswerCosts, Policy
-from slmctl.metrics import encoder_head
+from slmctl.metrics.baseline import BASELINES
 from slmctl.reports.evaluation_report import CHECKS, released, report_of
 
 
@@ -87,10 +87,8 @@ def _may_be_served(metrics: Mapping[str, object]) -> bool:
     """False for the figures of a policy of the encoder alone or of an
     endpoint; older ones lack `remote`.
     """
-    return metrics.get("model") != encoder_head.NAME and not metrics.keys() & {
-        "remote",
-        "least_confidence",
-    }
+    elsewhere = metrics.keys() & {"remote", "least_confidence"}
+    return metrics.get("model") not in BASELINES and not elsewhere
 
 
 def _reported(made: Sequence[Artifact], gguf: str) -> MeasuredFigures:

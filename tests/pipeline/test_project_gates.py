@@ -21,7 +21,7 @@ from slmctl import config
 from slmctl.artifacts.artifact import Artifact, load
 from slmctl.config import FILENAME
 from slmctl.errors import IntegrityError, UsageError
-from slmctl.metrics import gates
+from slmctl.metrics.baseline import BASELINES
 from slmctl.pipeline import plan, project_gates
 from slmctl.releases import deliveries, registry, targets
 from slmctl.releases.targets.local import FolderTarget
@@ -195,7 +195,7 @@ def test_a_better_cheap_model_that_no_gate_names_is_told() -> None:
         f"tfidf_logistic is surely better than {model}, which is to be released"
     )
     for kind, takes in (
-        ("classify", f"{gates.CHEAP['tfidf_logistic']} releases that one, and "),
+        ("classify", f"{BASELINES['tfidf_logistic'].release} releases that one, and "),
         ("tag", ""),
     ):
         assert f"names tfidf_logistic; {takes}{{metric: " in told(

@@ -33,6 +33,7 @@ from sacrebleu.metrics import CHRF
 from scipy.optimize import brentq
 from scipy.stats import binomtest
 from scipy.stats import t as student
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import (
     brier_score_loss,
     cohen_kappa_score,
@@ -917,7 +918,10 @@ class Recomputed:
             return Participant(self.task, self.records, said, sure, everything, self.confidence)
 
         if self.task["kind"] == "call":
-            return {"no_call": made(["none"] * len(self.records))}
+            return {
+                "no_call": made(["none"] * len(self.records)),
+                "nearest": made(self.nearest()),
+            }
         if self.task["kind"] not in ("classify", "tag"):
             empty = "{}" if self.task["kind"] == "extract" else ""
             return {
@@ -933,6 +937,7 @@ class Recomputed:
                 for name, said in (
                     ("copy", [asked_and_wanted(record)[0] for record in self.records]),
                     ("empty", [empty] * len(self.records)),
+                    *([("nearest", self.nearest())] if not empty else []),
                 )
             }
         train = Counter(
@@ -943,6 +948,16 @@ class Recomputed:
         cells = [line["answers"][at] for line in self.lines]
         linear = made([labels[cell[0]] for cell in cells], [cell[2] for cell in cells])
         return {"majority": made([most] * len(self.records)), "tfidf_logistic": linear}
+
+    def nearest(self) -> list[str]:
+        """For each row the answer of the training row with the largest cosine of TF-IDF."""
+        train = [asked_and_wanted(record) for record in lines_of(self.prepared / "train.jsonl")]
+        words = TfidfVectorizer(
+            ngram_range=(1, 2), token_pattern=r"\b\w+\b", sublinear_tf=True
+        ).fit([text for text, _ in train])
+        known = words.transform([text for text, _ in train]).toarray()
+        asked = words.transform([asked_and_wanted(record)[0] for record in self.records]).toarray()
+        return [train[int(np.argmax(known @ row))][1] for row in asked]
 
     def entry(self, one: Participant) -> dict[str, Any]:
         figures, n = one.measured(), len(one.rows)

@@ -20,6 +20,7 @@ from slmctl.artifacts.artifact import Artifact, canonical
 from slmctl.config import EvaluateConfig
 from slmctl.errors import UsageError
 from slmctl.metrics.answer_metrics import SHARES
+from slmctl.metrics.baseline import BASELINES, BaselineRows
 from slmctl.metrics.predictions import facts_of, read_predictions
 from slmctl.metrics.statistics import POWER, design_effect, effective_groups, percentiles, wilson
 from slmctl.models import class_of
@@ -37,7 +38,6 @@ from slmctl.reports.evaluation_report import (
     TokenCounts,
 )
 from slmctl.stages.evaluate import release_rows, report_page
-from slmctl.stages.evaluate.baselines import baselines
 from slmctl.stages.evaluate.judged_pairs import judged
 from slmctl.stages.evaluate.model_selection import break_even, choose
 from slmctl.stages.evaluate.paired_comparison import Slice, compare, slices_of
@@ -103,7 +103,7 @@ def run(
     models = _models(
         predictions, records, kept={facts_of(files)["sha256"] for files in validation or ()}
     )
-    free = baselines(task, train, choosing, records)
+    free = _baselines(task, train, choosing, records)
     answers = free | {name: model.answers for name, model in models.items()}
     choice = None
     chosen_by = _models(validation or [], choosing)
@@ -249,6 +249,28 @@ def _split_of(predictions: Sequence[Artifact]) -> str:
             hint="--split test, or models without linear members, as --compare gguf",
         )
     return split
+
+
+def _baselines(
+    task: Task, train: Sequence[Record], validation: Sequence[Record], records: Sequence[Record]
+) -> dict[str, Answers]:
+    """The answers of the baselines of a kind of task to `records`, by name."""
+    rules = task.rules
+    rows = BaselineRows(
+        [record.input for record in train],
+        [record.answer for record in train],
+        choosing=[record.input for record in validation],
+        chosen=[record.answer for record in validation],
+        asked=[record.input for record in records],
+        several=() if rules.chooses else rules.labels,
+        empty=rules.empty,
+    )
+    made = {}
+    for name in rules.baselines:
+        texts, confidences = BASELINES[name].answers(rows)
+        unsure = [None] * len(records)
+        made[name] = Answers(texts, confidences or unsure, np.ones(len(records), bool))
+    return made
 
 
 def _models(

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from slmctl.console import percent
+from slmctl.metrics.baseline import BASELINES
 from slmctl.models import class_of
 from slmctl.reports.evaluation_report import (
     CHECKS,
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
 
 SLICES = 30  # slices with a difference that are listed
 
-# baselines that show how hard the task is; shown where no other is
-TRIVIAL = ("majority", "copy", "empty", "no_call")
+
+def _is_trivial(name: str) -> bool:
+    return name in BASELINES and BASELINES[name].is_trivial
 
 
 def tone(difference: float, *, real: bool) -> Tone:
@@ -124,7 +126,7 @@ class ReportView:
         """All participants but the trivial baselines; the best of these
         stays if there is no other baseline.
         """
-        return [name for name in self.entries if name not in TRIVIAL or name == self.baseline]
+        return [name for name in self.entries if not _is_trivial(name) or name == self.baseline]
 
     @property
     def focus(self) -> str:
@@ -289,7 +291,7 @@ class ReportView:
     def parts_of_baseline(self, key: Literal["per_class", "fields"]) -> dict[str, ClassFigures]:
         """The figures of `parts` for the best baseline; empty for a trivial one."""
         name = self.baseline
-        return self.entries[name].get(key) or {} if name and name not in TRIVIAL else {}
+        return self.entries[name].get(key) or {} if name and not _is_trivial(name) else {}
 
     @property
     def calibrations(self) -> list[tuple[str, CalibrationFigures]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from slmctl.console import percent
 from slmctl.inference import FILE, TAGGER
+from slmctl.metrics.baseline import BASELINES, RELEASED, EncoderTagger
 from slmctl.metrics.judged_rate import FEWEST
 from slmctl.metrics.label_sum import ENCODER, WORDS
 from slmctl.reports.evaluation_report import (
@@ -18,22 +19,12 @@ from slmctl.reports.evaluation_report import (
 from slmctl.reports.html_page import Tone, count
 from slmctl.stages.evaluate.report_data import Difference, ReportView, p_equation
 
-IN_WORDS = {
-    "majority": "always answering the most frequent label",
-    "tfidf_logistic": "the linear baseline",
-    "encoder_logistic": "the linear model on encoder and words",
-    "tagger": "the encoder that tags words",
-    "copy": "copying the input",
-    "no_call": "never calling a tool",
-    "empty": "answering nothing",
-}
-CHEAP = ("encoder_logistic", TAGGER)
 # of a sum
 MEMBERS = {
     FILE: "the file",
     ENCODER: "the encoder",
     WORDS: "words",
-    TAGGER: "the encoder that tags words",
+    TAGGER: EncoderTagger.in_words,
 }
 FEW_ROWS = 200  # below this, the interval of a share is wider than ten points
 
@@ -44,7 +35,7 @@ def headline(view: ReportView) -> tuple[str, Tone]:
     done = f"{focus} {_did(view, focus)}"
     if baseline is None:
         return done, ""
-    name, difference = IN_WORDS.get(baseline, baseline), view.difference(baseline, focus)
+    name, difference = BASELINES[baseline].in_words, view.difference(baseline, focus)
     if view.score(baseline) >= view.score(focus):
         more = f"{focus} {percent(view.score(focus))}"
         wins = "better" if view.score(baseline) > view.score(focus) else "as good"
@@ -316,7 +307,8 @@ def _decides(view: ReportView) -> Iterator[str]:
     """A remark on what a language model by itself gains on models that learn in minutes."""
     entry = view.report.get("sum")
     alone = file_of(view.report, entry["model"]) if entry is not None else ""
-    cheap = next((name for name in CHEAP if name in view.entries), "")
+    on_encoder = [each.name for each in RELEASED if each.on_encoder]
+    cheap = next((name for name in on_encoder if name in view.entries), "")
     difference = view.difference(cheap, alone) if cheap and alone in view.entries else None
     if difference is None or not difference.real:
         return

@@ -129,18 +129,16 @@ def _opening(
 
 def linear(project: Project, figures: EvaluationReport) -> str:
     """The command that releases the cheap model; empty unless it wins."""
-    from slmctl.inference import TAGGER
-    from slmctl.metrics import encoder_head, gates
+    from slmctl.metrics.baseline import RELEASED
     from slmctl.stages.evaluate.report_data import ReportView
 
     view = ReportView(figures)
     if project.config.publish.linear or not project.config.task.has("encode"):
         return ""
-    if view.baseline not in gates.CHEAP or view.score(view.baseline) < view.score(view.focus):
-        return ""
-    names = {encoder_head.NAME: "linear model on the encoder", TAGGER: "encoder that tags words"}
-    name = names.get(view.baseline, "linear model")
-    return f"To release the {name}: {gates.CHEAP[view.baseline]}, which trains nothing."
+    for cheap in RELEASED:
+        if cheap.name == view.baseline and view.score(cheap.name) >= view.score(view.focus):
+            return f"To release {cheap.in_words}: {cheap.release}, which trains nothing."
+    return ""
 
 
 def _by_kind(artifacts: Mapping[str, Artifact], entry: ParticipantEntry) -> dict[str, Artifact]:
@@ -155,10 +153,10 @@ def _by_rows(artifacts: Mapping[str, Artifact], figures: EvaluationReport) -> Ro
     """The course over training rows that `encode` measured, beside
     the tuned model; None without one.
     """
-    from slmctl.metrics import encoder_head
+    from slmctl.metrics.baseline import EncoderLogistic
     from slmctl.stages.evaluate.report_opening import RowsCurve
 
-    entry = figures["baselines"].get(encoder_head.NAME)
+    entry = figures["baselines"].get(EncoderLogistic.name)
     if entry is None:
         return None
     encoder = _by_kind(artifacts, entry).get("encoder")

@@ -14,7 +14,7 @@ from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import EvaluateConfig
 from slmctl.errors import GateError, SlmctlError, UsageError
-from slmctl.inference import LINEAR, SUM, TAGGER
+from slmctl.inference import LINEAR, SUM
 from slmctl.metrics import gates
 from slmctl.pipeline import named, predictions, project_gates, runner
 from slmctl.pipeline.estimates import KnownSizes, RowEstimate, StageEstimate
@@ -47,7 +47,7 @@ class Evaluate(Stage[EvaluateConfig]):
     waits_for = ("base", "adapter", "gguf", "encoder")
     imports = ("sklearn",)
     uses = ("scikit-learn",)
-    version = 11
+    version = 12
     stands = True
 
     def completed(self, section: EvaluateConfig) -> EvaluateConfig:
@@ -189,7 +189,7 @@ STAGE = Evaluate
 
 def _participants(settings: config.Config) -> set[str]:
     """Names of the models that a report will measure."""
-    from slmctl.metrics import encoder_head
+    from slmctl.metrics import baseline
     from slmctl.task.kinds import kind_of
 
     if settings.publish.linear:
@@ -200,7 +200,7 @@ def _participants(settings: config.Config) -> set[str]:
         *kind_of(settings.task.kind).baselines,
     }
     if settings.encode is not None:
-        names.add(TAGGER if settings.task.has("schema") else encoder_head.NAME)
+        names.add(baseline.of_encoder(tags=settings.task.has("schema")).name)
     if "gguf" in models:
         names |= {*types, *(["chosen"] if settings.evaluate.choose else [])}
     if SUM in settings.measured:

@@ -9,6 +9,7 @@ from typing import Any
 
 from slmctl.errors import DataError
 from slmctl.metrics import answer_metrics
+from slmctl.metrics.baseline import Nearest, NoCall
 from slmctl.task import tool_calls
 from slmctl.task.kinds.extract import object_in
 from slmctl.task.kinds.kind import TaskKind
@@ -19,7 +20,7 @@ class Calling(TaskKind):
     name = "call"
     structured = calls = True
     row_metric = "field_f1"
-    baselines = ("no_call",)
+    baselines = (NoCall.name, Nearest.name)
     empty = NO_CALL
     right = "the call of the reference answer with equal arguments, or no call where it has none"
     rubric = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from slmctl.errors import DataError
-from slmctl.metrics import TFIDF_LOGISTIC, answer_metrics
+from slmctl.metrics import answer_metrics
+from slmctl.metrics.baseline import Majority, TfidfLogistic
 from slmctl.task.kinds.kind import LabelOf, TaskKind
 
 
@@ -13,7 +14,7 @@ class Classification(TaskKind):
     name = "classify"
     has_labels = chooses = True
     primary = row_metric = "accuracy"
-    baselines = ("majority", TFIDF_LOGISTIC)
+    baselines = (Majority.name, TfidfLogistic.name)
     right = "the reference label"
     instruction = "Answer with exactly one of these labels and nothing else: {labels}"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from slmctl.artifacts.bounded_json import is_deeper
 from slmctl.errors import DataError
 from slmctl.metrics import answer_metrics
+from slmctl.metrics.baseline import Copy, Empty
 from slmctl.task.kinds.kind import LabelOf, TaskKind
 from slmctl.task.records import RowRejectedError
 
@@ -21,7 +22,7 @@ class Extraction(TaskKind):
     name = "extract"
     structured = True
     row_metric = "field_f1"
-    baselines = ("copy", "empty")
+    baselines = (Copy.name, Empty.name)
     empty = "{}"
     right = "an object equal to the reference answer"
     rubric = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from slmctl.metrics import answer_metrics
+from slmctl.metrics.baseline import Copy, Empty, Nearest
 from slmctl.reports.evaluation_report import CHECKS
 from slmctl.task import draft_checks
 from slmctl.task.kinds.kind import TaskKind
@@ -15,7 +16,7 @@ class Generation(TaskKind):
     name = "generate"
     is_free = True
     primary = row_metric = "token_f1"
-    baselines = ("copy", "empty")
+    baselines = (Copy.name, Empty.name, Nearest.name)
     right = "the same words in the same order as the reference answer"
     rubric = (
         "The better answer does what is asked, is right by the conversation, invents nothing, and "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.inference import subset_grammar
-from slmctl.metrics import TFIDF_LOGISTIC
+from slmctl.metrics.baseline import Majority, TfidfLogistic
 from slmctl.task import label_sets
 from slmctl.task.kinds.classify import label_in
 from slmctl.task.kinds.extract import Extraction
@@ -22,7 +22,7 @@ class Tagging(Extraction):
     name = "tag"
     has_labels = True
     row_metric = "micro_f1"
-    baselines = ("majority", TFIDF_LOGISTIC)
+    baselines = (Majority.name, TfidfLogistic.name)
     right = "the reference labels, all of them and no other"
     instruction = (
         "Answer with a JSON array of those of these labels that fit, [] for none, and "

@@ -435,7 +435,7 @@ def test_faults_of_drafts_are_named_where_texts_are_shown(report: Any, tmp_path:
             0.333333,
         )
         _, rows = rows_of(tmp_path)
-        assert rows[0]["faults"] == [{}, {}, {"ungrounded": values}]
+        assert rows[0]["faults"] == [{}, {}, {}, {"ungrounded": values}]  # of three baselines first
         assert "faults" not in rows[1]
         assert rows[2]["faults"][-1] == {"ungrounded": [], "unfinished": []}  # of a sensitive row
         page, text = (

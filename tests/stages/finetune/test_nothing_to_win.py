@@ -24,9 +24,7 @@ MANY = ("--set", "prepare.splits.validation=0.2")
 def test_a_run_stops_before_a_training_that_has_nothing_to_win(stages: Forks, desk: Path) -> None:
     done = stages.run(desk, "run", "--until", "finetune", *MANY)
     assert done.returncode == 5, done.stderr
-    assert re.search(
-        r"a linear model \(TF-IDF\) answers (\d+) of \1 validation rows right", done.stderr
-    )
+    assert re.search(r"the linear baseline answers (\d+) of \1 validation rows right", done.stderr)
     release = "slmctl run --set publish.model=linear --set encode.encoder=none"
     assert (
         f"to release it: {release}" in done.stderr
@@ -58,14 +56,14 @@ def test_the_page_says_how_to_take_it_where_it_wins(desk: Path) -> None:
         figures["baselines"]["tfidf_logistic"]["metrics"]["accuracy"] = score
         assert (
             report_view.linear(project, figures).startswith(
-                "To release the linear model: slmctl run "
+                "To release the linear baseline: slmctl run "
             )
             == wins
         )
     figures["participants"].append("encoder_logistic")
     figures["baselines"]["encoder_logistic"] = copy.deepcopy(figures["baselines"]["tfidf_logistic"])
     figures["baselines"]["encoder_logistic"]["metrics"]["accuracy"] = 0.6
-    assert "encoder: slmctl run --set publish.model=linear, which" in report_view.linear(
+    assert "words: slmctl run --set publish.model=linear, which" in report_view.linear(
         project, figures
     )
 
