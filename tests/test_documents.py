@@ -210,9 +210,9 @@ def test_values_of_a_document_are_extracted_with_their_places(
             assert answer is None or answer.keys() >= {"topic", "items"}
             empty += answer is not None and answer["topic"] is None
             for place in line.get("places", ()):
-                assert (
-                    text[place["start"] : place["end"]].casefold() == str(place["value"]).casefold()
-                )
+                written = text[place["start"] : place["end"]]
+                # words are what is found: a model may write blanks around them
+                assert written.casefold() == str(place["value"]).strip().casefold()
     assert empty and task.document is not None
 
 
