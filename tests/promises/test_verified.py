@@ -22,6 +22,7 @@ from support.scale import FULL
 
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
+from slmctl.inference.decoding_model import Item
 from slmctl.inference.engine import Engine, Request
 from slmctl.inference.llama_child import LlamaModel
 from slmctl.inference.supervised_child import EngineError
@@ -192,7 +193,8 @@ def look(path: Path, link: Connection) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     model = LlamaModel(str(path), sequences=1, context=64, threads=1, adapters={})
     tokens = model.tokenize("hello please invoice")[:8]
-    rows = model.decode([(token, k, 0, k == len(tokens) - 1) for k, token in enumerate(tokens)])
+    items = [Item(token, k, 0, needed=k == len(tokens) - 1) for k, token in enumerate(tokens)]
+    rows = model.decode(items)
     logits = b"".join(logits.tobytes() for _, logits in rows)
     link.send({"vocabulary": model.n_vocab, "template": model.chat_template(), "logits": logits})
 
