@@ -18,6 +18,8 @@ from pydantic import (
     Field,
 )
 
+from slmctl.config import quant_type
+
 CONFIDENCE = 0.95
 
 
@@ -77,6 +79,12 @@ def _as_bytes(value: object) -> object:
     return value
 
 
+def _is_quant_type(name: str) -> str:
+    if not re.match(quant_type.PATTERN, name):
+        raise ValueError(f"{name!r} is no quantization type of llama.cpp, such as Q8_0 or Q4_K_M")
+    return name
+
+
 def _is_moment(text: str) -> str:
     moment(text)
     return text
@@ -119,11 +127,9 @@ Bytes = Annotated[
     Field(gt=0),
 ]
 Moment = Annotated[str, BeforeValidator(_as_text), AfterValidator(_is_moment)]
-QuantType = Annotated[
-    str, Field(pattern=r"^(F32|F16|BF16|I?Q[0-9]_[A-Z0-9_]+|Q[0-9]_[0-9K]|TQ[12]_0)$")
+QuantTypeName = Annotated[
+    str, AfterValidator(_is_quant_type), Field(json_schema_extra={"pattern": quant_type.PATTERN})
 ]
-# llama.cpp writes these only with an importance matrix
-WEIGHTED_ONLY_TYPES = re.compile(r"IQ[123]_|Q2_K_S")
 
 
 class Section(BaseModel):

@@ -21,13 +21,12 @@ from pydantic import (
 
 from slmctl.config.fields import (
     CONFIDENCE,
-    WEIGHTED_ONLY_TYPES,
     Content,
     Inherited,
     Moment,
     Outside,
     Percent,
-    QuantType,
+    QuantTypeName,
     Section,
     SourcePath,
     Text,
@@ -38,6 +37,7 @@ from slmctl.config.fields import (
 from slmctl.config.gate import PRODUCTION, Gate
 from slmctl.config.label_section import LabelConfig
 from slmctl.config.prepare_section import PrepareConfig, Source, TaskConfig, kinds_with
+from slmctl.config.quant_type import QuantType
 from slmctl.config.serve_section import Asking, MachinePrices, ServeConfig
 
 FILENAME = "slmctl.yaml"
@@ -279,7 +279,7 @@ class QuantizeConfig(Section):
 
     # without the version, so that another one makes no file anew
     project: Annotated[Text, Inherited()] = ""
-    types: Annotated[list[QuantType], Field(min_length=1)] = Field(
+    types: Annotated[list[QuantTypeName], Field(min_length=1)] = Field(
         ["Q8_0", "Q4_K_M"], description="llama.cpp quantization types, one file each"
     )
     importance_matrix: Literal["auto", "off"] | Annotated[int, Field(ge=1)] = Field(
@@ -297,7 +297,8 @@ class QuantizeConfig(Section):
 
     @model_validator(mode="after")
     def _writes_the_base_without_a_matrix(self) -> QuantizeConfig:
-        if self.lora_gguf and (weighted := list(filter(WEIGHTED_ONLY_TYPES.match, self.types))):
+        weighted = [name for name in self.types if QuantType(name).needs_matrix]
+        if self.lora_gguf and weighted:
             raise ValueError(
                 "'lora_gguf' writes the base without an importance matrix, and llama.cpp writes "
                 f"no {weighted[0]} so"

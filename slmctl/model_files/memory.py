@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import re
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+from slmctl.config.quant_type import QuantType
 from slmctl.console import size
 from slmctl.errors import FullError
 from slmctl.hardware import available_bytes, cpu_flags, held_bytes, usable_cores
@@ -22,6 +22,7 @@ AMX = "amx_int8"  # processors on which llama.cpp copies all quantized weights i
 # processors on which `inference.expansion` holds weights in 16 bits
 BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 LEAST_EXPANDED = 32 << 20  # bytes of the smallest file that it expands
+REPACKED_SCALES = 0.6  # bits of a weight
 REPACKED_BYTES = 0.6  # of a weight in 4 bits, which llama.cpp copies on every processor
 ENGINE_BYTES = 200_000_000  # of llama.cpp's process, without weights, keys and values
 # of ONNX Runtime and a tokenizer, and per core
@@ -113,11 +114,12 @@ def repacked_bytes(types: Iterable[str]) -> float:
     largest type.
 
     Args:
-        types: Names of quantization types, such as `Q4_K_M`; the first digit is their bits, scales
-            take half a bit.
+        types: Names of quantization types, such as `Q4_K_M`.
     """
-    bits = [int(digit) for type in types for digit in re.findall(r"(?<=Q)\d", type)]
-    return max([REPACKED_BYTES, *((each + 0.6) / 8 for each in bits if AMX in cpu_flags())])
+    if AMX not in cpu_flags():
+        return REPACKED_BYTES
+    quantized = [kind for kind in map(QuantType, types) if kind.is_quantized]
+    return max([REPACKED_BYTES, *((kind.bits + REPACKED_SCALES) / 8 for kind in quantized)])
 
 
 def cell_bytes(head: gguf_header.GgufHeader) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from slmctl import child
+from slmctl.config.quant_type import QuantType
 from slmctl.errors import StageError
 from slmctl.hardware import usable_cores
 from slmctl.installation import require, timings_folder
@@ -74,7 +75,7 @@ def quantize_all(
         "threads": usable_cores(),
         "importance": str(importance) if importance else None,
         "rows": rows,
-        "targets": [{"type": t.type, "path": str(t.path), "weighted": t.weighted} for t in targets],
+        "targets": [_order(target) for target in targets],
     }
     left = [target.type for target in targets]
     try:
@@ -85,6 +86,12 @@ def quantize_all(
         raise StageError(
             f"quantizing to {left[0]} failed: {_reason(death)}", hint=_hint(death.log)
         ) from None
+
+
+def _order(target: QuantizedFile) -> dict[str, Any]:
+    """A file as the child is asked to write it."""
+    constant = QuantType(target.type).constant
+    return {**target.__dict__, "path": str(target.path), "constant": constant}
 
 
 def probe(
@@ -151,5 +158,5 @@ def _hint(log: str) -> str:
     if "requires an imatrix" in log or "Missing importance matrix" in log:
         return "--set quantize.importance_matrix=auto"
     if "no quantization type" in log:
-        return "a type of llama.cpp: F16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, IQ4_XS, Q3_K_M, ..."
+        return "update llama-cpp-python, or name another type, such as Q8_0 or Q4_K_M"
     return "is the disk full? df -h ."

@@ -28,12 +28,12 @@ MAX_BUFFER_BYTES = 64 << 20  # of rows that llama.cpp holds at once; its own lim
 
 def quantize_all(order: dict[str, Any], send: Any) -> None:
     """Write `{"source", "threads", "importance", "rows", "targets":
-    [{"type", "path", "weighted"}]}`.
+    [{"type", "constant", "path", "weighted"}]}`.
     """
     weights = dict(np.load(order["importance"])) if order["importance"] else {}
     for target in order["targets"]:
         params = lc.llama_model_quantize_default_params()
-        params.ftype = ftype(target["type"])
+        params.ftype = ftype(target)
         params.nthread = order["threads"]
         params.max_buf_size = MAX_BUFFER_BYTES
         kept = _attach(params, weights, order["rows"]) if target["weighted"] else None
@@ -46,12 +46,11 @@ def quantize_all(order: dict[str, Any], send: Any) -> None:
         send(type=target["type"])
 
 
-def ftype(type_name: str) -> int:
-    """llama.cpp's number of a type such as Q4_K_M."""
-    prefix = "LLAMA_FTYPE_ALL_" if type_name == "F32" else "LLAMA_FTYPE_MOSTLY_"
-    number = getattr(lc, prefix + type_name, None)
+def ftype(target: dict[str, Any]) -> int:
+    """llama.cpp's number of a target's type."""
+    number = getattr(lc, target["constant"], None)
     if number is None:
-        raise SystemExit(f"this llama.cpp has no quantization type {type_name}")
+        raise SystemExit(f"this llama.cpp has no quantization type {target['type']}")
     return int(number)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from slmctl import hardware
 from slmctl.config import Config
+from slmctl.config.quant_type import QuantType
 from slmctl.model_files import memory
 from slmctl.model_files.model_shape import ModelShape
 
@@ -113,7 +114,8 @@ class ModelSizes:
         self.shape = shape
         self.weights = 2 * shape.parameters  # in 16 bits
         self.trained = settings.finetune.lora.rank * shape.channels
-        each = [_file_bytes(kind, shape.parameters) for kind in settings.quantize.types]
+        types = map(QuantType, settings.quantize.types)
+        each = [kind.file_bytes(shape.parameters) for kind in types]
         self.files, largest = sum(each), max(each, default=0)
         if (_chooses(settings) or settings.task.document) and memory.BF16 & hardware.cpu_flags():
             largest = max(largest, self.weights)  # which such an engine holds in 16 bits
@@ -129,14 +131,3 @@ def _chooses(settings: Config) -> bool:
     from slmctl.task.kinds import kind_of  # for an estimate alone
 
     return kind_of(settings.task.kind).chooses
-
-
-def bits(kind: str) -> int:
-    """Bits of a weight, by the name of a quantization type: 4 of `Q4_K_M`, 16 of `BF16`."""
-    return int("".join(filter(str.isdigit, kind.partition("_")[0])) or 16)
-
-
-def _file_bytes(kind: str, parameters: int) -> int:
-    """Estimated bytes of a GGUF file: the bits of its type, with the scales of its blocks."""
-    width = bits(kind)
-    return int(parameters * (width if width >= 16 else width + 0.85) / 8)

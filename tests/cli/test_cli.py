@@ -555,7 +555,10 @@ def test_bad_config_is_2_with_every_fault(tmp_path: Path) -> None:
             ["finetune", "--epochs", "many"],
             "--set: finetune.epochs: found 'many': input should be a valid number",
         ),
-        (["quantize", "--type", "Q8_0", "--type", "Q9"], "--set: quantize.types.1: found 'Q9'"),
+        (
+            ["quantize", "--type", "Q8_0", "--type", "Q9"],
+            "--set: quantize.types.1: 'Q9' is no quantization type",
+        ),
         (["publish", "--to", "ftp://x"], "--set: publish.to: found 'ftp://x'"),
         (["serve", "--port", "70000"], "--set: serve.port: found '70000'"),
     ],

@@ -466,7 +466,7 @@ def test_last_set_wins() -> None:
         ("epochs=3", "--set: epochs: unknown key; did you mean finetune.epochs?"),
         ("rank=8", "--set: rank: unknown key; did you mean finetune.lora.rank?"),
         ("finetune.lora.rank=0", "--set: finetune.lora.rank: found '0'"),
-        ("quantize.types=[Q8_0, Q9]", "--set: quantize.types.1: found 'Q9'"),
+        ("quantize.types=[Q8_0, Q9]", "--set: quantize.types.1: 'Q9' is no quantization type"),
         ("serve.generalist.model=gpt", "--set: serve.generalist.url: is required"),
         ("finetune.epochs", "--set finetune.epochs: expected SECTION.KEY=VALUE"),
         ("=3", "--set =3: expected SECTION.KEY=VALUE"),

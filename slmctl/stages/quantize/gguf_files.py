@@ -17,12 +17,11 @@ from slmctl import console
 from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import Artifact, sha256_file
 from slmctl.config import QuantizeConfig
-from slmctl.config.fields import WEIGHTED_ONLY_TYPES
+from slmctl.config.quant_type import WIDE_BLOCK, QuantType
 from slmctl.model_files import gguf_converter, gguf_header, quantizer, safetensors_header
 from slmctl.model_files.base_model import Base
 from slmctl.model_files.gguf_header import GgufHeader
 from slmctl.model_files.quantizer import QuantizedFile
-from slmctl.stages.quantize.stage import WEIGHTED_TYPES
 
 # importance of each input, by the name of a tensor
 ImportanceMatrix = dict[str, npt.NDArray[np.float32]]
@@ -53,7 +52,7 @@ def plan(config: QuantizeConfig, base: Base, out: Path, *, weighted: bool) -> li
         QuantizedFile(
             name,
             out / file_name(config, base, name),
-            weighted and WEIGHTED_TYPES.match(name) is not None,
+            weighted and QuantType(name).takes_matrix,
         )
         for name in dict.fromkeys(config.types)
     ]
@@ -64,9 +63,7 @@ def unweighted_twins(targets: Sequence[QuantizedFile], scratch: Path) -> dict[st
     files of types that can do without it.
     """
     able = [
-        target
-        for target in targets
-        if target.weighted and not WEIGHTED_ONLY_TYPES.match(target.type)
+        target for target in targets if target.weighted and not QuantType(target.type).needs_matrix
     ]
     return {target.type: QuantizedFile(target.type, scratch / target.path.name) for target in able}
 
@@ -131,20 +128,18 @@ def entry(target: QuantizedFile) -> dict[str, Any]:
     256: llama.cpp stores them in a larger type than the requested K, IQ or TQ type; 0 for other
     types.
     """
-    head, type_name = gguf_header.read(target.path), target.type
+    head = gguf_header.read(target.path)
     matrices = [tensor for tensor in head.tensors if len(tensor.shape) > 1]
     types: dict[str, int] = {}
     for tensor in matrices:
         types[tensor.type] = types.get(tensor.type, 0) + 1
-    in_blocks = ("_K" in type_name or type_name.startswith(("IQ", "TQ"))) and type_name != "IQ4_NL"
+    broken = [tensor for tensor in matrices if tensor.shape[0] % WIDE_BLOCK]
     total = sum(tensor.weights for tensor in head.tensors)
     return listed(target.path) | {
         "importance": target.weighted,
         "bits_per_weight": round(sum(tensor.size for tensor in head.tensors) * 8 / total, 3),
         "tensor_types": dict(sorted(types.items())),
-        "fallback_tensors": sum(tensor.shape[0] % 256 != 0 for tensor in matrices)
-        if in_blocks
-        else 0,
+        "fallback_tensors": len(broken) if QuantType(target.type).is_wide else 0,
         "matrices": len(matrices),
     }
 

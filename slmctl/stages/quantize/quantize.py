@@ -16,6 +16,7 @@ from slmctl import console, hardware
 from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import QuantizeConfig, resolve_matmul_dtype
+from slmctl.config.quant_type import QuantType
 from slmctl.console import percent
 from slmctl.errors import StageError
 from slmctl.inference import engine
@@ -26,7 +27,7 @@ from slmctl.model_files.gguf_choice import LORA_TYPE
 from slmctl.model_files.quantizer import QuantizedFile
 from slmctl.stages.quantize import gguf_files, importance_matrix, lora_gguf, parity
 from slmctl.stages.quantize.gguf_files import ImportanceMatrix, LosslessFile
-from slmctl.stages.quantize.stage import LARGE, WEIGHTED_TYPES
+from slmctl.stages.quantize.stage import LARGE
 from slmctl.task.contract import Task
 from slmctl.task.documents import training
 from slmctl.task.records import Record, read_records
@@ -138,7 +139,7 @@ def _importance_records(config: QuantizeConfig, base: Base) -> int:
     """Number of training records that the importance matrix is
     measured on; 0 where no type takes one.
     """
-    if not any(WEIGHTED_TYPES.match(name) for name in config.types):
+    if not any(QuantType(name).takes_matrix for name in config.types):
         return 0
     auto = AUTO_RECORDS // 2 if base.parameters >= LARGE else AUTO_RECORDS
     return int(

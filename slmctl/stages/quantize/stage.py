@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from slmctl import config, console
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import QuantizeConfig
-from slmctl.config.fields import WEIGHTED_ONLY_TYPES
+from slmctl.config.quant_type import QuantType
 from slmctl.model_files import memory
 from slmctl.model_files.model_shape import LOADED_BYTES, STATE_TOKENS, STATES
 from slmctl.pipeline import predictions, runner
@@ -18,7 +17,6 @@ from slmctl.pipeline.graph import PREPARED, Get, Inputs, Project, Role, Stage, S
 # beside the states of the merged model: a block in float32, logits that are kept
 REFERENCE_BYTES = 0.4e9
 QUANTIZE_SECONDS, CHECKED_TOKENS = 5, 8000  # of the checks of each file, beside the merged model
-WEIGHTED_TYPES = re.compile(r"I?Q[1-5]_")  # that an importance matrix can improve
 # weights; from here on `auto` takes half the records and writes each type once, since each takes
 # minutes
 LARGE = 10**9
@@ -68,10 +66,8 @@ class Quantize(Stage[QuantizeConfig]):
         child = memory.ENGINE_BYTES + max(TENSOR_BYTES * shape.embedding, repacked)
         written = len(section.types)
         if section.importance_matrix == "auto" and shape.parameters < LARGE:
-            written += sum(
-                bool(WEIGHTED_TYPES.match(kind)) and not WEIGHTED_ONLY_TYPES.match(kind)
-                for kind in section.types
-            )
+            types = map(QuantType, section.types)
+            written += sum(kind.takes_matrix and not kind.needs_matrix for kind in types)
         rate, seconds = sizes.rates.get("float32"), None
         if rate is not None:
             checks = (1 + written) * CHECKED_TOKENS * model.products / (rate * 1e9)
