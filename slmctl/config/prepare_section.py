@@ -290,10 +290,10 @@ class AnswerTable(Section):
 class DocumentReading(Section):
     """Treatment of documents."""
 
-    scanned: Literal["reject", "keep"] = Field(
+    scanned: Literal["reject", "keep", "read"] = Field(
         "reject",
-        description="a document with pages without text, which are most often scanned: reject or "
-        "keep it",
+        description="pages without text, which are most often scanned: reject their document, "
+        "keep it without them, or read them by optical recognition",
     )
 
 

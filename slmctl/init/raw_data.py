@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from slmctl.config import AnswerTable, Source, SourceLimits, Sql, below
+from slmctl.config import AnswerTable, DocumentReading, Source, SourceLimits, Sql, below
 from slmctl.errors import DataError, UsageError
 from slmctl.init.column_names import split_named
 from slmctl.init.documents import DocumentFolder, documents_at
 from slmctl.init.look import FirstLook, look
+from slmctl.installation import is_installed
 from slmctl.network.credentials import mask
 from slmctl.sources import reviewed, snapshot, sql
+from slmctl.sources.documents.folder import NO_TEXT
 from slmctl.sources.rows import Row, files_of, form_of, is_several, listed, read_rows, require_file
 from slmctl.sources.rows.files import FORMATS
 from slmctl.sources.sql_address import with_file
@@ -25,6 +27,7 @@ MAX_SHEETS = 20  # sheets of a workbook, or tables of a database, that are read
 LEAST_ROWS = 10  # of a sheet that may hold the data
 QUERY_LIMITS = SourceLimits(timeout_s=120, size_gb=0.1)  # for a query of `init`
 DOCUMENT_LIMITS = SourceLimits(timeout_s=1800, size_gb=1)  # for the documents of a folder
+SCAN_LIMITS = SourceLimits(timeout_s=21_600, size_gb=1)  # for those with scanned pages
 MAX_PARTS = 20  # most files that slmctl.yaml lists one by one because one of them is a split
 
 
@@ -161,17 +164,22 @@ def _kept(source: Source, root: Path, limits: SourceLimits = QUERY_LIMITS) -> li
 
 
 def _of_documents(documents: DocumentFolder, root: Path) -> RawData:
-    """The documents of a folder, read as `prepare` does."""
+    """The documents of a folder, read as `prepare` does; scanned pages too, if a package for them
+    is installed.
+    """
     source = documents.source
-    with tempfile.TemporaryDirectory() as folder:
-        rows = list(_rows(snapshot.gather([source], Path(folder), DOCUMENT_LIMITS, root=root)))
-        copies = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    rows, copies = _copied(source, root, DOCUMENT_LIMITS)
+    if is_installed("rapidocr") and any(row.fault.endswith(NO_TEXT) for row in rows):
+        source = source.model_copy(update={"documents": DocumentReading(scanned="read")})
+        rows, copies = _copied(source, root, SCAN_LIMITS)
     looked = look(rows, numbered=False)
     origin: dict[str, object] = {"path": source.local}
     if isinstance(source.answers, AnswerTable):
         origin["answers"] = {"path": source.answers.path, "file": source.answers.file}
     elif source.answers is not None:
         origin["answers"] = source.answers
+    if source.documents is not None:
+        origin["documents"] = source.documents.model_dump()
     useless = {("folder", "constant")} | {(column.name, "empty") for column in looked.columns}
     output = documents.output(
         [each.name for each in looked.columns if (each.name, each.kind) not in useless]
@@ -185,6 +193,14 @@ def _of_documents(documents: DocumentFolder, root: Path) -> RawData:
         output=output,
         copies=copies,
     )
+
+
+def _copied(source: Source, root: Path, limits: SourceLimits) -> tuple[list[Row], dict[str, bytes]]:
+    """The rows of documents, and their copies by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = list(_rows(snapshot.gather([source], Path(folder), limits, root=root)))
+        copies = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    return rows, copies
 
 
 def _of_sheets(path: Path, sheets: Sequence[str]) -> RawData:

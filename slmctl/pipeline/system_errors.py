@@ -34,6 +34,7 @@ EXTRAS = {
     "train": (*_LOADS, "trl", "peft", "datasets", "accelerate", "huggingface_hub", "llguidance"),
     "data": ("pyarrow", "python_calamine", "sqlalchemy", "psycopg"),
     "documents": ("pypdfium2",),
+    "ocr": ("rapidocr", "onnxruntime"),
     "publish": ("boto3", "huggingface_hub"),
     "sign": ("model_signing", "OpenSSL"),
     "cuda": ("unsloth",),

@@ -11,10 +11,11 @@ import contextlib
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import ServeConfig
+from slmctl.installation import is_installed
 from slmctl.server.places import Places
 from slmctl.server.request_errors import RequestError
 from slmctl.sources.documents import folder, readers
@@ -120,15 +121,20 @@ def _text(part: JsonObject, seconds: int) -> str:
     with os.fdopen(os.memfd_create("document"), "wb") as memory:  # no byte of it on a disk
         memory.write(raw)
         memory.flush()
-        row = next(
-            folder.read([(f"/proc/{os.getpid()}/fd/{memory.fileno()}", shown)], seconds=seconds)
-        )
+        path = f"/proc/{os.getpid()}/fd/{memory.fileno()}"
+        row = next(folder.read([(path, shown)], seconds=seconds, recognise=_recognises()))
     if "fault" in row:
         raise RequestError(f"{shown} {row['fault']}", "messages")
     if row["bare"]:
         raise RequestError(
-            f"{shown} has {row['bare']} of {row['pages']} pages without text: scanned?", "messages"
+            f"{shown} has {row['bare']} of {row['pages']} pages without text, and this server "
+            "reads no scanned pages",
+            "messages",
         )
     if not row["text"].strip():
         raise RequestError(f"{shown} holds no text", "messages")
     return str(row["text"])
+
+
+def _recognises() -> Literal["none", "bounded"]:
+    return "bounded" if is_installed("rapidocr") else "none"

@@ -15,13 +15,14 @@ import signal
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from slmctl import child, console
 from slmctl.artifacts.artifact import canonical, state
 from slmctl.artifacts.bounded_json import JsonObject
 from slmctl.config import AnswerTable, Source, SourceLimits
 from slmctl.errors import DataError, SlmctlError
+from slmctl.installation import pip_line
 from slmctl.sources import bounded_copy
 from slmctl.sources.documents import answers, readers
 from slmctl.sources.documents.answers import Joined
@@ -29,8 +30,10 @@ from slmctl.sources.rows import is_several, require_file
 from slmctl.sources.rows.cells import FAULT
 from slmctl.sources.rows.files import MAX_FILES, files_below, known_format
 
+CHILD = "slmctl.sources.documents.document_child"
 SECONDS = 60  # of CPU time for a file
 VERSION = 4  # of the readers: a copy of another version is made again
+NO_TEXT = "no text: scanned?"
 _NAMED = 5  # documents that cannot be read and are named
 
 
@@ -111,7 +114,7 @@ def key(source: Source) -> str:
             f"{error.filename} cannot be read: {(error.strerror or str(error)).lower()}"
         ) from None
     form = joined.model_dump(exclude={"path"}) if isinstance(joined, AnswerTable) else joined
-    parts = [VERSION, contents, form, _keeps_scanned(source)]
+    parts = [VERSION, contents, form, scanned(source)]
     return hashlib.sha256(canonical(parts)).hexdigest()[:16]
 
 
@@ -139,8 +142,9 @@ def _digest(path: Path, state: tuple[tuple[int, ...], ...]) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _keeps_scanned(source: Source) -> bool:
-    return source.documents is not None and source.documents.scanned == "keep"
+def scanned(source: Source) -> str:
+    """The treatment of pages without text: `reject`, `keep` or `read`."""
+    return source.documents.scanned if source.documents is not None else "reject"
 
 
 def write_rows(source: Source, out: IO[bytes], limits: SourceLimits) -> None:
@@ -154,14 +158,16 @@ def write_rows(source: Source, out: IO[bytes], limits: SourceLimits) -> None:
     """
     before = state(*_all_read(source).values())
     named, joined = files(source), _joined(source)
-    title, keep = source.name or source.local.name, _keeps_scanned(source)
+    title, keep = source.name or source.local.name, scanned(source) == "keep"
     unread: list[str] = []
+    pictures = _Pictures()
     unused = 0
     end = time.monotonic() + limits.timeout_s
     left = limits.size_bytes
     count = 0
     with console.progress(f"reading {console.shown(title, 60)}", len(named), "documents") as meter:
         for reply in _replies(source, named):
+            pictures.take(reply)
             own = _fault_of(reply, keep=keep)
             row = _row(reply, own, joined)
             line = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
@@ -181,6 +187,7 @@ def write_rows(source: Source, out: IO[bytes], limits: SourceLimits) -> None:
         f"  {title}: {console.count(count, 'document')}"
         + (f", {unused:,} not used" if unused else "")
     )
+    pictures.say()
     others = {name: path for name, path in _listed(source)[1].items() if name not in named}
     tables = [name for name, path in others.items() if known_format(path)]
     _say_left_out("of other kinds", [name for name in others if name not in tables])
@@ -193,6 +200,40 @@ def write_rows(source: Source, out: IO[bytes], limits: SourceLimits) -> None:
     )
     for note in [*unread[:_NAMED], *more, *(joined.notes() if joined is not None else ())]:
         console.say(f"  {console.shown(note, 300)}")
+
+
+class _Pictures:
+    """Pages that were recognised, and how surely."""
+
+    def __init__(self) -> None:
+        self.pages = self.bare = self.recognised = 0
+        self.least = (1.0, "")
+
+    def take(self, reply: JsonObject) -> None:
+        """Count the pages of a reply, and take out what is said of them alone."""
+        recognised, certainty = reply.pop("recognised", 0), reply.pop("certainty", 1.0)
+        self.pages += reply.get("pages", 0)
+        self.bare += reply.get("bare", 0)
+        self.recognised += recognised
+        self.least = min(self.least, (certainty, reply["file"]))
+
+    def say(self) -> None:
+        """Say the share of such pages and which document is the least certain, or how to have
+        pages recognised.
+        """
+        if self.bare:
+            console.say(
+                "  to have scanned pages read: documents: {scanned: read} in the source, and "
+                + pip_line("ocr")
+            )
+        if not self.recognised:
+            return
+        certainty, name = self.least
+        text = (
+            f"{self.recognised:,} of {console.count(self.pages, 'page')} recognised in pictures; "
+            f"least certain: {name}, {console.percent(certainty)}"
+        )
+        console.say(f"  {console.shown(text, 300)}")
 
 
 def _say_left_out(what: str, names: Sequence[str]) -> None:
@@ -220,10 +261,8 @@ def _fault_of(reply: JsonObject, *, keep: bool) -> str:
     if "fault" in reply:
         return str(reply["fault"])
     if bare and not keep:
-        return (
-            f"{bare} of {reply['pages']} {'page has' if reply['pages'] == 1 else 'pages have'} "
-            "no text: scanned?"
-        )
+        have = "page has" if reply["pages"] == 1 else "pages have"
+        return f"{bare} of {reply['pages']} {have} {NO_TEXT}"
     return "" if str(reply.get("text", reply["file"])).strip() else "holds no text"
 
 
@@ -254,20 +293,27 @@ def _replies(source: Source, named: dict[str, Path]) -> Generator[JsonObject, No
             yield {"file": name, "fault": "is a link to a file outside of the folder"}
         else:
             waiting.append((str(path), name))
-    yield from read(waiting)
+    yield from read(waiting, recognise="all" if scanned(source) == "read" else "none")
 
 
 def read(
-    waiting: list[tuple[str, str]], *, seconds: int = SECONDS
+    waiting: list[tuple[str, str]],
+    *,
+    seconds: int = SECONDS,
+    recognise: Literal["none", "bounded", "all"] = "none",
 ) -> Generator[JsonObject, None, None]:
-    """Read documents, (path, name) each: a row a document, or its fault;
-    `seconds` of CPU time for each of them.
+    """Read documents, (path, name) each: a row a document, or its fault.
+
+    Args:
+        seconds: Of CPU time for each of them.
+        recognise: Which pages that are pictures: those that these seconds allow, or all, with so
+            many seconds for each.
     """
     while waiting:
         done = 0
         try:
-            request = json.dumps({"files": waiting, "seconds": seconds}).encode()
-            with child.output("slmctl.sources.documents.document_child", request=request) as lines:
+            request = {"files": waiting, "seconds": seconds, "recognise": recognise}
+            with child.output(CHILD, request=json.dumps(request).encode()) as lines:
                 for line in lines:
                     if not line.endswith(b"\n"):  # a killed child may leave half a line
                         continue

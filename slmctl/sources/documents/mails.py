@@ -9,14 +9,19 @@ import email
 import email.utils
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from email.errors import HeaderParseError, MessageError
 from email.header import decode_header, make_header
 from email.message import Message
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from slmctl.errors import DataError
 from slmctl.sources.documents import readers
 from slmctl.sources.documents.readers import MAX_BYTES, PAGE, Document
+
+if TYPE_CHECKING:
+    from slmctl.sources.documents.readers import Recognise
 
 MAX_DEPTH = 20  # parts around a part: a forwarded mail with its own parts has some four
 MAX_PARTS = 1_000  # of a mail
@@ -28,7 +33,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
 class _Parts:
     """The parts of a mail as they are read: texts of its body, and attached documents."""
 
-    def __init__(self) -> None:
+    def __init__(self, recognise: Recognise | None) -> None:
+        self._recognise = recognise
         self.body: list[str] = []
         self.attached: list[tuple[str, Document]] = []
         self.left = MAX_PARTS
@@ -48,7 +54,9 @@ class _Parts:
             else []
         )
         if kind == "message/rfc822" and inner:
-            self.attached.append((name or "mail", _with_head(_of_message(inner[0], depth + 1))))
+            self.attached.append(
+                (name or "mail", _with_head(_of_message(inner[0], depth + 1, self._recognise)))
+            )
         elif kind == "multipart/alternative":
             self._choose(inner, depth)
         elif part.is_multipart():
@@ -77,16 +85,22 @@ class _Parts:
         try:
             if not (data := _bytes(part)).strip():  # Exchange adds an empty ATT00001.txt
                 return
-            self.attached.append(
-                (shown, read(data, depth + 1) if kind == "mail" else readers.read(data, kind))
-            )
+            self.attached.append((shown, self._document(data, kind, depth)))
         except DataError as error:
             raise DataError(f"has an attachment, {shown}, that {error.message}") from None
 
+    def _document(self, data: bytes, kind: str, depth: int) -> Document:
+        if kind == "mail":
+            return read(data, self._recognise, depth + 1)
+        return readers.read(data, kind, self._recognise)
 
-def read(data: bytes, depth: int = 0) -> Document:
+
+def read(data: bytes, recognise: Recognise | None = None, depth: int = 0) -> Document:
     """A mail as one document: its body, then each attached document on pages of its own, below a
     line with its name.
+
+    Args:
+        recognise: Reads a page of an attached PDF that is a picture.
 
     Raises:
         DataError: It is no mail, is encrypted or nested too deep, or an attached document cannot be
@@ -101,10 +115,10 @@ def read(data: bytes, depth: int = 0) -> Document:
         raise DataError(f"is no mail: {str(error)[:200]}") from None
     if not message.keys():
         raise DataError("is no mail: it has no headers")
-    return _of_message(message, depth)
+    return _of_message(message, depth, recognise)
 
 
-def mailbox(path: Path) -> Iterator[Document | DataError]:
+def mailbox(path: Path, recognise: Recognise | None = None) -> Iterator[Document | DataError]:
     """The mails of a mailbox in the format mbox, in order, each as a
     document or as the reason why it is none.
     """
@@ -115,7 +129,7 @@ def mailbox(path: Path) -> Iterator[Document | DataError]:
         for line in iter(lambda: stream.readline(1 << 20), b""):
             if blank and line.startswith(b"From "):
                 if begun:
-                    yield _in_box(bytes(mail), size)
+                    yield _in_box(bytes(mail), size, recognise)
                 mail.clear()
                 size, begun = 0, begun + 1
             elif not begun:
@@ -127,29 +141,35 @@ def mailbox(path: Path) -> Iterator[Document | DataError]:
             blank = line in (b"\n", b"\r\n")
     if not begun:
         raise DataError("is empty")
-    yield _in_box(bytes(mail), size)
+    yield _in_box(bytes(mail), size, recognise)
 
 
-def _in_box(data: bytes, size: int) -> Document | DataError:
+def _in_box(data: bytes, size: int, recognise: Recognise | None) -> Document | DataError:
     try:
         if size > MAX_BYTES:
             raise DataError(f"has more than {MAX_BYTES / 1e6:.0f} MB")
-        return read(data)
+        return read(data, recognise)
     except DataError as error:
         return error
 
 
-def _of_message(message: Message, depth: int) -> Document:
-    parts = _Parts()
+def _of_message(message: Message, depth: int, recognise: Recognise | None) -> Document:
+    parts = _Parts(recognise)
     try:
         parts.take(message, depth)
     except RecursionError:
         raise DataError(_TOO_DEEP) from None
     attached = [f"[attachment: {name}]\n{document.text}" for name, document in parts.attached]
     whole = readers.of_text(PAGE.join(["\n".join(parts.body), *attached]))
-    bare = sum(document.bare for _, document in parts.attached)
+    documents = [document for _, document in parts.attached]
     return Document(
-        whole.text, bare, _header(message, "subject"), _header(message, "from"), _date(message)
+        whole.text,
+        bare=sum(document.bare for document in documents),
+        subject=_header(message, "subject"),
+        sender=_header(message, "from"),
+        date=_date(message),
+        recognised=sum(document.recognised for document in documents),
+        certainty=min((document.certainty for document in documents), default=1.0),
     )
 
 
@@ -160,7 +180,7 @@ def _with_head(mail: Document) -> Document:
         for name, value in (("Subject", mail.subject), ("From", mail.sender), ("Date", mail.date))
         if value
     ]
-    return Document("\n".join([*head, "", mail.text]), mail.bare)
+    return replace(mail, text="\n".join([*head, "", mail.text]))
 
 
 def _bytes(part: Message) -> bytes:

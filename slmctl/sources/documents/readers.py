@@ -1,9 +1,9 @@
 """The content of one file -> its documents: text, pages and, of a mail, its headers; pages end in a
 form feed.
 
-Text layers alone are read: no optical recognition, no link, no other file. A document that cannot
-be read to its end raises DataError, whose message goes on after the name of the file: `is
-encrypted`.
+No link and no other file is read. A page of a PDF that holds no text is recognised if `recognise`
+is given. A document that cannot be read to its end raises DataError, whose message goes on after
+the name of the file: `is encrypted`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -29,6 +29,10 @@ from slmctl.sources.rows.lines import MAX_RATIO, UNPACKED_ANYWAY, is_binary
 if TYPE_CHECKING:
     import pypdfium2
 
+    from slmctl.sources.documents.recognition import PageText
+
+    Recognise = Callable[[pypdfium2.PdfPage], PageText]
+
 KINDS = {
     ".pdf": "pdf",
     ".docx": "docx",
@@ -41,6 +45,7 @@ KINDS = {
 }
 MAX_BYTES = 256_000_000  # of one document
 MAX_PAGES = 2_000
+MAX_GARBAGE = 0.3  # of the signs of a text layer
 PAGE = "\f"  # between two pages
 
 _NAMES = {"pdf": "PDF", "docx": "DOCX", "mail": "mail", "html": "HTML", "text": "text"}
@@ -64,6 +69,7 @@ _CHARSET = re.compile(
     rb"<meta[^>]{0,200}?charset\s{0,5}=\s{0,5}[\"']?([A-Za-z0-9_.:-]{2,40})", re.IGNORECASE
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\u00ad\ufeff\ufffe\uffff]")
+_GARBAGE = {"Cc", "Cn", "Co"}  # categories of signs without a meaning in a text
 _LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"}
 _TRANSLATED = str.maketrans(_LIGATURES | {chr(half): "\ufffd" for half in range(0xD800, 0xE000)})
 
@@ -75,6 +81,8 @@ class Document:
     Attributes:
         text: Its pages, with PAGE between two of them.
         bare: Number of pages without text that show something: scanned ones, most often.
+        recognised: Number of pages with a text that was recognised in a picture.
+        certainty: The least one of these, 0 to 1.
         subject, sender, date: Headers of a mail; the date in ISO 8601 where it is one.
     """
 
@@ -83,6 +91,8 @@ class Document:
     subject: str = ""
     sender: str = ""
     date: str = ""
+    recognised: int = 0
+    certainty: float = 1.0
 
     @property
     def pages(self) -> int:
@@ -108,15 +118,18 @@ def kind_of(name: str) -> str:
     return KINDS.get(Path(name).suffix.lower(), "")
 
 
-def read(data: bytes, kind: str) -> Document:
+def read(data: bytes, kind: str, recognise: Recognise | None = None) -> Document:
     """The document of a kind, a value of KINDS that is no mail.
+
+    Args:
+        recognise: Reads a page that is a picture; without it such a page is bare.
 
     Raises:
         DataError: It cannot be read to its end, or is of another kind.
     """
     require_kind(data, kind)
     readers: dict[str, Callable[[bytes], Document]] = {
-        "pdf": _of_pdf,
+        "pdf": lambda data: _of_pdf(data, recognise),
         "docx": _of_docx,
         "html": of_html,
         "text": lambda data: of_text(decoded(data)),
@@ -211,7 +224,7 @@ def of_html(data: bytes, charset: str | None = None) -> Document:
 # PDF
 
 
-def _of_pdf(data: bytes) -> Document:
+def _of_pdf(data: bytes, recognise: Recognise | None) -> Document:
     import pypdfium2
 
     if b"%%EOF" not in data[-8192:]:
@@ -220,21 +233,25 @@ def _of_pdf(data: bytes) -> Document:
         with pypdfium2.PdfDocument(data) as pdf:
             count = len(pdf)
             _require_pages(count)  # before they are read
-            return _of_pages(map(pdf.__getitem__, range(count)))
+            return _of_pages(map(pdf.__getitem__, range(count)), recognise)
     except pypdfium2.PdfiumError as error:
         if "password" in str(error).lower():
             raise DataError("is encrypted: its text needs a password") from None
         raise DataError(f"is a damaged PDF: {str(error)[:200]}") from None
 
 
-def _of_pages(pages: Iterator[pypdfium2.PdfPage]) -> Document:
+def _of_pages(pages: Iterator[pypdfium2.PdfPage], recognise: Recognise | None) -> Document:
     texts: list[str] = []
+    certainties: list[float] = []
     size = bare = 0
-    for page in pages:
-        content = page.get_textpage()
-        text = content.get_text_bounded()
-        bare += not text.strip() and next(iter(page.get_objects(max_depth=1)), None) is not None
-        content.close()
+    for number, page in enumerate(pages, 1):
+        text = _layer(page)
+        if not text and _shows_something(page):
+            if recognise is None:
+                bare += 1
+            elif (read := _recognised(page, number, recognise)).text:
+                text = read.text
+                certainties.append(read.certainty)
         page.close()
         size += len(text)
         if size > MAX_ROW:
@@ -242,7 +259,34 @@ def _of_pages(pages: Iterator[pypdfium2.PdfPage]) -> Document:
         texts.append(text)
     if not texts:
         raise DataError("has no page")
-    return of_text(PAGE.join(page_text.cleaned(texts)), bare)
+    whole = of_text(PAGE.join(page_text.cleaned(texts)), bare)
+    return replace(
+        whole, recognised=len(certainties), certainty=min(certainties, default=whole.certainty)
+    )
+
+
+def _layer(page: pypdfium2.PdfPage) -> str:
+    """The text layer of a page; '' for one whose signs mean nothing, as a broken font leaves."""
+    content = page.get_textpage()
+    text: str = content.get_text_bounded()
+    content.close()
+    signs = [sign for sign in text if not sign.isspace()]
+    garbage = sum(unicodedata.category(sign) in _GARBAGE or sign == "\ufffd" for sign in signs)
+    return text if garbage <= MAX_GARBAGE * len(signs) and signs else ""
+
+
+def _shows_something(page: pypdfium2.PdfPage) -> bool:
+    return next(iter(page.get_objects(max_depth=1)), None) is not None
+
+
+def _recognised(page: pypdfium2.PdfPage, number: int, recognise: Recognise) -> PageText:
+    read = recognise(page)
+    if not read.is_sure:
+        raise DataError(
+            f"has a page {number} that cannot be recognised surely ({100 * read.certainty:.0f} %): "
+            "scan it straight, in 300 dpi"
+        )
+    return read
 
 
 # DOCX

@@ -28,6 +28,7 @@ from slmctl.artifacts import atomic
 from slmctl.artifacts.artifact import state
 from slmctl.config import Source, SourceLimits
 from slmctl.errors import DataError, UsageError
+from slmctl.installation import is_installed
 from slmctl.sources.documents import folder as folder_of_documents
 from slmctl.sources.rows import FORMATS, TextForm, format_of, read_rows, text_form
 from slmctl.sources.rows.cells import Row
@@ -156,7 +157,7 @@ def opened(source: Path, target: Path, format: str | None) -> Iterator[tuple[Pat
         with tempfile.TemporaryDirectory(prefix="slmctl-") as place:
             path = Path(place) / f"{source.name}.jsonl"
             with path.open("wb") as copy:
-                folder_of_documents.write_rows(Source(path=source), copy, SourceLimits())
+                folder_of_documents.write_rows(_documents_in(source), copy, SourceLimits())
             yield path, "jsonl"
     elif source == STREAM:
         if sys.stdin is None or sys.stdin.isatty():
@@ -175,6 +176,12 @@ def opened(source: Path, target: Path, format: str | None) -> Iterator[tuple[Pat
             yield path, format or (format_of(source) if named else "jsonl")
     else:
         yield source, format
+
+
+def _documents_in(source: Path) -> Source:
+    """Documents, of which scanned pages are read if the package for it is installed."""
+    scanned = "read" if is_installed("rapidocr") else "reject"
+    return Source.model_validate({"path": source, "documents": {"scanned": scanned}})
 
 
 @contextlib.contextmanager

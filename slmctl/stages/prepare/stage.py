@@ -129,6 +129,8 @@ class Prepare(Stage[PrepareConfig]):
                 yield "huggingface_hub"
             if folder.is_documents(source) and folder.kinds(source) & DOCUMENT_KINDS:
                 yield "pypdfium2"
+                if folder.scanned(source) == "read":
+                    yield "rapidocr"
             formats = []
             if isinstance(source.answers, AnswerTable):
                 formats.append(known_format(source.answers.path))
