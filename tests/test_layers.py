@@ -494,8 +494,7 @@ COMPARED = (
             "slmctl.pipeline.named": "the name that a person types, in a hint",
             "slmctl.pipeline.predictions": "names of the config for which there is no artifact of "
             "that kind",
-            "slmctl.stages.evaluate.stage": "names that the config lists, before there is an "
-            "artifact",
+            "slmctl.stages.evaluate.stage": "names that a person types or the config lists",
             "slmctl.stages.publish.publish": "a value of publish.include",
             "slmctl.cli.doctor_checks": "base is an origin of chat templates",
             "slmctl.cli.init_command": "base is a key of the config",

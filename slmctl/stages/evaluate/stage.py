@@ -9,27 +9,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from slmctl import config, console, hardware
+from slmctl import config, console
 from slmctl.artifacts import artifact, lineage
 from slmctl.artifacts.artifact import Artifact
 from slmctl.config import EvaluateConfig
 from slmctl.errors import GateError, SlmctlError, UsageError
-from slmctl.inference import LINEAR, SUM
+from slmctl.inference import SUM
 from slmctl.metrics import gates
 from slmctl.pipeline import named, predictions, project_gates, runner
 from slmctl.pipeline.estimates import KnownSizes, RowEstimate, StageEstimate
 from slmctl.pipeline.graph import ENGINE, PREPARED, Get, Inputs, Project, Role, Stage, StageRequest
-from slmctl.pipeline.predictions import LORA, EndpointModel, predictions_of
+from slmctl.pipeline.predictions import EndpointModel, predictions_of
 from slmctl.pipeline.runner import Outcome
 from slmctl.reports import IN_SUM, RELEASE
+from slmctl.stages.evaluate.participants import participants
 
 ANSWER_BYTES = 2000  # of a row, in the predictions of one model and in the report
-BESIDE_BYTES = 0.15e9  # of an encoder's process beside a model, and of its sums
-REPORT_SECONDS = 5  # bootstrap and baselines
 MORE_ROWS = "a larger prepare.splits.test, or another gate"
-SHOTS = 2  # times the time without examples in the prompt; their common beginning is read once
-FILES = {"gguf", LORA, SUM}  # models that answer once by each GGUF file
-WHOLE_LABELS = 2  # times the time of a walk, where a base scores its labels as wholes
 
 
 class Evaluate(Stage[EvaluateConfig]):
@@ -78,21 +74,21 @@ class Evaluate(Stage[EvaluateConfig]):
     def _gates(self) -> str:
         """Check that what the gates name will be measured."""
         settings = self.project.config
-        participants = _participants(settings) if settings.gates else set()
+        if not settings.gates:
+            return ""
+        names = {name for each in participants(settings) for name in each.names()}
         pairs = [(gate.model, None if gate.release else gate.against) for gate in settings.gates]
-        _require_measured(settings, list(filter(None, itertools.chain(*pairs))), participants)
+        _require_measured(settings, list(filter(None, itertools.chain(*pairs))), names)
         count = len(settings.gates)
-        named = (
-            "the gate names a model that is"
-            if count == 1
-            else f"{count} gates name models that are"
-        )
-        alone = sorted({gate.model for gate in settings.gates if _tests_file(gate, settings)})
-        note = (
-            f"; {', '.join(alone)} is a file alone, and model: {RELEASE} tests what a release "
-            "answers by"
-        )
-        return f"{named} measured{note if alone else ''}" if count else ""
+        text = f"{count} gates name models that are measured"
+        if count == 1:
+            text = "the gate names a model that is measured"
+        models = {gate.model for gate in settings.gates if gate.against not in gates.SOURCES}
+        alone = sorted(model for model in models if f"{model}{IN_SUM}" in names)
+        if alone:
+            text += f"; {', '.join(alone)} is a file alone, and model: {RELEASE} tests what a "
+            text += "release answers by"
+        return text
 
     def _release(self) -> str:
         """The release that gates compare with, or that there is none yet."""
@@ -126,50 +122,21 @@ class Evaluate(Stage[EvaluateConfig]):
             yield GateError(text, reason="gate_out_of_reach", hint=hint)
 
     def cost(self, sizes: KnownSizes) -> StageEstimate:
-        if (model := sizes.model) is None:
+        measured = participants(sizes.settings)
+        if sizes.model is None and not sizes.settings.publish.linear:
             return StageEstimate()
-        from slmctl.task.kinds import kind_of
-
-        settings, rows = sizes.settings, sizes.rows
-        if settings.publish.linear:
-            return StageEstimate(
-                ANSWER_BYTES * (rows.test if rows else 0), int(BESIDE_BYTES), REPORT_SECONDS
-            )
-        loaded = {"base", "adapter", "merged"} & set(settings.evaluate.models)
-        files = len(settings.quantize.types) * len(FILES & set(settings.measured))
-        disk = ANSWER_BYTES * (rows.test if rows else 0) * (len(loaded) + files)
-        shots = settings.predict.shots or 0 if "base" in loaded else 0
-        own = max(rows.tokens - rows.shared, 0) if rows else 0
-        prompt = rows.shared + (1 + shots) * own if rows else 0
-        whole = "base" in loaded and kind_of(settings.task.kind).chooses
-        beside = int(BESIDE_BYTES) if SUM in settings.measured else 0
-        peak = (
-            model.shape.answering_bytes(prompt, whole_labels=whole)
-            if loaded
-            else model.answering + beside
-        )
-        share = 1.0  # of the rows that the base is asked
-        if rows and "base" in loaded and (sample := predictions.base_sample(settings)):
-            share = min(sample / max(rows.test, 1), 1)
-        # beside once
-        of_base = share * (SHOTS if shots else 1) * (WHOLE_LABELS if whole else 1) - 1
-        once = sizes.answering_seconds(rows.test if rows else None)
-        if once is None or (loaded and hardware.accelerator()):
-            return StageEstimate(disk, peak)
-        seconds = REPORT_SECONDS + (len(loaded) + files + of_base) * once
-        if SUM in settings.measured:  # weighed by validation rows
-            chosen = sizes.answering_seconds(rows.validation if rows else None)
-            seconds += len(settings.quantize.types) * (chosen or 0)
-        return StageEstimate(disk, peak, seconds)
+        rows = sizes.rows.test if sizes.rows else 0
+        disk = sum(ANSWER_BYTES * rows * each.answerings() for each in measured)
+        peak = max(each.memory_bytes(sizes) for each in measured)
+        times = [each.seconds(sizes) for each in measured]
+        known = [seconds for seconds in times if seconds is not None]
+        return StageEstimate(disk, peak, sum(known) if len(known) == len(times) else None)
 
     def took(self, made: Artifact, whole: Sequence[Artifact]) -> float | None:
         """With all predictions that it was made of, where these are of
         as many models as the config measures.
         """
-        settings = self.project.config
-        models = sum(
-            len(settings.quantize.types) if name in FILES else 1 for name in settings.measured
-        )
+        models = sum(each.answerings() for each in participants(self.project.config))
         answered = [each.manifest.seconds for each in whole if each.kind in self.takes[0].kinds]
         same = len(made.manifest.inputs.get("predictions", [])) == models
         return made.manifest.seconds + sum(answered) if same else None
@@ -187,41 +154,10 @@ class Evaluate(Stage[EvaluateConfig]):
 STAGE = Evaluate
 
 
-def _participants(settings: config.Config) -> set[str]:
-    """Names of the models that a report will measure."""
-    from slmctl.metrics import baseline
-    from slmctl.task.kinds import kind_of
-
-    if settings.publish.linear:
-        return {LINEAR, RELEASE, *kind_of(settings.task.kind).baselines}
-    models, types = set(settings.evaluate.models), settings.quantize.types
-    names = {"base", "adapter", "merged"} & models | {
-        RELEASE,
-        *kind_of(settings.task.kind).baselines,
-    }
-    if settings.encode is not None:
-        names.add(baseline.of_encoder(tags=settings.task.has("schema")).name)
-    if "gguf" in models:
-        names |= {*types, *(["chosen"] if settings.evaluate.choose else [])}
-    if SUM in settings.measured:
-        names |= {f"{name}{IN_SUM}" for name in types}
-    if LORA in models:
-        names |= {f"{LORA}-{name}" for name in types}
-    return names
-
-
-def _tests_file(gate: config.Gate, settings: config.Config) -> bool:
-    """True for a gate on a GGUF file alone where a release may answer with linear models too."""
-    of_source = gate.against in gates.SOURCES
-    return SUM in settings.measured and gate.model in settings.quantize.types and not of_source
-
-
-def _require_measured(
-    settings: config.Config, models: Sequence[str], participants: set[str]
-) -> None:
+def _require_measured(settings: config.Config, models: Sequence[str], measured: set[str]) -> None:
     named = dict.fromkeys(models)
     # base (8-shot)
-    lacking = [model for model in named if model.partition(" (")[0] not in participants]
+    lacking = [model for model in named if model.partition(" (")[0] not in measured]
     if "chosen" in lacking:
         raise UsageError(
             "a gate names the model 'chosen', and evaluate.choose is not set",
@@ -235,7 +171,7 @@ def _require_measured(
         )
         raise UsageError(
             f"gates name models that are not measured: {', '.join(lacking)}",
-            hint=f"{what} {', '.join(sorted(participants))}: take gates on others out",
+            hint=f"{what} {', '.join(sorted(measured))}: take gates on others out",
         )
 
 
