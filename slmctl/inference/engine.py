@@ -364,22 +364,27 @@ class Engine(Supervised, Answering):
                     pending[index][1].append(event["piece"])
                     continue
                 request, pieces = pending.pop(index)
-                if (
-                    widen
-                    and event.get("refused")
-                    and (needs := self._needs(request, first)) > self.context
-                ):
+                needs = self._needs(request, first) if widen and event.get("refused") else 0
+                if needs > self.context:
                     long[index] = request, needs
                 elif alone and event.get("died"):
                     died[index] = request
+                elif "error" in event:
+                    yield index, error_of(event)
                 else:
-                    yield (
-                        index,
-                        error_of(event) if "error" in event else answer_of(event, "".join(pieces)),
-                    )
+                    yield index, answer_of(event, "".join(pieces))
                 feed()
         finally:
             self.tell({"fill": ""})
+        yield from self._ask_long(long, alone, through)
+        yield from self._ask_alone(died, widen, through)
+
+    def _ask_long(
+        self, long: Mapping[int, tuple[Request, int]], alone: bool, through: Answering | None
+    ) -> Outcomes:
+        """Answer requests that did not fit, each with the tokens that it needs, in a wider
+        context.
+        """
         widest = max(self.context, min(self.info["trained_context"], self._cells))
         fitting = {index: request for index, (request, needs) in long.items() if needs <= widest}
         for index in long.keys() - fitting.keys():
@@ -391,7 +396,6 @@ class Engine(Supervised, Answering):
             indices = list(fitting)
             for place, answer in self.ask_all(fitting.values(), alone=alone, through=through):
                 yield indices[place], answer
-        yield from self._ask_alone(died, widen, through)
 
     def _ask_alone(
         self, died: Mapping[int, Request], widen: bool, through: Answering | None

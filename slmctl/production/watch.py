@@ -184,11 +184,7 @@ def watch(
         UsageError: A file does not exist, or is a device or a pipe.
     """
     files: dict[str, list[Path]] = {"decisions": [], "collected": [], "reviews": []}
-    for path in paths:
-        if not path.exists():
-            raise UsageError(f"{path} does not exist", hint=USAGE)
-        if not (path.is_file() or path.is_dir()):
-            raise UsageError(f"{path} is neither a file nor a folder", hint=USAGE)
+    _require(paths)
     for path in records.collected_files(paths):
         if kind := _kind(path):
             files[kind].append(path)
@@ -215,27 +211,37 @@ def watch(
             week = weeks.setdefault(begin, Week(begin))
             week.drafts += 1
             week.faults.update(rules.faults(draft.local, draft.turns).keys())
-    if not weeks and since:
-        raise DataError(
-            f"there is no request since {since} in these files", hint="--since with an earlier day"
-        )
     if not weeks:
-        raise DataError(
-            "there is no request to look at: the files hold no decision and no row of the uniform "
-            "share",
-            hint="serve.decision_log writes decisions, serve.collect collects rows",
-        )
+        raise _no_request(since)
     for review in reviews:
         row = rows.get(review.id)
         begin = _monday(review.seen if row is None else row.time, since)
         if begin is not None and review.uniform and 0 < review.probability <= 1:
-            right, is_kept = (
-                is_right(review, row, measured, rules),
-                row is not None and row.reason in KEPT,
-            )
+            right = is_right(review, row, measured, rules)
+            is_kept = row is not None and row.reason in KEPT
             verified = VerifiedRow(right, review.probability, is_kept, review.after.strip())
             weeks.setdefault(begin, Week(begin)).verified.append(verified)
     return Watched([weeks[begin] for begin in sorted(weeks)], measured, sampled, prices)
+
+
+def _require(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"{path} does not exist", hint=USAGE)
+        if not (path.is_file() or path.is_dir()):
+            raise UsageError(f"{path} is neither a file nor a folder", hint=USAGE)
+
+
+def _no_request(since: str) -> DataError:
+    if since:
+        return DataError(
+            f"there is no request since {since} in these files", hint="--since with an earlier day"
+        )
+    return DataError(
+        "there is no request to look at: the files hold no decision and no row of the uniform "
+        "share",
+        hint="serve.decision_log writes decisions, serve.collect collects rows",
+    )
 
 
 def is_right(

@@ -392,6 +392,14 @@ def _web_tokens(text: str) -> Iterator[RuleMatch]:
 
 
 def _named(text: str, low: str) -> Iterator[RuleMatch]:
+    """Values that a name before them, or the words around them, call a secret."""
+    yield from _assigned(text)
+    yield from _in_syntax(text)
+    yield from _in_sentences(text, low)
+
+
+def _assigned(text: str) -> Iterator[RuleMatch]:
+    """Values of a name, a cell or a pair, such as `password: …`."""
     for match in _ASSIGNED.finditer(text):
         if text.startswith("[SECRET]", match.start() - 1):
             continue  # the mark that replaced one
@@ -416,6 +424,10 @@ def _named(text: str, low: str) -> Iterator[RuleMatch]:
         is_ticket = _TICKET.search(text, max(0, match.start() - 12), match.start()) is not None
         if not _blank(match["value"]) and (has_user or (not is_ticket and _is_password(match))):
             yield _match("secret/assigned", match, "value")
+
+
+def _in_syntax(text: str) -> Iterator[RuleMatch]:
+    """Values in elements, headers, cookies and codes of a network."""
     for match in _ELEMENT.finditer(text) if "</" in text else ():
         if not _blank(match["value"]):
             yield _match("secret/assigned", match, "value")
@@ -427,18 +439,16 @@ def _named(text: str, low: str) -> Iterator[RuleMatch]:
         for match in pattern.finditer(text):
             if pattern is _WIFI or _MORE_THAN_WORD.search(match["value"].partition("=")[2]):
                 yield _match("secret/assigned", match, "value")
-    for match in itertools.chain(
-        _SAID.finditer(text), _SAID_ABROAD.finditer(text) if holds(low, FOREIGN) else ()
-    ):
+
+
+def _in_sentences(text: str, low: str) -> Iterator[RuleMatch]:
+    """Values that a sentence tells, or a question asks about."""
+    abroad = _SAID_ABROAD.finditer(text) if holds(low, FOREIGN) else ()
+    for match in itertools.chain(_SAID.finditer(text), abroad):
         value = match["value"].rstrip(".,;!?")
         if not _blank(value) and (match["quote"] or (_odd(value) and not _CODE.match(value))):
-            yield RuleMatch(
-                "secret",
-                "secret/said",
-                match.start("value"),
-                match.start("value") + len(value),
-                value,
-            )
+            start = match.start("value")
+            yield RuleMatch("secret", "secret/said", start, start + len(value), value)
     for match in _ASKED.finditer(text) if "?" in text else ():
         yield _match("secret/said", match, "value")
     for match in _BARE.finditer(text):

@@ -13,7 +13,7 @@ import hashlib
 import json
 import signal
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from pathlib import Path
 from typing import IO, Literal
 
@@ -188,18 +188,25 @@ def write_rows(source: Source, out: IO[bytes], limits: SourceLimits) -> None:
         + (f", {unused:,} not used" if unused else "")
     )
     pictures.say()
-    others = {name: path for name, path in _listed(source)[1].items() if name not in named}
+    _say_others(source, named, joined)
+    notes = unread[:_NAMED]
+    if len(unread) > _NAMED:
+        notes.append(f"and {len(unread) - _NAMED:,} more, see rejected.jsonl")
+    if joined is not None:
+        notes += joined.notes()
+    for note in notes:
+        console.say(f"  {console.shown(note, 300)}")
+
+
+def _say_others(source: Source, read: Collection[str], joined: Joined | None) -> None:
+    """Say which files of a folder are not read as documents."""
+    others = {name: path for name, path in _listed(source)[1].items() if name not in read}
     tables = [name for name, path in others.items() if known_format(path)]
     _say_left_out("of other kinds", [name for name in others if name not in tables])
     if joined is None:
         _say_left_out("with rows, not texts,", tables)
         hidden = files_below(source.local, skipped=True)[1] if is_several(source.local) else ()
         _say_left_out("with a name that begins with '.', '_' or '~$'", sorted(hidden))
-    more = (
-        [f"and {len(unread) - _NAMED:,} more, see rejected.jsonl"] if len(unread) > _NAMED else []
-    )
-    for note in [*unread[:_NAMED], *more, *(joined.notes() if joined is not None else ())]:
-        console.say(f"  {console.shown(note, 300)}")
 
 
 class _Pictures:

@@ -5,7 +5,7 @@ from which on an answer is kept locally.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,15 +57,7 @@ def run(
     """
     _require(predictions, outside)
     task = Task.read(predictions.path)
-    if config.out_of_scope is not None and config.out_of_scope not in task.labels:
-        raise UsageError(
-            f"calibrate.out_of_scope '{config.out_of_scope}' is not one of the task's labels",
-            hint="task.labels",
-        )
-    dear = config.costs.label if config.costs is not None else {}
-    if unknown := dear.keys() - set(task.labels or ()):
-        text = f"calibrate.costs.label '{min(unknown)}' is not one of the task's labels"
-        raise UsageError(text, hint="task.labels")
+    _require_labels(config, task.labels)
     lines = _answered(predictions)
     own = len(lines)
     if outside is not None:
@@ -96,27 +88,50 @@ def run(
         policy.figures["min_token_f1"] = config.min_token_f1
     policy.write(out)
     (out / "curve.svg").write_text(svg_chart.standalone(picture(policy.figures)), encoding="utf-8")
-    figures: dict[str, Any] = {
-        key: value for key, value in policy.figures.items() if key != "curve"
-    }
+    figures = _figures(policy)
+    if models.class_of(facts["kind"]).is_remote:
+        figures |= {"remote": True} | _by_confidence(policy, lines)
+    return {"model": facts["model"], "sha256": policy.gguf, "correct": policy.correct} | figures
+
+
+def _require_labels(config: CalibrateConfig, labels: Collection[str]) -> None:
+    """Raise a UsageError for a label in the config that the task does not have."""
+    if config.out_of_scope is not None and config.out_of_scope not in labels:
+        raise UsageError(
+            f"calibrate.out_of_scope '{config.out_of_scope}' is not one of the task's labels",
+            hint="task.labels",
+        )
+    dear = config.costs.label if config.costs is not None else {}
+    if unknown := dear.keys() - set(labels):
+        text = f"calibrate.costs.label '{min(unknown)}' is not one of the task's labels"
+        raise UsageError(text, hint="task.labels")
+
+
+def _figures(policy: Policy) -> dict[str, Any]:
+    """The figures of a policy and of its first look for the manifest, without their curves."""
+    figures: dict[str, Any] = {**policy.figures}
+    figures.pop("curve", None)
     if policy.first is not None:
-        figures["first_look"] = {
-            key: value for key, value in policy.first.figures.items() if key != "curve"
-        }
-        figures["first_look"] |= {"words_alone": True} if policy.first.words_alone else {}
+        first: dict[str, Any] = {**policy.first.figures}
+        first.pop("curve", None)
+        if policy.first.words_alone:
+            first["words_alone"] = True
+        figures["first_look"] = first
     if policy.costs is not None:
         figures["currency"] = policy.costs.currency
-    if models.class_of(facts["kind"]).is_remote:
-        figures["remote"] = True
-        kept = [
-            line.get("confidence") or 0.0
-            for line in lines
-            if policy.judge(line, line["answer"] or "").keep
-        ]
-        # confidence decides
-        if len(kept) == sum((line.get("confidence") or 0.0) >= min(kept) for line in lines):
-            figures["least_confidence"] = min(kept)
-    return {"model": facts["model"], "sha256": policy.gguf, "correct": policy.correct} | figures
+    return figures
+
+
+def _by_confidence(policy: Policy, lines: Sequence[Prediction]) -> dict[str, float]:
+    """The least confidence that is kept, if confidence alone decides what is kept."""
+    kept = [
+        line.get("confidence") or 0.0
+        for line in lines
+        if policy.judge(line, line["answer"] or "").keep
+    ]
+    least = min(kept)
+    above = sum((line.get("confidence") or 0.0) >= least for line in lines)
+    return {"least_confidence": least} if len(kept) == above else {}
 
 
 def _costs(config: CalibrateConfig) -> AnswerCosts | None:
