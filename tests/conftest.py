@@ -6,6 +6,7 @@ import gc
 import os
 import resource
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 sys.dont_write_bytecode = False  # in this process
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # some tests have a child crash on purpose
+# a shell ignores Ctrl-C for what it starts in the background, and so would every program of a test
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
