@@ -34,6 +34,16 @@ SPARE = 4  # places for clients that have none yet, beside those of all
 NOT_QUANTIZED = ("0", "1", "32")  # `general.file_type` of F32, F16 and BF16
 
 
+def _loaded(path: str) -> Any:
+    """The model of a file; ends the process if llama.cpp cannot load it, or not generate by it."""
+    model = model_loading.load(path)
+    if not model:
+        raise SystemExit(f"llama.cpp cannot load {path}")
+    if lc.llama_model_has_encoder(model) or lc.llama_model_is_diffusion(model):
+        raise SystemExit("error: the model does not generate its text token by token from a prompt")
+    return model
+
+
 class LlamaModel:
     """A loaded GGUF with its context."""
 
@@ -49,13 +59,7 @@ class LlamaModel:
         mostly_reads: bool = False,
         timings: str = "",
     ) -> None:
-        self.model = model_loading.load(path)
-        if not self.model:
-            raise SystemExit(f"llama.cpp cannot load {path}")
-        if lc.llama_model_has_encoder(self.model) or lc.llama_model_is_diffusion(self.model):
-            raise SystemExit(
-                "error: the model does not generate its text token by token from a prompt"
-            )
+        self.model = _loaded(path)
         larger = (
             expansion.faster(self.model, path, threads=threads, cache=timings)
             if mostly_reads

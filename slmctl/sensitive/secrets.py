@@ -342,12 +342,19 @@ def secrets(text: str) -> Iterator[RuleMatch]:
     """Keys by prefix; values after a name such as `password=`, in an
     Authorization header or in a URL; PINs.
     """
-    low = text.lower()
+    low, digits = text.lower(), digit_count(text)
+    yield from _by_form(text, low, digits)
+    if holds(low, NAMES):
+        yield from _named(text, low)
+    yield from _by_place(text, low, digits)
+
+
+def _by_form(text: str, low: str, digits: int) -> Iterator[RuleMatch]:
+    """Keys and tokens that their own form shows."""
     if _CUES.search(low):
         for name, (cues, pattern) in _KEYS.items():
             for match in pattern.finditer(text) if holds(low, cues) else ():
                 yield _match(f"secret/{name}", match, 0)
-    digits = digit_count(text)
     for match in _TWILIO.finditer(text) if digits > 7 else ():
         yield _match("secret/twilio", match, 0)
     if ".eyj" in low:
@@ -355,8 +362,10 @@ def secrets(text: str) -> Iterator[RuleMatch]:
     if "-begin" in low:
         for match in _PEM.finditer(text):
             yield _match("secret/pem", match, 0)
-    if holds(low, NAMES):
-        yield from _named(text, low)
+
+
+def _by_place(text: str, low: str, digits: int) -> Iterator[RuleMatch]:
+    """Secrets that their place shows: behind an option, in a URL, in a line of a file."""
     if digits > 2 and holds(low, _PIN_CUES):
         for pattern in (_PIN, _IS_CODE):
             for match in pattern.finditer(text):

@@ -183,19 +183,19 @@ def write_rows(source: Source, out: IO[bytes], limits: SourceLimits) -> None:
             meter.advance()
     if state(*_all_read(source).values()) != before:
         raise changed(source)
-    console.say(
-        f"  {title}: {console.count(count, 'document')}"
-        + (f", {unused:,} not used" if unused else "")
-    )
+    not_used = f", {unused:,} not used" if unused else ""
+    console.say(f"  {title}: {console.count(count, 'document')}{not_used}")
     pictures.say()
     _say_others(source, named, joined)
-    notes = unread[:_NAMED]
-    if len(unread) > _NAMED:
-        notes.append(f"and {len(unread) - _NAMED:,} more, see rejected.jsonl")
-    if joined is not None:
-        notes += joined.notes()
-    for note in notes:
+    for note in [*_first(unread), *(joined.notes() if joined is not None else ())]:
         console.say(f"  {console.shown(note, 300)}")
+
+
+def _first(unread: Sequence[str]) -> list[str]:
+    """The first of these sentences, and how many more there are."""
+    if len(unread) <= _NAMED:
+        return [*unread]
+    return [*unread[:_NAMED], f"and {len(unread) - _NAMED:,} more, see rejected.jsonl"]
 
 
 def _say_others(source: Source, read: Collection[str], joined: Joined | None) -> None:

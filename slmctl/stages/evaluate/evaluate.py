@@ -105,18 +105,7 @@ def run(
     )
     free = _baselines(task, train, choosing, records)
     answers = free | {name: model.answers for name, model in models.items()}
-    choice = None
-    chosen_by = _models(validation or [], choosing)
-    validated = {name: score(task, choosing, model.answers) for name, model in chosen_by.items()}
-    if config.choose is not None and validation:
-        files = {
-            name: model.facts
-            for name, model in chosen_by.items()
-            if class_of(model.facts["kind"]).is_candidate
-        }
-        choice = choose(
-            config.choose, task.rules.primary, {name: validated[name] for name in files}, files
-        )
+    choice = _choice(config, task, choosing, validation or [])
     sure = config.confidence
     scored = {name: score(task, records, own, confidence=sure) for name, own in answers.items()}
     facts = dict.fromkeys(free, FREE) | {name: model.facts for name, model in models.items()}
@@ -125,19 +114,13 @@ def run(
         report["sum"] = _sum(report, sum)
         report["focus"] = report["sum"]["model"]
     report |= {"split": split, "prepared": prepared.digest}
-    if release := next(
-        (entry for entry in predictions if class_of(facts_of(entry)["kind"]).is_reference), None
-    ):
-        kinds = {name: class_of(model.facts["kind"]) for name, model in models.items()}
-        compared = {
-            name: scored[name]
-            for name, kind in kinds.items()
-            if not (kind.untuned or kind.is_remote)
-        }
-        title = facts_of(release).get("release", "")
-        report["release"] = release_rows.entry(
-            _name(release), title, compared, records, released, config.confidence
-        )
+    for release in predictions:
+        if class_of(facts_of(release)["kind"]).is_reference:
+            compared = {name: scored[name] for name, model in models.items() if _is_own(model)}
+            title = facts_of(release).get("release", "")
+            report["release"] = release_rows.entry(
+                _name(release), title, compared, records, released, config.confidence
+            )
     if config.pairs is not None:
         digests = {name: str(model.facts.get("predictions")) for name, model in models.items()}
         groups, focus = next(iter(scored.values())).groups, report["focus"]
@@ -150,6 +133,29 @@ def run(
     rows = list(_rows(labels, records, scored, answers, config.shown_characters))
     _write(out, task, report, rows, labels=labels)
     return cast(dict[str, Any], report)
+
+
+def _choice(
+    config: EvaluateConfig, task: Task, rows: Sequence[Record], validation: Sequence[Artifact]
+) -> ChoiceEntry | None:
+    """The file that is chosen by the answers to the validation rows; None without a rule."""
+    answered = _models(validation, rows)
+    if config.choose is None or not answered:
+        return None
+    files = {
+        name: model
+        for name, model in answered.items()
+        if class_of(model.facts["kind"]).is_candidate
+    }
+    scores = {name: score(task, rows, model.answers) for name, model in files.items()}
+    facts = {name: model.facts for name, model in files.items()}
+    return choose(config.choose, task.rules.primary, scores, facts)
+
+
+def _is_own(model: MeasuredModel) -> bool:
+    """True for a model that was tuned, or a release of one."""
+    kind = class_of(model.facts["kind"])
+    return not (kind.untuned or kind.is_remote)
 
 
 def _measured(

@@ -71,13 +71,8 @@ def run(
         return lora_gguf.write_base(config, base, out)
     assert merged is not None and prepared is not None  # the roles of the stage
     facts, task = Base.read(merged.path), Task.read(merged.path)
-    if (
-        adapter is not None
-        and merged.manifest.inputs.get("adapter", adapter.digest) != adapter.digest
-    ):
-        raise StageError(
-            f"{merged.path} was not merged from {adapter.path}", hint="slmctl run --until merge"
-        )
+    if adapter is not None:
+        _require_merged(adapter, merged)
     needed = _estimate_bytes(merged.path, config.types)
     memory.require(needed, "quantizing", hint="a smaller base, or a machine with more")
     held_out = training(read_records(prepared.file("validation.jsonl")), task)
@@ -98,14 +93,15 @@ def run(
             answers = _probe_answers(kept.path, task, held_out[:PROBE_PROMPTS], must_end=must_end)
             files[target.type] = gguf_files.entry(kept) | distances | answers
             _report_file(target.type, files[target.type])
-        lora = {}
+        more = {}
         if adapter is not None:
             path = out / gguf_files.file_name(config, facts, LORA_TYPE)
-            lora = {"lora": lora_gguf.write(adapter, merged, path)}
+            own = lora_gguf.write(adapter, merged, path)
             if base_files:
-                lora["lora"]["bases"] = lora_gguf.check_on_bases(
+                own["bases"] = lora_gguf.check_on_bases(
                     path, base_files, files, reference, scratch=scratch
                 )
+            more["lora"] = own
     for note in gguf_files.dominated_files(files):
         console.say(f"  note: {note}")
     facts.write(out)
@@ -115,8 +111,15 @@ def run(
         "importance_rows": measured.records,
         "memory_estimate": needed,
         "converter_source_sha256": gguf_converter.source_hash(),
-        **lora,
+        **more,
     }
+
+
+def _require_merged(adapter: Artifact, merged: Artifact) -> None:
+    if merged.manifest.inputs.get("adapter", adapter.digest) != adapter.digest:
+        raise StageError(
+            f"{merged.path} was not merged from {adapter.path}", hint="slmctl run --until merge"
+        )
 
 
 def _estimate_bytes(folder: Path, types: Sequence[str]) -> int:
