@@ -436,7 +436,7 @@ def _assigned(text: str) -> Iterator[RuleMatch]:
 
 
 def _in_syntax(text: str) -> Iterator[RuleMatch]:
-    """Values in elements, headers, cookies and codes of a network."""
+    """Values in XML elements, headers, cookies and the code of a wireless network."""
     for match in _ELEMENT.finditer(text) if "</" in text else ():
         if not _blank(match["value"]):
             yield _match("secret/assigned", match, "value")

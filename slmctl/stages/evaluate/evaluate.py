@@ -114,13 +114,14 @@ def run(
         report["sum"] = _sum(report, sum)
         report["focus"] = report["sum"]["model"]
     report |= {"split": split, "prepared": prepared.digest}
-    for release in predictions:
-        if class_of(facts_of(release)["kind"]).is_reference:
-            compared = {name: scored[name] for name, model in models.items() if _is_own(model)}
-            title = facts_of(release).get("release", "")
-            report["release"] = release_rows.entry(
-                _name(release), title, compared, records, released, config.confidence
-            )
+    references = [each for each in predictions if class_of(facts_of(each)["kind"]).is_reference]
+    if references:
+        release = references[0]
+        compared = {name: scored[name] for name, model in models.items() if _is_own(model)}
+        title = facts_of(release).get("release", "")
+        report["release"] = release_rows.entry(
+            _name(release), title, compared, records, released, config.confidence
+        )
     if config.pairs is not None:
         digests = {name: str(model.facts.get("predictions")) for name, model in models.items()}
         groups, focus = next(iter(scored.values())).groups, report["focus"]
